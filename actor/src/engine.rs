@@ -1,0 +1,267 @@
+//! Batched play: threads that each advance many rollouts by one forward pass at a time.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
+use domains::{Grammar, MaskDictionary, Next, domain};
+use policy::{Decoder, DecoderWeights, Feed, sample};
+use proto::{
+    ActionMask, Behavior, Choice, CounterRng, Group, Purpose, Rollout, StopReason, Task, TaskKind, Token, VersionSpan,
+};
+use tokio::sync::mpsc;
+
+use crate::{Config, Error};
+
+/// Threads that play rollouts. They end when the engine is dropped.
+#[derive(Debug)]
+pub struct Engine {
+    jobs: Sender<Job>,
+}
+
+type GroupSender = mpsc::UnboundedSender<Result<Group, Error>>;
+type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
+
+/// One rollout to play.
+#[derive(Clone, Debug)]
+struct Job {
+    group: Arc<OpenGroup>,
+    attempt: usize,
+    weights: Arc<DecoderWeights>,
+}
+
+/// A group whose rollouts are still being played.
+#[derive(Debug)]
+struct OpenGroup {
+    task: Task,
+    played: Mutex<Vec<Option<Played>>>,
+}
+
+/// A rollout, its masks not yet entered in the group's dictionary.
+#[derive(Debug)]
+struct Played {
+    tokens: Vec<Token>,
+    choices: Vec<(u16, ActionMask, f32)>,
+    stop: StopReason,
+}
+
+impl Engine {
+    /// Starts the threads; groups come out of the receiver as they are finished.
+    pub fn start(config: Config) -> (Engine, GroupReceiver) {
+        let (jobs, job_receiver) = unbounded();
+        let (groups, group_receiver) = mpsc::unbounded_channel();
+        let num_threads = config.num_threads.max(1);
+        let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
+        for index in 0..num_threads {
+            let (jobs, groups) = (job_receiver.clone(), groups.clone());
+            std::thread::Builder::new()
+                .name(format!("actor-{index}"))
+                .spawn(move || play(&jobs, &groups, slots_per_thread))
+                .expect("the system can start a thread");
+        }
+        (Engine { jobs }, group_receiver)
+    }
+
+    /// Takes a task to play.
+    ///
+    /// # Errors
+    /// [`Error::EngineStopped`] when the threads are gone.
+    pub fn submit(&self, task: Task, weights: Arc<DecoderWeights>) -> Result<(), Error> {
+        let num_rollouts = task.num_rollouts as usize;
+        let played = Mutex::new((0..num_rollouts).map(|_| None).collect());
+        let group = Arc::new(OpenGroup { task, played });
+        for attempt in 0..num_rollouts {
+            let job = Job { group: group.clone(), attempt, weights: weights.clone() };
+            self.jobs.send(job).map_err(|_| Error::EngineStopped)?;
+        }
+        Ok(())
+    }
+}
+
+/// A rollout in a slot.
+struct Active {
+    job: Job,
+    grammar: Box<dyn Grammar>,
+    rng: CounterRng,
+    played: Played,
+    /// Tokens that the network has not seen yet.
+    pending: Vec<Token>,
+    /// What is legal next.
+    mask: ActionMask,
+}
+
+/// The loop of one thread: fill slots, run the network once, draw one token for each slot.
+fn play(jobs: &Receiver<Job>, groups: &GroupSender, num_slots: usize) {
+    let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
+    let mut decoder: Option<Decoder> = None;
+    let mut playing: Option<Arc<DecoderWeights>> = None;
+    let mut held: Option<Job> = None;
+    let mut num_active = 0;
+    loop {
+        while num_active < num_slots {
+            let job = match held.take().map_or_else(|| next_job(jobs, num_active > 0), Ok) {
+                Ok(job) => job,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return,
+            };
+            if !playing.as_ref().is_some_and(|weights| Arc::ptr_eq(weights, &job.weights)) {
+                // Slots of different versions never share a forward pass.
+                if num_active > 0 {
+                    held = Some(job);
+                    break;
+                }
+                playing = Some(job.weights.clone());
+                match &mut decoder {
+                    Some(decoder) => decoder.set_weights(job.weights.clone()),
+                    None => decoder = Some(Decoder::new(job.weights.clone(), num_slots)),
+                }
+            }
+            let decoder = decoder.as_mut().expect("a version is being played");
+            match begin(job, decoder.config().max_positions) {
+                Ok(Some(active)) => {
+                    let slot = slots.iter().position(Option::is_none).expect("a slot is free");
+                    decoder.reset(slot);
+                    slots[slot] = Some(active);
+                    num_active += 1;
+                }
+                Ok(None) if groups.is_closed() => return,
+                Ok(None) => {}
+                Err(Begin::Finished(group)) => drop(groups.send(Ok(group))),
+                Err(Begin::Failed(error)) => drop(groups.send(Err(error))),
+            }
+        }
+        if num_active == 0 {
+            continue;
+        }
+        let decoder = decoder.as_mut().expect("a version is being played");
+        let feeds: Vec<Feed<'_>> = slots
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, active)| Some(Feed { slot, tokens: &active.as_ref()?.pending }))
+            .collect();
+        let fed: Vec<usize> = feeds.iter().map(|feed| feed.slot).collect();
+        let logits = decoder.forward(&feeds);
+        let width = logits.len() / fed.len();
+        for (slot, logits) in fed.into_iter().zip(logits.chunks_exact(width)) {
+            let active = slots[slot].as_mut().expect("the slot was fed");
+            let temperature = active.job.group.task.sampling.temperature;
+            let (token, logprob) = sample(logits, &active.mask, temperature, &mut active.rng);
+            if active.choose(token, logprob) {
+                num_active -= 1;
+                let active = slots[slot].take().expect("the slot was fed");
+                if let Some(group) = active.job.group.clone().finish(active.job.attempt, active.played) {
+                    drop(groups.send(Ok(group)));
+                }
+            }
+        }
+    }
+}
+
+fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
+    if busy { jobs.try_recv() } else { jobs.recv().map_err(|_| TryRecvError::Disconnected) }
+}
+
+/// Why a job takes no slot.
+enum Begin {
+    /// It was played without the network, and its group is complete.
+    Finished(Group),
+    Failed(Error),
+}
+
+/// Opens a rollout; `None` when it is over before the network is asked.
+fn begin(job: Job, max_positions: usize) -> Result<Option<Active>, Begin> {
+    let task = &job.group.task;
+    let fail = |reason: String| Begin::Failed(Error::Task { task: task.id, reason });
+    let domain = domain(&task.problem.domain).map_err(|error| fail(error.to_string()))?;
+    let prompt = domain.prompt(&task.problem).map_err(|error| fail(error.to_string()))?;
+    let grammar = domain.grammar(&task.problem).map_err(|error| fail(error.to_string()))?;
+    let needed = prompt.len() + task.max_tokens as usize;
+    if needed > max_positions {
+        let (prompt, answer) = (prompt.len(), task.max_tokens);
+        return Err(fail(format!("expected prompt and answer within model.max_positions = {max_positions}, got {prompt} + {answer}")));
+    }
+    let purpose = match task.id.kind {
+        TaskKind::Solve => Purpose::Rollout,
+        TaskKind::Evaluate => Purpose::Evaluation,
+    };
+    let rng = CounterRng::new(task.seed, purpose, task.id.batch, u64::from(task.id.index), job.attempt as u64);
+    let played = Played { tokens: Vec::new(), choices: Vec::new(), stop: StopReason::Complete };
+    let behavior = task.sampling.behavior;
+    let mut active = Active { grammar, rng, played, pending: prompt, mask: ActionMask::default(), job };
+    let mut over = active.advance();
+    while behavior == Behavior::UniformLegal && !over {
+        let token = active.mask.iter().nth(active.rng.below(active.mask.len() as u64) as usize);
+        let logprob = -libm::logf(active.mask.len() as f32);
+        over = active.choose(token.expect("a choice has tokens"), logprob);
+    }
+    if !over {
+        return Ok(Some(active));
+    }
+    match active.job.group.clone().finish(active.job.attempt, active.played) {
+        Some(group) => Err(Begin::Finished(group)),
+        None => Ok(None),
+    }
+}
+
+impl Active {
+    /// Appends a chosen token and whatever it forces; tells whether the rollout is over.
+    fn choose(&mut self, token: Token, logprob: f32) -> bool {
+        self.played.choices.push((self.played.tokens.len() as u16, self.mask, logprob));
+        self.pending.clear();
+        self.append(token);
+        self.advance()
+    }
+
+    /// Appends forced tokens up to the next choice; tells whether the rollout is over.
+    fn advance(&mut self) -> bool {
+        loop {
+            match self.grammar.next() {
+                Next::Done => return true,
+                _ if self.played.tokens.len() >= self.job.group.task.max_tokens as usize => {
+                    self.played.stop = StopReason::Length;
+                    return true;
+                }
+                Next::Forced(token) => self.append(token),
+                Next::Choice(mask) => {
+                    self.mask = mask;
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, token: Token) {
+        let legal = self.grammar.push(token);
+        debug_assert!(legal, "the grammar offered the token");
+        self.played.tokens.push(token);
+        self.pending.push(token);
+    }
+}
+
+impl OpenGroup {
+    /// Enters a rollout; gives the group if it was the last one.
+    fn finish(self: Arc<OpenGroup>, attempt: usize, rollout: Played) -> Option<Group> {
+        let mut played = self.played.lock().unwrap_or_else(PoisonError::into_inner);
+        played[attempt] = Some(rollout);
+        if played.iter().any(Option::is_none) {
+            return None;
+        }
+        let versions = vec![VersionSpan { first_token: 0, policy_version: self.task.policy_version }];
+        let mut masks = MaskDictionary::default();
+        let rollouts = played
+            .drain(..)
+            .flatten()
+            .map(|played| Rollout {
+                choices: played
+                    .choices
+                    .into_iter()
+                    .map(|(position, mask, logprob)| Choice { position, mask: masks.index_of(mask), logprob })
+                    .collect(),
+                tokens: played.tokens,
+                stop: played.stop,
+                versions: versions.clone(),
+                search: None,
+            })
+            .collect();
+        Some(Group { task: self.task.clone(), masks: masks.into_masks(), rollouts })
+    }
+}

@@ -1,0 +1,149 @@
+//! Frozen evaluation sets: rebuilt by one function, committed as files, kept out of everything that trains.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+use proto::{Digest, Problem};
+
+use crate::{Domain, Error, domain, registry};
+
+/// Problems for live curves and tuning.
+pub const DEV_SIZE: usize = 200;
+/// Problems for the start and the end of a run.
+pub const TEST_SIZE: usize = 1_000;
+
+/// Names an exam and the problems that it asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExamSpec {
+    /// Name of the exam.
+    pub name: &'static str,
+    /// Domain of its problems.
+    pub domain: &'static str,
+    /// Ladder level that its problems are drawn like.
+    pub level: u32,
+}
+
+/// Which part of an exam.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// For live curves and tuning.
+    Dev,
+    /// For the start and the end of a run.
+    Test,
+}
+
+/// A frozen evaluation set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exam {
+    /// [`DEV_SIZE`] problems.
+    pub dev: Vec<Problem>,
+    /// [`TEST_SIZE`] problems.
+    pub test: Vec<Problem>,
+}
+
+impl Exam {
+    /// Gives one split.
+    pub fn split(&self, split: Split) -> &[Problem] {
+        match split {
+            Split::Dev => &self.dev,
+            Split::Test => &self.test,
+        }
+    }
+
+    /// Hashes both splits in order.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&(&self.dev, &self.test))
+    }
+
+    /// Draws the exam anew: candidates in order of index, solvable and without repeats, test first.
+    ///
+    /// # Errors
+    /// [`Error::UnknownDomain`] when the spec names none of ours.
+    pub fn generate(spec: &ExamSpec) -> Result<Exam, Error> {
+        let domain = domain(spec.domain)?;
+        let mut seen = HashSet::new();
+        let mut problems: Vec<Problem> = (0..)
+            .filter_map(|index| domain.exam_candidate(spec, index))
+            .filter(|problem| seen.insert(domain.canonical_hash(problem)))
+            .take(TEST_SIZE + DEV_SIZE)
+            .collect();
+        let dev = problems.split_off(TEST_SIZE);
+        Ok(Exam { dev, test: problems })
+    }
+
+    /// Writes the exam as its file: one problem a line, test first, compressed.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when a problem is not in its language.
+    pub fn to_file(&self) -> Result<Vec<u8>, Error> {
+        let mut text = String::new();
+        for problem in self.test.iter().chain(&self.dev) {
+            text += &domain(&problem.domain)?.problem_to_json(problem)?.to_string();
+            text.push('\n');
+        }
+        Ok(zstd::bulk::compress(text.as_bytes(), 19).expect("compressing to memory needs nothing but memory"))
+    }
+
+    fn from_file(bytes: &[u8]) -> Exam {
+        let text = zstd::bulk::decompress(bytes, 1 << 24).expect("the file was committed compressed");
+        let text = String::from_utf8(text).expect("the file was committed as UTF-8");
+        let mut problems: Vec<Problem> = text
+            .lines()
+            .map(|line| {
+                let json = serde_json::from_str(line).expect("the file was committed as JSON lines");
+                crate::problem_from_json(&json).expect("the file was committed with legal problems")
+            })
+            .collect();
+        let dev = problems.split_off(TEST_SIZE);
+        Exam { dev, test: problems }
+    }
+}
+
+/// Lists every exam.
+pub fn exam_specs() -> Vec<&'static ExamSpec> {
+    registry().iter().flat_map(|domain| domain.exam_specs()).collect()
+}
+
+/// Gives an exam as committed.
+///
+/// # Errors
+/// [`Error::UnknownExam`].
+///
+/// ```
+/// let exam = domains::exam("countdown-4").unwrap();
+/// assert_eq!((exam.dev.len(), exam.test.len()), (200, 1_000));
+/// ```
+pub fn exam(name: &str) -> Result<&'static Exam, Error> {
+    EXAMS.get(name).ok_or_else(|| Error::UnknownExam { got: name.to_owned() })
+}
+
+/// Tells whether a canonical hash is one of a domain's exam problems, in either split.
+pub(crate) fn exam_contains(domain: &str, canonical_hash: &Digest) -> bool {
+    EXAM_HASHES.get(domain).is_some_and(|hashes| hashes.contains(canonical_hash))
+}
+
+macro_rules! committed {
+    ($($name:literal),*) => {
+        [$(($name, &include_bytes!(concat!("../exams/", $name, ".jsonl.zst"))[..])),*]
+    };
+}
+
+static EXAMS: LazyLock<HashMap<&'static str, Exam>> = LazyLock::new(|| {
+    committed!["countdown-3", "countdown-4", "countdown-sos"]
+        .into_iter()
+        .map(|(name, bytes)| (name, Exam::from_file(bytes)))
+        .collect()
+});
+
+static EXAM_HASHES: LazyLock<HashMap<&'static str, HashSet<Digest>>> = LazyLock::new(|| {
+    let mut by_domain: HashMap<&'static str, HashSet<Digest>> = HashMap::new();
+    for domain in registry() {
+        for spec in domain.exam_specs() {
+            let exam = &EXAMS[spec.name];
+            let hashes = exam.dev.iter().chain(&exam.test).map(|problem| domain.canonical_hash(problem));
+            by_domain.entry(spec.domain).or_default().extend(hashes);
+        }
+    }
+    by_domain
+});

@@ -1,0 +1,160 @@
+//! Families of problems: their languages, checkers, generators and exams. One file per domain.
+//!
+//! To add a domain, write one file that implements [`Domain`], give its tokens names in [`vocabulary`], and add it to
+//! [`registry`]; `tests/conformance.rs` then holds it to the contract.
+
+mod countdown;
+mod exam;
+mod grammar;
+pub mod vocabulary;
+
+use std::sync::Arc;
+
+use proto::{Problem, ProblemSource, Token, Verdict};
+
+pub use countdown::Countdown;
+pub use exam::{Exam, ExamSpec, Split, exam, exam_specs};
+pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, trace};
+
+/// A family of problems.
+///
+/// Everything here is a function of its arguments: no clock, no hidden state, no randomness of its own.
+pub trait Domain: ProblemSource {
+    /// What the domain is, in one line.
+    fn description(&self) -> &'static str;
+
+    /// Writes the problem as the prompt that the policy reads.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn prompt(&self, problem: &Problem) -> Result<Vec<Token>, Error>;
+
+    /// Opens the answer language of a problem at its start.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error>;
+
+    /// Gives the length of the longest legal answer, forced tokens included.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error>;
+
+    /// Judges an answer in tokens. Does not use the grammar: the two hold each other to the same language.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error>;
+
+    /// Judges an answer that a person or another program wrote.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Verdict, Error>;
+
+    /// Names the problem that an answer solves exactly, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error>;
+
+    /// Gives what an answer aims at, for weighting: problems of one goal differ in their givens only.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn goal(&self, problem: &Problem) -> Result<u64, Error>;
+
+    /// Writes an answer for people.
+    fn render_answer(&self, answer: &[Token]) -> String;
+
+    /// Reads a problem from its JSON form.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when a field is missing, unknown or out of range.
+    fn problem_from_json(&self, json: &serde_json::Value) -> Result<Problem, Error>;
+
+    /// Reads a problem as a person would type it.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn problem_from_text(&self, text: &str) -> Result<Problem, Error>;
+
+    /// Writes a problem in its JSON form, `domain` included.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error>;
+
+    /// Lists the domain's exams.
+    fn exam_specs(&self) -> &'static [ExamSpec];
+
+    /// Draws candidate `index` of an exam: `None` when the draw is not a problem (no solution).
+    fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem>;
+}
+
+/// What can go wrong in a domain.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such domain.
+    #[error("domain: expected one of {}, got {got:?}", names().join(", "))]
+    UnknownDomain {
+        /// The name that was given.
+        got: String,
+    },
+    /// No such exam.
+    #[error("exam: expected one of {}, got {got:?}", exam_specs().iter().map(|spec| spec.name).collect::<Vec<_>>().join(", "))]
+    UnknownExam {
+        /// The name that was given.
+        got: String,
+    },
+    /// A problem that is not in its domain's language.
+    #[error("{domain} problem: expected {expected}, got {got}")]
+    Problem {
+        /// The domain.
+        domain: &'static str,
+        /// What the language asks for.
+        expected: String,
+        /// What was there.
+        got: String,
+    },
+}
+
+/// Lists every domain.
+pub fn registry() -> &'static [Arc<dyn Domain>] {
+    static REGISTRY: std::sync::LazyLock<Vec<Arc<dyn Domain>>> = std::sync::LazyLock::new(|| {
+        vec![Arc::new(Countdown { calculator: true }), Arc::new(Countdown { calculator: false })]
+    });
+    &REGISTRY
+}
+
+/// Finds a domain by name.
+///
+/// # Errors
+/// [`Error::UnknownDomain`].
+///
+/// ```
+/// assert_eq!(domains::domain("countdown").unwrap().name(), "countdown");
+/// assert!(domains::domain("chess").is_err());
+/// ```
+pub fn domain(name: &str) -> Result<&'static Arc<dyn Domain>, Error> {
+    registry()
+        .iter()
+        .find(|domain| domain.name() == name)
+        .ok_or_else(|| Error::UnknownDomain { got: name.to_owned() })
+}
+
+/// Reads a problem from one JSON object such as `{"domain":"countdown","numbers":[3,7,25],"target":78}`.
+///
+/// # Errors
+/// [`Error::UnknownDomain`] or [`Error::Problem`].
+pub fn problem_from_json(json: &serde_json::Value) -> Result<Problem, Error> {
+    match json.get("domain").and_then(serde_json::Value::as_str) {
+        Some(name) => domain(name)?.problem_from_json(json),
+        None => Err(Error::UnknownDomain { got: json.get("domain").map_or("nothing".to_owned(), ToString::to_string) }),
+    }
+}
+
+fn names() -> Vec<&'static str> {
+    registry().iter().map(|domain| domain.name()).collect()
+}

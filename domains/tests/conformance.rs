@@ -1,0 +1,135 @@
+//! What every domain promises, checked for every domain in the registry.
+
+use std::collections::HashSet;
+
+use domains::{Domain, Exam, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace, vocabulary};
+use proto::{CounterRng, Problem, Purpose, Token, Verdict};
+
+/// Plays uniformly random legal tokens to the end.
+fn random_answer(domain: &dyn Domain, problem: &Problem, rng: &mut CounterRng) -> Vec<Token> {
+    let mut grammar = domain.grammar(problem).unwrap();
+    let mut answer = Vec::new();
+    loop {
+        let token = match grammar.next() {
+            Next::Done => return answer,
+            Next::Forced(token) => token,
+            Next::Choice(mask) => {
+                assert!(mask.len() > 1, "a choice has two or more tokens");
+                mask.iter().nth(rng.below(mask.len() as u64) as usize).unwrap()
+            }
+        };
+        assert!(usize::from(token) < vocabulary::VOCABULARY_SIZE);
+        assert!(grammar.push(token));
+        answer.push(token);
+        assert!(answer.len() <= domain.max_answer_tokens(problem).unwrap() as usize, "{problem:?} {answer:?}");
+    }
+}
+
+fn for_each_ladder_problem(num_each: u64, mut visit: impl FnMut(&dyn Domain, &Problem, &mut CounterRng)) {
+    for domain in registry() {
+        for level in domain.ladder_levels() {
+            for index in 0..num_each {
+                let problem = domain.ladder(level.level, 1, index);
+                let mut rng = CounterRng::new(1, Purpose::Rollout, u64::from(level.level), index, 0);
+                visit(domain.as_ref(), &problem, &mut rng);
+            }
+        }
+    }
+}
+
+#[test]
+fn legal_play_is_never_malformed_and_stays_within_its_length() {
+    for_each_ladder_problem(300, |domain, problem, rng| {
+        let answer = random_answer(domain, problem, rng);
+        let verdict = domain.judge(problem, &answer).unwrap();
+        assert!(matches!(verdict, Verdict::Correct | Verdict::Incorrect), "{problem:?} {answer:?} {verdict:?}");
+        let text = domain.render_answer(&answer);
+        assert_eq!(domain.judge_text(problem, &text).unwrap(), verdict, "rendering keeps the verdict: {text}");
+    });
+}
+
+#[test]
+fn hindsight_names_a_problem_that_the_answer_solves() {
+    let mut num_found = 0;
+    for_each_ladder_problem(300, |domain, problem, rng| {
+        let answer = random_answer(domain, problem, rng);
+        let solved = domain.judge(problem, &answer).unwrap() == Verdict::Correct;
+        let hindsight = domain.hindsight(problem, &answer).unwrap();
+        assert!(!solved || hindsight.as_ref() == Some(problem));
+        if let Some(other) = hindsight {
+            num_found += 1;
+            assert_eq!(domain.judge(&other, &answer).unwrap(), Verdict::Correct);
+            let choices = trace(domain.grammar(&other).unwrap(), &answer, &mut MaskDictionary::default());
+            assert!(choices.is_some(), "the answer is legal under the relabelled problem");
+        }
+    });
+    assert!(num_found > 1_000, "hindsight found {num_found} problems");
+}
+
+#[test]
+fn ladder_is_a_function_of_its_arguments_and_can_be_solved() {
+    for_each_ladder_problem(3, |domain, problem, _| {
+        let solved = enumerate_answers(domain.grammar(problem).unwrap())
+            .take(200_000)
+            .any(|answer| domain.judge(problem, &answer).unwrap() == Verdict::Correct);
+        // Where the policy does the arithmetic, enumeration meets mostly false equations.
+        assert!(solved || domain.name() == "countdown-no-calculator", "{problem:?}");
+    });
+    for domain in registry() {
+        for level in domain.ladder_levels() {
+            let draw = |seed, index| domain.ladder(level.level, seed, index);
+            assert_eq!(draw(1, 0), draw(1, 0));
+            let distinct: HashSet<_> = (0..50).map(|index| draw(2, index)).collect();
+            assert!(distinct.len() > 40, "{} level {} repeats itself", domain.name(), level.level);
+        }
+    }
+}
+
+#[test]
+fn problems_survive_their_json_and_their_text() {
+    for_each_ladder_problem(50, |domain, problem, _| {
+        let json = domain.problem_to_json(problem).unwrap();
+        assert_eq!(&domains::problem_from_json(&json).unwrap(), problem);
+        assert_eq!(&domain.problem_from_text(&problem.text).unwrap(), problem);
+        let mut unknown = json.clone();
+        unknown["unknown"] = 1.into();
+        assert!(domains::problem_from_json(&unknown).is_err());
+    });
+}
+
+#[test]
+fn exams_are_what_their_generator_writes_and_nothing_trains_on_them() {
+    for spec in exam_specs() {
+        let committed = exam(spec.name).unwrap();
+        assert_eq!(committed, &Exam::generate(spec).unwrap(), "{}: rebuild it with `generate --exam`", spec.name);
+        let domain = domain(spec.domain).unwrap();
+        let distinct: HashSet<_> =
+            committed.dev.iter().chain(&committed.test).map(|problem| domain.canonical_hash(problem)).collect();
+        assert_eq!(distinct.len(), committed.dev.len() + committed.test.len());
+        assert!(committed.dev.iter().chain(&committed.test).all(|problem| domain.is_exam(problem)));
+        for seed in 0..3 {
+            assert!((0..2_000).all(|index| !domain.is_exam(&domain.ladder(spec.level, seed, index))));
+        }
+    }
+}
+
+#[test]
+fn illegal_tokens_change_nothing() {
+    for_each_ladder_problem(20, |domain, problem, _| {
+        let mut grammar = domain.grammar(problem).unwrap();
+        let before = grammar.next();
+        for token in 0..vocabulary::VOCABULARY_SIZE as Token {
+            let legal = match before {
+                Next::Done => false,
+                Next::Forced(forced) => forced == token,
+                Next::Choice(mask) => mask.contains(token),
+            };
+            if !legal {
+                assert!(!grammar.push(token));
+                assert_eq!(grammar.next(), before);
+            }
+        }
+        assert_eq!(domain.judge(problem, &[]).unwrap(), if before == Next::Done { Verdict::Correct } else { Verdict::Incorrect });
+        assert_eq!(domain.judge(problem, &[Token::MAX]).unwrap(), Verdict::Malformed);
+    });
+}

@@ -1,0 +1,179 @@
+//! Checkpoints: a folder that is complete or does not exist.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use policy::{Params, read_weights, write_weights};
+use proto::{Digest, Task};
+use serde::{Deserialize, Serialize};
+
+use crate::fold::{State, Totals};
+use crate::journal::sync_folder;
+use crate::optimizer::AdamW;
+use crate::window::{Saved, Window};
+use crate::{Config, Error};
+
+/// A state as read from disk, with what it needs to go on.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The state.
+    pub state: State,
+    /// Batches that were planned and not folded.
+    pub planned: BTreeMap<u64, Vec<Task>>,
+    /// Weights that those batches name, besides the state's own.
+    pub versions: Vec<(Digest, Vec<u8>)>,
+}
+
+/// The part of a state that is not a tensor.
+#[derive(Serialize, Deserialize)]
+struct Rest {
+    step: u64,
+    num_updates: u64,
+    totals: Totals,
+    history: Digest,
+    window: Vec<Saved>,
+    planned: BTreeMap<u64, Vec<Task>>,
+    versions: Vec<(Digest, Vec<u8>)>,
+}
+
+const COMPLETE: &str = "COMPLETE";
+
+/// Writes a checkpoint under `folder`; a crash leaves the earlier ones alone.
+pub(crate) fn save(
+    folder: &Path,
+    config: &Config,
+    state: &State,
+    planned: &BTreeMap<u64, Vec<Task>>,
+    versions: Vec<(Digest, Vec<u8>)>,
+    tokenizer_json: &str,
+) -> Result<PathBuf, Error> {
+    let rest = Rest {
+        step: state.step,
+        num_updates: state.adam.num_updates,
+        totals: state.totals.clone(),
+        history: state.history,
+        window: state.window.save(),
+        planned: planned.clone(),
+        versions,
+    };
+    let optimizer = [("first.", &state.adam.first), ("second.", &state.adam.second), ("ema.", &state.ema)];
+    let files = [
+        ("model.safetensors", write_weights(&config.model, &[("", &state.params)])),
+        ("optimizer.safetensors", write_weights(&config.model, &optimizer)),
+        ("config.json", serde_json::to_vec_pretty(&config.model).expect("a config has a JSON form")),
+        ("tokenizer.json", tokenizer_json.as_bytes().to_vec()),
+        ("state.postcard", proto::wire::encode(&rest)),
+    ];
+    let name = format!("step_{:08}", state.step);
+    let (partial, complete) = (folder.join(format!(".{name}.partial")), folder.join(name));
+    if partial.exists() {
+        std::fs::remove_dir_all(&partial).map_err(Error::io("remove", &partial))?;
+    }
+    std::fs::create_dir_all(&partial).map_err(Error::io("create", &partial))?;
+    let mut digests = BTreeMap::new();
+    for (name, bytes) in &files {
+        write_durably(&partial.join(name), bytes)?;
+        digests.insert(*name, Digest::of_bytes(bytes));
+    }
+    let digests = serde_json::to_vec_pretty(&digests).expect("digests have a JSON form");
+    write_durably(&partial.join(COMPLETE), &digests)?;
+    sync_folder(&partial)?;
+    if complete.exists() {
+        std::fs::remove_dir_all(&complete).map_err(Error::io("remove", &complete))?;
+    }
+    std::fs::rename(&partial, &complete).map_err(Error::io("rename", &complete))?;
+    sync_folder(folder)?;
+    Ok(complete)
+}
+
+/// Removes all but the newest `keep` checkpoints.
+pub(crate) fn prune(folder: &Path, keep: usize) -> Result<(), Error> {
+    let checkpoints = list_checkpoints(folder)?;
+    for old in &checkpoints[..checkpoints.len().saturating_sub(keep)] {
+        std::fs::remove_dir_all(old).map_err(Error::io("remove", old))?;
+    }
+    Ok(())
+}
+
+/// Lists complete-looking checkpoints, oldest first.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        let named = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("step_"));
+        if named && path.join(COMPLETE).exists() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Reads the newest checkpoint that is whole; `None` when there is none. `refused` hears of each that is not.
+///
+/// # Errors
+/// [`Error::Io`] when the folder cannot be listed.
+pub fn load_latest(folder: &Path, mut refused: impl FnMut(&Error)) -> Result<Option<Checkpoint>, Error> {
+    for path in list_checkpoints(folder)?.into_iter().rev() {
+        match load_checkpoint(&path) {
+            Ok((_, checkpoint)) => return Ok(Some(checkpoint)),
+            Err(error) => refused(&error),
+        }
+    }
+    Ok(None)
+}
+
+/// Reads a checkpoint and checks every byte of it.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::File`] or [`Error::Policy`].
+pub fn load_checkpoint(folder: &Path) -> Result<(policy::ModelConfig, Checkpoint), Error> {
+    let read = |name: &str| {
+        let path = folder.join(name);
+        std::fs::read(&path).map_err(Error::io("read", &path))
+    };
+    let refuse = |name: &str, expected: String, got: String| Error::File { path: folder.join(name), expected, got };
+    let digests: BTreeMap<String, Digest> = serde_json::from_slice(&read(COMPLETE)?)
+        .map_err(|error| refuse(COMPLETE, "the digests of the files".to_owned(), error.to_string()))?;
+    let read_checked = |name: &str| {
+        let bytes = read(name)?;
+        let got = Digest::of_bytes(&bytes);
+        match digests.get(name) {
+            Some(expected) if *expected == got => Ok(bytes),
+            Some(expected) => Err(refuse(name, format!("bytes with digest {expected:?}"), format!("{got:?}"))),
+            None => Err(refuse(COMPLETE, format!("a digest of {name}"), "none".to_owned())),
+        }
+    };
+    let (config, mut model) = read_weights(&read_checked("model.safetensors")?, &[""])?;
+    let (_, sets) = read_weights(&read_checked("optimizer.safetensors")?, &["first.", "second.", "ema."])?;
+    let rest: Rest = proto::wire::decode(&read_checked("state.postcard")?)
+        .map_err(|error| refuse("state.postcard", "a state of this build".to_owned(), error.to_string()))?;
+    let [first, second, ema]: [Params; 3] = sets.try_into().expect("one set for each prefix");
+    let state = State {
+        step: rest.step,
+        params: model.remove(0),
+        ema,
+        totals: rest.totals,
+        adam: AdamW { first, second, num_updates: rest.num_updates },
+        window: Window::load(rest.window),
+        history: rest.history,
+    };
+    Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions }))
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(Error::io("write", path))
+}

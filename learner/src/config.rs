@@ -1,0 +1,220 @@
+use policy::ModelConfig;
+use proto::{Behavior, Digest, ProblemSource};
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// Everything that decides what a run learns. Two runs with equal configs have equal weights at every step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Seed of every draw; any integer.
+    pub seed: u64,
+    /// Shape of the network.
+    pub model: ModelConfig,
+    /// Size and timing of batches.
+    pub batch: BatchConfig,
+    /// How actors draw tokens.
+    pub actor: ActorConfig,
+    /// Which levels of which domains the ladder asks, and how often.
+    pub ladder: Vec<LadderShare>,
+    /// The optimizer and what it is fed.
+    pub learner: LearnerConfig,
+    /// Learning rate over steps.
+    pub schedule: ScheduleConfig,
+    /// Exams during the run.
+    pub exams: ExamsConfig,
+}
+
+/// Size and timing of batches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchConfig {
+    /// Tasks a batch (B); 1 or more.
+    pub num_tasks: u32,
+    /// Rollouts a task (k); 1 or more.
+    pub num_rollouts: u32,
+    /// Batch n is planned from state n - lag: 0 generates and trains in turn, 1 does both at once.
+    pub lag: u64,
+}
+
+/// How actors draw tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActorConfig {
+    /// `policy`, or `uniform-legal` for the control that plays at random.
+    pub behavior: Behavior,
+    /// Divides the logits when training; over 0.
+    pub temperature: f32,
+    /// Most tokens of an answer, forced ones included; with the prompt it must fit `model.max_positions`.
+    pub max_answer_tokens: u32,
+}
+
+/// One rung of a ladder and its share of the tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LadderShare {
+    /// Name of the domain.
+    pub domain: String,
+    /// Level of its ladder.
+    pub level: u32,
+    /// Weight among all shares; over 0.
+    pub share: f64,
+}
+
+/// The optimizer and what it is fed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnerConfig {
+    /// Peak learning rate of AdamW; over 0.
+    pub learning_rate: f64,
+    /// Decay of the first moment; in [0, 1).
+    pub beta1: f64,
+    /// Decay of the second moment; in [0, 1).
+    pub beta2: f64,
+    /// Decoupled weight decay on matrices; 0 or more.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this Euclidean norm; over 0.
+    pub max_grad_norm: f64,
+    /// Decay of the averaged weights (for exams and export) at each update; in [0, 1).
+    pub ema_decay: f64,
+    /// Examples in the replay window, first in first out; 1 or more.
+    pub window_examples: usize,
+    /// How often an example is drawn, on average; over 0.
+    pub reuse: f64,
+    /// Optimizer updates a step; 1 or more.
+    pub updates_per_step: u32,
+    /// Most that an example of a rare goal counts, min(this, sqrt(mean count / count of its goal)); 1 weighs all alike.
+    pub max_goal_weight: f64,
+    /// Whether rollouts that miss train as solutions of what they solve.
+    pub hindsight: bool,
+    /// Parts of an update whose gradients are computed apart and added in order; more parts feed more threads.
+    pub num_shards: usize,
+}
+
+/// Learning rate over steps: linear warm-up, constant, linear decay to zero.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// Last step; absent when the clock decides (`--minutes`).
+    pub num_steps: Option<u64>,
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+    /// First step of the decay; absent for the last fifth.
+    pub decay_from: Option<u64>,
+}
+
+/// Exams during the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExamsConfig {
+    /// Which exams' dev sets are sat.
+    pub names: Vec<String>,
+    /// Every how many steps, besides the first and the last; 0 for those two alone.
+    pub every_steps: u64,
+}
+
+/// The part of the schedule that a clock or a config fixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    /// First step of the decay.
+    pub decay_from: u64,
+    /// Number of steps of the run.
+    pub stop_at: u64,
+}
+
+impl Config {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first key that does not fit, what it may be and what it is.
+    pub fn validate(&self, sources: &[&dyn ProblemSource]) -> Result<(), Error> {
+        self.model.validate()?;
+        let learner = &self.learner;
+        check("batch.num_tasks", "1 to 65536", self.batch.num_tasks, (1..=65_536).contains(&self.batch.num_tasks))?;
+        check("batch.num_rollouts", "1 to 4096", self.batch.num_rollouts, (1..=4_096).contains(&self.batch.num_rollouts))?;
+        check("batch.lag", "0 or 1", self.batch.lag, self.batch.lag <= 1)?;
+        let temperature = self.actor.temperature;
+        check("actor.temperature", "over 0, up to 10", temperature, temperature > 0.0 && temperature <= 10.0)?;
+        let max_answer_tokens = self.actor.max_answer_tokens;
+        let room = self.model.max_positions as u32;
+        check("actor.max_answer_tokens", "1 to below model.max_positions", max_answer_tokens, (1..room).contains(&max_answer_tokens))?;
+        check("ladder", "one entry or more", "none", !self.ladder.is_empty())?;
+        for entry in &self.ladder {
+            let source = sources.iter().find(|source| source.name() == entry.domain);
+            check("ladder.domain", "a domain of `autodidact domains`", &entry.domain, source.is_some())?;
+            let levels = source.map(|source| source.ladder_levels()).unwrap_or_default();
+            let known = levels.iter().any(|level| level.level == entry.level);
+            check("ladder.level", "a level of `autodidact domains`", entry.level, known)?;
+            check("ladder.share", "over 0", entry.share, entry.share > 0.0 && entry.share.is_finite())?;
+        }
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let fraction = |value: f64| (0.0..1.0).contains(&value);
+        check("learner.learning_rate", "over 0, up to 1", learner.learning_rate, positive(learner.learning_rate) && learner.learning_rate <= 1.0)?;
+        check("learner.beta1", "0 to below 1", learner.beta1, fraction(learner.beta1))?;
+        check("learner.beta2", "0 to below 1", learner.beta2, fraction(learner.beta2))?;
+        check("learner.weight_decay", "0 to below 1", learner.weight_decay, fraction(learner.weight_decay))?;
+        check("learner.max_grad_norm", "over 0", learner.max_grad_norm, positive(learner.max_grad_norm))?;
+        check("learner.ema_decay", "0 to below 1", learner.ema_decay, fraction(learner.ema_decay))?;
+        check("learner.window_examples", "1 or more", learner.window_examples, learner.window_examples > 0)?;
+        check("learner.reuse", "over 0, up to 100", learner.reuse, positive(learner.reuse) && learner.reuse <= 100.0)?;
+        check("learner.updates_per_step", "1 to 1000", learner.updates_per_step, (1..=1_000).contains(&learner.updates_per_step))?;
+        check("learner.max_goal_weight", "1 or more", learner.max_goal_weight, learner.max_goal_weight >= 1.0 && learner.max_goal_weight.is_finite())?;
+        check("learner.num_shards", "1 to 1024", learner.num_shards, (1..=1_024).contains(&learner.num_shards))?;
+        let schedule = &self.schedule;
+        check("schedule.num_steps", "1 or more", 0, schedule.num_steps != Some(0))?;
+        let decay_from = schedule.decay_from.unwrap_or(0);
+        let last = schedule.num_steps.unwrap_or(u64::MAX);
+        check("schedule.decay_from", "at most schedule.num_steps", decay_from, decay_from <= last)?;
+        check("schedule.decay_from", "absent unless schedule.num_steps is set", decay_from, schedule.decay_from.is_none() || schedule.num_steps.is_some())
+    }
+
+    /// Hashes the config: the name of what the run learns.
+    pub fn digest(&self) -> Digest {
+        Digest::of_bytes(serde_json::to_string(self).expect("a config has a JSON form").as_bytes())
+    }
+
+    /// Gives the end of the schedule, where the config fixes it.
+    pub fn control(&self) -> Option<Control> {
+        let stop_at = self.schedule.num_steps?;
+        Some(Control { decay_from: self.schedule.decay_from.unwrap_or(stop_at - stop_at / 5), stop_at })
+    }
+
+    /// Gives the learning rate of a step, 0 being the first.
+    pub fn learning_rate(&self, step: u64, control: Option<Control>) -> f64 {
+        let warmup = ((step + 1) as f64 / (self.schedule.warmup_steps + 1) as f64).min(1.0);
+        let decay = match control {
+            Some(Control { decay_from, stop_at }) if step >= decay_from => {
+                (stop_at.saturating_sub(step)) as f64 / (stop_at - decay_from + 1) as f64
+            }
+            _ => 1.0,
+        };
+        self.learner.learning_rate * warmup * decay
+    }
+}
+
+fn check(key: &'static str, expected: &'static str, got: impl std::fmt::Display, holds: bool) -> Result<(), Error> {
+    if holds { Ok(()) } else { Err(Error::Config { key, expected, got: got.to_string() }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn learning_rate_warms_up_stays_and_decays() {
+        let mut config = crate::test_config();
+        config.learner.learning_rate = 1.0;
+        config.schedule = ScheduleConfig { num_steps: Some(10), warmup_steps: 3, decay_from: Some(8) };
+        let rates: Vec<f64> = (0..10).map(|step| config.learning_rate(step, config.control())).collect();
+        let expected = [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0 / 3.0, 1.0 / 3.0];
+        assert_eq!(rates, expected);
+    }
+
+    #[test]
+    fn decay_takes_the_last_fifth() {
+        let mut config = crate::test_config();
+        config.schedule = ScheduleConfig { num_steps: Some(100), warmup_steps: 0, decay_from: None };
+        assert_eq!(config.control(), Some(Control { decay_from: 80, stop_at: 100 }));
+    }
+}

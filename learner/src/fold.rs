@@ -1,0 +1,404 @@
+//! The run as a function: state n + 1 from state n and batch n, nothing else.
+//!
+//! [`Fold`] plans batches and folds them. The live loop and `replay` both call it; neither a clock, nor a thread count,
+//! nor the order in which groups arrived can be seen from here.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Device;
+use policy::{Model, Params, Sequence, TrainBatch};
+use proto::{
+    Behavior, CounterRng, Digest, LabelOrigin, Problem, ProblemOrigin, ProblemSource, Purpose, Sampling, ScoredGroup,
+    Task, TaskId, TaskKind, Verdict,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::optimizer::{AdamW, Update, average};
+use crate::window::{Stored, Window};
+use crate::{Config, Control, Error};
+
+/// Everything after n steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// n
+    pub step: u64,
+    /// The weights: version n.
+    pub params: Params,
+    /// Averaged weights, for exams and export.
+    pub ema: Params,
+    /// Counts over the whole run.
+    pub totals: Totals,
+    pub(crate) adam: AdamW,
+    pub(crate) window: Window,
+    /// Hash chain over every group that was folded.
+    pub(crate) history: Digest,
+}
+
+/// Counts over a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Rollouts folded.
+    pub num_rollouts: u64,
+    /// Of these, solved as posed.
+    pub num_correct: u64,
+    /// Sequences trained on, with repeats.
+    pub num_trained_sequences: u64,
+    /// Input tokens trained on, with repeats.
+    pub num_trained_tokens: u64,
+    /// Where the trained tokens came from: problem origin, label origin, chosen tokens times weight.
+    pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
+}
+
+/// What one step did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Number of the state that the step made.
+    pub step: u64,
+    /// Hash of its weights.
+    pub weights_digest: Digest,
+    /// Hash of the whole state.
+    pub state_digest: Digest,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Mean negative log-probability of a chosen token, weighted as trained.
+    pub loss: f64,
+    /// Mean gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Share of the batch's rollouts that solve their problem.
+    pub solve_rate: f64,
+    /// By problem family (domain and level, as planned): solved, played.
+    pub solved_by_family: BTreeMap<String, (u64, u64)>,
+    /// Mean negative log-probability of the batch's chosen tokens under the behaviour policy: an estimate of its entropy.
+    pub entropy: f64,
+    /// Examples that the batch brought.
+    pub num_examples: u64,
+    /// Mean |log-probability of the actor - of the learner| at equal version; absent where versions differ.
+    pub logprob_mismatch: Option<f64>,
+}
+
+/// Plans and folds batches.
+pub struct Fold {
+    config: Config,
+    sources: Vec<Arc<dyn ProblemSource>>,
+    model: Model,
+    num_threads: usize,
+    state: State,
+    /// Weights of the current state, encoded once.
+    weights_digest: Digest,
+    /// Planned batches that are not folded yet.
+    planned: BTreeMap<u64, Vec<Task>>,
+}
+
+impl State {
+    /// Gives state 0 of a run.
+    pub fn initial(config: &Config) -> State {
+        let params = Params::init(&config.model, config.seed);
+        State {
+            step: 0,
+            ema: params.clone(),
+            params,
+            totals: Totals::default(),
+            adam: AdamW::new(&config.model),
+            window: Window::default(),
+            history: Digest::of_bytes(b""),
+        }
+    }
+
+    /// Hashes the state. The replay window is a function of the history, and is covered by it.
+    pub fn digest(&self, config: &Config) -> Digest {
+        Digest::of_digests(&[
+            Digest::of(&(self.step, self.adam.num_updates, &self.totals)),
+            self.params.digest(&config.model),
+            self.ema.digest(&config.model),
+            self.adam.first.digest(&config.model),
+            self.adam.second.digest(&config.model),
+            self.history,
+        ])
+    }
+}
+
+impl Fold {
+    /// Continues from a state; `planned` are the batches that earlier states had planned already.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the config is not legal.
+    pub fn new(
+        config: Config,
+        sources: Vec<Arc<dyn ProblemSource>>,
+        num_threads: usize,
+        state: State,
+        planned: BTreeMap<u64, Vec<Task>>,
+    ) -> Result<Fold, Error> {
+        config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+        let model = Model::new(&config.model, Device::Cpu)?;
+        let weights_digest = state.params.digest(&config.model);
+        Ok(Fold { config, sources, model, num_threads, state, weights_digest, planned })
+    }
+
+    /// Gives the current state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Gives the config.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Names the weights of the current state.
+    pub fn weights_digest(&self) -> Digest {
+        self.weights_digest
+    }
+
+    /// Gives the tasks of batches that are planned and not folded.
+    pub fn planned(&self) -> &BTreeMap<u64, Vec<Task>> {
+        &self.planned
+    }
+
+    /// Plans every batch that may be planned from the current state, and gives their numbers.
+    pub fn plan(&mut self) -> Vec<u64> {
+        let due: Vec<u64> = (self.state.step..=self.state.step + self.config.batch.lag)
+            .filter(|batch| !self.planned.contains_key(batch))
+            .collect();
+        for batch in &due {
+            let tasks = (0..self.config.batch.num_tasks).map(|index| self.task(*batch, index)).collect();
+            self.planned.insert(*batch, tasks);
+        }
+        due
+    }
+
+    fn task(&self, batch: u64, index: u32) -> Task {
+        let config = &self.config;
+        let mut rng = CounterRng::new(config.seed, Purpose::Plan, batch, u64::from(index), 0);
+        let total: f64 = config.ladder.iter().map(|entry| entry.share).sum();
+        let mut at = rng.unit_f64() * total;
+        let drawn = config.ladder.iter().find(|entry| {
+            at -= entry.share;
+            at < 0.0
+        });
+        let entry = drawn.or(config.ladder.last()).expect("validated: the ladder has an entry");
+        let source = self.sources.iter().find(|source| source.name() == entry.domain);
+        let source = source.expect("validated: every domain of the ladder is known");
+        let number = batch * u64::from(config.batch.num_tasks) + u64::from(index);
+        Task {
+            id: TaskId { kind: TaskKind::Solve, batch, index },
+            seed: config.seed,
+            weights: self.weights_digest,
+            policy_version: self.state.step,
+            problem: source.ladder(entry.level, config.seed, number),
+            origin: ProblemOrigin::Ladder,
+            family: format!("{}/{}", entry.domain, entry.level),
+            num_rollouts: config.batch.num_rollouts,
+            sampling: Sampling { behavior: config.actor.behavior, temperature: config.actor.temperature },
+            max_tokens: config.actor.max_answer_tokens,
+        }
+    }
+
+    /// Writes the tasks of an exam sat by the current state's averaged weights.
+    pub fn exam_tasks(&self, ema_digest: Digest, problems: &[Problem], first_index: u32) -> Vec<Task> {
+        let tasks = problems.iter().enumerate().map(|(index, problem)| Task {
+            id: TaskId { kind: TaskKind::Evaluate, batch: self.state.step, index: first_index + index as u32 },
+            seed: self.config.seed,
+            weights: ema_digest,
+            policy_version: self.state.step,
+            problem: problem.clone(),
+            origin: ProblemOrigin::Exam,
+            family: String::new(),
+            num_rollouts: 1,
+            sampling: Sampling { behavior: Behavior::Policy, temperature: 0.0 },
+            max_tokens: self.config.actor.max_answer_tokens,
+        });
+        tasks.collect()
+    }
+
+    /// Folds the groups of the next batch, in index order, and trains.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] when a group does not answer its task; [`Error::NotFinite`] when training diverges.
+    pub fn fold(&mut self, groups: &[ScoredGroup], control: Option<Control>) -> Result<StepReport, Error> {
+        let batch = self.state.step;
+        let tasks = self.planned.remove(&batch).unwrap_or_default();
+        if !groups.iter().map(|scored| &scored.group.task).eq(&tasks) {
+            return Err(Error::Integrity { what: "group", step: batch, reason: "it was not played for this plan".to_owned() });
+        }
+        let logprob_mismatch = self.logprob_mismatch(&groups[0])?;
+        let num_examples = self.take_examples(groups);
+        let learning_rate = self.config.learning_rate(batch, control);
+        let (loss, grad_norm) = self.train(num_examples, learning_rate)?;
+        self.state.step += 1;
+        self.weights_digest = self.state.params.digest(&self.config.model);
+        let mut solved_by_family = BTreeMap::<String, (u64, u64)>::new();
+        for scored in groups {
+            let counts = solved_by_family.entry(scored.group.task.family.clone()).or_default();
+            counts.0 += scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count() as u64;
+            counts.1 += scored.verdicts.len() as u64;
+        }
+        let (num_correct, num_rollouts) =
+            solved_by_family.values().fold((0, 0), |sum, counts| (sum.0 + counts.0, sum.1 + counts.1));
+        self.state.totals.num_correct += num_correct;
+        self.state.totals.num_rollouts += num_rollouts;
+        Ok(StepReport {
+            step: self.state.step,
+            weights_digest: self.weights_digest,
+            state_digest: self.state.digest(&self.config),
+            learning_rate,
+            loss,
+            grad_norm,
+            solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
+            solved_by_family,
+            entropy: mean_surprise(groups),
+            num_examples,
+            logprob_mismatch,
+        })
+    }
+
+    /// Moves the batch's examples into the window, in index order.
+    fn take_examples(&mut self, groups: &[ScoredGroup]) -> u64 {
+        let learner = &self.config.learner;
+        let mut num_examples = 0;
+        for scored in groups {
+            self.state.history = Digest::of_digests(&[self.state.history, Digest::of(scored)]);
+            for example in &scored.examples {
+                if example.label_origin == LabelOrigin::Hindsight && !learner.hindsight {
+                    continue;
+                }
+                self.state.window.push(example.clone(), &scored.example_masks, learner.window_examples);
+                num_examples += 1;
+            }
+        }
+        num_examples
+    }
+
+    /// Trains on examples drawn from the window, `reuse` times as many as are new. Gives mean loss and gradient norm.
+    fn train(&mut self, num_new: u64, learning_rate: f64) -> Result<(f64, f64), Error> {
+        let learner = self.config.learner.clone();
+        if self.state.window.len() == 0 || num_new == 0 {
+            return Ok((0.0, 0.0));
+        }
+        let num_draws = (num_new as f64 * learner.reuse).ceil() as usize;
+        let updates = learner.updates_per_step as usize;
+        let per_update = num_draws.div_ceil(updates);
+        let (mut loss, mut grad_norm) = (0.0, 0.0);
+        for update in 0..updates {
+            let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, update as u64, 0);
+            let window = &self.state.window;
+            let drawn: Vec<&Stored> =
+                (0..per_update).map(|_| window.get(rng.below(window.len() as u64) as usize)).collect();
+            let weights: Vec<f64> =
+                drawn.iter().map(|stored| window.weight(stored.example.goal, learner.max_goal_weight)).collect();
+            let chosen = |(stored, weight): (&&Stored, &f64)| stored.sequence.chosen.len() as f64 * weight;
+            let total: f64 = drawn.iter().zip(&weights).map(chosen).sum();
+            for (stored, weight) in drawn.iter().zip(&weights) {
+                self.state.totals.count_trained(stored, *weight);
+            }
+            let sequences: Vec<&Sequence> = drawn.iter().map(|stored| &stored.sequence).collect();
+            let scaled: Vec<f32> = weights.iter().map(|weight| (weight / total) as f32).collect();
+            let (update_loss, gradient) = self.gradient(&sequences, &scaled)?;
+            if !update_loss.is_finite() {
+                return Err(Error::NotFinite { what: "loss", got: update_loss });
+            }
+            let settings = Update {
+                learning_rate,
+                beta1: learner.beta1,
+                beta2: learner.beta2,
+                weight_decay: learner.weight_decay,
+                max_grad_norm: learner.max_grad_norm,
+            };
+            let state = &mut self.state;
+            grad_norm += state.adam.update(&self.config.model, &mut state.params, &gradient, settings)?;
+            average(&mut state.ema, &state.params, learner.ema_decay, state.adam.num_updates);
+            loss += update_loss;
+        }
+        Ok((loss / updates as f64, grad_norm / updates as f64))
+    }
+
+    /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
+    fn gradient(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(f64, Params), Error> {
+        let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
+        let shards: Vec<TrainBatch<'_>> = sequences
+            .chunks(shard_len)
+            .zip(weights.chunks(shard_len))
+            .map(|(sequences, weights)| TrainBatch { sequences: sequences.to_vec(), weights: weights.to_vec() })
+            .collect();
+        let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(shard) = shards.get(index) else { return };
+                let result = self.model.gradients(&self.state.params, shard);
+                *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.num_threads.min(shards.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let (mut loss, mut sum) = (0.0, None::<Params>);
+        for (result, shard) in results.into_iter().zip(&shards) {
+            let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let (logprobs, gradient) = result.expect("every shard was computed")?;
+            let weights = shard.sequences.iter().zip(&shard.weights);
+            let weights = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| f64::from(*weight)));
+            loss -= logprobs.iter().zip(weights).map(|(logprob, weight)| f64::from(*logprob) * weight).sum::<f64>();
+            match &mut sum {
+                Some(sum) => sum.add(&gradient),
+                None => sum = Some(gradient),
+            }
+        }
+        Ok((loss, sum.expect("there is a shard")))
+    }
+
+    /// Compares a group's log-probabilities with what the learner computes, where both mean the same weights.
+    fn logprob_mismatch(&self, scored: &ScoredGroup) -> Result<Option<f64>, Error> {
+        let group = &scored.group;
+        let task = &group.task;
+        let comparable = task.policy_version == self.state.step
+            && task.sampling == (Sampling { behavior: Behavior::Policy, temperature: 1.0 });
+        if !comparable {
+            return Ok(None);
+        }
+        let sequences: Vec<Sequence> = group
+            .rollouts
+            .iter()
+            .map(|rollout| {
+                let choices = rollout.choices.iter();
+                let choices = choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
+                Sequence::new(&scored.prompt, &rollout.tokens, choices)
+            })
+            .filter(|sequence| !sequence.chosen.is_empty())
+            .collect();
+        if sequences.is_empty() {
+            return Ok(None);
+        }
+        let logprobs = self.model.logprobs(&self.state.params, &sequences.iter().collect::<Vec<_>>())?;
+        let played = group.rollouts.iter().flat_map(|rollout| &rollout.choices);
+        let differences = played.zip(&logprobs).map(|(choice, logprob)| f64::from((choice.logprob - logprob).abs()));
+        Ok(Some(differences.sum::<f64>() / logprobs.len() as f64))
+    }
+}
+
+impl Totals {
+    fn count_trained(&mut self, stored: &Stored, weight: f64) {
+        self.num_trained_sequences += 1;
+        self.num_trained_tokens += stored.sequence.tokens.len() as u64;
+        let (problem_origin, label_origin) = stored.origins();
+        let weighted = stored.sequence.chosen.len() as f64 * weight;
+        let cell = self.trained_by_origin.iter_mut().find(|cell| (cell.0, cell.1) == (problem_origin, label_origin));
+        match cell {
+            Some(cell) => cell.2 += weighted,
+            None => self.trained_by_origin.push((problem_origin, label_origin, weighted)),
+        }
+    }
+}
+
+fn mean_surprise(groups: &[ScoredGroup]) -> f64 {
+    let rollouts = groups.iter().flat_map(|scored| &scored.group.rollouts);
+    let logprobs = rollouts.flat_map(|rollout| &rollout.choices).map(|choice| f64::from(choice.logprob));
+    let (sum, count) = logprobs.fold((0.0, 0u64), |(sum, count), logprob| (sum - logprob, count + 1));
+    sum / count.max(1) as f64
+}

@@ -1,0 +1,316 @@
+//! The truth of a run: append-only segments of records `[length | type | blake3 | zstd(postcard)]`.
+//!
+//! A record is whole or it is not there: a tail that a crash cut short is dropped when the journal is opened, and a
+//! record whose hash does not fit is reported and passed over.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use proto::{Digest, ScoredGroup};
+use serde::{Deserialize, Serialize};
+
+use crate::{Control, Error, Manifest};
+
+/// One entry of the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Record {
+    /// What the run depends on; the first record.
+    Manifest(Manifest),
+    /// A scored group, in order of arrival.
+    Group(ScoredGroup),
+    /// An exam result.
+    Eval(EvalRecord),
+    /// A finished step.
+    Step(StepRecord),
+    /// The one decision of the clock.
+    Control(Control),
+}
+
+/// An exam sat by the averaged weights of a step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Number of the state whose weights sat it.
+    pub step: u64,
+    /// Which exam.
+    pub exam: String,
+    /// Problems solved, greedily, in one attempt.
+    pub num_correct: u64,
+    /// Problems asked.
+    pub num_problems: u64,
+}
+
+/// What a step made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Number of the state that the step made.
+    pub step: u64,
+    /// Digests of the groups that were folded, in index order.
+    pub groups: Vec<Digest>,
+    /// Hash of the weights.
+    pub weights_digest: Digest,
+    /// Hash of the state.
+    pub state_digest: Digest,
+    /// Wall time of the run so far; never part of a digest.
+    pub elapsed_ms: u64,
+}
+
+/// A record that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordError {
+    /// In which segment.
+    pub segment: PathBuf,
+    /// At which byte.
+    pub offset: u64,
+    /// Whether the segment ends inside the record; otherwise its bytes do not fit its hash.
+    pub truncated: bool,
+}
+
+const HEADER_BYTES: usize = 4 + 1 + 32;
+const MAX_RECORD_BYTES: u32 = 1 << 30;
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// A journal open for appending.
+#[derive(Debug)]
+pub struct Journal {
+    folder: PathBuf,
+    segment_index: u64,
+    path: PathBuf,
+    file: BufWriter<File>,
+    size_bytes: u64,
+}
+
+impl Journal {
+    /// Starts a journal in an empty folder, or continues the one that is there.
+    ///
+    /// `visit` sees every record in order. A tail that was cut short is removed; the second result says how many bytes
+    /// that were, and which records in the middle could not be read.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(folder: &Path, mut visit: impl FnMut(Record)) -> Result<(Journal, u64, Vec<RecordError>), Error> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let mut truncated_bytes = 0;
+        let mut unreadable = Vec::new();
+        let mut reader = JournalReader::open(folder)?;
+        while let Some(record) = reader.next()? {
+            match record {
+                Ok(record) => visit(record),
+                Err(error) if error.truncated && Some(&error.segment) == reader.segments.last() => {
+                    let file = OpenOptions::new().write(true).open(&error.segment);
+                    let file = file.map_err(Error::io("open", &error.segment))?;
+                    let size = file.metadata().map_err(Error::io("inspect", &error.segment))?.len();
+                    truncated_bytes = size - error.offset;
+                    file.set_len(error.offset).map_err(Error::io("truncate", &error.segment))?;
+                    file.sync_all().map_err(Error::io("sync", &error.segment))?;
+                }
+                Err(error) => unreadable.push(error),
+            }
+        }
+        let segment_index = (reader.segments.len() as u64).saturating_sub(1);
+        let (path, file, size_bytes) = open_segment(folder, segment_index)?;
+        Ok((Journal { folder: folder.to_owned(), segment_index, path, file, size_bytes }, truncated_bytes, unreadable))
+    }
+
+    /// Adds a record; it is durable after the next [`Journal::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn append(&mut self, record: &Record) -> Result<(), Error> {
+        let body = zstd::bulk::compress(&proto::wire::encode(record), 1).map_err(Error::io("compress for", &self.path))?;
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        header.extend((body.len() as u32).to_le_bytes());
+        header.push(record_type(record));
+        header.extend(record_hash(record_type(record), &body));
+        self.file.write_all(&header).and_then(|()| self.file.write_all(&body)).map_err(Error::io("append to", &self.path))?;
+        self.size_bytes += (header.len() + body.len()) as u64;
+        Ok(())
+    }
+
+    /// Makes everything durable; starts a new segment when this one is full.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: nothing since the last success may be taken as written.
+    pub fn sync(&mut self) -> Result<(), Error> {
+        self.file.flush().map_err(Error::io("write", &self.path))?;
+        self.file.get_ref().sync_data().map_err(Error::io("sync", &self.path))?;
+        if self.size_bytes >= SEGMENT_BYTES {
+            self.segment_index += 1;
+            (self.path, self.file, self.size_bytes) = open_segment(&self.folder, self.segment_index)?;
+        }
+        Ok(())
+    }
+}
+
+fn open_segment(folder: &Path, index: u64) -> Result<(PathBuf, BufWriter<File>, u64), Error> {
+    let path = folder.join(format!("{index:08}.log"));
+    let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+    let size = file.seek(SeekFrom::End(0)).map_err(Error::io("open", &path))?;
+    sync_folder(folder)?;
+    Ok((path, BufWriter::new(file), size))
+}
+
+/// Makes a folder's entries durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
+}
+
+/// Reads a journal, also while a run writes it.
+#[derive(Debug)]
+pub struct JournalReader {
+    segments: Vec<PathBuf>,
+    next_segment: usize,
+    file: Option<BufReader<File>>,
+    offset: u64,
+}
+
+impl JournalReader {
+    /// Opens a journal at its first record.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(folder: &Path) -> Result<JournalReader, Error> {
+        let mut segments = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+            let path = entry.map_err(Error::io("list", folder))?.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                segments.push(path);
+            }
+        }
+        segments.sort();
+        Ok(JournalReader { segments, next_segment: 0, file: None, offset: 0 })
+    }
+
+    /// Reads the next record; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; a record that cannot be read is no error of the reader.
+    #[expect(clippy::should_implement_trait, reason = "the two kinds of failure do not fit an iterator's item")]
+    pub fn next(&mut self) -> Result<Option<Result<Record, RecordError>>, Error> {
+        loop {
+            if self.file.is_none() {
+                let Some(path) = self.segments.get(self.next_segment) else { return Ok(None) };
+                self.file = Some(BufReader::new(File::open(path).map_err(Error::io("open", path))?));
+                self.next_segment += 1;
+                self.offset = 0;
+            }
+            let path = self.segments[self.next_segment - 1].clone();
+            let file = self.file.as_mut().expect("a segment is open");
+            let offset = self.offset;
+            let truncated = RecordError { segment: path.clone(), offset, truncated: true };
+            let mut header = [0; HEADER_BYTES];
+            let header_bytes = read_up_to(file, &mut header).map_err(Error::io("read", &path))?;
+            if header_bytes == 0 {
+                self.file = None;
+                continue;
+            }
+            let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+            let mut body = Vec::new();
+            if header_bytes == HEADER_BYTES && length <= MAX_RECORD_BYTES {
+                file.take(u64::from(length)).read_to_end(&mut body).map_err(Error::io("read", &path))?;
+            }
+            if header_bytes < HEADER_BYTES || body.len() < length as usize {
+                self.file = None;
+                return Ok(Some(Err(truncated)));
+            }
+            self.offset += (HEADER_BYTES + body.len()) as u64;
+            return Ok(Some(decode(&header, &body).ok_or(RecordError { truncated: false, ..truncated })));
+        }
+    }
+}
+
+fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+fn decode(header: &[u8; HEADER_BYTES], body: &[u8]) -> Option<Record> {
+    if header[5..] != record_hash(header[4], body) {
+        return None;
+    }
+    let bytes = zstd::stream::decode_all(body).ok()?;
+    proto::wire::decode(&bytes).ok()
+}
+
+fn record_hash(kind: u8, body: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[kind]);
+    hasher.update(body);
+    *hasher.finalize().as_bytes()
+}
+
+fn record_type(record: &Record) -> u8 {
+    match record {
+        Record::Manifest(_) => 0,
+        Record::Group(_) => 1,
+        Record::Eval(_) => 2,
+        Record::Step(_) => 3,
+        Record::Control(_) => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn control(stop_at: u64) -> Record {
+        Record::Control(Control { decay_from: 1, stop_at })
+    }
+
+    fn write(folder: &Path, records: std::ops::Range<u64>) {
+        let (mut journal, _, _) = Journal::open(folder, |_| {}).unwrap();
+        records.for_each(|stop_at| journal.append(&control(stop_at)).unwrap());
+        journal.sync().unwrap();
+    }
+
+    fn read(folder: &Path) -> (Vec<Record>, u64, Vec<RecordError>) {
+        let mut records = Vec::new();
+        let (_, truncated_bytes, unreadable) = Journal::open(folder, |record| records.push(record)).unwrap();
+        (records, truncated_bytes, unreadable)
+    }
+
+    #[test]
+    fn every_cut_keeps_the_whole_records_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), 0..3);
+        let path = folder.path().join("00000000.log");
+        let bytes = std::fs::read(&path).unwrap();
+        let record_bytes = bytes.len() / 3;
+        for cut in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            let (records, truncated_bytes, unreadable) = read(folder.path());
+            assert_eq!(records.len(), cut / record_bytes);
+            assert_eq!(truncated_bytes as usize, cut % record_bytes);
+            assert!(unreadable.is_empty());
+            write(folder.path(), 7..8);
+            assert_eq!(read(folder.path()).0.last(), Some(&control(7)), "appending after recovery works");
+        }
+    }
+
+    #[test]
+    fn a_flipped_byte_costs_one_record() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), 0..3);
+        let path = folder.path().join("00000000.log");
+        let bytes = std::fs::read(&path).unwrap();
+        let record_bytes = bytes.len() / 3;
+        // Not the length: a wrong length is a cut.
+        for flipped in record_bytes + 4..2 * record_bytes {
+            let mut broken = bytes.clone();
+            broken[flipped] ^= 1;
+            std::fs::write(&path, &broken).unwrap();
+            let (records, truncated_bytes, unreadable) = read(folder.path());
+            assert_eq!(records, [control(0), control(2)]);
+            assert_eq!((truncated_bytes, unreadable.len()), (0, 1));
+            assert_eq!(unreadable[0].offset as usize, record_bytes);
+        }
+    }
+}

@@ -1,0 +1,517 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::Bus;
+use policy::{Params, write_weights};
+use proto::{Digest, Problem, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::checkpoint::{load_latest, prune, save};
+use crate::journal::{EvalRecord, Journal, Record, RecordError, StepRecord};
+use crate::{Config, Control, Error, Fold, Manifest, State, StepReport, Totals};
+
+/// How this process runs; changes when things happen, never what.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Where the run lives.
+    pub run_dir: PathBuf,
+    /// Threads that train.
+    pub num_threads: usize,
+    /// Wall time after which the clock ends the run, where the config does not.
+    pub time_limit: Option<Duration>,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_checkpoints: usize,
+    /// How long nothing may come back before the run ends with an error.
+    pub stall_limit: Duration,
+    /// Names of the tokens, written beside the weights.
+    pub tokenizer_json: String,
+}
+
+/// Problems of an exam that is sat during the run.
+#[derive(Clone, Debug)]
+pub struct Exam {
+    /// Its name.
+    pub name: String,
+    /// Its problems.
+    pub problems: Vec<Problem>,
+}
+
+/// Something to show.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A run goes on.
+    Resumed {
+        /// From which state.
+        step: u64,
+        /// Bytes of an unfinished record that were removed from the journal's end.
+        truncated_bytes: u64,
+        /// Records in the middle of the journal that could not be read.
+        unreadable: Vec<RecordError>,
+    },
+    /// A checkpoint is broken; an earlier one is used.
+    CheckpointRefused(String),
+    /// A step is done.
+    Step {
+        /// What it did.
+        report: StepReport,
+        /// Since the start of the run, earlier processes included.
+        elapsed: Duration,
+        /// Counts so far.
+        totals: Totals,
+        /// A problem of the batch, an answer and its verdict.
+        sample: Option<(Problem, Vec<Token>, Verdict)>,
+    },
+    /// An exam is over.
+    Eval(EvalRecord),
+    /// The clock fixed the end of the run.
+    Control(Control),
+    /// A checkpoint is written.
+    Checkpoint(PathBuf),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// At the end of its schedule.
+    Finished,
+    /// It was told to stop; it can go on.
+    Interrupted,
+}
+
+/// What a run did.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Number of the last state.
+    pub step: u64,
+    /// Hash of its weights.
+    pub weights_digest: Digest,
+    /// Its schedule, once it is fixed.
+    pub control: Option<Control>,
+    /// Exam results, in order of step.
+    pub evals: Vec<EvalRecord>,
+    /// Counts over the run.
+    pub totals: Totals,
+    /// Wall time, earlier processes included.
+    pub elapsed: Duration,
+}
+
+/// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
+///
+/// # Errors
+/// Any [`Error`]; whatever was synced to the journal stays.
+#[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
+pub async fn run(
+    config: Config,
+    options: RunOptions,
+    manifest: Manifest,
+    sources: Vec<Arc<dyn ProblemSource>>,
+    exams: Vec<Exam>,
+    bus: Arc<dyn Bus>,
+    events: mpsc::UnboundedSender<Event>,
+    shutdown: CancellationToken,
+) -> Result<Summary, Error> {
+    let mut learner = Learner::open(config, options, manifest, sources, exams, bus, events).await?;
+    let outcome = learner.main_loop(&shutdown).await?;
+    Ok(learner.summary(outcome))
+}
+
+struct Learner {
+    options: RunOptions,
+    exams: Vec<Exam>,
+    bus: Arc<dyn Bus>,
+    events: mpsc::UnboundedSender<Event>,
+    fold: Fold,
+    journal: Journal,
+    control: Option<Control>,
+    /// Groups that are in, by batch and index.
+    received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
+    /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
+    expected_steps: BTreeMap<u64, StepRecord>,
+    /// The exams that are being sat.
+    sitting: Option<Sitting>,
+    evals: Vec<EvalRecord>,
+    elapsed_before: Duration,
+    started: Instant,
+    last_checkpoint: Option<u64>,
+    /// Until the first batches are issued: whether an earlier process may have issued some.
+    resumes: bool,
+    /// Encoded weights that planned batches name.
+    versions: BTreeMap<Digest, Arc<[u8]>>,
+    /// Held while this process lives: a second learner is refused.
+    _lock: File,
+}
+
+/// Exams sat by one version.
+struct Sitting {
+    step: u64,
+    tasks: Vec<Task>,
+    /// Name and number of problems, in order of the tasks.
+    parts: Vec<(String, usize)>,
+    correct: Vec<Option<bool>>,
+}
+
+impl Learner {
+    async fn open(
+        config: Config,
+        options: RunOptions,
+        manifest: Manifest,
+        sources: Vec<Arc<dyn ProblemSource>>,
+        exams: Vec<Exam>,
+        bus: Arc<dyn Bus>,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Result<Learner, Error> {
+        let lock = lock(&options.run_dir)?;
+        let checkpoint = load_latest(&options.run_dir.join("checkpoints"), |error| {
+            drop(events.send(Event::CheckpointRefused(error.to_string())));
+        })?;
+        let resumes = checkpoint.is_some();
+        let (state, planned, versions) = match checkpoint {
+            Some(checkpoint) => (checkpoint.state, checkpoint.planned, checkpoint.versions),
+            None => (State::initial(&config), BTreeMap::new(), Vec::new()),
+        };
+        let versions: BTreeMap<Digest, Arc<[u8]>> =
+            versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
+        for (digest, bytes) in &versions {
+            bus.put_weights(*digest, bytes.clone()).await?;
+        }
+        let mut control = config.control();
+        let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+        let (mut steps, mut evals, mut manifests) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (journal, truncated_bytes, unreadable) =
+            Journal::open(&options.run_dir.join("journal"), |record| match record {
+                Record::Manifest(manifest) => manifests.push(manifest),
+                Record::Control(decided) => control = Some(decided),
+                Record::Eval(eval) => evals.push(eval),
+                Record::Step(step) => drop(steps.insert(step.step, step)),
+                Record::Group(scored) => {
+                    let id = scored.group.task.id;
+                    if id.batch >= state.step {
+                        received.entry(id.batch).or_default().insert(id.index, scored);
+                    }
+                }
+            })?;
+        if resumes || !steps.is_empty() {
+            drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable }));
+        }
+        let elapsed_before = steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
+        let expected_steps = steps.split_off(&(state.step + 1));
+        let last_checkpoint = resumes.then_some(state.step);
+        let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
+        let mut learner = Learner {
+            options,
+            exams,
+            bus,
+            events,
+            fold,
+            journal,
+            control,
+            received,
+            expected_steps,
+            sitting: None,
+            evals,
+            elapsed_before,
+            started: Instant::now(),
+            last_checkpoint,
+            resumes,
+            versions,
+            _lock: lock,
+        };
+        match manifests.first() {
+            Some(was) => was.expect_same(&manifest)?,
+            None => {
+                learner.journal.append(&Record::Manifest(manifest))?;
+                learner.journal.sync()?;
+            }
+        }
+        Ok(learner)
+    }
+
+    /// One turn a step: publish the version, ask for what it plans, wait for the batch, fold it.
+    async fn main_loop(&mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
+        loop {
+            let step = self.fold.state().step;
+            let ends = self.control.is_some_and(|control| step >= control.stop_at);
+            self.publish_weights().await?;
+            self.begin_sitting(step, ends).await?;
+            if !ends {
+                self.issue_batches().await?;
+            }
+            if !self.collect(step, ends, shutdown).await? {
+                self.checkpoint()?;
+                return Ok(Outcome::Interrupted);
+            }
+            self.journal.sync()?;
+            if ends {
+                self.checkpoint()?;
+                return Ok(Outcome::Finished);
+            }
+            self.fold_batch(step)?;
+            self.decide_end()?;
+            if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
+                self.checkpoint()?;
+            }
+        }
+    }
+
+    /// Stores the current version and forgets those that no task names.
+    async fn publish_weights(&mut self) -> Result<(), Error> {
+        let digest = self.fold.weights_digest();
+        let bytes: Arc<[u8]> = write_weights(&self.fold.config().model, &[("", &self.fold.state().params)]).into();
+        self.bus.put_weights(digest, bytes.clone()).await?;
+        self.versions.insert(digest, bytes);
+        let planned = self.fold.planned();
+        let named = |version: &Digest| {
+            *version == digest || planned.values().flatten().any(|task| task.weights == *version)
+        };
+        self.versions.retain(|version, _| named(version));
+        let needed: Vec<Digest> = self.versions.keys().copied().collect();
+        Ok(self.bus.retain_weights(&needed).await?)
+    }
+
+    /// Asks for the exams that are due and not in the journal yet.
+    async fn begin_sitting(&mut self, step: u64, ends: bool) -> Result<(), Error> {
+        let every = self.fold.config().exams.every_steps;
+        let due = step == 0 || ends || (every > 0 && step.is_multiple_of(every));
+        let done: BTreeSet<&str> =
+            self.evals.iter().filter(|eval| eval.step == step).map(|eval| eval.exam.as_str()).collect();
+        let open: Vec<&Exam> = self.exams.iter().filter(|exam| due && !done.contains(exam.name.as_str())).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let model = &self.fold.config().model;
+        let ema: &Params = &self.fold.state().ema;
+        let ema_digest = ema.digest(model);
+        self.bus.put_weights(ema_digest, write_weights(model, &[("", ema)]).into()).await?;
+        let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
+        let tasks = self.fold.exam_tasks(ema_digest, &problems, 0);
+        let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();
+        for task in &tasks {
+            self.bus.publish_task(task.clone()).await?;
+        }
+        self.sitting = Some(Sitting { step, correct: vec![None; tasks.len()], tasks, parts });
+        Ok(())
+    }
+
+    /// Asks for every batch that may be planned now, except what is in already.
+    async fn issue_batches(&mut self) -> Result<(), Error> {
+        let mut batches: BTreeSet<u64> = self.fold.plan().into_iter().collect();
+        if std::mem::take(&mut self.resumes) {
+            // Batches planned before the checkpoint may have been lost with the process that asked for them.
+            batches.extend(self.fold.planned().keys());
+        }
+        for batch in batches {
+            let received = self.received.entry(batch).or_default();
+            for task in &self.fold.planned()[&batch] {
+                if !received.contains_key(&task.id.index) {
+                    self.bus.publish_task(task.clone()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the batch is sealed and the exams are over; `false` when told to stop before.
+    async fn collect(&mut self, batch: u64, ends: bool, shutdown: &CancellationToken) -> Result<bool, Error> {
+        loop {
+            let total = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
+            let missing = total - if ends { 0 } else { self.received.get(&batch).map_or(0, BTreeMap::len) };
+            let absent = self.sitting.as_ref().map_or(0, |sitting| sitting.correct.iter().filter(|correct| correct.is_none()).count());
+            if missing == 0 && absent == 0 {
+                return Ok(true);
+            }
+            let bus = self.bus.clone();
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(false),
+                scored = bus.next_scored() => self.accept(scored?)?,
+                () = tokio::time::sleep(self.options.stall_limit) => {
+                    let first = self.first_missing(batch);
+                    let seconds = self.options.stall_limit.as_secs();
+                    return Err(Error::Stalled { seconds, step: batch, missing: missing + absent, total: total + absent, first });
+                }
+            }
+        }
+    }
+
+    fn first_missing(&self, batch: u64) -> String {
+        let unsat = self.sitting.iter().flat_map(|sitting| {
+            sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
+        });
+        let unsealed = self.fold.planned().get(&batch).into_iter().flatten().map(|task| task.id).filter(|id| {
+            self.received.get(&batch).is_none_or(|received| !received.contains_key(&id.index))
+        });
+        unsat.chain(unsealed).next().map_or("none".to_owned(), |id: TaskId| format!("{id:?}"))
+    }
+
+    fn accept(&mut self, scored: ScoredGroup) -> Result<(), Error> {
+        let id = scored.group.task.id;
+        match id.kind {
+            TaskKind::Evaluate => self.accept_exam_answer(&scored),
+            TaskKind::Solve => {
+                let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
+                let Some(planned) = planned else { return Ok(()) };
+                let disagrees = |reason: &str| {
+                    Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
+                };
+                if *planned != scored.group.task {
+                    return disagrees("it was not played for this plan");
+                }
+                let received = self.received.entry(id.batch).or_default();
+                match received.get(&id.index) {
+                    Some(first) if *first != scored => disagrees("two copies differ"),
+                    Some(_) => Ok(()),
+                    None => {
+                        let record = Record::Group(scored.clone());
+                        received.insert(id.index, scored);
+                        self.journal.append(&record)
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
+        let id = scored.group.task.id;
+        let Some(sitting) = self.sitting.as_mut().filter(|sitting| sitting.step == id.batch) else { return Ok(()) };
+        let Some(correct) = sitting.correct.get_mut(id.index as usize) else { return Ok(()) };
+        *correct = Some(scored.verdicts.first() == Some(&Verdict::Correct));
+        if sitting.correct.iter().any(Option::is_none) {
+            return Ok(());
+        }
+        let Some(sitting) = self.sitting.take() else { return Ok(()) };
+        let mut correct = sitting.correct.into_iter();
+        for (exam, num_problems) in sitting.parts {
+            let num_correct = correct.by_ref().take(num_problems).filter(|correct| *correct == Some(true)).count();
+            let eval = EvalRecord {
+                step: sitting.step,
+                exam,
+                num_correct: num_correct as u64,
+                num_problems: num_problems as u64,
+            };
+            self.journal.append(&Record::Eval(eval.clone()))?;
+            drop(self.events.send(Event::Eval(eval.clone())));
+            self.evals.push(eval);
+        }
+        Ok(())
+    }
+
+    fn fold_batch(&mut self, batch: u64) -> Result<(), Error> {
+        let groups: Vec<ScoredGroup> = self.received.remove(&batch).unwrap_or_default().into_values().collect();
+        let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
+        let elapsed = self.elapsed();
+        match self.expected_steps.remove(&report.step) {
+            Some(expected) => expect_step(&expected, report.weights_digest, report.state_digest)?,
+            None => {
+                self.journal.append(&Record::Step(StepRecord {
+                    step: report.step,
+                    groups: groups.iter().map(Digest::of).collect(),
+                    weights_digest: report.weights_digest,
+                    state_digest: report.state_digest,
+                    elapsed_ms: elapsed.as_millis() as u64,
+                }))?;
+                self.journal.sync()?;
+            }
+        }
+        let totals = self.fold.state().totals.clone();
+        let sample = sample(&groups);
+        drop(self.events.send(Event::Step { report, elapsed, totals, sample }));
+        Ok(())
+    }
+
+    /// Lets the clock make its one decision: at four fifths of the time limit the decay begins.
+    fn decide_end(&mut self) -> Result<(), Error> {
+        let (Some(limit), None) = (self.options.time_limit, self.control) else { return Ok(()) };
+        let (step, elapsed) = (self.fold.state().step, self.elapsed());
+        if elapsed < limit.mul_f64(0.8) {
+            return Ok(());
+        }
+        let per_step = elapsed.as_secs_f64() / step as f64;
+        let left = (limit.saturating_sub(elapsed).as_secs_f64() / per_step).floor().max(1.0);
+        let control = Control { decay_from: step, stop_at: step + left as u64 };
+        self.journal.append(&Record::Control(control))?;
+        self.journal.sync()?;
+        self.control = Some(control);
+        drop(self.events.send(Event::Control(control)));
+        Ok(())
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        let state = self.fold.state();
+        if self.last_checkpoint == Some(state.step) {
+            return Ok(());
+        }
+        let folder = self.options.run_dir.join("checkpoints");
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let own = self.fold.weights_digest();
+        let older = self.versions.iter().filter(|(digest, _)| **digest != own);
+        let versions = older.map(|(digest, bytes)| (*digest, bytes.to_vec())).collect();
+        let path = save(&folder, self.fold.config(), state, self.fold.planned(), versions, &self.options.tokenizer_json)?;
+        prune(&folder, self.options.keep_checkpoints)?;
+        self.last_checkpoint = Some(state.step);
+        drop(self.events.send(Event::Checkpoint(path)));
+        Ok(())
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.elapsed_before + self.started.elapsed()
+    }
+
+    fn summary(self, outcome: Outcome) -> Summary {
+        Summary {
+            outcome,
+            step: self.fold.state().step,
+            weights_digest: self.fold.weights_digest(),
+            control: self.control,
+            elapsed: self.elapsed(),
+            totals: self.fold.state().totals.clone(),
+            evals: self.evals,
+        }
+    }
+}
+
+/// Checks a step that was computed again against its record.
+pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest) -> Result<(), Error> {
+    let pairs = [
+        ("weights digest", expected.weights_digest, weights),
+        ("state digest", expected.state_digest, state),
+    ];
+    match pairs.into_iter().find(|(_, expected, got)| expected != got) {
+        None => Ok(()),
+        Some((what, was, is)) => {
+            let reason = format!("the journal says {was:?}, computing it again gives {is:?}");
+            Err(Error::Integrity { what, step: expected.step, reason })
+        }
+    }
+}
+
+/// The first problem of the batch, with a right answer if there is one.
+fn sample(groups: &[ScoredGroup]) -> Option<(Problem, Vec<Token>, Verdict)> {
+    let scored = groups.first()?;
+    let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
+    let rollout = scored.group.rollouts.get(solved)?;
+    Some((scored.group.task.problem.clone(), rollout.tokens.clone(), scored.verdicts[solved]))
+}
+
+/// Takes the run directory for this process.
+fn lock(run_dir: &Path) -> Result<File, Error> {
+    std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
+    let path = run_dir.join("LOCK");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {
+            path,
+            expected: "no other learner in this run directory".to_owned(),
+            got: "one that is running".to_owned(),
+        }),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+    }
+}

@@ -1,0 +1,76 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use proto::{ProblemSource, ScoredGroup, TaskKind};
+
+use crate::journal::{JournalReader, Record};
+use crate::main_loop::expect_step;
+use crate::{Config, Error, Fold, Manifest, State};
+
+/// What a replay found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayReport {
+    /// Steps that came out with the digests of the journal.
+    pub num_steps: u64,
+    /// Groups that were folded.
+    pub num_groups: u64,
+    /// What the run depended on.
+    pub manifest: Manifest,
+}
+
+/// Computes a run again from its journal alone and compares the digests of every step up to `last_step`.
+///
+/// `each` hears the number of every step that agrees.
+///
+/// # Errors
+/// [`Error::Integrity`] names the first step that differs or that lacks a group; [`Error::File`] when the journal has no
+/// manifest.
+pub fn replay(
+    config: Config,
+    journal: &Path,
+    sources: Vec<Arc<dyn ProblemSource>>,
+    num_threads: usize,
+    last_step: u64,
+    mut each: impl FnMut(u64),
+) -> Result<ReplayReport, Error> {
+    let mut control = config.control();
+    let state = State::initial(&config);
+    let num_tasks = config.batch.num_tasks as usize;
+    let mut fold = Fold::new(config, sources, num_threads, state, BTreeMap::new())?;
+    let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+    let (mut manifest, mut num_groups) = (None, 0);
+    let mut reader = JournalReader::open(journal)?;
+    while let Some(record) = reader.next()? {
+        match record {
+            Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
+            Ok(Record::Control(decided)) => control = Some(decided),
+            Ok(Record::Group(scored)) if scored.group.task.id.kind == TaskKind::Solve => {
+                let id = scored.group.task.id;
+                received.entry(id.batch).or_default().insert(id.index, scored);
+            }
+            Ok(Record::Step(expected)) if expected.step <= last_step => {
+                let batch = expected.step - 1;
+                let groups: Vec<ScoredGroup> = received.remove(&batch).unwrap_or_default().into_values().collect();
+                if groups.len() != num_tasks || fold.state().step != batch {
+                    let reason = format!("the journal has {} of its {num_tasks} groups", groups.len());
+                    return Err(Error::Integrity { what: "batch", step: batch, reason });
+                }
+                fold.plan();
+                let report = fold.fold(&groups, control)?;
+                expect_step(&expected, report.weights_digest, report.state_digest)?;
+                num_groups += groups.len() as u64;
+                each(expected.step);
+            }
+            Ok(_) => {}
+            // A record that cannot be read is missed where its batch is folded, and named there.
+            Err(_) => {}
+        }
+    }
+    let manifest = manifest.ok_or_else(|| Error::File {
+        path: journal.to_owned(),
+        expected: "a journal that begins with a manifest".to_owned(),
+        got: "none".to_owned(),
+    })?;
+    Ok(ReplayReport { num_steps: fold.state().step, num_groups, manifest })
+}

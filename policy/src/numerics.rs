@@ -1,0 +1,58 @@
+use candle_core::Device;
+use proto::{ActionMask, Digest};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Model, ModelConfig, Params, Sequence, TrainBatch};
+
+/// What arithmetic a process does. Two processes of one run must agree on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Numerics {
+    /// Which implementation of the operations.
+    pub kernels: String,
+    /// Where they run.
+    pub device: String,
+    /// Type of the weights.
+    pub dtype: String,
+    /// Hash of a fixed forward and backward pass.
+    pub pass_digest: Digest,
+}
+
+impl Numerics {
+    /// Runs the fixed pass on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device cannot run it.
+    pub fn measure() -> Result<Numerics, Error> {
+        let config = ModelConfig {
+            vocabulary_size: 32,
+            max_positions: 24,
+            d_model: 48,
+            num_layers: 2,
+            num_heads: 3,
+            num_kv_heads: 1,
+            ff_dim: 80,
+        };
+        let params = Params::init(&config, 0);
+        let mask: ActionMask = (0..32).collect();
+        let sequences: Vec<Sequence> = [3, 24, 17]
+            .into_iter()
+            .map(|len| {
+                let tokens: Vec<u16> = (0..len).map(|index| (index * 7 % 32) as u16).collect();
+                Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, mask)))
+            })
+            .collect();
+        let batch = TrainBatch { sequences: sequences.iter().collect(), weights: vec![1.0, 0.5, 0.25] };
+        let (logprobs, gradients) = Model::new(&config, Device::Cpu)?.gradients(&params, &batch)?;
+        Ok(Numerics {
+            kernels: "fixed-order/1".to_owned(),
+            device: "cpu".to_owned(),
+            dtype: "f32".to_owned(),
+            pass_digest: Digest::of(&(logprobs, gradients.tensors)),
+        })
+    }
+}
+
+/// Names the vector instructions in use, for people: results do not depend on them.
+pub fn instruction_set() -> String {
+    format!("{:?}", pulp::Arch::new()).split('(').next().unwrap_or("unknown").to_lowercase()
+}

@@ -1,0 +1,147 @@
+use proto::{ActionMask, CounterRng, Token};
+use pulp::Arch;
+
+use crate::kernels::exp;
+
+/// Maximum and sum of exponentials over the legal tokens, in ascending order of token.
+#[derive(Clone, Copy)]
+struct LegalSoftmax {
+    max: f32,
+    sum: f32,
+    inverse_temperature: f32,
+}
+
+impl LegalSoftmax {
+    #[inline(always)]
+    fn new(logits: &[f32], mask: &ActionMask, inverse_temperature: f32) -> LegalSoftmax {
+        let scaled = |token: Token| logits[usize::from(token)] * inverse_temperature;
+        let max = mask.iter().map(scaled).fold(f32::NEG_INFINITY, f32::max);
+        let sum = mask.iter().map(|token| exp(scaled(token) - max)).fold(0.0, |sum, weight| sum + weight);
+        LegalSoftmax { max, sum, inverse_temperature }
+    }
+
+    #[inline(always)]
+    fn weight(&self, logit: f32) -> f32 {
+        exp(logit * self.inverse_temperature - self.max)
+    }
+
+    #[inline(always)]
+    fn logprob(&self, logit: f32) -> f32 {
+        logit * self.inverse_temperature - self.max - libm::logf(self.sum)
+    }
+}
+
+/// Computes the log-probability of a token among the legal ones. The one function for actor and learner.
+///
+/// - `logits`: `[V]`; `mask`: legal tokens, `target` one of them.
+///
+/// ```
+/// let mask = [1, 3].into_iter().collect();
+/// let logprob = policy::masked_logprob(&[9.0, 0.0, 9.0, 0.0], &mask, 3);
+/// assert!((logprob - 0.5f32.ln()).abs() < 1e-6);
+/// ```
+pub fn masked_logprob(logits: &[f32], mask: &ActionMask, target: Token) -> f32 {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || LegalSoftmax::new(logits, mask, 1.0).logprob(logits[usize::from(target)]),
+    )
+}
+
+/// Adds `scale` times the gradient of [`masked_logprob`] to `grad_logits`.
+pub(crate) fn masked_logprob_backward(
+    logits: &[f32],
+    mask: &ActionMask,
+    target: Token,
+    scale: f32,
+    grad_logits: &mut [f32],
+) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let softmax = LegalSoftmax::new(logits, mask, 1.0);
+            for token in mask.iter().map(usize::from) {
+                grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
+            }
+            grad_logits[usize::from(target)] += scale;
+        },
+    );
+}
+
+/// Draws a legal token and gives its log-probability.
+///
+/// - `logits`: `[V]`; `mask`: at least one legal token.
+/// - `temperature`: divides the logits; 0 takes the most probable token (the lowest id among equals) and gives its
+///   log-probability at temperature 1.
+///
+/// # Panics
+/// When the mask is empty.
+pub fn sample(logits: &[f32], mask: &ActionMask, temperature: f32, rng: &mut CounterRng) -> (Token, f32) {
+    assert!(!mask.is_empty(), "sample: expected a legal token, got none");
+    if temperature == 0.0 {
+        let best = mask.iter().reduce(|best, token| {
+            if logits[usize::from(token)] > logits[usize::from(best)] { token } else { best }
+        });
+        let best = best.expect("the mask is not empty");
+        return (best, masked_logprob(logits, mask, best));
+    }
+    let threshold = rng.unit_f64();
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let softmax = LegalSoftmax::new(logits, mask, 1.0 / temperature);
+            let threshold = threshold * f64::from(softmax.sum);
+            let (mut cumulative, mut drawn) = (0.0, 0);
+            for token in mask.iter() {
+                drawn = token;
+                cumulative += f64::from(softmax.weight(logits[usize::from(token)]));
+                if cumulative > threshold {
+                    break;
+                }
+            }
+            (drawn, softmax.logprob(logits[usize::from(drawn)]))
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Purpose;
+
+    use super::*;
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let logits = [0.0, 1.0, 50.0, 2.0];
+        let mask: ActionMask = [0, 1, 3].into_iter().collect();
+        let mut counts = [0u32; 4];
+        let mut rng = CounterRng::new(0, Purpose::Rollout, 0, 0, 0);
+        for _ in 0..30_000 {
+            let (token, logprob) = sample(&logits, &mask, 1.0, &mut rng);
+            assert_eq!(logprob, masked_logprob(&logits, &mask, token));
+            counts[usize::from(token)] += 1;
+        }
+        // scipy.special.softmax([0, 1, 2])
+        for (count, expected) in [counts[0], counts[1], counts[3]].into_iter().zip([0.0900, 0.2447, 0.6652]) {
+            assert!((f64::from(count) / 30_000.0 - expected).abs() < 0.01, "{counts:?}");
+        }
+        assert_eq!(counts[2], 0);
+        assert_eq!(sample(&logits, &mask, 0.0, &mut rng).0, 3);
+    }
+
+    #[test]
+    fn gradient_agrees_with_finite_differences() {
+        let logits = [0.3f32, -1.0, 0.7, 2.0];
+        let mask: ActionMask = [0, 2, 3].into_iter().collect();
+        let mut gradient = [0.0; 4];
+        masked_logprob_backward(&logits, &mask, 2, 1.5, &mut gradient);
+        for index in 0..4 {
+            let shifted = |by: f32| {
+                let mut logits = logits;
+                logits[index] += by;
+                f64::from(masked_logprob(&logits, &mask, 2)) * 1.5
+            };
+            let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+            assert!((difference - f64::from(gradient[index])).abs() < 1e-3, "{index}: {difference} {gradient:?}");
+        }
+    }
+}

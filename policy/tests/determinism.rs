@@ -1,0 +1,157 @@
+//! Results do not depend on what else is computed: shapes are drawn and bits compared.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use policy::kernels::{MatrixView, PackedMatrix, matmul, matmul_on};
+use policy::{Decoder, DecoderWeights, Feed, Model, ModelConfig, Numerics, Params, Sequence, masked_logprob};
+use proptest::prelude::*;
+use proto::{ActionMask, CounterRng, Purpose, Token};
+use pulp::Arch;
+
+fn draws(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = CounterRng::new(seed, Purpose::Init, 9, 9, 9);
+    (0..len).map(|_| rng.unit_f64() as f32 - 0.5).collect()
+}
+
+/// The order that the documentation promises, written as plainly as possible.
+fn matmul_by_definition(left: &[f32], right: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f32> {
+    let element = |row: usize, column: usize| {
+        (0..k).fold(0f32, |sum, index| left[row * k + index].mul_add(right[index * n + column], sum))
+    };
+    (0..m * n).map(|index| element(index / n, index % n)).collect()
+}
+
+fn instruction_sets() -> Vec<Arch> {
+    let mut sets = vec![Arch::Scalar, Arch::new()];
+    #[cfg(target_arch = "x86_64")]
+    sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    sets
+}
+
+fn config() -> ModelConfig {
+    ModelConfig {
+        vocabulary_size: 40,
+        max_positions: 40,
+        d_model: 64,
+        num_layers: 2,
+        num_heads: 4,
+        num_kv_heads: 2,
+        ff_dim: 48,
+    }
+}
+
+fn mask() -> ActionMask {
+    (0..40).filter(|token| token % 3 != 1).collect()
+}
+
+fn sequence(len: usize, seed: u64) -> Sequence {
+    let mut rng = CounterRng::new(seed, Purpose::Ladder, len as u64, 0, 0);
+    let tokens: Vec<Token> = (0..len).map(|_| 3 * rng.below(13) as Token).collect();
+    Sequence::new(&tokens[..2], &tokens[2..], (0..len - 2).map(|position| (position, mask())))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn matmul_has_the_bits_of_its_definition(m in 1usize..40, k in 1usize..600, n in 1usize..70, seed: u64) {
+        let (left, right) = (draws(m * k, seed), draws(k * n, seed ^ 1));
+        let expected = matmul_by_definition(&left, &right, (m, k, n));
+        let packed = PackedMatrix::new(MatrixView::row_major(&right, n), k, n);
+        for set in instruction_sets() {
+            let mut out = vec![f32::NAN; m * n];
+            matmul_on(set, MatrixView::row_major(&left, k), m, &packed, &mut out);
+            prop_assert_eq!(&out, &expected, "{:?}", set);
+        }
+        // The transposed views read the same matrices.
+        let transpose = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+            (0..x.len()).map(|index| x[index % rows * columns + index / rows]).collect()
+        };
+        let (left_t, right_t) = (transpose(&left, m, k), transpose(&right, k, n));
+        let packed = PackedMatrix::new(MatrixView::row_major(&right_t, k).transposed(), k, n);
+        let mut out = vec![f32::NAN; m * n];
+        matmul(MatrixView::row_major(&left_t, m).transposed(), m, &packed, &mut out);
+        prop_assert_eq!(out, expected);
+    }
+
+    /// Sequences scored alone, together, and decoded token by token or in pieces beside others: the same bits.
+    #[test]
+    fn logprobs_have_the_same_bits_everywhere(
+        lengths in prop::collection::vec(3usize..38, 1..6),
+        pieces in prop::collection::vec(1usize..5, 8),
+        seed in 0u64..1000,
+    ) {
+        let params = Params::init(&config(), seed);
+        let model = Model::new(&config(), Device::Cpu).unwrap();
+        let sequences: Vec<Sequence> =
+            lengths.iter().enumerate().map(|(index, len)| sequence(*len, seed + index as u64)).collect();
+        let together = model.logprobs(&params, &sequences.iter().collect::<Vec<_>>()).unwrap();
+        let alone: Vec<f32> =
+            sequences.iter().flat_map(|sequence| model.logprobs(&params, &[sequence]).unwrap()).collect();
+        prop_assert_eq!(&together, &alone);
+        let decoded = decode(&params, &sequences, &pieces);
+        prop_assert_eq!(&together, &decoded);
+    }
+}
+
+/// Feeds all sequences side by side, in pieces of varying length, and scores what the model scores.
+fn decode(params: &Params, sequences: &[Sequence], pieces: &[usize]) -> Vec<f32> {
+    let weights = DecoderWeights::new(&config(), params).unwrap();
+    let mut decoder = Decoder::new(Arc::new(weights), sequences.len());
+    let mut logprobs = vec![Vec::new(); sequences.len()];
+    let mut fed = vec![0usize; sequences.len()];
+    for round in 0.. {
+        let mut feeds = Vec::new();
+        for (slot, sequence) in sequences.iter().enumerate() {
+            // The first piece is the prompt; a later piece must end where a choice is scored, so it is one token long
+            // unless the sequence scores only its end.
+            let piece = if fed[slot] == 0 { 2 } else { 1 };
+            let wait = pieces[(round + slot) % pieces.len()] == 4;
+            let end = (fed[slot] + piece).min(sequence.tokens.len());
+            if end > fed[slot] && !wait {
+                feeds.push(Feed { slot, tokens: &sequence.tokens[fed[slot]..end] });
+            }
+        }
+        if feeds.is_empty() && fed.iter().zip(sequences).all(|(fed, sequence)| *fed == sequence.tokens.len()) {
+            return logprobs.concat();
+        }
+        if feeds.is_empty() {
+            continue;
+        }
+        let logits = decoder.forward(&feeds).to_vec();
+        for (feed, logits) in feeds.iter().zip(logits.chunks_exact(40)) {
+            fed[feed.slot] += feed.tokens.len();
+            let chosen = sequences[feed.slot].chosen.iter().find(|chosen| chosen.row + 1 == fed[feed.slot]);
+            if let Some(chosen) = chosen {
+                logprobs[feed.slot].push(masked_logprob(logits, &chosen.mask, chosen.target));
+            }
+        }
+    }
+    unreachable!("the loop ends when every sequence is fed")
+}
+
+/// Feeding several tokens at once gives the bits of feeding them one by one, whatever the slot held before.
+#[test]
+fn decoding_in_pieces_gives_the_same_bits() {
+    let params = Params::init(&config(), 3);
+    let tokens: Vec<Token> = (0..40).map(|index| index * 7 % 40).collect();
+    let mut decoder = Decoder::new(Arc::new(DecoderWeights::new(&config(), &params).unwrap()), 3);
+    let whole = decoder.forward(&[Feed { slot: 1, tokens: &tokens }]).to_vec();
+    for piece in [1, 3, 16, 39] {
+        decoder.reset(1);
+        let mut last = Vec::new();
+        for tokens in tokens.chunks(piece) {
+            last = decoder.forward(&[Feed { slot: 1, tokens }]).to_vec();
+        }
+        assert_eq!(last, whole, "pieces of {piece}");
+    }
+}
+
+/// The fixed pass has one hash on every machine: a change of it changes every run, and belongs in the changelog.
+#[test]
+fn numerics_are_fixed() {
+    let numerics = Numerics::measure().unwrap();
+    assert_eq!(numerics, Numerics::measure().unwrap());
+    assert_eq!(numerics.pass_digest.short(), "027671aed400");
+}

@@ -1,0 +1,63 @@
+//! The nouns of autodidact: what a learner, an actor and a verifier say to each other.
+//!
+//! This crate knows no tensors and no sockets. Everything here is data with one encoding ([`wire`]), one digest
+//! ([`Digest`]) and one source of randomness ([`CounterRng`]).
+
+mod digest;
+mod mask;
+mod problem;
+mod rng;
+mod rollout;
+mod task;
+pub mod wire;
+
+pub use digest::Digest;
+pub use mask::{ActionMask, MASK_BITS};
+pub use problem::{LadderLevel, Problem, ProblemOrigin, ProblemSource};
+pub use rng::{CounterRng, Purpose};
+pub use rollout::{
+    Choice, Example, ExampleChoice, Group, LabelOrigin, Rollout, ScoredGroup, SearchTrace, StopReason, Verdict,
+    VersionSpan,
+};
+pub use task::{Behavior, Sampling, Task, TaskId, TaskKind};
+
+/// An index into the vocabulary.
+pub type Token = u16;
+
+/// What can go wrong while reading bytes that claim to be one of our nouns.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bytes were written by another version of the wire format.
+    #[error("wire version: expected {expected}, got {got}")]
+    WireVersion {
+        /// The version that this build speaks.
+        expected: u8,
+        /// The version that the bytes claim.
+        got: u8,
+    },
+    /// The bytes are not an encoding of the type.
+    #[error("decode {what}: {size_bytes} bytes are not a valid encoding")]
+    Decode {
+        /// The type that was expected.
+        what: &'static str,
+        /// How many bytes there were.
+        size_bytes: usize,
+        /// Why the codec refused.
+        #[source]
+        source: postcard::Error,
+    },
+    /// Bytes are left over after a complete value.
+    #[error("decode {what}: {extra_bytes} bytes follow the value")]
+    TrailingBytes {
+        /// The type that was expected.
+        what: &'static str,
+        /// How many bytes are too many.
+        extra_bytes: usize,
+    },
+    /// A digest that is not 64 hexadecimal digits.
+    #[error("digest: expected 64 hexadecimal digits, got {got:?}")]
+    DigestText {
+        /// The text that was given.
+        got: String,
+    },
+}

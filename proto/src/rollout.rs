@@ -1,0 +1,142 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{ActionMask, ProblemOrigin, Task, Token};
+
+/// A token that was chosen rather than forced.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Index into [`Rollout::tokens`].
+    pub position: u16,
+    /// Index into [`Group::masks`].
+    pub mask: u16,
+    /// Log-probability under the behaviour policy, at its mask and temperature (at 1 where it is 0).
+    pub logprob: f32,
+}
+
+/// Why a rollout ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopReason {
+    /// The grammar says that the answer is complete.
+    Complete,
+    /// The task's token limit.
+    Length,
+}
+
+/// From `first_token` on, tokens were drawn with this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionSpan {
+    /// First answer token of the span.
+    pub first_token: u16,
+    /// The step after which the weights were published.
+    pub policy_version: u64,
+}
+
+/// What a tree search leaves for training. `None` on the wire until an actor searches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SearchTrace {
+    /// Per choice, the improved policy over the tokens that were visited.
+    pub policy_targets: Vec<Vec<(Token, f32)>>,
+    /// Per choice, the value estimate in [0, 1].
+    pub value_targets: Vec<f32>,
+    /// Simulations spent on the whole rollout.
+    pub num_simulations: u64,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// The answer's tokens, forced ones included.
+    pub tokens: Vec<Token>,
+    /// The choices among them, in order.
+    pub choices: Vec<Choice>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Which versions drew the tokens; one span unless weights changed midway.
+    pub versions: Vec<VersionSpan>,
+    /// What search found, where there was search.
+    pub search: Option<SearchTrace>,
+}
+
+/// What an actor returns for a task: k rollouts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// The task that was played, whole: a group for another plan is recognised by it.
+    pub task: Task,
+    /// Dictionary of the action masks that occurred, in order of first use.
+    pub masks: Vec<ActionMask>,
+    /// The rollouts in order of attempt.
+    pub rollouts: Vec<Rollout>,
+}
+
+/// What a checker says of an answer; a function of problem and answer alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Solves the problem.
+    Correct,
+    /// A legal answer that does not.
+    Incorrect,
+    /// Not in the answer language.
+    Malformed,
+    /// Ran out of fuel.
+    Timeout,
+    /// Ran out of cells, depth or bytes.
+    Resource,
+    /// Asked for something forbidden.
+    Violation,
+}
+
+/// How an example came by its label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LabelOrigin {
+    /// The rollout solved its problem.
+    Solved,
+    /// The rollout solves another problem exactly, and that problem is the prompt.
+    Hindsight,
+    /// A machine computed the answer.
+    Executor,
+    /// Tree search found it.
+    Search,
+}
+
+/// A chosen token of an example: index into [`Example::answer`] and into [`ScoredGroup::example_masks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExampleChoice {
+    /// Index into the answer.
+    pub position: u16,
+    /// Index into the dictionary of masks.
+    pub mask: u16,
+}
+
+/// What a learner trains on: a prompt and a verified answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Example {
+    /// Prompt tokens.
+    pub prompt: Vec<Token>,
+    /// Answer tokens.
+    pub answer: Vec<Token>,
+    /// The answer tokens that carry loss.
+    pub choices: Vec<ExampleChoice>,
+    /// Who wrote the problem that the rollout answered.
+    pub problem_origin: ProblemOrigin,
+    /// How the label came about.
+    pub label_origin: LabelOrigin,
+    /// What the answer is aimed at; examples are weighted so that rare goals count more.
+    pub goal: u64,
+}
+
+/// A group with its verdicts and the examples made from it. All of it is a function of the task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScoredGroup {
+    /// What the actor played.
+    pub group: Group,
+    /// The prompt of the problem that was posed.
+    pub prompt: Vec<Token>,
+    /// One per rollout, in order.
+    pub verdicts: Vec<Verdict>,
+    /// Dictionary of the action masks of the examples.
+    pub example_masks: Vec<ActionMask>,
+    /// Training examples, in order of rollout; none of them is an exam problem.
+    pub examples: Vec<Example>,
+}

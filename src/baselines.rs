@@ -1,0 +1,51 @@
+//! What an exam gives away: scores that need no learning. They stand beside every score.
+
+use anyhow::Result;
+use domains::{Next, domain, enumerate_answers};
+use proto::{CounterRng, Problem, Purpose, Token, Verdict};
+
+use crate::eval::Scores;
+
+/// Plays uniformly random legal tokens, `num_samples` answers a problem.
+pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Scores> {
+    let mut correct = Vec::with_capacity(problems.len());
+    for (index, problem) in problems.iter().enumerate() {
+        let domain = domain(&problem.domain)?;
+        let mut num_correct = 0;
+        for attempt in 0..num_samples {
+            let mut rng = CounterRng::new(0, Purpose::Evaluation, 0, index as u64, u64::from(attempt));
+            let mut grammar = domain.grammar(problem)?;
+            let mut answer: Vec<Token> = Vec::new();
+            loop {
+                let token = match grammar.next() {
+                    Next::Done => break,
+                    Next::Forced(token) => token,
+                    Next::Choice(mask) => {
+                        let legal: Vec<Token> = mask.iter().collect();
+                        legal[rng.below(legal.len() as u64) as usize]
+                    }
+                };
+                grammar.push(token);
+                answer.push(token);
+            }
+            num_correct += u32::from(domain.judge(problem, &answer)? == Verdict::Correct);
+        }
+        correct.push(num_correct);
+    }
+    Ok(Scores { num_samples, correct })
+}
+
+/// Counts the problems that enumeration in canonical order solves within `num_calls` calls of the checker.
+pub(crate) fn enumeration(problems: &[Problem], num_calls: usize) -> Result<usize> {
+    let mut num_solved = 0;
+    for problem in problems {
+        let domain = domain(&problem.domain)?;
+        for answer in enumerate_answers(domain.grammar(problem)?).take(num_calls) {
+            if domain.judge(problem, &answer)? == Verdict::Correct {
+                num_solved += 1;
+                break;
+            }
+        }
+    }
+    Ok(num_solved)
+}

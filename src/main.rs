@@ -1,0 +1,79 @@
+//! `autodidact`: trains a network on problems that a machine can check, from random weights. The command line.
+
+mod baselines;
+mod curves;
+mod eval;
+mod generate;
+mod replay;
+mod report;
+mod run_config;
+mod train;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand};
+use proto::ProblemSource;
+
+#[derive(Parser)]
+#[command(version, about = "Self-play reasoning from random weights: problems that a machine checks, learning from the verdicts.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train from random weights, all roles in this process.
+    Train(train::Args),
+    /// Score a run or a checkpoint on an exam, beside its baselines.
+    Eval(eval::Args),
+    /// Compute a run again from its journal and compare every digest.
+    Replay(replay::Args),
+    /// Write problems of a ladder, or rebuild an exam.
+    Generate(generate::Args),
+    /// List domains, their levels and exams.
+    Domains,
+    /// Print a config in full: a preset, or a file and what it starts from.
+    Config(ConfigArgs),
+}
+
+#[derive(clap::Args)]
+struct ConfigArgs {
+    /// A preset (ladder, smoke) or a TOML file.
+    config: Option<String>,
+    /// Change one key.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match Cli::parse().command {
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Domains => generate::print_domains(),
+        Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides)
+            .and_then(|config| report::print(&run_config::to_toml(&config)?)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if report::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The learner's view of every domain: wired here, so that the learner knows none of them.
+fn sources() -> Vec<Arc<dyn ProblemSource>> {
+    domains::registry().iter().map(|domain| domain.clone() as Arc<dyn ProblemSource>).collect()
+}

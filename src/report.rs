@@ -1,0 +1,70 @@
+//! What people read: lines, tables, numbers.
+
+use std::io::{ErrorKind, Write as _};
+
+use anyhow::Result;
+
+/// Writes to standard output; a reader that closes the pipe is an error that `main` takes for the end.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    if !text.ends_with('\n') {
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Sets rows in columns: the first flush left, the others flush right.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let num_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..num_columns).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// `63.4 %`
+pub(crate) fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// `1:04` or `2:03:59`
+pub(crate) fn clock(duration: std::time::Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+}
+
+/// `987`, `12.3k`, `4.56M`
+pub(crate) fn count(number: f64) -> String {
+    match number {
+        n if n < 1e3 => format!("{n:.0}"),
+        n if n < 1e6 => format!("{:.1}k", n / 1e3),
+        n => format!("{:.2}M", n / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_numbers_for_people() {
+        assert_eq!(percent(0.6342), "63.4 %");
+        assert_eq!(clock(std::time::Duration::from_secs(3_725)), "1:02:05");
+        assert_eq!((count(987.0), count(12_345.0), count(4_560_000.0)), ("987".into(), "12.3k".into(), "4.56M".into()));
+        let rows = [vec!["a".into(), "1".into()], vec!["bb".into(), "22".into()]];
+        assert_eq!(table(&rows), "a    1\nbb  22\n");
+    }
+}
