@@ -7,7 +7,7 @@ use actor::engine::Engine;
 use anyhow::{Context as _, Result, bail};
 use domains::{Split, exam, exam_specs};
 use learner::{list_checkpoints, load_checkpoint};
-use policy::{DecoderWeights, ModelConfig, Params};
+use policy::{PackedWeights, ModelConfig, Params};
 use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, Task, TaskId, TaskKind, Verdict};
 
 use crate::baselines;
@@ -165,7 +165,7 @@ fn json(
 /// Plays problems with one version of the weights.
 pub(crate) struct Player {
     model: ModelConfig,
-    weights: Arc<DecoderWeights>,
+    weights: Arc<PackedWeights>,
     num_threads: usize,
 }
 
@@ -175,7 +175,7 @@ impl Player {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        Ok(Player { model: model.clone(), weights: Arc::new(DecoderWeights::new(model, params)?), num_threads })
+        Ok(Player { model: model.clone(), weights: Arc::new(PackedWeights::new(model, params)?), num_threads })
     }
 
     fn answer_limit(&self, problem: &Problem) -> Result<u32> {

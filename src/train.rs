@@ -166,7 +166,7 @@ async fn run_roles(plan: &Plan) -> Result<Summary> {
         stall_limit: local.stall_limit(),
         tokenizer_json: tokenizer_json(),
     };
-    let mut display = Display::new(plan)?;
+    let display = Display::new(plan)?;
     display.opening()?;
     let actor_config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
     let mut actor = tokio::spawn(actor::run(actor_config, bus.clone(), shutdown.clone()));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use domains::{Grammar, MaskDictionary, Next, domain};
-use policy::{Decoder, DecoderWeights, Feed, sample};
+use policy::{Decoder, PackedWeights, Feed, sample};
 use proto::{
     ActionMask, Behavior, Choice, CounterRng, Group, Purpose, Rollout, StopReason, Task, TaskKind, Token, VersionSpan,
 };
@@ -26,7 +26,7 @@ type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
 struct Job {
     group: Arc<OpenGroup>,
     attempt: usize,
-    weights: Arc<DecoderWeights>,
+    weights: Arc<PackedWeights>,
 }
 
 /// A group whose rollouts are still being played.
@@ -65,7 +65,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::EngineStopped`] when the threads are gone.
-    pub fn submit(&self, task: Task, weights: Arc<DecoderWeights>) -> Result<(), Error> {
+    pub fn submit(&self, task: Task, weights: Arc<PackedWeights>) -> Result<(), Error> {
         let num_rollouts = task.num_rollouts as usize;
         let played = Mutex::new((0..num_rollouts).map(|_| None).collect());
         let group = Arc::new(OpenGroup { task, played });
@@ -93,7 +93,7 @@ struct Active {
 fn play(jobs: &Receiver<Job>, groups: &GroupSender, num_slots: usize) {
     let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
     let mut decoder: Option<Decoder> = None;
-    let mut playing: Option<Arc<DecoderWeights>> = None;
+    let mut playing: Option<Arc<PackedWeights>> = None;
     let mut held: Option<Job> = None;
     let mut num_active = 0;
     loop {

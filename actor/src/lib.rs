@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bus::Bus;
-use policy::{DecoderWeights, read_weights};
+use policy::{PackedWeights, read_weights};
 use proto::{Digest, TaskId};
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +70,7 @@ const KEPT_VERSIONS: usize = 4;
 /// Any [`Error`]: a task that fails is a fault, never a rollout.
 pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let (engine, mut groups) = Engine::start(config);
-    let mut versions: VecDeque<(Digest, Arc<DecoderWeights>)> = VecDeque::new();
+    let mut versions: VecDeque<(Digest, Arc<PackedWeights>)> = VecDeque::new();
     let mut summary = Summary::default();
     loop {
         tokio::select! {
@@ -93,8 +93,8 @@ pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken)
 async fn weights_of(
     bus: &dyn Bus,
     digest: Digest,
-    versions: &mut VecDeque<(Digest, Arc<DecoderWeights>)>,
-) -> Result<Arc<DecoderWeights>, Error> {
+    versions: &mut VecDeque<(Digest, Arc<PackedWeights>)>,
+) -> Result<Arc<PackedWeights>, Error> {
     if let Some((_, weights)) = versions.iter().find(|(known, _)| *known == digest) {
         return Ok(weights.clone());
     }
@@ -109,12 +109,12 @@ async fn weights_of(
 ///
 /// # Errors
 /// [`Error::Weights`].
-pub fn unpack(digest: Digest, bytes: &[u8]) -> Result<DecoderWeights, Error> {
+pub fn unpack(digest: Digest, bytes: &[u8]) -> Result<PackedWeights, Error> {
     let refuse = |reason: String| Error::Weights { expected: digest, reason };
     let (config, sets) = read_weights(bytes, &[""]).map_err(|error| refuse(error.to_string()))?;
     let got = sets[0].digest(&config);
     if got != digest {
         return Err(refuse(format!("the store holds {got:?} under this name")));
     }
-    DecoderWeights::new(&config, &sets[0]).map_err(|error| refuse(error.to_string()))
+    PackedWeights::new(&config, &sets[0]).map_err(|error| refuse(error.to_string()))
 }

@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::Device;
-use policy::{Model, Params, Sequence, TrainBatch};
+use policy::{Device, Loaded, Model, Params, Sequence};
 use proto::{
     Behavior, CounterRng, Digest, LabelOrigin, Problem, ProblemOrigin, ProblemSource, Purpose, Sampling, ScoredGroup,
     Task, TaskId, TaskKind, Verdict,
@@ -317,18 +316,16 @@ impl Fold {
     /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
     fn gradient(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(f64, Params), Error> {
         let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
-        let shards: Vec<TrainBatch<'_>> = sequences
-            .chunks(shard_len)
-            .zip(weights.chunks(shard_len))
-            .map(|(sequences, weights)| TrainBatch { sequences: sequences.to_vec(), weights: weights.to_vec() })
-            .collect();
+        let shards: Vec<(&[&Sequence], &[f32])> =
+            sequences.chunks(shard_len).zip(weights.chunks(shard_len)).collect();
+        let loaded: Loaded<'_> = self.model.load(&self.state.params)?;
         let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(shard) = shards.get(index) else { return };
-                let result = self.model.gradients(&self.state.params, shard);
+                let Some((sequences, weights)) = shards.get(index) else { return };
+                let result = loaded.gradients(sequences, weights);
                 *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             }
         };
@@ -339,10 +336,10 @@ impl Fold {
             work();
         });
         let (mut loss, mut sum) = (0.0, None::<Params>);
-        for (result, shard) in results.into_iter().zip(&shards) {
+        for (result, (sequences, weights)) in results.into_iter().zip(&shards) {
             let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
             let (logprobs, gradient) = result.expect("every shard was computed")?;
-            let weights = shard.sequences.iter().zip(&shard.weights);
+            let weights = sequences.iter().zip(*weights);
             let weights = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| f64::from(*weight)));
             loss -= logprobs.iter().zip(weights).map(|(logprob, weight)| f64::from(*logprob) * weight).sum::<f64>();
             match &mut sum {
@@ -375,7 +372,8 @@ impl Fold {
         if sequences.is_empty() {
             return Ok(None);
         }
-        let logprobs = self.model.logprobs(&self.state.params, &sequences.iter().collect::<Vec<_>>())?;
+        let loaded = self.model.load(&self.state.params)?;
+        let logprobs = loaded.logprobs(&sequences.iter().collect::<Vec<_>>())?;
         let played = group.rollouts.iter().flat_map(|rollout| &rollout.choices);
         let differences = played.zip(&logprobs).map(|(choice, logprob)| f64::from((choice.logprob - logprob).abs()));
         Ok(Some(differences.sum::<f64>() / logprobs.len() as f64))

@@ -1,5 +1,5 @@
+use policy::kernels::{AdamWStep, adamw};
 use policy::{ModelConfig, Params};
-use pulp::Arch;
 
 use crate::Error;
 
@@ -54,19 +54,8 @@ impl AdamW {
             let weights = &mut params.tensors[index];
             let (first, second) = (&mut self.first.tensors[index], &mut self.second.tensors[index]);
             let gradient = &gradient.tensors[index];
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for (((weight, gradient), first), second) in
-                        weights.iter_mut().zip(gradient).zip(first).zip(second)
-                    {
-                        let gradient = gradient * clip;
-                        *first = beta1 * *first + (1.0 - beta1) * gradient;
-                        *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
-                        *weight = *weight * keep - step_size * *first / (second.sqrt() * inverse_root + 1e-8);
-                    }
-                },
-            );
+            let step = AdamWStep { beta1, beta2, step_size, inverse_root, keep, clip };
+            adamw(weights, gradient, first, second, step);
         }
         Ok(norm)
     }

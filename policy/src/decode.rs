@@ -1,12 +1,11 @@
 use std::sync::Arc;
 
 use proto::Token;
-use pulp::Arch;
 
 use crate::kernels::{
-    AttentionShape, LANES, MatrixView, PackedMatrix, RotaryTable, attend_row, matmul, rms_norm, rotate, swiglu,
+    AttentionShape, LANES, MatrixView, RotaryTable, Start, add, attend_row, matmul, rms_norm, rotate, swiglu, vectorized,
 };
-use crate::{Error, ModelConfig, Params};
+use crate::{ModelConfig, PackedWeights};
 
 /// Tokens to append to a slot.
 #[derive(Clone, Debug)]
@@ -17,31 +16,10 @@ pub struct Feed<'a> {
     pub tokens: &'a [Token],
 }
 
-/// One version of the weights, packed for decoding. Shared by all threads that play it.
-#[derive(Debug)]
-pub struct DecoderWeights {
-    config: ModelConfig,
-    rotary: RotaryTable,
-    embed: Vec<f32>,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: PackedMatrix,
-}
-
-#[derive(Debug)]
-struct Layer {
-    attention_norm: Vec<f32>,
-    qkv: PackedMatrix,
-    out: PackedMatrix,
-    mlp_norm: Vec<f32>,
-    gate_up: PackedMatrix,
-    down: PackedMatrix,
-}
-
 /// The network with a key-value cache for a fixed number of slots. Gives the same bits as [`crate::Model`].
 #[derive(Clone, Debug)]
 pub struct Decoder {
-    weights: Arc<DecoderWeights>,
+    weights: Arc<PackedWeights>,
     num_slots: usize,
     /// Tokens in each slot.
     lengths: Vec<usize>,
@@ -68,7 +46,7 @@ struct Scratch {
 
 impl Decoder {
     /// Makes room for `num_slots` sequences.
-    pub fn new(weights: Arc<DecoderWeights>, num_slots: usize) -> Decoder {
+    pub fn new(weights: Arc<PackedWeights>, num_slots: usize) -> Decoder {
         let config = &weights.config;
         let cache_len = config.num_layers * num_slots * slot_cache_len(config);
         Decoder {
@@ -82,7 +60,7 @@ impl Decoder {
     }
 
     /// Empties every slot and plays other weights.
-    pub fn set_weights(&mut self, weights: Arc<DecoderWeights>) {
+    pub fn set_weights(&mut self, weights: Arc<PackedWeights>) {
         if weights.config == self.weights.config {
             self.weights = weights;
             self.lengths.fill(0);
@@ -107,7 +85,7 @@ impl Decoder {
     /// When a slot would grow past `max_positions`, or a token is not in the vocabulary.
     pub fn forward(&mut self, feeds: &[Feed<'_>]) -> &[f32] {
         let Decoder { weights, num_slots, lengths, keys, values, scratch } = self;
-        let (config, rotary, shape) = (&weights.config, &weights.rotary, weights.config.attention_shape());
+        let (config, rotary, shape) = (&weights.config, &weights.rotary, weights.shape);
         let (width, qkv_dim) = (config.d_model, shape.qkv_dim());
         let num_rows: usize = feeds.iter().map(|feed| feed.tokens.len()).sum();
         let layer_cache = *num_slots * slot_cache_len(config);
@@ -128,15 +106,15 @@ impl Decoder {
         for (index, layer) in weights.layers.iter().enumerate() {
             let cache = index * layer_cache..(index + 1) * layer_cache;
             rms_norm(&s.x, &layer.attention_norm, &mut s.normed);
-            matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.qkv, &mut s.qkv);
+            matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.qkv.forward, Start::Zero, &mut s.qkv);
             let caches = (&mut keys[cache.clone()], &mut values[cache]);
             attend(shape, rotary, capacity(config), feeds, lengths, &s.qkv, caches, (&mut s.query, &mut s.weights), &mut s.attended);
-            matmul(MatrixView::row_major(&s.attended, width), num_rows, &layer.out, &mut s.projected);
+            matmul(MatrixView::row_major(&s.attended, width), num_rows, &layer.out.forward, Start::Zero, &mut s.projected);
             add(&mut s.x, &s.projected);
             rms_norm(&s.x, &layer.mlp_norm, &mut s.normed);
-            matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.gate_up, &mut s.gate_up);
+            matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.gate_up.forward, Start::Zero, &mut s.gate_up);
             swiglu(&s.gate_up, &mut s.gated, config.ff_dim);
-            matmul(MatrixView::row_major(&s.gated, config.ff_dim), num_rows, &layer.down, &mut s.projected);
+            matmul(MatrixView::row_major(&s.gated, config.ff_dim), num_rows, &layer.down.forward, Start::Zero, &mut s.projected);
             add(&mut s.x, &s.projected);
         }
         let mut last_row = 0;
@@ -147,43 +125,8 @@ impl Decoder {
         }
         rms_norm(&s.x[..feeds.len() * width], &weights.norm, &mut s.normed[..feeds.len() * width]);
         s.logits.resize(feeds.len() * config.vocabulary_size, 0.0);
-        matmul(MatrixView::row_major(&s.normed, width), feeds.len(), &weights.head, &mut s.logits);
+        matmul(MatrixView::row_major(&s.normed, width), feeds.len(), &weights.head.forward, Start::Zero, &mut s.logits);
         &s.logits
-    }
-}
-
-impl DecoderWeights {
-    /// Packs a version.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when the shape is none.
-    pub fn new(config: &ModelConfig, params: &Params) -> Result<DecoderWeights, Error> {
-        config.validate()?;
-        let specs = config.tensors();
-        let mut tensors = specs.iter().zip(&params.tensors);
-        let mut next = || tensors.next().expect("params have the config's tensors");
-        let pack = |(spec, values): (&crate::TensorSpec, &Vec<f32>)| {
-            PackedMatrix::new(MatrixView::row_major(values, spec.shape[1]), spec.shape[0], spec.shape[1])
-        };
-        let embed = next().1.clone();
-        let layers = (0..config.num_layers)
-            .map(|_| Layer {
-                attention_norm: next().1.clone(),
-                qkv: pack(next()),
-                out: pack(next()),
-                mlp_norm: next().1.clone(),
-                gate_up: pack(next()),
-                down: pack(next()),
-            })
-            .collect();
-        Ok(DecoderWeights {
-            rotary: RotaryTable::new(config.max_positions, config.head_dim()),
-            embed,
-            layers,
-            norm: next().1.clone(),
-            head: pack(next()),
-            config: config.clone(),
-        })
     }
 }
 
@@ -194,13 +137,6 @@ fn capacity(config: &ModelConfig) -> usize {
 /// Length of one slot's keys, or values, in one layer.
 fn slot_cache_len(config: &ModelConfig) -> usize {
     config.num_kv_heads * config.head_dim() * capacity(config)
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
-    );
 }
 
 /// Appends the rows' keys and values to the caches of one layer and attends.
@@ -219,9 +155,7 @@ fn attend(
     let (head_dim, width) = (shape.head_dim, shape.num_heads * shape.head_dim);
     let per_kv_head = shape.num_heads / shape.num_kv_heads;
     let scale = 1.0 / (head_dim as f32).sqrt();
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let mut rows = qkv.chunks_exact(shape.qkv_dim()).zip(out.chunks_exact_mut(width));
             for feed in feeds {
                 let first = lengths[feed.slot];
@@ -245,6 +179,5 @@ fn attend(
                     }
                 }
             }
-        },
-    );
+        });
 }

@@ -1,23 +1,25 @@
-//! The network: a Llama-family decoder on candle, with operations whose results do not depend on who computes them.
+//! The network: a Llama-family decoder, in candle and in kernels of our own whose results do not depend on who computes them.
 //!
-//! Reading order: [`ModelConfig`] and [`Params`] say what the weights are; [`Model`] trains them (candle, autograd);
-//! [`Decoder`] plays them (key-value cache); both call the same [`kernels`], so a log-probability has the same bits on
-//! either side. Dims: N rows (tokens of all sequences, packed), D model width, V vocabulary, M chosen tokens.
+//! Reading order: [`ModelConfig`] and [`Params`] say what the weights are; [`Model`] trains them; [`Decoder`] plays them
+//! with a key-value cache. Both call the same [`kernels`], so a log-probability has the same bits on either side. Dims: N rows (tokens of all sequences, packed), D model width, V vocabulary, M chosen tokens.
 
 mod config;
 mod decode;
 pub mod kernels;
 mod model;
+mod network;
 mod numerics;
-mod ops;
+mod packed;
 mod params;
+mod reference;
 mod sampler;
 
+pub use candle_core::Device;
 pub use config::{ModelConfig, TensorSpec};
-pub use decode::{Decoder, DecoderWeights, Feed};
-pub use model::{ChosenToken, Model, Sequence, TrainBatch};
+pub use decode::{Decoder, Feed};
+pub use model::{ChosenToken, Loaded, Model, Sequence};
 pub use numerics::{Numerics, instruction_set};
-pub use ops::{attention_plain, masked_logprob_plain, rms_norm_plain, swiglu_plain};
+pub use packed::PackedWeights;
 pub use params::{Params, read_weights, write_weights};
 pub use sampler::{masked_logprob, sample};
 

@@ -2,7 +2,7 @@ use candle_core::Device;
 use proto::{ActionMask, Digest};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Model, ModelConfig, Params, Sequence, TrainBatch};
+use crate::{Error, Model, ModelConfig, Params, Sequence};
 
 /// What arithmetic a process does. Two processes of one run must agree on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +41,9 @@ impl Numerics {
                 Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, mask)))
             })
             .collect();
-        let batch = TrainBatch { sequences: sequences.iter().collect(), weights: vec![1.0, 0.5, 0.25] };
-        let (logprobs, gradients) = Model::new(&config, Device::Cpu)?.gradients(&params, &batch)?;
+        let model = Model::new(&config, Device::Cpu)?;
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let (logprobs, gradients) = model.load(&params)?.gradients(&sequences, &[1.0, 0.5, 0.25])?;
         Ok(Numerics {
             kernels: "fixed-order/1".to_owned(),
             device: "cpu".to_owned(),

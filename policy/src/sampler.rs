@@ -1,7 +1,5 @@
 use proto::{ActionMask, CounterRng, Token};
-use pulp::Arch;
-
-use crate::kernels::exp;
+use crate::kernels::{exp, vectorized};
 
 /// Maximum and sum of exponentials over the legal tokens, in ascending order of token.
 #[derive(Clone, Copy)]
@@ -41,10 +39,7 @@ impl LegalSoftmax {
 /// assert!((logprob - 0.5f32.ln()).abs() < 1e-6);
 /// ```
 pub fn masked_logprob(logits: &[f32], mask: &ActionMask, target: Token) -> f32 {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || LegalSoftmax::new(logits, mask, 1.0).logprob(logits[usize::from(target)]),
-    )
+    vectorized!({ LegalSoftmax::new(logits, mask, 1.0).logprob(logits[usize::from(target)]) })
 }
 
 /// Adds `scale` times the gradient of [`masked_logprob`] to `grad_logits`.
@@ -55,16 +50,13 @@ pub(crate) fn masked_logprob_backward(
     scale: f32,
     grad_logits: &mut [f32],
 ) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let softmax = LegalSoftmax::new(logits, mask, 1.0);
             for token in mask.iter().map(usize::from) {
                 grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
             }
             grad_logits[usize::from(target)] += scale;
-        },
-    );
+        });
 }
 
 /// Draws a legal token and gives its log-probability.
@@ -85,9 +77,7 @@ pub fn sample(logits: &[f32], mask: &ActionMask, temperature: f32, rng: &mut Cou
         return (best, masked_logprob(logits, mask, best));
     }
     let threshold = rng.unit_f64();
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let softmax = LegalSoftmax::new(logits, mask, 1.0 / temperature);
             let threshold = threshold * f64::from(softmax.sum);
             let (mut cumulative, mut drawn) = (0.0, 0);
@@ -99,8 +89,7 @@ pub fn sample(logits: &[f32], mask: &ActionMask, temperature: f32, rng: &mut Cou
                 }
             }
             (drawn, softmax.logprob(logits[usize::from(drawn)]))
-        },
-    )
+        })
 }
 
 #[cfg(test)]

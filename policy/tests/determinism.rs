@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use policy::kernels::{MatrixView, PackedMatrix, matmul, matmul_on};
-use policy::{Decoder, DecoderWeights, Feed, Model, ModelConfig, Numerics, Params, Sequence, masked_logprob};
+use policy::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
+use policy::{Decoder, Feed, Model, ModelConfig, Numerics, PackedWeights, Params, Sequence, masked_logprob};
 use proptest::prelude::*;
 use proto::{ActionMask, CounterRng, Purpose, Token};
 use pulp::Arch;
@@ -61,7 +61,7 @@ proptest! {
         let packed = PackedMatrix::new(MatrixView::row_major(&right, n), k, n);
         for set in instruction_sets() {
             let mut out = vec![f32::NAN; m * n];
-            matmul_on(set, MatrixView::row_major(&left, k), m, &packed, &mut out);
+            matmul_on(set, MatrixView::row_major(&left, k), m, &packed, Start::Zero, &mut out);
             prop_assert_eq!(&out, &expected, "{:?}", set);
         }
         // The transposed views read the same matrices.
@@ -71,7 +71,14 @@ proptest! {
         let (left_t, right_t) = (transpose(&left, m, k), transpose(&right, k, n));
         let packed = PackedMatrix::new(MatrixView::row_major(&right_t, k).transposed(), k, n);
         let mut out = vec![f32::NAN; m * n];
-        matmul(MatrixView::row_major(&left_t, m).transposed(), m, &packed, &mut out);
+        matmul(MatrixView::row_major(&left_t, m).transposed(), m, &packed, Start::Zero, &mut out);
+        prop_assert_eq!(&out, &expected);
+        // Two halves of k, one after the other, are the whole.
+        let half = k / 2;
+        let part = |from: usize, to: usize| PackedMatrix::new(MatrixView::row_major(&right[from * n..], n), to - from, n);
+        matmul(MatrixView::row_major(&left, k), m, &part(0, half), Start::Zero, &mut out);
+        let view = MatrixView { data: &left[half..], row_stride: k, column_stride: 1 };
+        matmul(view, m, &part(half, k), Start::Out, &mut out);
         prop_assert_eq!(out, expected);
     }
 
@@ -86,9 +93,10 @@ proptest! {
         let model = Model::new(&config(), Device::Cpu).unwrap();
         let sequences: Vec<Sequence> =
             lengths.iter().enumerate().map(|(index, len)| sequence(*len, seed + index as u64)).collect();
-        let together = model.logprobs(&params, &sequences.iter().collect::<Vec<_>>()).unwrap();
+        let model = model.load(&params).unwrap();
+        let together = model.logprobs(&sequences.iter().collect::<Vec<_>>()).unwrap();
         let alone: Vec<f32> =
-            sequences.iter().flat_map(|sequence| model.logprobs(&params, &[sequence]).unwrap()).collect();
+            sequences.iter().flat_map(|sequence| model.logprobs(&[sequence]).unwrap()).collect();
         prop_assert_eq!(&together, &alone);
         let decoded = decode(&params, &sequences, &pieces);
         prop_assert_eq!(&together, &decoded);
@@ -97,7 +105,7 @@ proptest! {
 
 /// Feeds all sequences side by side, in pieces of varying length, and scores what the model scores.
 fn decode(params: &Params, sequences: &[Sequence], pieces: &[usize]) -> Vec<f32> {
-    let weights = DecoderWeights::new(&config(), params).unwrap();
+    let weights = PackedWeights::new(&config(), params).unwrap();
     let mut decoder = Decoder::new(Arc::new(weights), sequences.len());
     let mut logprobs = vec![Vec::new(); sequences.len()];
     let mut fed = vec![0usize; sequences.len()];
@@ -136,7 +144,7 @@ fn decode(params: &Params, sequences: &[Sequence], pieces: &[usize]) -> Vec<f32>
 fn decoding_in_pieces_gives_the_same_bits() {
     let params = Params::init(&config(), 3);
     let tokens: Vec<Token> = (0..40).map(|index| index * 7 % 40).collect();
-    let mut decoder = Decoder::new(Arc::new(DecoderWeights::new(&config(), &params).unwrap()), 3);
+    let mut decoder = Decoder::new(Arc::new(PackedWeights::new(&config(), &params).unwrap()), 3);
     let whole = decoder.forward(&[Feed { slot: 1, tokens: &tokens }]).to_vec();
     for piece in [1, 3, 16, 39] {
         decoder.reset(1);

@@ -1,5 +1,3 @@
-use pulp::Arch;
-
 use super::{LANES, softmax_in_place};
 
 /// The shape of an attention layer.
@@ -182,9 +180,7 @@ pub fn attention_forward(
     out: &mut [f32],
 ) {
     let mut scratch = HeadScratch::new(lengths.iter().copied().max().unwrap_or(0), shape.head_dim);
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let width = shape.num_heads * shape.head_dim;
             let (mut qkv, mut out) = (qkv, &mut out[..]);
             for len in lengths {
@@ -195,8 +191,7 @@ pub fn attention_forward(
                 }
                 (qkv, out) = (rest, rest_out);
             }
-        },
-    );
+        });
 }
 
 #[inline(always)]
@@ -247,9 +242,7 @@ pub fn attention_backward(
     let max_len = lengths.iter().copied().max().unwrap_or(0);
     let mut scratch = HeadScratch::new(max_len, shape.head_dim);
     let mut backward = BackwardScratch::new(max_len, shape.head_dim);
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let width = shape.num_heads * shape.head_dim;
             let (mut qkv, mut grad_out, mut grad_qkv) = (qkv, grad_out, &mut grad_qkv[..]);
             for len in lengths {
@@ -269,8 +262,7 @@ pub fn attention_backward(
                 }
                 (qkv, grad_out, grad_qkv) = (rest, rest_grad_out, rest_grad);
             }
-        },
-    );
+        });
 }
 
 struct BackwardScratch {

@@ -1,5 +1,3 @@
-use pulp::Arch;
-
 use super::LANES;
 
 /// Computes e^x to about 1 ulp for x in [-87, 88], clamped outside.
@@ -69,24 +67,22 @@ pub fn softmax_in_place(scores: &mut [f32], len: usize) {
     scores.iter_mut().for_each(|score| *score *= scale);
 }
 
-const RMS_EPSILON: f32 = 1e-6;
+/// Added to a row's mean square.
+pub const RMS_EPSILON: f32 = 1e-6;
 
 /// Normalises each row to root mean square 1 and scales it (Zhang and Sennrich 2019).
 ///
 /// - `x`, `out`: `[N, D]`; `weight`: `[D]`, D a multiple of 16.
 pub fn rms_norm(x: &[f32], weight: &[f32], out: &mut [f32]) {
     let width = weight.len();
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
                 let scale = inverse_rms(x);
                 for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                     *out = x * scale * weight;
                 }
             }
-        },
-    );
+        });
 }
 
 #[inline(always)]
@@ -99,9 +95,7 @@ fn inverse_rms(x: &[f32]) -> f32 {
 pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad_out: &[f32], grad_x: &mut [f32], grad_weight: &mut [f32]) {
     let width = weight.len();
     let mut weighted = vec![0.0; width];
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let rows = x.chunks_exact(width).zip(grad_out.chunks_exact(width)).zip(grad_x.chunks_exact_mut(width));
             for ((x, grad_out), grad_x) in rows {
                 let scale = inverse_rms(x);
@@ -115,32 +109,26 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad_out: &[f32], grad_x: &m
                     grad_x[index] = weighted[index] * scale - x[index] * pull;
                 }
             }
-        },
-    );
+        });
 }
 
 /// Computes silu(gate) * up (Shazeer 2020) for rows of `[gate | up]`.
 ///
 /// - `gate_up`: `[N, 2 F]`; `out`: `[N, F]`.
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], width: usize) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
                 let (gate, up) = gate_up.split_at(width);
                 for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
                     *out = gate / (1.0 + exp(-gate)) * up;
                 }
             }
-        },
-    );
+        });
 }
 
 /// Gradient of [`swiglu`]: writes `grad_gate_up [N, 2 F]`.
 pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f32], width: usize) {
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
+    vectorized!({
             let rows = gate_up.chunks_exact(2 * width).zip(grad_out.chunks_exact(width));
             for ((gate_up, grad_out), grad) in rows.zip(grad_gate_up.chunks_exact_mut(2 * width)) {
                 let (gate, up) = gate_up.split_at(width);
@@ -152,8 +140,41 @@ pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f3
                     grad_gate[index] = grad_out[index] * up[index] * (sigmoid + silu * (1.0 - sigmoid));
                 }
             }
-        },
-    );
+        });
+}
+
+/// Adds `y` to `x`.
+pub fn add(x: &mut [f32], y: &[f32]) {
+    vectorized!({ x.iter_mut().zip(y).for_each(|(x, y)| *x += y) });
+}
+
+/// The figures of one AdamW update, bias corrections included.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWStep {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Learning rate over the first moment's bias correction.
+    pub step_size: f32,
+    /// Inverse square root of the second moment's bias correction.
+    pub inverse_root: f32,
+    /// What weight decay leaves of a weight.
+    pub keep: f32,
+    /// Multiplies gradients first.
+    pub clip: f32,
+}
+
+/// Updates weights and moments in place (Loshchilov and Hutter 2019, algorithm 2; epsilon 1e-8).
+pub fn adamw(weights: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32], step: AdamWStep) {
+    vectorized!({
+        for (((weight, gradient), first), second) in weights.iter_mut().zip(gradient).zip(first).zip(second) {
+            let gradient = gradient * step.clip;
+            *first = step.beta1 * *first + (1.0 - step.beta1) * gradient;
+            *second = step.beta2 * *second + (1.0 - step.beta2) * gradient * gradient;
+            *weight = *weight * step.keep - step.step_size * *first / (second.sqrt() * step.inverse_root + 1e-8);
+        }
+    });
 }
 
 #[cfg(test)]

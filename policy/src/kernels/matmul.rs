@@ -69,10 +69,24 @@ impl PackedMatrix {
         PackedMatrix { num_rows, num_columns, data }
     }
 
+    /// Gives the number of rows.
+    pub fn num_rows(&self) -> usize {
+        self.num_rows
+    }
+
     /// Gives the number of columns.
     pub fn num_columns(&self) -> usize {
         self.num_columns
     }
+}
+
+/// What [`matmul`] does with what is in `out`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Overwrites it.
+    Zero,
+    /// Goes on summing: two calls on the halves of k give the bits of one call on the whole.
+    Out,
 }
 
 /// Multiplies `left [num_rows, k]` by `right [k, n]` into `out [num_rows, n]`, with the machine's best instructions.
@@ -82,22 +96,30 @@ impl PackedMatrix {
 ///
 /// # Panics
 /// When the slices are shorter than the shapes say.
-pub fn matmul(left: MatrixView<'_>, num_rows: usize, right: &PackedMatrix, out: &mut [f32]) {
-    matmul_on(Arch::new(), left, num_rows, right, out);
+pub fn matmul(left: MatrixView<'_>, num_rows: usize, right: &PackedMatrix, start: Start, out: &mut [f32]) {
+    matmul_on(Arch::new(), left, num_rows, right, start, out);
 }
 
 /// As [`matmul`], with the instructions of `arch`.
 ///
 /// # Panics
 /// When the slices are shorter than the shapes say.
-pub fn matmul_on(arch: Arch, left: MatrixView<'_>, num_rows: usize, right: &PackedMatrix, out: &mut [f32]) {
-    arch.dispatch(Product { left, num_rows, right, out: &mut out[..num_rows * right.num_columns] });
+pub fn matmul_on(
+    arch: Arch,
+    left: MatrixView<'_>,
+    num_rows: usize,
+    right: &PackedMatrix,
+    start: Start,
+    out: &mut [f32],
+) {
+    arch.dispatch(Product { left, num_rows, right, start, out: &mut out[..num_rows * right.num_columns] });
 }
 
 struct Product<'a> {
     left: MatrixView<'a>,
     num_rows: usize,
     right: &'a PackedMatrix,
+    start: Start,
     out: &'a mut [f32],
 }
 
@@ -119,7 +141,7 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     fn tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
-        let Product { left, num_rows, right, out } = self;
+        let Product { left, num_rows, right, start, out } = self;
         let num_columns = right.num_columns;
         let (panel_vectors, tail) = S::as_simd_f32s(&right.data);
         debug_assert!(tail.is_empty());
@@ -136,11 +158,11 @@ impl Product<'_> {
                     let first_column = panel * PANEL;
                     let width = PANEL.min(num_columns - first_column);
                     let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-                    if first_k > 0 {
+                    if first_k > 0 || start == Start::Out {
                         for (row, sum) in sums[..tile_rows].iter_mut().enumerate() {
                             let start = (first_row + row) * num_columns + first_column;
                             let lanes: &mut [f32] = bytemuck::cast_slice_mut(sum);
-                            lanes[..width].copy_from_slice(&out[start..start + width]);
+                            copy_lanes(&out[start..start + width], lanes);
                         }
                     }
                     for (left_column, right_row) in left_tile[..block_len].iter().zip(panel_rows) {
@@ -154,14 +176,23 @@ impl Product<'_> {
                     for (row, sum) in sums[..tile_rows].iter().enumerate() {
                         let start = (first_row + row) * num_columns + first_column;
                         let lanes: &[f32] = bytemuck::cast_slice(sum);
-                        out[start..start + width].copy_from_slice(&lanes[..width]);
+                        copy_lanes(&lanes[..width], &mut out[start..start + width]);
                     }
                 }
             }
         }
-        if right.num_rows == 0 {
+        if right.num_rows == 0 && start == Start::Zero {
             out.fill(0.0);
         }
+    }
+}
+
+/// Copies up to a panel's width; a full panel without a call.
+#[inline(always)]
+fn copy_lanes(from: &[f32], to: &mut [f32]) {
+    match (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
     }
 }
 

@@ -5,13 +5,38 @@
 //! of a thousand, on one thread or many, and with any vector instructions (`tests/determinism.rs` compares them).
 //! Instruction sets are chosen at run time by `pulp`; the loops below are plain Rust that the compiler vectorises.
 
+/// Compiles a block for each instruction set and runs the best one that the machine has.
+///
+/// The closure gives up `once`, so it can be called only once and its `call_once` is its body: that is inlined into the
+/// function that has the instructions. For a closure that could be called again it would be a shim, too large to inline,
+/// and every `mul_add` in it a call into the C library.
+macro_rules! vectorized {
+    ($body:block) => {{
+        let once = $crate::kernels::Once;
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            move || {
+                let _ = { once };
+                $body
+            },
+        )
+    }};
+}
+
+/// See `vectorized!`: a value that cannot be copied.
+pub(crate) struct Once;
+
 mod attention;
 mod elementwise;
 mod matmul;
 
+pub(crate) use vectorized;
+
 pub use attention::{AttentionShape, RotaryTable, attend_row, attention_backward, attention_forward, rotate};
-pub use elementwise::{exp, rms_norm, rms_norm_backward, softmax_in_place, sum_lanes, swiglu, swiglu_backward};
-pub use matmul::{MatrixView, PackedMatrix, matmul, matmul_on};
+pub use elementwise::{
+    AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum_lanes, swiglu, swiglu_backward,
+};
+pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 
 /// Width of the lanes in which long sums run.
 pub const LANES: usize = 16;

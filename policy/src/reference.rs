@@ -1,0 +1,133 @@
+//! The network in plain candle operations, with candle's autograd: for devices that have no kernels, and the reference
+//! that the kernels are held to.
+//!
+//! Candle's own `softmax_last_dim`, `rms_norm` and `rope` are avoided: they silently give no gradient (candle issues 2168,
+//! 3568, 3752).
+
+use candle_core::{D, Device, Result, Tensor, Var};
+use candle_nn::ops::{rms_norm_slow, softmax, swiglu};
+use candle_nn::rotary_emb::rope_slow;
+use proto::{ActionMask, Token};
+
+use crate::kernels::{AttentionShape, RMS_EPSILON, RotaryTable};
+use crate::model::Sequence;
+use crate::{Error, ModelConfig, Params};
+
+/// Log-probabilities of all chosen tokens.
+pub(crate) fn logprobs(config: &ModelConfig, device: &Device, params: &Params, sequences: &[&Sequence]) -> Result<Vec<f32>> {
+    let specs = config.tensors();
+    let load = |(spec, values): (&crate::TensorSpec, &Vec<f32>)| Tensor::from_slice(values, &spec.shape[..], device);
+    let tensors = specs.iter().zip(&params.tensors).map(load).collect::<Result<Vec<_>>>()?;
+    forward(config, device, &tensors, sequences)?.to_vec1()
+}
+
+/// Log-probabilities, and the gradient of `-sum(weight * logprob)`.
+pub(crate) fn gradients(
+    config: &ModelConfig,
+    device: &Device,
+    params: &Params,
+    sequences: &[&Sequence],
+    weights: &[f32],
+) -> std::result::Result<(Vec<f32>, Params), Error> {
+    let specs = config.tensors();
+    let load = |(spec, values): (&crate::TensorSpec, &Vec<f32>)| Var::from_slice(values, &spec.shape[..], device);
+    let vars = specs.iter().zip(&params.tensors).map(load).collect::<Result<Vec<_>>>()?;
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let logprobs = forward(config, device, &tensors, sequences)?;
+    let weights = sequences.iter().zip(weights);
+    let weights: Vec<f32> = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| -*weight)).collect();
+    let num_chosen = weights.len();
+    let mut gradients = logprobs.mul(&Tensor::from_vec(weights, num_chosen, device)?)?.backward()?;
+    let take = |(spec, var): (&crate::TensorSpec, &Var)| {
+        let missing = || Error::Weights { expected: format!("a gradient of {}", spec.name), got: "none".to_owned() };
+        Ok::<_, Error>(gradients.remove(var).ok_or_else(missing)?.flatten_all()?.to_vec1()?)
+    };
+    let tensors = specs.iter().zip(&vars).map(take).collect::<std::result::Result<_, _>>()?;
+    Ok((logprobs.to_vec1()?, Params { tensors }))
+}
+
+/// Log-probabilities `[M]`. The whole network, top to bottom.
+fn forward(config: &ModelConfig, device: &Device, weights: &[Tensor], sequences: &[&Sequence]) -> Result<Tensor> {
+    let tokens: Vec<u32> = sequences.iter().flat_map(|sequence| &sequence.tokens).map(|token| u32::from(*token)).collect();
+    let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+    let rotary = RotaryTable::new(config.max_positions, config.head_dim());
+    let num_rows = tokens.len();
+    let mut weights = weights.iter();
+    let mut next = || weights.next().expect("one tensor for each of the config's specs");
+    let norm = |x: &Tensor, weight: &Tensor| rms_norm_slow(x, weight, RMS_EPSILON);
+    let mut x = next().index_select(&Tensor::from_vec(tokens, num_rows, device)?, 0)?; // [N, D]
+    for _ in 0..config.num_layers {
+        let qkv = norm(&x, next())?.matmul(next())?;
+        x = (x + attention(&qkv, config.attention_shape(), &rotary, &lengths)?.matmul(next())?)?;
+        let gate_up = norm(&x, next())?.matmul(next())?;
+        x = (x + swiglu(&gate_up)?.matmul(next())?)?;
+    }
+    let (rows, choices) = chosen_rows(sequences);
+    let num_chosen = rows.len();
+    let chosen = x.index_select(&Tensor::from_vec(rows, num_chosen, device)?, 0)?; // [M, D]
+    let logits = norm(&chosen, next())?.matmul(next())?; // [M, V]
+    masked_logprob(&logits, &choices)
+}
+
+/// Causal attention over packed sequences, one after another: `qkv [N, qkv_dim]` to `[N, D]`.
+fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths: &[usize]) -> Result<Tensor> {
+    let (_, dim) = qkv.dims2()?;
+    let mut outputs = Vec::new();
+    let mut start = 0;
+    for len in lengths.iter().copied() {
+        let rows = qkv.narrow(0, start, len)?;
+        start += len;
+        // [1, heads, T, head_dim]
+        let heads = rows.reshape((1, len, dim / shape.head_dim, shape.head_dim))?.transpose(1, 2)?;
+        let split = |from: usize, count: usize| heads.narrow(1, from, count)?.contiguous();
+        let table = |pick: fn((Vec<f32>, Vec<f32>)) -> Vec<f32>| {
+            let rows = (0..len).flat_map(|position| {
+                let (cosines, sines) = rotary.at(position);
+                pick((cosines.to_vec(), sines.to_vec()))
+            });
+            Tensor::from_vec(rows.collect::<Vec<f32>>(), (len, shape.head_dim / 2), qkv.device())
+        };
+        let (cosines, sines) = (table(|row| row.0)?, table(|row| row.1)?);
+        let repeat = |x: Tensor| {
+            let per_head = shape.num_heads / shape.num_kv_heads;
+            x.unsqueeze(2)?
+                .broadcast_as((1, shape.num_kv_heads, per_head, len, shape.head_dim))?
+                .reshape((1, shape.num_heads, len, shape.head_dim))
+        };
+        let queries = rope_slow(&split(0, shape.num_heads)?, &cosines, &sines)?;
+        let keys = repeat(rope_slow(&split(shape.num_heads, shape.num_kv_heads)?, &cosines, &sines)?)?;
+        let values = repeat(split(shape.num_heads + shape.num_kv_heads, shape.num_kv_heads)?)?;
+        let future = (0..len * len).map(|index| if index % len > index / len { -1e9f32 } else { 0.0 });
+        let future = Tensor::from_vec(future.collect::<Vec<_>>(), (len, len), qkv.device())?;
+        let scores = (queries.matmul(&keys.t()?)? * (1.0 / (shape.head_dim as f64).sqrt()))?.broadcast_add(&future)?;
+        let out = softmax(&scores, D::Minus1)?.matmul(&values)?.transpose(1, 2)?;
+        outputs.push(out.reshape((len, shape.num_heads * shape.head_dim))?);
+    }
+    Tensor::cat(&outputs, 0)
+}
+
+/// Log-probabilities `[M]` of chosen tokens among the legal ones, from `logits [M, V]`.
+fn masked_logprob(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<Tensor> {
+    let (rows, vocabulary) = logits.dims2()?;
+    let illegal = choices.iter().flat_map(|(_, mask)| {
+        (0..vocabulary as Token).map(|token| if mask.contains(token) { 0.0f32 } else { -1e9 })
+    });
+    let illegal = Tensor::from_vec(illegal.collect::<Vec<_>>(), (rows, vocabulary), logits.device())?;
+    let targets: Vec<u32> = choices.iter().map(|(target, _)| u32::from(*target)).collect();
+    let masked = (logits + illegal)?;
+    let normaliser = masked.log_sum_exp(D::Minus1)?;
+    masked.gather(&Tensor::from_vec(targets, (rows, 1), logits.device())?, 1)?.squeeze(1)? - normaliser
+}
+
+/// The rows, among those of all sequences, that predict chosen tokens.
+fn chosen_rows(sequences: &[&Sequence]) -> (Vec<u32>, Vec<(Token, ActionMask)>) {
+    let (mut rows, mut choices, mut start) = (Vec::new(), Vec::new(), 0);
+    for sequence in sequences {
+        for chosen in &sequence.chosen {
+            rows.push((start + chosen.row) as u32);
+            choices.push((chosen.target, chosen.mask));
+        }
+        start += sequence.tokens.len();
+    }
+    (rows, choices)
+}
