@@ -3,8 +3,18 @@
 use std::path::{Path, PathBuf};
 
 const SOURCES: [&str; 12] = [
-    "src", "proto/src", "bus/src", "domains/src", "domains/exams", "policy/src", "verifier/src", "actor/src",
-    "learner/src", "deploy/configs", "Cargo.lock", "Cargo.toml",
+    "src",
+    "proto/src",
+    "bus/src",
+    "domains/src",
+    "domains/exams",
+    "policy/src",
+    "verifier/src",
+    "actor/src",
+    "learner/src",
+    "deploy/configs",
+    "Cargo.lock",
+    "Cargo.toml",
 ];
 
 fn main() {

@@ -7,7 +7,7 @@ use actor::engine::Engine;
 use anyhow::{Context as _, Result, bail};
 use domains::{Split, exam, exam_specs};
 use learner::{list_checkpoints, load_checkpoint};
-use policy::{PackedWeights, ModelConfig, Params};
+use policy::{ModelConfig, PackedWeights, Params};
 use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, Task, TaskId, TaskKind, Verdict};
 
 use crate::baselines;
@@ -81,7 +81,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for (name, problems) in sets {
         let playable = problems.iter().all(|problem| trained.can_play(problem));
         if !playable && args.problems.is_none() && args.exam == "all" {
-            print(&format!("{name}: left out, its problems need more than model.max_positions = {}\n", model.max_positions))?;
+            print(&format!(
+                "{name}: left out, its problems need more than model.max_positions = {}\n",
+                model.max_positions
+            ))?;
             continue;
         }
         let row = |player: &Player| -> Result<(Scores, Scores)> {
@@ -126,8 +129,18 @@ fn text(
         head,
         network("trained", trained),
         network("untrained network, same mask", untrained),
-        vec!["uniform random legal tokens".to_owned(), "-".to_owned(), cell(random.pass_at(1)), cell(random.pass_at(k))],
-        vec!["blind enumeration, k checker calls".to_owned(), share(enumerated[0]), "-".to_owned(), share(enumerated[1])],
+        vec![
+            "uniform random legal tokens".to_owned(),
+            "-".to_owned(),
+            cell(random.pass_at(1)),
+            cell(random.pass_at(k)),
+        ],
+        vec![
+            "blind enumeration, k checker calls".to_owned(),
+            share(enumerated[0]),
+            "-".to_owned(),
+            share(enumerated[1]),
+        ],
     ];
     rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
     table(&rows)
@@ -225,7 +238,9 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     let newest = list_checkpoints(&path.join("checkpoints"))?.pop();
-    newest.with_context(|| format!("{}: expected a run with a checkpoint, or a checkpoint; found neither", path.display()))
+    newest.with_context(|| {
+        format!("{}: expected a run with a checkpoint, or a checkpoint; found neither", path.display())
+    })
 }
 
 fn read_problems(path: &Path) -> Result<Vec<Problem>> {

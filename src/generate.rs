@@ -55,7 +55,12 @@ fn rebuild_exam(name: &str, out: Option<&PathBuf>) -> Result<()> {
         std::fs::write(path, rebuilt.to_file()?).with_context(|| format!("write {}", path.display()))?;
     }
     let agrees = if rebuilt == *committed { "is the committed exam" } else { "differs from the committed exam" };
-    print(&format!("{name}: {} dev and {} test problems, digest {}: {agrees}\n", rebuilt.dev.len(), rebuilt.test.len(), rebuilt.digest()))
+    print(&format!(
+        "{name}: {} dev and {} test problems, digest {}: {agrees}\n",
+        rebuilt.dev.len(),
+        rebuilt.test.len(),
+        rebuilt.digest()
+    ))
 }
 
 pub(crate) fn print_domains() -> Result<()> {
@@ -66,7 +71,14 @@ pub(crate) fn print_domains() -> Result<()> {
         }
         for spec in domain.exam_specs() {
             let exam = exam(spec.name)?;
-            print(&format!("  exam {}  {} dev, {} test, like level {}, digest {}\n", spec.name, exam.dev.len(), exam.test.len(), spec.level, exam.digest().short()))?;
+            print(&format!(
+                "  exam {}  {} dev, {} test, like level {}, digest {}\n",
+                spec.name,
+                exam.dev.len(),
+                exam.test.len(),
+                spec.level,
+                exam.digest().short()
+            ))?;
         }
     }
     Ok(())

@@ -16,7 +16,10 @@ use clap::{Parser, Subcommand};
 use proto::ProblemSource;
 
 #[derive(Parser)]
-#[command(version, about = "Self-play reasoning from random weights: problems that a machine checks, learning from the verdicts.")]
+#[command(
+    version,
+    about = "Self-play reasoning from random weights: problems that a machine checks, learning from the verdicts."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -49,9 +52,7 @@ struct ConfigArgs {
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
-        )
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
         .init();
     let result = match Cli::parse().command {

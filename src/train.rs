@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Event, Exam, Manifest, Outcome, RunOptions, Summary};
+use learner::{BuildId, Event, Exam, Manifest, Outcome, RunOptions, StepEvent, Summary};
 use policy::Numerics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -108,7 +108,10 @@ impl Plan {
         };
         let occupied = run_dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
         if occupied && !args.resume && !args.dry_run {
-            bail!("--run-dir {0}: expected an empty or absent folder, found files; `--resume --run-dir {0}` goes on with the run there", run_dir.display());
+            bail!(
+                "--run-dir {0}: expected an empty or absent folder, found files; `--resume --run-dir {0}` goes on with the run there",
+                run_dir.display()
+            );
         }
         let clocked = config.run.schedule.num_steps.is_none();
         let minutes = args.minutes.unwrap_or(DEFAULT_MINUTES);
@@ -281,26 +284,42 @@ impl Display {
                         eprintln!("journal: {truncated_bytes} bytes of an unfinished record were removed from its end");
                     }
                     for record in unreadable {
-                        eprintln!("journal: the record at byte {} of {} is damaged and is passed over", record.offset, record.segment.display());
+                        eprintln!(
+                            "journal: the record at byte {} of {} is damaged and is passed over",
+                            record.offset,
+                            record.segment.display()
+                        );
                     }
                 }
                 Event::CheckpointRefused(reason) => eprintln!("checkpoint refused, using the one before: {reason}"),
-                Event::Step { report, elapsed, totals, sample } => {
-                    let mut entry = serde_json::to_value(&report)?;
-                    entry["elapsed_s"] = elapsed.as_secs_f64().into();
-                    entry["num_rollouts"] = totals.num_rollouts.into();
-                    entry["num_trained_tokens"] = totals.num_trained_tokens.into();
+                Event::Step(event) => {
+                    let mut entry = serde_json::to_value(&event.report)?;
+                    entry["elapsed_s"] = event.elapsed.as_secs_f64().into();
+                    entry["waited_s"] = event.waited.as_secs_f64().into();
+                    entry["trained_s"] = event.trained.as_secs_f64().into();
+                    entry["num_rollouts"] = event.totals.num_rollouts.into();
+                    entry["num_trained_tokens"] = event.totals.num_trained_tokens.into();
                     writeln!(self.metrics, "{entry}")?;
-                    self.step_line(&report, elapsed, &totals, sample)?;
+                    self.step_line(*event)?;
                 }
                 Event::Eval(eval) => {
-                    writeln!(self.metrics, "{}", serde_json::json!({"step": eval.step, "exam": eval.exam, "num_correct": eval.num_correct, "num_problems": eval.num_problems}))?;
+                    writeln!(
+                        self.metrics,
+                        "{}",
+                        serde_json::json!({"step": eval.step, "exam": eval.exam, "num_correct": eval.num_correct, "num_problems": eval.num_problems})
+                    )?;
                     let share = percent(eval.num_correct as f64 / eval.num_problems as f64);
-                    self.say(&format!("step {:>6}  exam {}: {share} of {} dev problems\n", eval.step, eval.exam, eval.num_problems))?;
+                    self.say(&format!(
+                        "step {:>6}  exam {}: {share} of {} dev problems\n",
+                        eval.step, eval.exam, eval.num_problems
+                    ))?;
                 }
                 Event::Control(control) => {
                     self.num_steps = Some(control.stop_at);
-                    self.say(&format!("the clock decides: the learning rate decays from step {}, the run ends with step {}\n", control.decay_from, control.stop_at))?;
+                    self.say(&format!(
+                        "the clock decides: the learning rate decays from step {}, the run ends with step {}\n",
+                        control.decay_from, control.stop_at
+                    ))?;
                 }
                 Event::Checkpoint(path) => tracing::info!(path = %path.display(), "checkpoint written"),
             }
@@ -308,13 +327,8 @@ impl Display {
         Ok(())
     }
 
-    fn step_line(
-        &mut self,
-        report: &learner::StepReport,
-        elapsed: Duration,
-        totals: &learner::Totals,
-        sample: Option<(proto::Problem, Vec<proto::Token>, proto::Verdict)>,
-    ) -> Result<()> {
+    fn step_line(&mut self, event: StepEvent) -> Result<()> {
+        let StepEvent { report, elapsed, totals, sample, .. } = event;
         let due = self.last_line.is_none_or(|(at, _)| elapsed.saturating_sub(at) >= Duration::from_secs(5));
         if !due && Some(report.step) != self.num_steps {
             return Ok(());
@@ -372,7 +386,8 @@ fn closing(plan: &Plan, summary: &Summary) -> Result<String> {
     let run_dir = plan.run_dir.display();
     let mut text = String::from("\n");
     if summary.outcome == Outcome::Interrupted {
-        let minutes = plan.time_limit.map_or(String::new(), |limit| format!(" --minutes {}", limit.as_secs_f64() / 60.0));
+        let minutes =
+            plan.time_limit.map_or(String::new(), |limit| format!(" --minutes {}", limit.as_secs_f64() / 60.0));
         text += &format!(
             "stopped at step {} after {}; go on with: autodidact train --resume --run-dir {run_dir}{minutes}\n",
             summary.step,
@@ -396,7 +411,11 @@ fn closing(plan: &Plan, summary: &Summary) -> Result<String> {
         let (problem, label) = (name(serde_json::to_value(problem_origin)?), name(serde_json::to_value(label_origin)?));
         text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total.max(1e-9)));
     }
-    text += &format!("\njournal {}, weights {}\n", bytes(folder_bytes(&plan.run_dir.join("journal"))), summary.weights_digest.short());
+    text += &format!(
+        "\njournal {}, weights {}\n",
+        bytes(folder_bytes(&plan.run_dir.join("journal"))),
+        summary.weights_digest.short()
+    );
     if let Some(control) = summary.control {
         text += &format!(
             "the same weights again: autodidact train {} --seed {} --steps {} --set schedule.decay_from={}\n",
@@ -419,7 +438,13 @@ fn exam_table(summary: &Summary) -> Result<String> {
         let problems = exam(name)?.split(Split::Dev);
         let random = baselines::uniform_legal(problems, 8)?.pass_at(1).0;
         let blind = baselines::enumeration(problems, 1)? as f64 / problems.len() as f64;
-        rows.push(vec![name.to_owned(), share(of_exam.first()), share(of_exam.last()), percent(random), percent(blind)]);
+        rows.push(vec![
+            name.to_owned(),
+            share(of_exam.first()),
+            share(of_exam.last()),
+            percent(random),
+            percent(blind),
+        ]);
     }
     Ok(table(&rows))
 }

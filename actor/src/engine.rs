@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use domains::{Grammar, MaskDictionary, Next, domain};
-use policy::{Decoder, PackedWeights, Feed, sample};
+use policy::{Decoder, Feed, PackedWeights, sample};
 use proto::{
     ActionMask, Behavior, Choice, CounterRng, Group, Purpose, Rollout, StopReason, Task, TaskKind, Token, VersionSpan,
 };
@@ -117,16 +117,15 @@ fn play(jobs: &Receiver<Job>, groups: &GroupSender, num_slots: usize) {
             }
             let decoder = decoder.as_mut().expect("a version is being played");
             match begin(job, decoder.config().max_positions) {
-                Ok(Some(active)) => {
+                Begun::Playing(active) => {
                     let slot = slots.iter().position(Option::is_none).expect("a slot is free");
                     decoder.reset(slot);
-                    slots[slot] = Some(active);
+                    slots[slot] = Some(*active);
                     num_active += 1;
                 }
-                Ok(None) if groups.is_closed() => return,
-                Ok(None) => {}
-                Err(Begin::Finished(group)) => drop(groups.send(Ok(group))),
-                Err(Begin::Failed(error)) => drop(groups.send(Err(error))),
+                Begun::Over(Some(group)) => drop(groups.send(Ok(group))),
+                Begun::Over(None) => {}
+                Begun::Failed(error) => drop(groups.send(Err(error))),
             }
         }
         if num_active == 0 {
@@ -160,24 +159,46 @@ fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
     if busy { jobs.try_recv() } else { jobs.recv().map_err(|_| TryRecvError::Disconnected) }
 }
 
-/// Why a job takes no slot.
-enum Begin {
-    /// It was played without the network, and its group is complete.
-    Finished(Group),
+/// A job that was taken up.
+enum Begun {
+    /// The network is to choose its next token.
+    Playing(Box<Active>),
+    /// It was played without the network; with its group, if that is complete.
+    Over(Option<Group>),
     Failed(Error),
 }
 
-/// Opens a rollout; `None` when it is over before the network is asked.
-fn begin(job: Job, max_positions: usize) -> Result<Option<Active>, Begin> {
+/// Opens a rollout and plays it as far as it needs no network.
+fn begin(job: Job, max_positions: usize) -> Begun {
+    match open(job, max_positions) {
+        Ok(mut active) => {
+            let mut over = active.advance();
+            while active.job.group.task.sampling.behavior == Behavior::UniformLegal && !over {
+                let token = active.mask.iter().nth(active.rng.below(active.mask.len() as u64) as usize);
+                let logprob = -libm::logf(active.mask.len() as f32);
+                over = active.choose(token.expect("a choice has tokens"), logprob);
+            }
+            match over {
+                true => Begun::Over(active.job.group.clone().finish(active.job.attempt, active.played)),
+                false => Begun::Playing(Box::new(active)),
+            }
+        }
+        Err(error) => Begun::Failed(error),
+    }
+}
+
+fn open(job: Job, max_positions: usize) -> Result<Active, Error> {
     let task = &job.group.task;
-    let fail = |reason: String| Begin::Failed(Error::Task { task: task.id, reason });
+    let fail = |reason: String| Error::Task { task: task.id, reason };
     let domain = domain(&task.problem.domain).map_err(|error| fail(error.to_string()))?;
     let prompt = domain.prompt(&task.problem).map_err(|error| fail(error.to_string()))?;
     let grammar = domain.grammar(&task.problem).map_err(|error| fail(error.to_string()))?;
     let needed = prompt.len() + task.max_tokens as usize;
     if needed > max_positions {
         let (prompt, answer) = (prompt.len(), task.max_tokens);
-        return Err(fail(format!("expected prompt and answer within model.max_positions = {max_positions}, got {prompt} + {answer}")));
+        return Err(fail(format!(
+            "expected prompt and answer within model.max_positions = {max_positions}, got {prompt} + {answer}"
+        )));
     }
     let purpose = match task.id.kind {
         TaskKind::Solve => Purpose::Rollout,
@@ -185,21 +206,7 @@ fn begin(job: Job, max_positions: usize) -> Result<Option<Active>, Begin> {
     };
     let rng = CounterRng::new(task.seed, purpose, task.id.batch, u64::from(task.id.index), job.attempt as u64);
     let played = Played { tokens: Vec::new(), choices: Vec::new(), stop: StopReason::Complete };
-    let behavior = task.sampling.behavior;
-    let mut active = Active { grammar, rng, played, pending: prompt, mask: ActionMask::default(), job };
-    let mut over = active.advance();
-    while behavior == Behavior::UniformLegal && !over {
-        let token = active.mask.iter().nth(active.rng.below(active.mask.len() as u64) as usize);
-        let logprob = -libm::logf(active.mask.len() as f32);
-        over = active.choose(token.expect("a choice has tokens"), logprob);
-    }
-    if !over {
-        return Ok(Some(active));
-    }
-    match active.job.group.clone().finish(active.job.attempt, active.played) {
-        Some(group) => Err(Begin::Finished(group)),
-        None => Ok(None),
-    }
+    Ok(Active { grammar, rng, played, pending: prompt, mask: ActionMask::default(), job })
 }
 
 impl Active {

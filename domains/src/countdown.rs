@@ -158,9 +158,9 @@ impl Domain for Countdown {
     fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error> {
         let puzzle = self.puzzle(problem)?;
         let reached = read_steps(answer).and_then(|steps| puzzle.value_reached(&steps));
-        Ok(reached.filter(|value| targets(puzzle.bound).contains(value)).map(|target| {
-            self.problem(&Puzzle { target, ..puzzle })
-        }))
+        Ok(reached
+            .filter(|value| targets(puzzle.bound).contains(value))
+            .map(|target| self.problem(&Puzzle { target, ..puzzle })))
     }
 
     fn goal(&self, problem: &Problem) -> Result<u64, Error> {
@@ -172,9 +172,7 @@ impl Domain for Countdown {
         match read_steps(answer) {
             Some(steps) => steps
                 .iter()
-                .map(|step| {
-                    format!("{} {} {} = {}", step.first, token_name(step.operator), step.second, step.result)
-                })
+                .map(|step| format!("{} {} {} = {}", step.first, token_name(step.operator), step.second, step.result))
                 .collect::<Vec<_>>()
                 .join("; "),
             None => answer.iter().map(|token| token_name(*token)).collect::<Vec<_>>().join(" "),
@@ -291,7 +289,10 @@ impl Countdown {
             && puzzle.numbers.iter().all(|number| (1..=SMALL_BOUND).contains(number))
             && (bound == SMALL_BOUND || bound == LARGE_BOUND)
             && (1..=bound).contains(&puzzle.target);
-        if !in_range || self.problem(&puzzle).text != problem.text || !puzzle.numbers.is_sorted_by(|left, right| left >= right) {
+        if !in_range
+            || self.problem(&puzzle).text != problem.text
+            || !puzzle.numbers.is_sorted_by(|left, right| left >= right)
+        {
             return Err(refuse());
         }
         Ok(puzzle)
@@ -421,7 +422,10 @@ fn parse_steps(text: &str) -> Option<Vec<Step>> {
     if text.len() > MAX_TEXT_BYTES {
         return None;
     }
-    text.split([';', ',', '\n']).filter(|step| !step.trim().is_empty()).map(parse_step).collect::<Option<Vec<_>>>()
+    text.split([';', ',', '\n'])
+        .filter(|step| !step.trim().is_empty())
+        .map(parse_step)
+        .collect::<Option<Vec<_>>>()
         .filter(|steps| !steps.is_empty())
 }
 
@@ -466,10 +470,9 @@ impl Grammar for StepsGrammar {
         let mask = match self.slot {
             Slot::First if self.available.len() < 2 => return Next::Done,
             Slot::First => self.integer_mask(self.available[..self.available.len() - 1].iter().copied()),
-            Slot::Operator => OPERATORS
-                .into_iter()
-                .filter(|operator| self.partners(*operator).next().is_some())
-                .collect(),
+            Slot::Operator => {
+                OPERATORS.into_iter().filter(|operator| self.partners(*operator).next().is_some()).collect()
+            }
             Slot::Second => self.integer_mask(self.partners(self.step.operator)),
             Slot::Equals => return Next::Forced(EQUALS),
             Slot::Result if self.calculator => return Next::Forced(spell(self.step.result)[self.spelled.len()]),
@@ -541,9 +544,8 @@ impl StepsGrammar {
         let first = self.step.first;
         let taken = self.available.iter().position(|number| *number == first);
         self.available.iter().enumerate().filter_map(move |(index, number)| {
-            let legal = Some(index) != taken
-                && *number <= first
-                && apply(first, operator, *number, self.bound).is_some();
+            let legal =
+                Some(index) != taken && *number <= first && apply(first, operator, *number, self.bound).is_some();
             legal.then_some(*number)
         })
     }
@@ -653,8 +655,20 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_problem() {
-        for text in ["", "3 7 25", "3 7 25 -> x", "3 -> 3", "0 4 -> 4", "3 100 -> 4", "1 2 -> 0", "1 2 -> 100",
-            "1 2 3 4 5 6 7 -> 9", "1 2 -> 3 max 50", "-> 4", "1 2 -> 99999999999"] {
+        for text in [
+            "",
+            "3 7 25",
+            "3 7 25 -> x",
+            "3 -> 3",
+            "0 4 -> 4",
+            "3 100 -> 4",
+            "1 2 -> 0",
+            "1 2 -> 100",
+            "1 2 3 4 5 6 7 -> 9",
+            "1 2 -> 3 max 50",
+            "-> 4",
+            "1 2 -> 99999999999",
+        ] {
             assert!(DOMAIN.problem_from_text(text).is_err(), "{text:?}");
         }
         for text in ["3 7 25 -> 78", "25 7 3 -> 078", "25 7 3 ->  78", "25 7 3 -> 78 max 99", "25 7 3 -> 78 "] {

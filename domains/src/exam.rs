@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 
 use proto::{Digest, Problem};
 
-use crate::{Domain, Error, domain, registry};
+use crate::{Error, domain, registry};
 
 /// Problems for live curves and tuning.
-pub const DEV_SIZE: usize = 200;
+const DEV_SIZE: usize = 200;
 /// Problems for the start and the end of a run.
-pub const TEST_SIZE: usize = 1_000;
+const TEST_SIZE: usize = 1_000;
 
 /// Names an exam and the problems that it asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,9 +36,9 @@ pub enum Split {
 /// A frozen evaluation set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exam {
-    /// [`DEV_SIZE`] problems.
+    /// 200 problems.
     pub dev: Vec<Problem>,
-    /// [`TEST_SIZE`] problems.
+    /// 1,000 problems.
     pub test: Vec<Problem>,
 }
 

@@ -138,10 +138,7 @@ pub fn registry() -> &'static [Arc<dyn Domain>] {
 /// assert!(domains::domain("chess").is_err());
 /// ```
 pub fn domain(name: &str) -> Result<&'static Arc<dyn Domain>, Error> {
-    registry()
-        .iter()
-        .find(|domain| domain.name() == name)
-        .ok_or_else(|| Error::UnknownDomain { got: name.to_owned() })
+    registry().iter().find(|domain| domain.name() == name).ok_or_else(|| Error::UnknownDomain { got: name.to_owned() })
 }
 
 /// Reads a problem from one JSON object such as `{"domain":"countdown","numbers":[3,7,25],"target":78}`.

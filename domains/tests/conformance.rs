@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use domains::{Domain, Exam, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace, vocabulary};
+use domains::{
+    Domain, Exam, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace, vocabulary,
+};
 use proto::{CounterRng, Problem, Purpose, Token, Verdict};
 
 /// Plays uniformly random legal tokens to the end.
@@ -129,7 +131,10 @@ fn illegal_tokens_change_nothing() {
                 assert_eq!(grammar.next(), before);
             }
         }
-        assert_eq!(domain.judge(problem, &[]).unwrap(), if before == Next::Done { Verdict::Correct } else { Verdict::Incorrect });
+        assert_eq!(
+            domain.judge(problem, &[]).unwrap(),
+            if before == Next::Done { Verdict::Correct } else { Verdict::Incorrect }
+        );
         assert_eq!(domain.judge(problem, &[Token::MAX]).unwrap(), Verdict::Malformed);
     });
 }

@@ -132,13 +132,23 @@ impl Config {
         self.model.validate()?;
         let learner = &self.learner;
         check("batch.num_tasks", "1 to 65536", self.batch.num_tasks, (1..=65_536).contains(&self.batch.num_tasks))?;
-        check("batch.num_rollouts", "1 to 4096", self.batch.num_rollouts, (1..=4_096).contains(&self.batch.num_rollouts))?;
+        check(
+            "batch.num_rollouts",
+            "1 to 4096",
+            self.batch.num_rollouts,
+            (1..=4_096).contains(&self.batch.num_rollouts),
+        )?;
         check("batch.lag", "0 or 1", self.batch.lag, self.batch.lag <= 1)?;
         let temperature = self.actor.temperature;
         check("actor.temperature", "over 0, up to 10", temperature, temperature > 0.0 && temperature <= 10.0)?;
         let max_answer_tokens = self.actor.max_answer_tokens;
         let room = self.model.max_positions as u32;
-        check("actor.max_answer_tokens", "1 to below model.max_positions", max_answer_tokens, (1..room).contains(&max_answer_tokens))?;
+        check(
+            "actor.max_answer_tokens",
+            "1 to below model.max_positions",
+            max_answer_tokens,
+            (1..room).contains(&max_answer_tokens),
+        )?;
         check("ladder", "one entry or more", "none", !self.ladder.is_empty())?;
         for entry in &self.ladder {
             let source = sources.iter().find(|source| source.name() == entry.domain);
@@ -150,7 +160,12 @@ impl Config {
         }
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let fraction = |value: f64| (0.0..1.0).contains(&value);
-        check("learner.learning_rate", "over 0, up to 1", learner.learning_rate, positive(learner.learning_rate) && learner.learning_rate <= 1.0)?;
+        check(
+            "learner.learning_rate",
+            "over 0, up to 1",
+            learner.learning_rate,
+            positive(learner.learning_rate) && learner.learning_rate <= 1.0,
+        )?;
         check("learner.beta1", "0 to below 1", learner.beta1, fraction(learner.beta1))?;
         check("learner.beta2", "0 to below 1", learner.beta2, fraction(learner.beta2))?;
         check("learner.weight_decay", "0 to below 1", learner.weight_decay, fraction(learner.weight_decay))?;
@@ -158,15 +173,30 @@ impl Config {
         check("learner.ema_decay", "0 to below 1", learner.ema_decay, fraction(learner.ema_decay))?;
         check("learner.window_examples", "1 or more", learner.window_examples, learner.window_examples > 0)?;
         check("learner.reuse", "over 0, up to 100", learner.reuse, positive(learner.reuse) && learner.reuse <= 100.0)?;
-        check("learner.updates_per_step", "1 to 1000", learner.updates_per_step, (1..=1_000).contains(&learner.updates_per_step))?;
-        check("learner.max_goal_weight", "1 or more", learner.max_goal_weight, learner.max_goal_weight >= 1.0 && learner.max_goal_weight.is_finite())?;
+        check(
+            "learner.updates_per_step",
+            "1 to 1000",
+            learner.updates_per_step,
+            (1..=1_000).contains(&learner.updates_per_step),
+        )?;
+        check(
+            "learner.max_goal_weight",
+            "1 or more",
+            learner.max_goal_weight,
+            learner.max_goal_weight >= 1.0 && learner.max_goal_weight.is_finite(),
+        )?;
         check("learner.num_shards", "1 to 1024", learner.num_shards, (1..=1_024).contains(&learner.num_shards))?;
         let schedule = &self.schedule;
         check("schedule.num_steps", "1 or more", 0, schedule.num_steps != Some(0))?;
         let decay_from = schedule.decay_from.unwrap_or(0);
         let last = schedule.num_steps.unwrap_or(u64::MAX);
         check("schedule.decay_from", "at most schedule.num_steps", decay_from, decay_from <= last)?;
-        check("schedule.decay_from", "absent unless schedule.num_steps is set", decay_from, schedule.decay_from.is_none() || schedule.num_steps.is_some())
+        check(
+            "schedule.decay_from",
+            "absent unless schedule.num_steps is set",
+            decay_from,
+            schedule.decay_from.is_none() || schedule.num_steps.is_some(),
+        )
     }
 
     /// Hashes the config: the name of what the run learns.

@@ -220,7 +220,11 @@ impl Fold {
         let batch = self.state.step;
         let tasks = self.planned.remove(&batch).unwrap_or_default();
         if !groups.iter().map(|scored| &scored.group.task).eq(&tasks) {
-            return Err(Error::Integrity { what: "group", step: batch, reason: "it was not played for this plan".to_owned() });
+            return Err(Error::Integrity {
+                what: "group",
+                step: batch,
+                reason: "it was not played for this plan".to_owned(),
+            });
         }
         let logprob_mismatch = self.logprob_mismatch(&groups[0])?;
         let num_examples = self.take_examples(groups);
@@ -316,8 +320,7 @@ impl Fold {
     /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
     fn gradient(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(f64, Params), Error> {
         let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
-        let shards: Vec<(&[&Sequence], &[f32])> =
-            sequences.chunks(shard_len).zip(weights.chunks(shard_len)).collect();
+        let shards: Vec<(&[&Sequence], &[f32])> = sequences.chunks(shard_len).zip(weights.chunks(shard_len)).collect();
         let loaded: Loaded<'_> = self.model.load(&self.state.params)?;
         let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
         let next = AtomicUsize::new(0);
@@ -364,7 +367,8 @@ impl Fold {
             .iter()
             .map(|rollout| {
                 let choices = rollout.choices.iter();
-                let choices = choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
+                let choices =
+                    choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
                 Sequence::new(&scored.prompt, &rollout.tokens, choices)
             })
             .filter(|sequence| !sequence.chosen.is_empty())

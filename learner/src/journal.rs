@@ -117,12 +117,16 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`].
     pub fn append(&mut self, record: &Record) -> Result<(), Error> {
-        let body = zstd::bulk::compress(&proto::wire::encode(record), 1).map_err(Error::io("compress for", &self.path))?;
+        let body =
+            zstd::bulk::compress(&proto::wire::encode(record), 1).map_err(Error::io("compress for", &self.path))?;
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend((body.len() as u32).to_le_bytes());
         header.push(record_type(record));
         header.extend(record_hash(record_type(record), &body));
-        self.file.write_all(&header).and_then(|()| self.file.write_all(&body)).map_err(Error::io("append to", &self.path))?;
+        self.file
+            .write_all(&header)
+            .and_then(|()| self.file.write_all(&body))
+            .map_err(Error::io("append to", &self.path))?;
         self.size_bytes += (header.len() + body.len()) as u64;
         Ok(())
     }

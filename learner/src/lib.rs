@@ -15,12 +15,10 @@ mod window;
 use std::path::PathBuf;
 
 pub use checkpoint::{Checkpoint, list_checkpoints, load_checkpoint, load_latest};
-pub use config::{
-    ActorConfig, BatchConfig, Config, Control, ExamsConfig, LadderShare, LearnerConfig, ScheduleConfig,
-};
+pub use config::{ActorConfig, BatchConfig, Config, Control, ExamsConfig, LadderShare, LearnerConfig, ScheduleConfig};
 pub use fold::{Fold, State, StepReport, Totals};
 pub use journal::{EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord};
-pub use main_loop::{Event, Exam, Outcome, RunOptions, Summary, run};
+pub use main_loop::{Event, Exam, Outcome, RunOptions, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use replay::{ReplayReport, replay};
 
@@ -108,7 +106,10 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn io<'a>(operation: &'static str, path: &'a std::path::Path) -> impl FnOnce(std::io::Error) -> Error + 'a {
+    pub(crate) fn io<'a>(
+        operation: &'static str,
+        path: &'a std::path::Path,
+    ) -> impl FnOnce(std::io::Error) -> Error + 'a {
         move |source| Error::Io { operation, path: path.to_owned(), source }
     }
 }

@@ -58,22 +58,30 @@ pub enum Event {
     /// A checkpoint is broken; an earlier one is used.
     CheckpointRefused(String),
     /// A step is done.
-    Step {
-        /// What it did.
-        report: StepReport,
-        /// Since the start of the run, earlier processes included.
-        elapsed: Duration,
-        /// Counts so far.
-        totals: Totals,
-        /// A problem of the batch, an answer and its verdict.
-        sample: Option<(Problem, Vec<Token>, Verdict)>,
-    },
+    Step(Box<StepEvent>),
     /// An exam is over.
     Eval(EvalRecord),
     /// The clock fixed the end of the run.
     Control(Control),
     /// A checkpoint is written.
     Checkpoint(PathBuf),
+}
+
+/// A step, as it is shown.
+#[derive(Clone, Debug)]
+pub struct StepEvent {
+    /// What it did.
+    pub report: StepReport,
+    /// Since the start of the run, earlier processes included.
+    pub elapsed: Duration,
+    /// How long the learner waited for the batch and for exams.
+    pub waited: Duration,
+    /// How long it trained.
+    pub trained: Duration,
+    /// Counts so far.
+    pub totals: Totals,
+    /// A problem of the batch, an answer and its verdict.
+    pub sample: Option<(Problem, Vec<Token>, Verdict)>,
 }
 
 /// How a run ended.
@@ -202,7 +210,8 @@ impl Learner {
         if resumes || !steps.is_empty() {
             drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable }));
         }
-        let elapsed_before = steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
+        let elapsed_before =
+            steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
         let expected_steps = steps.split_off(&(state.step + 1));
         let last_checkpoint = resumes.then_some(state.step);
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
@@ -245,6 +254,7 @@ impl Learner {
             if !ends {
                 self.issue_batches().await?;
             }
+            let asked = Instant::now();
             if !self.collect(step, ends, shutdown).await? {
                 self.checkpoint()?;
                 return Ok(Outcome::Interrupted);
@@ -254,7 +264,7 @@ impl Learner {
                 self.checkpoint()?;
                 return Ok(Outcome::Finished);
             }
-            self.fold_batch(step)?;
+            self.fold_batch(step, asked.elapsed())?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
@@ -269,9 +279,8 @@ impl Learner {
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
         let planned = self.fold.planned();
-        let named = |version: &Digest| {
-            *version == digest || planned.values().flatten().any(|task| task.weights == *version)
-        };
+        let named =
+            |version: &Digest| *version == digest || planned.values().flatten().any(|task| task.weights == *version);
         self.versions.retain(|version, _| named(version));
         let needed: Vec<Digest> = self.versions.keys().copied().collect();
         Ok(self.bus.retain_weights(&needed).await?)
@@ -324,7 +333,10 @@ impl Learner {
         loop {
             let total = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
             let missing = total - if ends { 0 } else { self.received.get(&batch).map_or(0, BTreeMap::len) };
-            let absent = self.sitting.as_ref().map_or(0, |sitting| sitting.correct.iter().filter(|correct| correct.is_none()).count());
+            let absent = self
+                .sitting
+                .as_ref()
+                .map_or(0, |sitting| sitting.correct.iter().filter(|correct| correct.is_none()).count());
             if missing == 0 && absent == 0 {
                 return Ok(true);
             }
@@ -345,9 +357,14 @@ impl Learner {
         let unsat = self.sitting.iter().flat_map(|sitting| {
             sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
         });
-        let unsealed = self.fold.planned().get(&batch).into_iter().flatten().map(|task| task.id).filter(|id| {
-            self.received.get(&batch).is_none_or(|received| !received.contains_key(&id.index))
-        });
+        let unsealed = self
+            .fold
+            .planned()
+            .get(&batch)
+            .into_iter()
+            .flatten()
+            .map(|task| task.id)
+            .filter(|id| self.received.get(&batch).is_none_or(|received| !received.contains_key(&id.index)));
         unsat.chain(unsealed).next().map_or("none".to_owned(), |id: TaskId| format!("{id:?}"))
     }
 
@@ -359,7 +376,11 @@ impl Learner {
                 let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
                 let Some(planned) = planned else { return Ok(()) };
                 let disagrees = |reason: &str| {
-                    Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
+                    Err(Error::Integrity {
+                        what: "group",
+                        step: id.batch,
+                        reason: format!("task {}: {reason}", id.index),
+                    })
                 };
                 if *planned != scored.group.task {
                     return disagrees("it was not played for this plan");
@@ -403,9 +424,11 @@ impl Learner {
         Ok(())
     }
 
-    fn fold_batch(&mut self, batch: u64) -> Result<(), Error> {
+    fn fold_batch(&mut self, batch: u64, waited: Duration) -> Result<(), Error> {
         let groups: Vec<ScoredGroup> = self.received.remove(&batch).unwrap_or_default().into_values().collect();
+        let began = Instant::now();
         let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
+        let trained = began.elapsed();
         let elapsed = self.elapsed();
         match self.expected_steps.remove(&report.step) {
             Some(expected) => expect_step(&expected, report.weights_digest, report.state_digest)?,
@@ -422,7 +445,8 @@ impl Learner {
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
-        drop(self.events.send(Event::Step { report, elapsed, totals, sample }));
+        let event = StepEvent { report, elapsed, waited, trained, totals, sample };
+        drop(self.events.send(Event::Step(Box::new(event))));
         Ok(())
     }
 
@@ -453,7 +477,8 @@ impl Learner {
         let own = self.fold.weights_digest();
         let older = self.versions.iter().filter(|(digest, _)| **digest != own);
         let versions = older.map(|(digest, bytes)| (*digest, bytes.to_vec())).collect();
-        let path = save(&folder, self.fold.config(), state, self.fold.planned(), versions, &self.options.tokenizer_json)?;
+        let path =
+            save(&folder, self.fold.config(), state, self.fold.planned(), versions, &self.options.tokenizer_json)?;
         prune(&folder, self.options.keep_checkpoints)?;
         self.last_checkpoint = Some(state.step);
         drop(self.events.send(Event::Checkpoint(path)));
@@ -479,10 +504,7 @@ impl Learner {
 
 /// Checks a step that was computed again against its record.
 pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest) -> Result<(), Error> {
-    let pairs = [
-        ("weights digest", expected.weights_digest, weights),
-        ("state digest", expected.state_digest, state),
-    ];
+    let pairs = [("weights digest", expected.weights_digest, weights), ("state digest", expected.state_digest, state)];
     match pairs.into_iter().find(|(_, expected, got)| expected != got) {
         None => Ok(()),
         Some((what, was, is)) => {
@@ -504,7 +526,8 @@ fn sample(groups: &[ScoredGroup]) -> Option<(Problem, Vec<Token>, Verdict)> {
 fn lock(run_dir: &Path) -> Result<File, Error> {
     std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
     let path = run_dir.join("LOCK");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {

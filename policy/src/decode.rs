@@ -3,7 +3,7 @@ use std::sync::Arc;
 use proto::Token;
 
 use crate::kernels::{
-    AttentionShape, LANES, MatrixView, RotaryTable, Start, add, attend_row, matmul, rms_norm, rotate, swiglu, vectorized,
+    KeyValues, LANES, MatrixView, Start, add, attend_row, matmul, rms_norm, rotate, swiglu, vectorized,
 };
 use crate::{ModelConfig, PackedWeights};
 
@@ -23,11 +23,16 @@ pub struct Decoder {
     num_slots: usize,
     /// Tokens in each slot.
     lengths: Vec<usize>,
-    /// By layer, slot and key-value head: keys `[head_dim, capacity]`.
-    keys: Vec<f32>,
-    /// By layer, slot and key-value head: values `[capacity, head_dim]`.
-    values: Vec<f32>,
+    layers: Vec<LayerCache>,
     scratch: Scratch,
+}
+
+#[derive(Clone, Debug)]
+struct LayerCache {
+    /// By slot and key-value head: `[head_dim, capacity]`.
+    keys: Vec<f32>,
+    /// By slot and key-value head: `[capacity, head_dim]`.
+    values: Vec<f32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -48,12 +53,12 @@ impl Decoder {
     /// Makes room for `num_slots` sequences.
     pub fn new(weights: Arc<PackedWeights>, num_slots: usize) -> Decoder {
         let config = &weights.config;
-        let cache_len = config.num_layers * num_slots * slot_cache_len(config);
+        let cache_len = num_slots * config.num_kv_heads * config.head_dim() * capacity(config);
+        let cache = LayerCache { keys: vec![0.0; cache_len], values: vec![0.0; cache_len] };
         Decoder {
             num_slots,
             lengths: vec![0; num_slots],
-            keys: vec![0.0; cache_len],
-            values: vec![0.0; cache_len],
+            layers: vec![cache; config.num_layers],
             scratch: Scratch::default(),
             weights,
         }
@@ -84,11 +89,10 @@ impl Decoder {
     /// # Panics
     /// When a slot would grow past `max_positions`, or a token is not in the vocabulary.
     pub fn forward(&mut self, feeds: &[Feed<'_>]) -> &[f32] {
-        let Decoder { weights, num_slots, lengths, keys, values, scratch } = self;
-        let (config, rotary, shape) = (&weights.config, &weights.rotary, weights.shape);
-        let (width, qkv_dim) = (config.d_model, shape.qkv_dim());
+        let Decoder { weights, num_slots: _, lengths, layers, scratch } = self;
+        let config = &weights.config;
+        let (width, qkv_dim) = (config.d_model, weights.shape.qkv_dim());
         let num_rows: usize = feeds.iter().map(|feed| feed.tokens.len()).sum();
-        let layer_cache = *num_slots * slot_cache_len(config);
         let s = scratch;
         s.x.clear();
         for token in feeds.iter().flat_map(|feed| feed.tokens) {
@@ -101,20 +105,37 @@ impl Decoder {
         s.qkv.resize(num_rows * qkv_dim, 0.0);
         s.gate_up.resize(num_rows * 2 * config.ff_dim, 0.0);
         s.gated.resize(num_rows * config.ff_dim, 0.0);
-        s.query.resize(shape.head_dim, 0.0);
+        s.query.resize(config.head_dim(), 0.0);
         s.weights.resize(capacity(config), 0.0);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            let cache = index * layer_cache..(index + 1) * layer_cache;
+        for (layer, cache) in weights.layers.iter().zip(layers) {
             rms_norm(&s.x, &layer.attention_norm, &mut s.normed);
             matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.qkv.forward, Start::Zero, &mut s.qkv);
-            let caches = (&mut keys[cache.clone()], &mut values[cache]);
-            attend(shape, rotary, capacity(config), feeds, lengths, &s.qkv, caches, (&mut s.query, &mut s.weights), &mut s.attended);
-            matmul(MatrixView::row_major(&s.attended, width), num_rows, &layer.out.forward, Start::Zero, &mut s.projected);
+            let scratch = (&mut s.query[..], &mut s.weights[..]);
+            attend(weights, cache, feeds, lengths, &s.qkv, scratch, &mut s.attended);
+            matmul(
+                MatrixView::row_major(&s.attended, width),
+                num_rows,
+                &layer.out.forward,
+                Start::Zero,
+                &mut s.projected,
+            );
             add(&mut s.x, &s.projected);
             rms_norm(&s.x, &layer.mlp_norm, &mut s.normed);
-            matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.gate_up.forward, Start::Zero, &mut s.gate_up);
+            matmul(
+                MatrixView::row_major(&s.normed, width),
+                num_rows,
+                &layer.gate_up.forward,
+                Start::Zero,
+                &mut s.gate_up,
+            );
             swiglu(&s.gate_up, &mut s.gated, config.ff_dim);
-            matmul(MatrixView::row_major(&s.gated, config.ff_dim), num_rows, &layer.down.forward, Start::Zero, &mut s.projected);
+            matmul(
+                MatrixView::row_major(&s.gated, config.ff_dim),
+                num_rows,
+                &layer.down.forward,
+                Start::Zero,
+                &mut s.projected,
+            );
             add(&mut s.x, &s.projected);
         }
         let mut last_row = 0;
@@ -134,50 +155,43 @@ fn capacity(config: &ModelConfig) -> usize {
     config.max_positions.next_multiple_of(LANES)
 }
 
-/// Length of one slot's keys, or values, in one layer.
-fn slot_cache_len(config: &ModelConfig) -> usize {
-    config.num_kv_heads * config.head_dim() * capacity(config)
-}
-
-/// Appends the rows' keys and values to the caches of one layer and attends.
-#[expect(clippy::too_many_arguments, reason = "one call site; a struct would only rename them")]
+/// Appends the rows' keys and values to the cache of one layer and attends.
 fn attend(
-    shape: AttentionShape,
-    rotary: &RotaryTable,
-    capacity: usize,
+    network: &PackedWeights,
+    cache: &mut LayerCache,
     feeds: &[Feed<'_>],
     lengths: &[usize],
     qkv: &[f32],
-    (keys, values): (&mut [f32], &mut [f32]),
     (query, weights): (&mut [f32], &mut [f32]),
     out: &mut [f32],
 ) {
+    let (shape, rotary, capacity) = (network.shape, &network.rotary, capacity(&network.config));
     let (head_dim, width) = (shape.head_dim, shape.num_heads * shape.head_dim);
     let per_kv_head = shape.num_heads / shape.num_kv_heads;
     let scale = 1.0 / (head_dim as f32).sqrt();
     vectorized!({
-            let mut rows = qkv.chunks_exact(shape.qkv_dim()).zip(out.chunks_exact_mut(width));
-            for feed in feeds {
-                let first = lengths[feed.slot];
-                for (position, (row, out)) in (first..first + feed.tokens.len()).zip(rows.by_ref()) {
-                    for kv_head in 0..shape.num_kv_heads {
-                        let start = (feed.slot * shape.num_kv_heads + kv_head) * head_dim * capacity;
-                        let keys = &mut keys[start..start + head_dim * capacity];
-                        let values = &mut values[start..start + head_dim * capacity];
-                        let key = &row[shape.key_offset(kv_head)..][..head_dim];
-                        rotate(key, rotary.at(position), 1.0, 1.0, query);
-                        for (index, value) in query.iter().enumerate() {
-                            keys[index * capacity + position] = *value;
-                        }
-                        values[position * head_dim..(position + 1) * head_dim]
-                            .copy_from_slice(&row[shape.value_offset(kv_head)..][..head_dim]);
-                        for head in kv_head * per_kv_head..(kv_head + 1) * per_kv_head {
-                            let columns = head * head_dim..(head + 1) * head_dim;
-                            rotate(&row[columns.clone()], rotary.at(position), 1.0, scale, query);
-                            attend_row(query, keys, capacity, values, head_dim, position + 1, weights, &mut out[columns]);
-                        }
+        let mut rows = qkv.chunks_exact(shape.qkv_dim()).zip(out.chunks_exact_mut(width));
+        for feed in feeds {
+            let first = lengths[feed.slot];
+            for (position, (row, out)) in (first..first + feed.tokens.len()).zip(rows.by_ref()) {
+                for kv_head in 0..shape.num_kv_heads {
+                    let start = (feed.slot * shape.num_kv_heads + kv_head) * head_dim * capacity;
+                    let keys = &mut cache.keys[start..start + head_dim * capacity];
+                    let values = &mut cache.values[start..start + head_dim * capacity];
+                    rotate(&row[shape.key_offset(kv_head)..][..head_dim], rotary.at(position), 1.0, 1.0, query);
+                    for (index, value) in query.iter().enumerate() {
+                        keys[index * capacity + position] = *value;
+                    }
+                    values[position * head_dim..(position + 1) * head_dim]
+                        .copy_from_slice(&row[shape.value_offset(kv_head)..][..head_dim]);
+                    let key_values = KeyValues { keys, key_stride: capacity, values, value_stride: head_dim };
+                    for head in kv_head * per_kv_head..(kv_head + 1) * per_kv_head {
+                        let columns = head * head_dim..(head + 1) * head_dim;
+                        rotate(&row[columns.clone()], rotary.at(position), 1.0, scale, query);
+                        attend_row(query, key_values, position + 1, weights, &mut out[columns]);
                     }
                 }
             }
-        });
+        }
+    });
 }

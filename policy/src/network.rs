@@ -6,6 +6,7 @@
 
 use proto::{ActionMask, Token};
 
+use crate::Params;
 use crate::kernels::{
     MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm, rms_norm_backward,
     swiglu, swiglu_backward,
@@ -13,7 +14,6 @@ use crate::kernels::{
 use crate::model::Sequence;
 use crate::packed::{Linear, PackedWeights};
 use crate::sampler::{masked_logprob, masked_logprob_backward};
-use crate::Params;
 
 /// Rows that are computed together: about what fits the second-level cache for small networks.
 const CHUNK_ROWS: usize = 256;
@@ -37,9 +37,13 @@ pub(crate) fn run(
         }
         let chunk = Chunk::new(&sequences[first..last]);
         workspace.forward(network, &chunk);
-        logprobs.extend(chunk.choices.iter().zip(workspace.logits.chunks_exact(network.config.vocabulary_size)).map(
-            |((target, mask), logits)| masked_logprob(logits, mask, *target),
-        ));
+        logprobs.extend(
+            chunk
+                .choices
+                .iter()
+                .zip(workspace.logits.chunks_exact(network.config.vocabulary_size))
+                .map(|((target, mask), logits)| masked_logprob(logits, mask, *target)),
+        );
         if let Some((weights, gradients)) = &mut backward {
             workspace.backward(network, &chunk, &weights[first..last], gradients);
         }

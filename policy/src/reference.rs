@@ -14,7 +14,12 @@ use crate::model::Sequence;
 use crate::{Error, ModelConfig, Params};
 
 /// Log-probabilities of all chosen tokens.
-pub(crate) fn logprobs(config: &ModelConfig, device: &Device, params: &Params, sequences: &[&Sequence]) -> Result<Vec<f32>> {
+pub(crate) fn logprobs(
+    config: &ModelConfig,
+    device: &Device,
+    params: &Params,
+    sequences: &[&Sequence],
+) -> Result<Vec<f32>> {
     let specs = config.tensors();
     let load = |(spec, values): (&crate::TensorSpec, &Vec<f32>)| Tensor::from_slice(values, &spec.shape[..], device);
     let tensors = specs.iter().zip(&params.tensors).map(load).collect::<Result<Vec<_>>>()?;
@@ -48,7 +53,8 @@ pub(crate) fn gradients(
 
 /// Log-probabilities `[M]`. The whole network, top to bottom.
 fn forward(config: &ModelConfig, device: &Device, weights: &[Tensor], sequences: &[&Sequence]) -> Result<Tensor> {
-    let tokens: Vec<u32> = sequences.iter().flat_map(|sequence| &sequence.tokens).map(|token| u32::from(*token)).collect();
+    let tokens: Vec<u32> =
+        sequences.iter().flat_map(|sequence| &sequence.tokens).map(|token| u32::from(*token)).collect();
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
     let rotary = RotaryTable::new(config.max_positions, config.head_dim());
     let num_rows = tokens.len();
@@ -80,19 +86,17 @@ fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths:
         // [1, heads, T, head_dim]
         let heads = rows.reshape((1, len, dim / shape.head_dim, shape.head_dim))?.transpose(1, 2)?;
         let split = |from: usize, count: usize| heads.narrow(1, from, count)?.contiguous();
-        let table = |pick: fn((Vec<f32>, Vec<f32>)) -> Vec<f32>| {
-            let rows = (0..len).flat_map(|position| {
-                let (cosines, sines) = rotary.at(position);
-                pick((cosines.to_vec(), sines.to_vec()))
-            });
-            Tensor::from_vec(rows.collect::<Vec<f32>>(), (len, shape.head_dim / 2), qkv.device())
-        };
-        let (cosines, sines) = (table(|row| row.0)?, table(|row| row.1)?);
+        let (cosines, sines): (Vec<&[f32]>, Vec<&[f32]>) = (0..len).map(|position| rotary.at(position)).unzip();
+        let table = |rows: Vec<&[f32]>| Tensor::from_vec(rows.concat(), (len, shape.head_dim / 2), qkv.device());
+        let (cosines, sines) = (table(cosines)?, table(sines)?);
         let repeat = |x: Tensor| {
             let per_head = shape.num_heads / shape.num_kv_heads;
-            x.unsqueeze(2)?
-                .broadcast_as((1, shape.num_kv_heads, per_head, len, shape.head_dim))?
-                .reshape((1, shape.num_heads, len, shape.head_dim))
+            x.unsqueeze(2)?.broadcast_as((1, shape.num_kv_heads, per_head, len, shape.head_dim))?.reshape((
+                1,
+                shape.num_heads,
+                len,
+                shape.head_dim,
+            ))
         };
         let queries = rope_slow(&split(0, shape.num_heads)?, &cosines, &sines)?;
         let keys = repeat(rope_slow(&split(shape.num_heads, shape.num_kv_heads)?, &cosines, &sines)?)?;
@@ -109,9 +113,9 @@ fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths:
 /// Log-probabilities `[M]` of chosen tokens among the legal ones, from `logits [M, V]`.
 fn masked_logprob(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<Tensor> {
     let (rows, vocabulary) = logits.dims2()?;
-    let illegal = choices.iter().flat_map(|(_, mask)| {
-        (0..vocabulary as Token).map(|token| if mask.contains(token) { 0.0f32 } else { -1e9 })
-    });
+    let illegal = choices
+        .iter()
+        .flat_map(|(_, mask)| (0..vocabulary as Token).map(|token| if mask.contains(token) { 0.0f32 } else { -1e9 }));
     let illegal = Tensor::from_vec(illegal.collect::<Vec<_>>(), (rows, vocabulary), logits.device())?;
     let targets: Vec<u32> = choices.iter().map(|(target, _)| u32::from(*target)).collect();
     let masked = (logits + illegal)?;

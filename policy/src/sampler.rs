@@ -1,5 +1,5 @@
-use proto::{ActionMask, CounterRng, Token};
 use crate::kernels::{exp, vectorized};
+use proto::{ActionMask, CounterRng, Token};
 
 /// Maximum and sum of exponentials over the legal tokens, in ascending order of token.
 #[derive(Clone, Copy)]
@@ -51,12 +51,12 @@ pub(crate) fn masked_logprob_backward(
     grad_logits: &mut [f32],
 ) {
     vectorized!({
-            let softmax = LegalSoftmax::new(logits, mask, 1.0);
-            for token in mask.iter().map(usize::from) {
-                grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
-            }
-            grad_logits[usize::from(target)] += scale;
-        });
+        let softmax = LegalSoftmax::new(logits, mask, 1.0);
+        for token in mask.iter().map(usize::from) {
+            grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
+        }
+        grad_logits[usize::from(target)] += scale;
+    });
 }
 
 /// Draws a legal token and gives its log-probability.
@@ -70,26 +70,26 @@ pub(crate) fn masked_logprob_backward(
 pub fn sample(logits: &[f32], mask: &ActionMask, temperature: f32, rng: &mut CounterRng) -> (Token, f32) {
     assert!(!mask.is_empty(), "sample: expected a legal token, got none");
     if temperature == 0.0 {
-        let best = mask.iter().reduce(|best, token| {
-            if logits[usize::from(token)] > logits[usize::from(best)] { token } else { best }
-        });
+        let best = mask
+            .iter()
+            .reduce(|best, token| if logits[usize::from(token)] > logits[usize::from(best)] { token } else { best });
         let best = best.expect("the mask is not empty");
         return (best, masked_logprob(logits, mask, best));
     }
     let threshold = rng.unit_f64();
     vectorized!({
-            let softmax = LegalSoftmax::new(logits, mask, 1.0 / temperature);
-            let threshold = threshold * f64::from(softmax.sum);
-            let (mut cumulative, mut drawn) = (0.0, 0);
-            for token in mask.iter() {
-                drawn = token;
-                cumulative += f64::from(softmax.weight(logits[usize::from(token)]));
-                if cumulative > threshold {
-                    break;
-                }
+        let softmax = LegalSoftmax::new(logits, mask, 1.0 / temperature);
+        let threshold = threshold * f64::from(softmax.sum);
+        let (mut cumulative, mut drawn) = (0.0, 0);
+        for token in mask.iter() {
+            drawn = token;
+            cumulative += f64::from(softmax.weight(logits[usize::from(token)]));
+            if cumulative > threshold {
+                break;
             }
-            (drawn, softmax.logprob(logits[usize::from(drawn)]))
-        })
+        }
+        (drawn, softmax.logprob(logits[usize::from(drawn)]))
+    })
 }
 
 #[cfg(test)]

@@ -35,7 +35,9 @@ fn sequences() -> Vec<Sequence> {
             let len = 3 + number * 7 % 35;
             let tokens: Vec<Token> = (0..len).map(|index| ((index + number) * 5 % 20) as Token).collect();
             let choices = (0..len - 2).filter(|position| (position + number) % 3 != 1).map(|position| {
-                let mask: ActionMask = (0..20).filter(|token| *token == tokens[position + 2] || (*token as usize + position) % 4 != 0).collect();
+                let mask: ActionMask = (0..20)
+                    .filter(|token| *token == tokens[position + 2] || !(*token as usize + position).is_multiple_of(4))
+                    .collect();
                 (position, mask)
             });
             Sequence::new(&tokens[..2], &tokens[2..], choices)

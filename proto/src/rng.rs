@@ -1,5 +1,5 @@
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What a stream of random draws is for. Part of its key, so that two uses never share draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +87,8 @@ mod tests {
 
     #[test]
     fn every_part_of_the_key_matters() {
-        let first = |seed, purpose, batch, index, attempt| {
-            CounterRng::new(seed, purpose, batch, index, attempt).next_u64()
-        };
+        let first =
+            |seed, purpose, batch, index, attempt| CounterRng::new(seed, purpose, batch, index, attempt).next_u64();
         let base = first(1, Purpose::Plan, 1, 1, 1);
         for other in [
             first(2, Purpose::Plan, 1, 1, 1),

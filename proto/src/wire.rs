@@ -37,8 +37,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     if version != WIRE_VERSION {
         return Err(Error::WireVersion { expected: WIRE_VERSION, got: version });
     }
-    let (value, rest) = postcard::take_from_bytes(body)
-        .map_err(|source| Error::Decode { what, size_bytes: bytes.len(), source })?;
+    let (value, rest) =
+        postcard::take_from_bytes(body).map_err(|source| Error::Decode { what, size_bytes: bytes.len(), source })?;
     if !rest.is_empty() {
         return Err(Error::TrailingBytes { what, extra_bytes: rest.len() });
     }

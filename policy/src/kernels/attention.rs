@@ -116,27 +116,29 @@ fn weighted_rows(weights: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) 
     }
 }
 
+/// Keys and values of one head and one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyValues<'a> {
+    /// `[head_dim, key_stride]`, rotated, one column a position.
+    pub keys: &'a [f32],
+    /// A multiple of 16.
+    pub key_stride: usize,
+    /// The row of position p begins at `p * value_stride`.
+    pub values: &'a [f32],
+    /// Distance between rows of values.
+    pub value_stride: usize,
+}
+
 /// One query over `len` positions: the one place where attention is computed, in decoding and in training.
 ///
 /// - `query`: rotated and divided by sqrt(head width).
-/// - `keys`: `[head_dim, key_stride]`, one column a position, `key_stride` a multiple of 16.
-/// - `values`: row of position p at `p * value_stride`.
 /// - `weights`: scratch, at least `len` rounded up to 16; left holding the attention weights.
 #[inline(always)]
-pub fn attend_row(
-    query: &[f32],
-    keys: &[f32],
-    key_stride: usize,
-    values: &[f32],
-    value_stride: usize,
-    len: usize,
-    weights: &mut [f32],
-    out: &mut [f32],
-) {
+pub fn attend_row(query: &[f32], key_values: KeyValues<'_>, len: usize, weights: &mut [f32], out: &mut [f32]) {
     let padded = len.next_multiple_of(LANES);
-    times_columns(query, keys, key_stride, len, weights);
+    times_columns(query, key_values.keys, key_values.key_stride, len, weights);
     softmax_in_place(&mut weights[..padded], len);
-    weighted_rows(&weights[..len], values, value_stride, out);
+    weighted_rows(&weights[..len], key_values.values, key_values.value_stride, out);
 }
 
 /// Scratch of one key-value head of one sequence.
@@ -172,26 +174,20 @@ fn set_column(columns: &mut [f32], stride: usize, column: usize, x: &[f32]) {
 ///
 /// - `qkv`: `[N, qkv_dim]`; `out`: `[N, num_heads * head_dim]`.
 /// - `lengths`: lengths of the sequences, summing to N.
-pub fn attention_forward(
-    shape: AttentionShape,
-    rotary: &RotaryTable,
-    lengths: &[usize],
-    qkv: &[f32],
-    out: &mut [f32],
-) {
+pub fn attention_forward(shape: AttentionShape, rotary: &RotaryTable, lengths: &[usize], qkv: &[f32], out: &mut [f32]) {
     let mut scratch = HeadScratch::new(lengths.iter().copied().max().unwrap_or(0), shape.head_dim);
     vectorized!({
-            let width = shape.num_heads * shape.head_dim;
-            let (mut qkv, mut out) = (qkv, &mut out[..]);
-            for len in lengths {
-                let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
-                let (sequence_out, rest_out) = std::mem::take(&mut out).split_at_mut(len * width);
-                for kv_head in 0..shape.num_kv_heads {
-                    forward_kv_head(shape, rotary, kv_head, sequence, sequence_out, &mut scratch);
-                }
-                (qkv, out) = (rest, rest_out);
+        let width = shape.num_heads * shape.head_dim;
+        let (mut qkv, mut out) = (qkv, &mut out[..]);
+        for len in lengths {
+            let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
+            let (sequence_out, rest_out) = std::mem::take(&mut out).split_at_mut(len * width);
+            for kv_head in 0..shape.num_kv_heads {
+                forward_kv_head(shape, rotary, kv_head, sequence, sequence_out, &mut scratch);
             }
-        });
+            (qkv, out) = (rest, rest_out);
+        }
+    });
 }
 
 #[inline(always)]
@@ -216,14 +212,15 @@ fn forward_kv_head(
     load_keys(shape, rotary, kv_head, qkv, scratch);
     let (width, head_dim) = (shape.num_heads * shape.head_dim, shape.head_dim);
     let scale = 1.0 / (head_dim as f32).sqrt();
-    let values = &qkv[shape.value_offset(kv_head)..];
     let HeadScratch { stride, keys, query, weights } = scratch;
+    let values = &qkv[shape.value_offset(kv_head)..];
+    let key_values = KeyValues { keys, key_stride: *stride, values, value_stride: shape.qkv_dim() };
     for (position, row) in qkv.chunks_exact(shape.qkv_dim()).enumerate() {
         for head in kv_head * shape.heads_per_kv_head()..(kv_head + 1) * shape.heads_per_kv_head() {
             let offset = shape.query_offset(head);
             rotate(&row[offset..offset + head_dim], rotary.at(position), 1.0, scale, query);
             let out = &mut out[position * width + offset..position * width + offset + head_dim];
-            attend_row(query, keys, *stride, values, shape.qkv_dim(), position + 1, weights, out);
+            attend_row(query, key_values, position + 1, weights, out);
         }
     }
 }
@@ -243,26 +240,26 @@ pub fn attention_backward(
     let mut scratch = HeadScratch::new(max_len, shape.head_dim);
     let mut backward = BackwardScratch::new(max_len, shape.head_dim);
     vectorized!({
-            let width = shape.num_heads * shape.head_dim;
-            let (mut qkv, mut grad_out, mut grad_qkv) = (qkv, grad_out, &mut grad_qkv[..]);
-            for len in lengths {
-                let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
-                let (sequence_grad_out, rest_grad_out) = grad_out.split_at(len * width);
-                let (grad, rest_grad) = std::mem::take(&mut grad_qkv).split_at_mut(len * shape.qkv_dim());
-                for kv_head in 0..shape.num_kv_heads {
-                    backward_kv_head(
-                        shape,
-                        rotary,
-                        kv_head,
-                        (sequence, sequence_grad_out),
-                        grad,
-                        &mut scratch,
-                        &mut backward,
-                    );
-                }
-                (qkv, grad_out, grad_qkv) = (rest, rest_grad_out, rest_grad);
+        let width = shape.num_heads * shape.head_dim;
+        let (mut qkv, mut grad_out, mut grad_qkv) = (qkv, grad_out, &mut grad_qkv[..]);
+        for len in lengths {
+            let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
+            let (sequence_grad_out, rest_grad_out) = grad_out.split_at(len * width);
+            let (grad, rest_grad) = std::mem::take(&mut grad_qkv).split_at_mut(len * shape.qkv_dim());
+            for kv_head in 0..shape.num_kv_heads {
+                backward_kv_head(
+                    shape,
+                    rotary,
+                    kv_head,
+                    (sequence, sequence_grad_out),
+                    grad,
+                    &mut scratch,
+                    &mut backward,
+                );
             }
-        });
+            (qkv, grad_out, grad_qkv) = (rest, rest_grad_out, rest_grad);
+        }
+    });
 }
 
 struct BackwardScratch {

@@ -76,13 +76,13 @@ pub const RMS_EPSILON: f32 = 1e-6;
 pub fn rms_norm(x: &[f32], weight: &[f32], out: &mut [f32]) {
     let width = weight.len();
     vectorized!({
-            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                let scale = inverse_rms(x);
-                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                    *out = x * scale * weight;
-                }
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let scale = inverse_rms(x);
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * scale * weight;
             }
-        });
+        }
+    });
 }
 
 #[inline(always)]
@@ -96,20 +96,20 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad_out: &[f32], grad_x: &m
     let width = weight.len();
     let mut weighted = vec![0.0; width];
     vectorized!({
-            let rows = x.chunks_exact(width).zip(grad_out.chunks_exact(width)).zip(grad_x.chunks_exact_mut(width));
-            for ((x, grad_out), grad_x) in rows {
-                let scale = inverse_rms(x);
-                for index in 0..width {
-                    weighted[index] = grad_out[index] * weight[index];
-                    grad_weight[index] = (grad_out[index] * x[index]).mul_add(scale, grad_weight[index]);
-                }
-                let dot = sum_pairs(&weighted, x, |a, b, sum| a.mul_add(b, sum));
-                let pull = scale * scale * scale * dot / width as f32;
-                for index in 0..width {
-                    grad_x[index] = weighted[index] * scale - x[index] * pull;
-                }
+        let rows = x.chunks_exact(width).zip(grad_out.chunks_exact(width)).zip(grad_x.chunks_exact_mut(width));
+        for ((x, grad_out), grad_x) in rows {
+            let scale = inverse_rms(x);
+            for index in 0..width {
+                weighted[index] = grad_out[index] * weight[index];
+                grad_weight[index] = (grad_out[index] * x[index]).mul_add(scale, grad_weight[index]);
             }
-        });
+            let dot = sum_pairs(&weighted, x, |a, b, sum| a.mul_add(b, sum));
+            let pull = scale * scale * scale * dot / width as f32;
+            for index in 0..width {
+                grad_x[index] = weighted[index] * scale - x[index] * pull;
+            }
+        }
+    });
 }
 
 /// Computes silu(gate) * up (Shazeer 2020) for rows of `[gate | up]`.
@@ -117,30 +117,30 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad_out: &[f32], grad_x: &m
 /// - `gate_up`: `[N, 2 F]`; `out`: `[N, F]`.
 pub fn swiglu(gate_up: &[f32], out: &mut [f32], width: usize) {
     vectorized!({
-            for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
-                let (gate, up) = gate_up.split_at(width);
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gate / (1.0 + exp(-gate)) * up;
-                }
+        for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
+            let (gate, up) = gate_up.split_at(width);
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                *out = gate / (1.0 + exp(-gate)) * up;
             }
-        });
+        }
+    });
 }
 
 /// Gradient of [`swiglu`]: writes `grad_gate_up [N, 2 F]`.
 pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f32], width: usize) {
     vectorized!({
-            let rows = gate_up.chunks_exact(2 * width).zip(grad_out.chunks_exact(width));
-            for ((gate_up, grad_out), grad) in rows.zip(grad_gate_up.chunks_exact_mut(2 * width)) {
-                let (gate, up) = gate_up.split_at(width);
-                let (grad_gate, grad_up) = grad.split_at_mut(width);
-                for index in 0..width {
-                    let sigmoid = 1.0 / (1.0 + exp(-gate[index]));
-                    let silu = gate[index] * sigmoid;
-                    grad_up[index] = grad_out[index] * silu;
-                    grad_gate[index] = grad_out[index] * up[index] * (sigmoid + silu * (1.0 - sigmoid));
-                }
+        let rows = gate_up.chunks_exact(2 * width).zip(grad_out.chunks_exact(width));
+        for ((gate_up, grad_out), grad) in rows.zip(grad_gate_up.chunks_exact_mut(2 * width)) {
+            let (gate, up) = gate_up.split_at(width);
+            let (grad_gate, grad_up) = grad.split_at_mut(width);
+            for index in 0..width {
+                let sigmoid = 1.0 / (1.0 + exp(-gate[index]));
+                let silu = gate[index] * sigmoid;
+                grad_up[index] = grad_out[index] * silu;
+                grad_gate[index] = grad_out[index] * up[index] * (sigmoid + silu * (1.0 - sigmoid));
             }
-        });
+        }
+    });
 }
 
 /// Adds `y` to `x`.

@@ -32,9 +32,12 @@ mod matmul;
 
 pub(crate) use vectorized;
 
-pub use attention::{AttentionShape, RotaryTable, attend_row, attention_backward, attention_forward, rotate};
+pub use attention::{
+    AttentionShape, KeyValues, RotaryTable, attend_row, attention_backward, attention_forward, rotate,
+};
 pub use elementwise::{
-    AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum_lanes, swiglu, swiglu_backward,
+    AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum_lanes, swiglu,
+    swiglu_backward,
 };
 pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Everything that must hold before a change lands: format, lints, tests, documentation, and every command of the README.
+# Needs Rust and a C compiler; installs nothing.
+set -eu
+cd "$(dirname "$0")/.."
+
+need() {
+    command -v "$1" >/dev/null 2>&1 || { echo "tests need $1: $2" >&2; exit 1; }
+}
+need cargo "install Rust from https://rustup.rs"
+need cc "install a C compiler, for example: apt-get install gcc"
+cargo fmt --version >/dev/null 2>&1 || { echo "tests need rustfmt: rustup component add rustfmt" >&2; exit 1; }
+cargo clippy --version >/dev/null 2>&1 || { echo "tests need clippy: rustup component add clippy" >&2; exit 1; }
+
+step() {
+    echo
+    echo "== $*"
+    "$@"
+}
+
+export AUTODIDACT_CI=
+step cargo fmt --all --check
+step cargo test --release --workspace
+step cargo clippy --release --workspace --all-targets -- -D warnings
+RUSTDOCFLAGS="-D warnings" step cargo doc --release --workspace --no-deps --quiet
+step sh tests/readme.sh
+echo
+echo "all of it holds"
