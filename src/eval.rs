@@ -1,5 +1,6 @@
 //! `eval`: scores on an exam or on a file of problems, with standard errors and baselines.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use domains::{Split, exam, exam_specs};
 use learner::{list_checkpoints, load_checkpoint};
 use policy::{ModelConfig, PackedWeights, Params};
-use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, Task, TaskId, TaskKind, Verdict};
+use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
 
 use crate::baselines;
 use crate::report::{percent, print, table};
@@ -205,6 +206,25 @@ impl Player {
 
     /// Counts right answers; temperature 0 is greedy.
     pub(crate) fn play(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Scores> {
+        let groups = self.groups(problems, num_samples, temperature)?;
+        let num_correct =
+            |scored: &ScoredGroup| scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
+        Ok(Scores { num_samples, correct: groups.iter().map(|scored| num_correct(scored) as u32).collect() })
+    }
+
+    /// Answers one problem.
+    pub(crate) fn answers(
+        &self,
+        problem: &Problem,
+        num_samples: u32,
+        temperature: f32,
+    ) -> Result<Vec<(Vec<Token>, Verdict)>> {
+        let scored = self.groups(std::slice::from_ref(problem), num_samples, temperature)?.remove(0);
+        Ok(scored.group.rollouts.into_iter().map(|rollout| rollout.tokens).zip(scored.verdicts).collect())
+    }
+
+    /// Plays and judges, in order of the problems.
+    fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
         let (engine, mut groups) = Engine::start(actor::Config { num_threads: self.num_threads, num_slots: 512 });
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {
@@ -221,14 +241,12 @@ impl Player {
             };
             engine.submit(task, self.weights.clone())?;
         }
-        let mut correct = vec![0; problems.len()];
+        let mut scored = BTreeMap::new();
         for _ in problems {
             let group = groups.blocking_recv().context("the engine ended early")??;
-            let index = group.task.id.index as usize;
-            let scored = verifier::score(group)?;
-            correct[index] = scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count() as u32;
+            scored.insert(group.task.id.index, verifier::score(group)?);
         }
-        Ok(Scores { num_samples, correct })
+        Ok(scored.into_values().collect())
     }
 }
 

@@ -7,7 +7,9 @@ mod generate;
 mod replay;
 mod report;
 mod run_config;
+mod solve;
 mod train;
+mod verify;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,6 +35,10 @@ enum Command {
     Eval(eval::Args),
     /// Compute a run again from its journal and compare every digest.
     Replay(replay::Args),
+    /// Answer one problem with a run.
+    Solve(solve::Args),
+    /// Judge answers: JSON lines in, one verdict line for each.
+    Verify(verify::Args),
     /// Write problems of a ladder, or rebuild an exam.
     Generate(generate::Args),
     /// List domains, their levels and exams.
@@ -59,6 +65,8 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Solve(args) => solve::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Domains => generate::print_domains(),
         Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides)

@@ -1,0 +1,63 @@
+//! Wire bytes are a promise: old journals must stay readable. To change them, bump `WIRE_VERSION` and keep the old bytes.
+
+use proto::{
+    ActionMask, Behavior, Choice, Digest, Example, ExampleChoice, Group, LabelOrigin, Problem, ProblemOrigin, Rollout,
+    Sampling, ScoredGroup, StopReason, Task, TaskId, TaskKind, Verdict, VersionSpan, wire,
+};
+
+fn scored_group() -> ScoredGroup {
+    let task = Task {
+        id: TaskId { kind: TaskKind::Solve, batch: 3, index: 700 },
+        seed: 1 << 40,
+        weights: Digest::of_bytes(b"weights"),
+        policy_version: 2,
+        problem: Problem { domain: "countdown".to_owned(), text: "7 3 -> 4".to_owned() },
+        origin: ProblemOrigin::Ladder,
+        family: "countdown/1".to_owned(),
+        num_rollouts: 1,
+        sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
+        max_tokens: 20,
+    };
+    let mask: ActionMask = [110, 111, 112].into_iter().collect();
+    let rollout = Rollout {
+        tokens: vec![7, 111, 3, 114, 4],
+        choices: vec![Choice { position: 1, mask: 0, logprob: -1.5 }],
+        stop: StopReason::Complete,
+        versions: vec![VersionSpan { first_token: 0, policy_version: 2 }],
+        search: None,
+    };
+    ScoredGroup {
+        group: Group { task, masks: vec![mask], rollouts: vec![rollout] },
+        prompt: vec![120, 124, 4, 7, 3],
+        verdicts: vec![Verdict::Correct],
+        example_masks: vec![mask],
+        examples: vec![Example {
+            prompt: vec![120, 124, 4, 7, 3],
+            answer: vec![7, 111, 3, 114, 4],
+            choices: vec![ExampleChoice { position: 1, mask: 0 }],
+            problem_origin: ProblemOrigin::Ladder,
+            label_origin: LabelOrigin::Solved,
+            goal: 9,
+        }],
+    }
+}
+
+#[test]
+fn bytes_of_a_scored_group_are_fixed() {
+    let bytes = wire::encode(&scored_group());
+    assert_eq!(bytes.len(), 151);
+    assert_eq!(Digest::of_bytes(&bytes).short(), "089cbb58f40b");
+    assert_eq!(wire::decode::<ScoredGroup>(&bytes).unwrap(), scored_group());
+}
+
+#[test]
+fn no_cut_and_no_extra_byte_decodes() {
+    let bytes = wire::encode(&scored_group());
+    for len in 0..bytes.len() {
+        assert!(wire::decode::<ScoredGroup>(&bytes[..len]).is_err(), "{len} bytes");
+    }
+    let longer = [&bytes[..], &[0]].concat();
+    assert!(wire::decode::<ScoredGroup>(&longer).unwrap_err().to_string().contains("1 bytes follow the value"));
+    let newer = [&[wire::WIRE_VERSION + 1], &bytes[1..]].concat();
+    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 1, got 2");
+}

@@ -1,0 +1,49 @@
+//! `solve`: one problem, answered by a run.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use domains::{domain, problem_from_json};
+use learner::load_checkpoint;
+use proto::Verdict;
+
+use crate::eval::{Player, find_checkpoint};
+use crate::report::print;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A run directory (its newest checkpoint) or a checkpoint.
+    run: PathBuf,
+    /// A problem as text ("3 7 25 -> 82") or as JSON.
+    problem: String,
+    /// The domain of a problem given as text.
+    #[arg(long, default_value = "countdown")]
+    domain: String,
+    /// Answers to sample when the first, most probable one is wrong.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    samples: u32,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let problem = match serde_json::from_str(&args.problem) {
+        Ok(json @ serde_json::Value::Object(_)) => problem_from_json(&json)?,
+        _ => domain(&args.domain)?.problem_from_text(&args.problem)?,
+    };
+    let domain = domain(&problem.domain)?;
+    let (model, checkpoint) = load_checkpoint(&find_checkpoint(&args.run)?)?;
+    let player = Player::new(&model, &checkpoint.state.ema, 0)?;
+    print(&format!("{}   (step {})", problem.text, checkpoint.state.step))?;
+    let mut answers = player.answers(&problem, 1, 0.0)?;
+    answers.extend(player.answers(&problem, args.samples, 1.0)?);
+    let solved = answers.iter().position(|(_, verdict)| *verdict == Verdict::Correct);
+    let shown = solved.unwrap_or(0);
+    for (tried, (answer, verdict)) in answers.iter().enumerate().filter(|(tried, _)| *tried == 0 || *tried == shown) {
+        let how = if tried == 0 { "most probable answer".to_owned() } else { format!("sample {tried}") };
+        let verdict = serde_json::to_value(verdict)?;
+        print(&format!("{how}: {}   {}", domain.render_answer(answer), verdict.as_str().unwrap_or_default()))?;
+    }
+    match solved {
+        Some(_) => Ok(()),
+        None => print(&format!("none of {} samples solves it", args.samples)),
+    }
+}
