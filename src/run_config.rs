@@ -83,7 +83,7 @@ pub(crate) fn of_run(run_dir: &Path) -> Result<RunConfig> {
     let path = run_dir.join("config.toml");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("{}: expected a run directory, with a config.toml", run_dir.display()))?;
-    let table = text.parse::<Table>().with_context(|| format!("{}", path.display()))?;
+    let table: Table = text.parse().map_err(|error| anyhow!("{}: {}", path.display(), one_line(&error)))?;
     let name = run_dir.file_name().map_or("run".to_owned(), |name| name.to_string_lossy().into_owned());
     from_table(name, table).with_context(|| format!("{}", path.display()))
 }

@@ -15,7 +15,7 @@ use policy::Numerics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::report::{clock, count, percent, print, table};
+use crate::report::{clock, count, is_closed_pipe, percent, print, table};
 use crate::run_config::{self, RunConfig};
 use crate::{baselines, curves};
 
@@ -102,6 +102,9 @@ impl Plan {
             }
             _ => run_config::resolve(args.config.as_deref(), &overrides)?,
         };
+        for name in &config.run.exams.names {
+            exam(name)?;
+        }
         let run_dir = match &args.run_dir {
             Some(run_dir) if !args.fork => run_dir.clone(),
             _ => free_run_dir(&config),
@@ -169,7 +172,7 @@ async fn run_roles(plan: &Plan) -> Result<Summary> {
         stall_limit: local.stall_limit(),
         tokenizer_json: tokenizer_json(),
     };
-    let display = Display::new(plan)?;
+    let mut display = Display::new(plan)?;
     display.opening()?;
     let actor_config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
     let mut actor = tokio::spawn(actor::run(actor_config, bus.clone(), shutdown.clone()));
@@ -263,22 +266,27 @@ impl Display {
         })
     }
 
-    fn say(&self, text: &str) -> Result<()> {
-        if self.quiet { Ok(()) } else { print(text) }
+    /// A reader that goes away misses the rest of what is said; the run and its files miss nothing.
+    fn say(&mut self, text: &str) -> Result<()> {
+        match if self.quiet { Ok(()) } else { print(text) } {
+            Err(error) if is_closed_pipe(&error) => self.quiet = true,
+            result => result?,
+        }
+        Ok(())
     }
 
-    fn opening(&self) -> Result<()> {
+    fn opening(&mut self) -> Result<()> {
         self.say(&format!("run directory: {}\n{}\n", self.run_dir.display(), self.head))
     }
 
     async fn show(mut self, mut events: mpsc::UnboundedReceiver<Event>) -> Result<()> {
         while let Some(event) = events.recv().await {
             match event {
-                Event::Resumed { step, truncated_bytes, unreadable } => {
+                Event::Resumed { step, truncated_bytes, unreadable, evals } => {
                     if !self.resume {
                         self.say("going on with the run found here\n")?;
                     }
-                    self.forget_metrics_after(step)?;
+                    self.forget_metrics_after(step, &evals)?;
                     self.say(&format!("resumed at step {step}\n"))?;
                     if truncated_bytes > 0 {
                         eprintln!("journal: {truncated_bytes} bytes of an unfinished record were removed from its end");
@@ -303,11 +311,7 @@ impl Display {
                     self.step_line(*event)?;
                 }
                 Event::Eval(eval) => {
-                    writeln!(
-                        self.metrics,
-                        "{}",
-                        serde_json::json!({"step": eval.step, "exam": eval.exam, "num_correct": eval.num_correct, "num_problems": eval.num_problems})
-                    )?;
+                    writeln!(self.metrics, "{}", eval_row(&eval))?;
                     let share = percent(eval.num_correct as f64 / eval.num_problems as f64);
                     self.say(&format!(
                         "step {:>6}  exam {}: {share} of {} dev problems\n",
@@ -363,22 +367,34 @@ impl Display {
         Ok(())
     }
 
-    /// Removes what an earlier process wrote past the state that this one goes on from; it will be written again.
-    fn forget_metrics_after(&mut self, step: u64) -> Result<()> {
+    /// Removes what an earlier process wrote past the state that this one goes on from; it will be written again. Exams
+    /// stay as the journal has them.
+    fn forget_metrics_after(&mut self, step: u64, evals: &[learner::EvalRecord]) -> Result<()> {
         let path = self.run_dir.join("metrics.jsonl");
         let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         let text = String::from_utf8_lossy(&text);
-        let keeps = |line: &&str| {
-            serde_json::from_str::<serde_json::Value>(line)
-                .is_ok_and(|entry| entry["step"].as_u64().is_some_and(|at| at <= step || entry.get("exam").is_some()))
+        let mut missing: Vec<serde_json::Value> = evals.iter().map(eval_row).collect();
+        let mut keeps = |line: &&str| match serde_json::from_str::<serde_json::Value>(line) {
+            Ok(row) if row.get("exam").is_some() => {
+                let found = missing.iter().position(|exam| *exam == row);
+                found.map(|index| missing.remove(index)).is_some()
+            }
+            Ok(row) => row["step"].as_u64().is_some_and(|at| at <= step),
+            Err(_) => false,
         };
-        let kept: String = text.lines().filter(keeps).map(|line| format!("{line}\n")).collect();
+        let mut kept: Vec<String> = text.lines().filter(&mut keeps).map(str::to_owned).collect();
+        kept.extend(missing.iter().map(ToString::to_string));
+        let kept: String = kept.into_iter().map(|line| line + "\n").collect();
         let partial = self.run_dir.join("metrics.jsonl.partial");
         write_file(&partial, &kept)?;
         std::fs::rename(&partial, &path).with_context(|| format!("rename {}", partial.display()))?;
         self.metrics = File::options().append(true).open(&path).with_context(|| format!("write {}", path.display()))?;
         Ok(())
     }
+}
+
+fn eval_row(eval: &learner::EvalRecord) -> serde_json::Value {
+    serde_json::json!({"step": eval.step, "exam": eval.exam, "num_correct": eval.num_correct, "num_problems": eval.num_problems})
 }
 
 /// What a person wants to know at the end.

@@ -62,13 +62,16 @@ pub struct RecordError {
     pub segment: PathBuf,
     /// At which byte.
     pub offset: u64,
-    /// Whether the segment ends inside the record; otherwise its bytes do not fit its hash.
+    /// Whether the journal ends inside the record; otherwise its bytes do not fit its hash or its length is wrong.
     pub truncated: bool,
 }
 
 const HEADER_BYTES: usize = 4 + 1 + 32;
 const MAX_RECORD_BYTES: u32 = 1 << 30;
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// Longest record that is found again behind a damaged one.
+const MAX_SOUGHT_BYTES: usize = 1 << 20;
+const LAST_RECORD_TYPE: u8 = 4;
 
 /// A journal open for appending.
 #[derive(Debug)]
@@ -96,7 +99,7 @@ impl Journal {
         while let Some(record) = reader.next()? {
             match record {
                 Ok(record) => visit(record),
-                Err(error) if error.truncated && Some(&error.segment) == reader.segments.last() => {
+                Err(error) if error.truncated => {
                     let file = OpenOptions::new().write(true).open(&error.segment);
                     let file = file.map_err(Error::io("open", &error.segment))?;
                     let size = file.metadata().map_err(Error::io("inspect", &error.segment))?.len();
@@ -200,8 +203,7 @@ impl JournalReader {
             }
             let path = self.segments[self.next_segment - 1].clone();
             let file = self.file.as_mut().expect("a segment is open");
-            let offset = self.offset;
-            let truncated = RecordError { segment: path.clone(), offset, truncated: true };
+            let damaged = RecordError { segment: path.clone(), offset: self.offset, truncated: false };
             let mut header = [0; HEADER_BYTES];
             let header_bytes = read_up_to(file, &mut header).map_err(Error::io("read", &path))?;
             if header_bytes == 0 {
@@ -213,14 +215,35 @@ impl JournalReader {
             if header_bytes == HEADER_BYTES && length <= MAX_RECORD_BYTES {
                 file.take(u64::from(length)).read_to_end(&mut body).map_err(Error::io("read", &path))?;
             }
-            if header_bytes < HEADER_BYTES || body.len() < length as usize {
-                self.file = None;
-                return Ok(Some(Err(truncated)));
+            let is_whole = header_bytes == HEADER_BYTES && body.len() == length as usize;
+            if let Some(record) = is_whole.then(|| decode(&header, &body)).flatten() {
+                self.offset += (HEADER_BYTES + body.len()) as u64;
+                return Ok(Some(Ok(record)));
             }
-            self.offset += (HEADER_BYTES + body.len()) as u64;
-            return Ok(Some(decode(&header, &body).ok_or(RecordError { truncated: false, ..truncated })));
+            // The length may be what is wrong: what follows is found by its hash.
+            if let Some(next) = next_record(&path, damaged.offset + 1)? {
+                self.offset = next;
+                file.seek(SeekFrom::Start(next)).map_err(Error::io("read", &path))?;
+                return Ok(Some(Err(damaged)));
+            }
+            self.file = None;
+            let is_last_segment = self.next_segment == self.segments.len();
+            return Ok(Some(Err(RecordError { truncated: !is_whole && is_last_segment, ..damaged })));
         }
     }
+}
+
+/// Finds the first whole record of a segment at or after `start`.
+fn next_record(path: &Path, start: u64) -> Result<Option<u64>, Error> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let is_record = |at: &usize| {
+        let Some((header, rest)) = bytes[*at..].split_at_checked(HEADER_BYTES) else { return false };
+        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        // Longer ones are not looked for: hashing what every four bytes could mean would take hours.
+        let is_plausible = header[4] <= LAST_RECORD_TYPE && length <= MAX_SOUGHT_BYTES;
+        is_plausible && rest.get(..length).is_some_and(|body| header[5..] == record_hash(header[4], body))
+    };
+    Ok((start as usize..bytes.len()).find(is_record).map(|at| at as u64))
 }
 
 fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -306,8 +329,7 @@ mod tests {
         let path = folder.path().join("00000000.log");
         let bytes = std::fs::read(&path).unwrap();
         let record_bytes = bytes.len() / 3;
-        // Not the length: a wrong length is a cut.
-        for flipped in record_bytes + 4..2 * record_bytes {
+        for flipped in record_bytes..2 * record_bytes {
             let mut broken = bytes.clone();
             broken[flipped] ^= 1;
             std::fs::write(&path, &broken).unwrap();

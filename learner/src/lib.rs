@@ -42,14 +42,14 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] bus::Error),
     /// A file operation failed.
-    #[error("{operation} {}: {source}", path.display())]
+    #[error("{operation} {}: {reason}", path.display())]
     Io {
         /// What was tried.
         operation: &'static str,
         /// On which file or folder.
         path: PathBuf,
-        /// Why it failed.
-        source: std::io::Error,
+        /// Why it failed; not named `source`, since the message has it already.
+        reason: std::io::Error,
     },
     /// A file is not what it should be.
     #[error("{}: expected {expected}, got {got}", path.display())]
@@ -110,7 +110,7 @@ impl Error {
         operation: &'static str,
         path: &'a std::path::Path,
     ) -> impl FnOnce(std::io::Error) -> Error + 'a {
-        move |source| Error::Io { operation, path: path.to_owned(), source }
+        move |reason| Error::Io { operation, path: path.to_owned(), reason }
     }
 }
 

@@ -54,6 +54,8 @@ pub enum Event {
         truncated_bytes: u64,
         /// Records in the middle of the journal that could not be read.
         unreadable: Vec<RecordError>,
+        /// Exams that are in the journal and will not be sat again.
+        evals: Vec<EvalRecord>,
     },
     /// A checkpoint is broken; an earlier one is used.
     CheckpointRefused(String),
@@ -207,8 +209,14 @@ impl Learner {
                     }
                 }
             })?;
-        if resumes || !steps.is_empty() {
-            drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable }));
+        // Before anybody hears that the run goes on: a refused config must change nothing.
+        let started_before = manifests.first();
+        if let Some(was) = started_before {
+            was.expect_same(&manifest)?;
+        }
+        if resumes || started_before.is_some() || !unreadable.is_empty() {
+            let evals = evals.clone();
+            drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable, evals }));
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
@@ -234,12 +242,9 @@ impl Learner {
             versions,
             _lock: lock,
         };
-        match manifests.first() {
-            Some(was) => was.expect_same(&manifest)?,
-            None => {
-                learner.journal.append(&Record::Manifest(manifest))?;
-                learner.journal.sync()?;
-            }
+        if manifests.is_empty() {
+            learner.journal.append(&Record::Manifest(manifest))?;
+            learner.journal.sync()?;
         }
         Ok(learner)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
-use crate::journal::{JournalReader, Record};
+use crate::journal::{JournalReader, Record, RecordError};
 use crate::main_loop::expect_step;
 use crate::{Config, Error, Fold, Manifest, State};
 
@@ -24,8 +24,8 @@ pub struct ReplayReport {
 /// `each` hears the number of every step that agrees.
 ///
 /// # Errors
-/// [`Error::Integrity`] names the first step that differs or that lacks a group; [`Error::File`] when the journal has no
-/// manifest.
+/// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
+/// [`Error::File`] when the journal has no manifest.
 pub fn replay(
     config: Config,
     journal: &Path,
@@ -40,8 +40,10 @@ pub fn replay(
     let mut fold = Fold::new(config, sources, num_threads, state, BTreeMap::new())?;
     let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
     let (mut manifest, mut num_groups) = (None, 0);
+    let mut damaged = None;
     let mut reader = JournalReader::open(journal)?;
-    while let Some(record) = reader.next()? {
+    while manifest.is_none() || fold.state().step < last_step {
+        let Some(record) = reader.next()? else { break };
         match record {
             Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
@@ -50,6 +52,7 @@ pub fn replay(
                 received.entry(id.batch).or_default().insert(id.index, scored);
             }
             Ok(Record::Step(expected)) if expected.step <= last_step => {
+                expect_undamaged(&damaged)?;
                 let batch = expected.step - 1;
                 let groups: Vec<ScoredGroup> = received.remove(&batch).unwrap_or_default().into_values().collect();
                 if groups.len() != num_tasks || fold.state().step != batch {
@@ -63,8 +66,9 @@ pub fn replay(
                 each(expected.step);
             }
             Ok(_) => {}
-            // A record that cannot be read is missed where its batch is folded, and named there.
-            Err(_) => {}
+            // Where a run was killed its journal ends inside a record.
+            Err(error) if error.truncated => {}
+            Err(error) => drop(damaged.get_or_insert((fold.state().step, error))),
         }
     }
     let manifest = manifest.ok_or_else(|| Error::File {
@@ -72,5 +76,12 @@ pub fn replay(
         expected: "a journal that begins with a manifest".to_owned(),
         got: "none".to_owned(),
     })?;
+    expect_undamaged(&damaged)?;
     Ok(ReplayReport { num_steps: fold.state().step, num_groups, manifest })
+}
+
+fn expect_undamaged(damaged: &Option<(u64, RecordError)>) -> Result<(), Error> {
+    let Some((step, record)) = damaged else { return Ok(()) };
+    let reason = format!("the record at byte {} of {} is damaged", record.offset, record.segment.display());
+    Err(Error::Integrity { what: "journal", step: *step, reason })
 }

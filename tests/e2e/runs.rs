@@ -21,7 +21,7 @@ pub(crate) const SEGMENT: &str = "run/journal/00000000.log";
 const WAIT_LIMIT: Duration = Duration::from_secs(180);
 
 /// The bytes of files, by path from the folder that holds them.
-pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
 /// A folder for commands to run in, removed in the end. A run lives in its `run`.
 pub(crate) struct Folder(TempDir);
@@ -64,7 +64,6 @@ pub(crate) struct Reference {
 pub(crate) struct JournalRecord {
     pub(crate) offset: usize,
     pub(crate) kind: u8,
-    pub(crate) body_bytes: usize,
 }
 
 impl JournalRecord {
@@ -159,7 +158,8 @@ impl Folder {
                 if path.is_dir() {
                     folders.push(path);
                 } else if path.file_name().unwrap() != "LOCK" {
-                    files.insert(path.strip_prefix(self.0.path()).unwrap().to_owned(), std::fs::read(&path).unwrap());
+                    let name = path.strip_prefix(self.0.path()).unwrap().to_str().unwrap().to_owned();
+                    files.insert(name, std::fs::read(&path).unwrap());
                 }
             }
         }
@@ -309,7 +309,7 @@ pub(crate) fn journal_records(segment: &[u8]) -> Vec<JournalRecord> {
     let mut offset = 0;
     while offset < segment.len() {
         let body_bytes = u32::from_le_bytes(segment[offset..offset + 4].try_into().unwrap()) as usize;
-        records.push(JournalRecord { offset, kind: segment[offset + 4], body_bytes });
+        records.push(JournalRecord { offset, kind: segment[offset + 4] });
         offset += JournalRecord::HEADER_BYTES + body_bytes;
     }
     assert_eq!(offset, segment.len(), "an undamaged segment");

@@ -1,0 +1,333 @@
+//! What the binary cannot take: one line says what was expected and what was found, and nothing is lost.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+
+use crate::runs::{
+    Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, reference, wait_until,
+};
+
+const CHECKPOINT_REFUSED: &str = "checkpoint refused, using the one before: run/checkpoints/step_00000040/";
+
+#[test]
+fn keys_and_values_out_of_range() {
+    for (assignment, says) in [
+        ("learner.lr=1", ["unknown field `lr`, expected one of `learning_rate`", "`learner`"]),
+        ("lerner.reuse=1", ["expected a table of the config", "got \"lerner\""]),
+        ("local.slot=1", ["unknown field `slot`, expected one of `threads`", "local"]),
+        ("learner.reuse", ["expected key=value", "got \"learner.reuse\""]),
+        ("learner.reuse=many", ["string \"many\", expected f64", "`learner.reuse`"]),
+        ("learner.reuse=-1.0", ["learner.reuse: expected over 0", "got -1"]),
+        ("learner.learning_rate=nan", ["learner.learning_rate: expected over 0", "got NaN"]),
+        ("batch.lag=2", ["batch.lag: expected 0 or 1", "got 2"]),
+        ("seed=-1", ["integer `-1`, expected u64", "`seed`"]),
+        ("model.d_model=33", ["model.d_model: expected a multiple of 16", "got 33"]),
+        ("schedule.num_steps=0", ["schedule.num_steps: expected 1 or more", "got 0"]),
+        ("local.slots=0", ["local.slots: expected 1 to", "got 0"]),
+    ] {
+        refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", assignment], &says);
+    }
+    refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--minutes", "0"], &["expected", "got 0"]);
+    refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--minutes", "nan"], &["expected", "got NaN"]);
+}
+
+#[test]
+fn exams_that_do_not_exist() {
+    let says = ["exam: expected one of countdown-3", "got \"nonsense\""];
+    refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", "exams.names=[\"nonsense\"]"], &says);
+}
+
+#[test]
+fn config_files() {
+    for (text, says) in [
+        ("preset = \"smoke\"\n[learner]\nlr = 1\n", ["unknown field `lr`", "expected one of `learning_rate`"]),
+        ("preset = \"smoke\"\n[lerner]\nreuse = 1.0\n", ["unknown field `lerner`", "expected one of `seed`"]),
+        ("preset = \"smoke\"\n[batch]\nlag = 7\n", ["batch.lag: expected 0 or 1", "got 7"]),
+        ("preset = \"smoke\"\nbatch = 7\n", ["integer `7`", "expected struct"]),
+        ("preset = \"smok\"\n", ["expected one of ladder, smoke", "got \"smok\""]),
+        ("preset = 3\n", ["expected a name", "got 3"]),
+        ("preset = \"smoke\"\n[learner\nreuse = 1.0\n", ["mine.toml: TOML parse error at line 2", "expected `]`"]),
+    ] {
+        let files = Files::from([("mine.toml".into(), text.as_bytes().to_vec())]);
+        refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &says);
+    }
+    let files = Files::from([("mine.toml".into(), b"preset = \"\xff\"".to_vec())]);
+    refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &["mine.toml", "UTF-8"]);
+    let says = ["expected one of ladder, smoke, or a TOML file", "got \"absent.toml\""];
+    refused(&Folder::new(), &["train", "absent.toml", "--run-dir", "run"], &says);
+    refused(&Folder::new(), &["config", "absent.toml"], &says);
+}
+
+#[test]
+fn run_directories_in_use() {
+    let folder = Folder::holding(&reference(0).files);
+    let says = ["expected an empty or absent folder, found files", "`--resume --run-dir run`"];
+    refused(&folder, &["train", "smoke", "--run-dir", "run"], &says);
+    refused(&folder, &["train", "--resume", "--run-dir", "absent"], &["absent: expected a run directory"]);
+}
+
+#[test]
+fn a_changed_config_is_not_resumed() {
+    for newest_checkpoint in [NUM_STEPS, 30] {
+        let folder = Folder::holding(&reference(0).files);
+        if newest_checkpoint < NUM_STEPS {
+            remove_checkpoint(&folder, NUM_STEPS);
+        }
+        for (from, to) in [("learning_rate = 0.004", "learning_rate = 0.005"), ("d_model = 32", "d_model = 64")] {
+            let path = folder.path("run/config.toml");
+            let config = std::fs::read_to_string(&path).unwrap();
+            assert!(config.contains(from), "{config}");
+            std::fs::write(&path, config.replace(from, to)).unwrap();
+            refused(&folder, &RESUME, &["manifest: config was \"", "\", is \""]);
+            std::fs::write(&path, config).unwrap();
+        }
+        folder.resume().success();
+        folder.history().assert_steps_of(&reference(0).history);
+    }
+}
+
+#[test]
+fn a_broken_config_is_not_resumed() {
+    let folder = Folder::holding(&reference(0).files);
+    let path = folder.path("run/config.toml");
+    for (line, says) in [
+        ("[learner", ["run/config.toml: TOML parse error at line", "expected `]`"]),
+        ("unheard_of = 1", ["run/config.toml: unknown field `unheard_of`", "expected one of"]),
+    ] {
+        let config = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{config}{line}\n")).unwrap();
+        refused(&folder, &RESUME, &says);
+        std::fs::write(&path, config).unwrap();
+    }
+}
+
+#[test]
+fn a_second_learner_is_refused_and_the_first_goes_on() {
+    let folder = Folder::new();
+    let first = folder.start(&["train", "smoke", "--run-dir", "run", "--set", "schedule.num_steps=100000"]);
+    wait_until("step 3", || folder.last_step() >= 3);
+    let second = folder.resume();
+    let refusal = second.refusal();
+    assert!(refusal.starts_with("run/LOCK: expected no other learner in this run directory, got "), "{refusal}");
+    let seen = folder.last_step();
+    wait_until("the first learner to go on", || folder.last_step() >= seen + 3);
+    first.interrupt();
+    first.end().success();
+    // The reference's learning rate decays from step 32 on.
+    let steps = folder.history().steps;
+    let compared = steps.len().min(32);
+    assert_eq!(steps[..compared], reference(0).history.steps[..compared]);
+}
+
+#[test]
+fn a_cut_journal_is_recovered() {
+    let bytes = &reference(0).files[SEGMENT];
+    let records = journal_records(bytes);
+    let last_step = records.iter().rfind(|record| record.kind == JournalRecord::STEP).unwrap();
+    let some_group = records.iter().filter(|record| record.kind == JournalRecord::GROUP).nth(35 * 16 + 5).unwrap();
+    for (record, kept_bytes) in [(last_step, JournalRecord::HEADER_BYTES + 1), (some_group, 3)] {
+        let folder = Folder::holding(&reference(0).files);
+        remove_checkpoint(&folder, NUM_STEPS);
+        std::fs::write(folder.path(SEGMENT), &bytes[..record.offset + kept_bytes]).unwrap();
+        let ended = folder.resume().success();
+        assert_eq!(
+            ended.stderr,
+            format!("journal: {kept_bytes} bytes of an unfinished record were removed from its end\n")
+        );
+        folder.history().assert_steps_of(&reference(0).history);
+        assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
+    }
+}
+
+/// A crash may come between the journal's record of an exam and the row of `metrics.jsonl`, and lose either.
+#[test]
+fn an_exam_has_one_row_whatever_a_crash_lost() {
+    let cut = |name: &str, num_bytes: usize| {
+        let folder = Folder::holding(&reference(0).files);
+        let bytes = &reference(0).files[name];
+        std::fs::write(folder.path(name), &bytes[..bytes.len() - num_bytes]).unwrap();
+        folder
+    };
+    // The last exam is the last record of the one and the last row of the other.
+    for folder in [cut(SEGMENT, 1), cut("run/metrics.jsonl", 2)] {
+        folder.resume().success();
+        assert_eq!(folder.history(), reference(0).history);
+    }
+}
+
+#[test]
+fn a_damaged_record_is_passed_over() {
+    let records = journal_records(&reference(0).files[SEGMENT]);
+    let group = records.iter().filter(|record| record.kind == JournalRecord::GROUP).nth(35 * 16 + 5).unwrap();
+    let folder = Folder::holding(&reference(0).files);
+    remove_checkpoint(&folder, NUM_STEPS);
+    folder.flip(SEGMENT, group.offset + JournalRecord::HEADER_BYTES);
+    let ended = folder.resume().success();
+    let says = format!("journal: the record at byte {} of {SEGMENT} is damaged and is passed over\n", group.offset);
+    assert_eq!(ended.stderr, says);
+    folder.history().assert_steps_of(&reference(0).history);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_and_the_one_before_used() {
+    for file in ["model.safetensors", "optimizer.safetensors", "state.postcard", "COMPLETE"] {
+        let folder = Folder::holding(&reference(0).files);
+        let damaged = format!("run/checkpoints/step_{NUM_STEPS:08}/{file}");
+        let middle = reference(0).files[&damaged].len() / 2;
+        folder.flip(&damaged, middle);
+        let ended = folder.resume().success();
+        assert!(ended.stderr.starts_with(CHECKPOINT_REFUSED), "{ended:#?}");
+        assert_eq!(ended.stderr.lines().count(), 1, "{ended:#?}");
+        assert!(ended.stdout.contains("resumed at step 30\n"), "{ended:#?}");
+        folder.history().assert_steps_of(&reference(0).history);
+        assert_eq!(folder.files()[&damaged], reference(0).files[&damaged], "{file} was written again");
+    }
+}
+
+#[test]
+fn without_a_checkpoint_the_journal_is_enough() {
+    let folder = Folder::holding(&reference(0).files);
+    let checkpoints = folder.checkpoints();
+    for step in &checkpoints {
+        folder.flip(&format!("run/checkpoints/step_{step:08}/state.postcard"), 100);
+    }
+    let ended = folder.resume().success();
+    let refused = ended.stderr.lines().filter(|line| line.starts_with("checkpoint refused")).count();
+    assert_eq!(refused, checkpoints.len(), "{ended:#?}");
+    assert!(ended.stdout.contains("resumed at step 0\n"), "{ended:#?}");
+    folder.history().assert_steps_of(&reference(0).history);
+    assert_eq!(folder.history().exams, reference(0).history.exams);
+}
+
+#[test]
+fn a_full_disk_in_a_checkpoint() {
+    survives_full_disk("local.checkpoint_every=10");
+}
+
+#[test]
+fn a_full_disk_in_the_journal() {
+    survives_full_disk("local.checkpoint_every=1000");
+}
+
+#[test]
+fn errors_name_their_cause_once() {
+    let folder = Folder::holding(&reference(0).files);
+    std::fs::remove_dir_all(folder.path("run/journal")).unwrap();
+    let ended = refused(&folder, &["replay", "run"], &["run/journal"]);
+    assert_eq!(ended.stderr.matches("No such file").count(), 1, "{ended:#?}");
+}
+
+#[test]
+fn folders_that_are_no_run() {
+    let folder = Folder::holding(&Files::from([("plain/note.txt".into(), b"nothing".to_vec())]));
+    for name in ["plain", "absent"] {
+        refused(&folder, &["eval", name], &[name, "expected a run with a checkpoint", "found neither"]);
+        refused(&folder, &["replay", name], &[name, "expected a run directory"]);
+    }
+}
+
+#[test]
+fn exams_and_problems_to_score() {
+    let folder = Folder::holding(&reference(0).files);
+    let says = ["exam: expected one of countdown-3", "got \"nonsense\""];
+    refused(&folder, &["eval", "run", "--exam", "nonsense"], &says);
+    let problem: &[u8] = b"{\"domain\":\"countdown\",\"numbers\":[3,7,25],\"target\":78}\n";
+    let lines: [(&[u8], &str); 6] = [
+        (b"{\"domain\":\"countdown\",\"numbers\":[3,7", "EOF while parsing"),
+        (b"not JSON at all", "expected"),
+        (b"{\"domain\":\"count\xffdown\"}", "invalid utf-8"),
+        (b"{\"domain\":\"chess\"}", "domain: expected one of countdown, "),
+        (b"{\"numbers\":[3,7,25],\"target\":78}", "domain: expected one of countdown, "),
+        (b"{\"domain\":\"countdown\",\"numbers\":[3,-7,25],\"target\":78}", "integer `-7`, expected u32"),
+    ];
+    for (line, says) in lines {
+        std::fs::write(folder.path("mine.jsonl"), [problem, problem, line, b"\n", problem].concat()).unwrap();
+        refused(&folder, &["eval", "run", "--problems", "mine.jsonl"], &["mine.jsonl, line 3: ", says]);
+    }
+    std::fs::write(folder.path("mine.jsonl"), b"\n\n").unwrap();
+    refused(&folder, &["eval", "run", "--problems", "mine.jsonl"], &["mine.jsonl: expected problems", "found none"]);
+    refused(&folder, &["eval", "run", "--problems", "absent.jsonl"], &["absent.jsonl", "No such file"]);
+}
+
+#[test]
+fn problems_to_generate() {
+    let folder = Folder::new();
+    let says = ["domain: expected one of countdown", "got \"nonsense\""];
+    refused(&folder, &["generate", "--domain", "nonsense"], &says);
+    let says = ["level: expected one of 1, 2", "got 99"];
+    refused(&folder, &["generate", "--domain", "countdown", "--level", "99"], &says);
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_ends_generate_quietly() {
+    let folder = Folder::new();
+    let ended = read_one_line(&folder, &["generate", "--domain", "countdown", "--count", "100000"]);
+    assert!(ended.stdout.starts_with("{\"domain\":\"countdown\""), "{ended:#?}");
+    assert_eq!(ended.stderr, "");
+}
+
+/// Nobody watches the run any more; what it writes to its directory is whole all the same.
+#[test]
+fn a_reader_that_closes_the_pipe_loses_nothing_of_a_run() {
+    let folder = Folder::new();
+    let ended = read_one_line(&folder, &["train", "smoke", "--run-dir", "run"]);
+    assert_eq!(ended.stderr, "");
+    assert_eq!(folder.history(), reference(0).history);
+    assert!(folder.path("run/curves.svg").exists());
+}
+
+/// Runs a command that must be refused and must change no file.
+#[track_caller]
+fn refused(folder: &Folder, args: &[&str], says: &[&str]) -> Ended {
+    let before = folder.files();
+    let ended = folder.call(args);
+    let refusal = ended.refusal();
+    for part in says {
+        assert!(refusal.contains(part), "{args:?}: expected {part:?}, got {refusal:?}");
+    }
+    let after = folder.files();
+    let differs = |name: &&String| before.get(*name) != after.get(*name);
+    let changed: Vec<_> = before.keys().chain(after.keys()).filter(differs).collect();
+    assert!(changed.is_empty(), "{args:?} was refused and changed {changed:?}");
+    ended
+}
+
+/// Ends a run by a limit on the size of files, which a write meets as it meets a full disk: no more bytes, an error.
+fn survives_full_disk(checkpoints: &str) {
+    let whole_journal = reference(0).files[SEGMENT].len();
+    // Shells count in 512 or 1024 bytes: a quarter of the journal in the smaller unit is less than the whole in both.
+    let limit = whole_journal / 4 / 512;
+    let folder = Folder::new();
+    let limited = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -f {limit}; trap '' XFSZ; exec \"$0\" \"$@\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_autodidact")]).args(args);
+        folder.start_command(command).end()
+    };
+    let ended = limited(&["train", "smoke", "--run-dir", "run", "--set", checkpoints]);
+    assert!(ended.refusal().contains("run/"), "{ended:#?}");
+    assert!(ended.refusal().contains("File too large"), "{ended:#?}");
+    assert!(folder.last_step() < NUM_STEPS, "{ended:#?}");
+    let again = limited(&RESUME);
+    assert!(again.stderr.lines().last().is_some_and(|line| line.starts_with("error: ")), "{again:#?}");
+    folder.resume().success();
+    folder.history().assert_steps_of(&reference(0).history);
+    assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
+}
+
+/// Runs a command whose reader goes away after the first line.
+fn read_one_line(folder: &Folder, args: &[&str]) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
+    command.args(args).current_dir(folder.path("")).env_remove("AUTODIDACT_CI");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdout = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut stdout).unwrap();
+    wait_until("the command to end", || child.try_wait().unwrap().is_some());
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    Ended { status: child.wait().unwrap(), stdout, stderr }.success()
+}
+
+fn remove_checkpoint(folder: &Folder, step: u64) {
+    std::fs::remove_dir_all(folder.path(&format!("run/checkpoints/step_{step:08}"))).unwrap();
+}

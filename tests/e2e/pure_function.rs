@@ -1,0 +1,258 @@
+//! A training run is a pure function of its config: not of threads, slots, crashes or the clock.
+
+use std::process::Command;
+
+use proto::{CounterRng, Purpose};
+use serde_json::Value;
+
+use crate::runs::{
+    Ended, Folder, History, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, reference, wait_until,
+};
+
+/// The clocked run's `--minutes`: long enough for the clock to see steps before it decides. A minute says the same.
+const MINUTES: &str = "0.2";
+
+/// Every kill comes with this many steps left at least, so that it finds the process alive.
+const STEPS_AFTER_KILLS: u64 = 10;
+
+/// Turns that the killer spins at most once its moment has come: about the time of a step.
+const MAX_SPINS: u64 = 1 << 21;
+
+const SAME_AGAIN: &str = "the same weights again: ";
+const GO_ON: &str = "go on with: ";
+
+#[test]
+fn two_runs_agree() {
+    agrees(0, &[]);
+}
+
+#[test]
+fn threads_change_nothing() {
+    agrees(0, &["--set", "local.threads=1"]);
+    agrees(0, &["--set", "local.threads=2"]);
+}
+
+#[test]
+fn slots_change_nothing() {
+    agrees(0, &["--set", "local.slots=16"]);
+    agrees(0, &["--set", "local.slots=512"]);
+}
+
+#[test]
+fn threads_change_nothing_at_lag_1() {
+    agrees(1, &["--set", "local.threads=1"]);
+    agrees(1, &["--set", "local.threads=2"]);
+    assert_ne!(reference(0).history.steps, reference(1).history.steps, "the lag is part of what is learned");
+}
+
+#[test]
+fn ten_kills_change_nothing() {
+    survives_kills(0, 10);
+}
+
+#[test]
+fn kills_change_nothing_at_lag_1() {
+    survives_kills(1, 4);
+}
+
+#[test]
+fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
+    let folder = Folder::new();
+    let process = folder.start(&["train", "smoke", "--run-dir", "run", "--set", "local.checkpoint_every=1000"]);
+    wait_until("step 3", || folder.last_step() >= 3);
+    process.interrupt();
+    let ended = process.end().success();
+    assert!(ended.stderr.starts_with("stopping: "), "{ended:#?}");
+    let stopped_at = folder.last_step();
+    assert!(stopped_at < NUM_STEPS, "{ended:#?}");
+    assert_eq!(folder.checkpoints(), [stopped_at]);
+    let command = ended.printed(GO_ON);
+    assert_eq!(command, "autodidact train --resume --run-dir run");
+    folder.call_printed(command).success();
+    folder.history().assert_steps_of(&reference(0).history);
+    assert_eq!(folder.history().exams, reference(0).history.exams);
+}
+
+#[test]
+fn ci_shortens_a_run_and_says_so() {
+    let folder = Folder::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
+    command.args(["train", "smoke", "--run-dir", "run"]).env("AUTODIDACT_CI", "1");
+    let ended = folder.start_command(command).end().success();
+    assert_eq!(ended.stderr, "AUTODIDACT_CI=1: this run is shortened as --steps 3 does\n");
+    assert_eq!(folder.history().steps, reference(0).history.steps[..3]);
+}
+
+#[test]
+fn replay_agrees_and_stops_where_it_is_told() {
+    for lag in [0, 1] {
+        let folder = Folder::holding(&reference(lag).files);
+        assert_replayed(&folder.call(&["replay", "run"]), NUM_STEPS);
+        assert_replayed(&folder.call(&["replay", "run", "--threads", "1", "--to", "7"]), 7);
+        assert_eq!(folder.files(), reference(lag).files, "replay changes nothing");
+    }
+}
+
+#[test]
+fn replay_names_the_step_of_a_damaged_group() {
+    for flipped in [4, 5, JournalRecord::HEADER_BYTES] {
+        assert_replay_names(JournalRecord::GROUP, flipped);
+    }
+}
+
+#[test]
+fn replay_names_the_step_of_a_damaged_step() {
+    for flipped in [4, 5, JournalRecord::HEADER_BYTES] {
+        assert_replay_names(JournalRecord::STEP, flipped);
+    }
+}
+
+/// A wrong length hides everything after it, and the steps before it must not pass for the run.
+#[test]
+fn replay_names_the_step_of_a_damaged_length() {
+    for flipped in 0..4 {
+        assert_replay_names(JournalRecord::GROUP, flipped);
+    }
+}
+
+/// Nothing comes after the last step that would miss it.
+#[test]
+fn replay_names_a_damaged_last_step() {
+    let folder = Folder::holding(&reference(0).files);
+    let records = journal_records(&reference(0).files[SEGMENT]);
+    let last = records.iter().rfind(|record| record.kind == JournalRecord::STEP).unwrap();
+    folder.flip(SEGMENT, last.offset + JournalRecord::HEADER_BYTES);
+    assert_names_step(&folder.call(&["replay", "run"]), NUM_STEPS);
+}
+
+#[test]
+fn the_printed_command_gives_the_weights_of_a_clocked_run() {
+    let clocked = Folder::new();
+    let ended = clocked.call(&["train", "smoke", "--run-dir", "run", "--minutes", MINUTES]).success();
+    assert_gives_the_same(&clocked, &Folder::new(), ended.printed(SAME_AGAIN));
+    let rates = learning_rates(&clocked);
+    assert!(rates.iter().any(|rate| Some(rate) > rates.last()), "the learning rate has decayed: {rates:?}");
+}
+
+#[test]
+fn a_clocked_run_that_was_killed_ends_as_the_clock_decided() {
+    let clocked = Folder::new();
+    let mut process =
+        clocked.start(&["train", "smoke", "--run-dir", "run", "--minutes", "0.1", "--set", "local.checkpoint_every=3"]);
+    let decays = || learning_rates(&clocked).windows(2).any(|pair| pair[1] < pair[0]);
+    wait_until("the decay to begin", || !process.is_running() || decays());
+    process.kill();
+    let ended = clocked.resume().success();
+    // In the same folder: what is resumed knows its config as a path.
+    assert_gives_the_same(&clocked, &clocked, ended.printed(SAME_AGAIN));
+}
+
+#[test]
+fn the_printed_command_keeps_what_was_set() {
+    let run = Folder::new();
+    std::fs::write(run.path("mine.toml"), "preset = \"smoke\"\n[learner]\nreuse = 1.5\n").unwrap();
+    for (number, config) in ["smoke", "mine.toml"].into_iter().enumerate() {
+        let run_dir = format!("run-{number}");
+        let mut command = vec!["train", config, "--run-dir", &run_dir, "--steps", "4", "--seed", "3"];
+        command.extend(["--set", "batch.lag=1", "--set", "exams.names=[\"countdown-3\"]"]);
+        let printed = run.call(&command).success().printed(SAME_AGAIN).to_owned();
+        // A path in the command is a path from here.
+        let again = format!("{printed} --run-dir again-{number}");
+        run.call_printed(&again).success();
+        let digests = |name: &str| History::read(&run.path(name)).steps;
+        assert_eq!(digests(&run_dir), digests(&format!("again-{number}")), "{again}");
+    }
+}
+
+/// Runs `smoke` with these arguments besides and compares every digest with the undisturbed run's.
+#[track_caller]
+fn agrees(lag: u64, args: &[&str]) {
+    let folder = Folder::new();
+    let lag_key = format!("batch.lag={lag}");
+    let mut command = vec!["train", "smoke", "--run-dir", "run", "--json", "--set", &lag_key];
+    command.extend(args);
+    let ended = folder.call(&command).success();
+    assert_eq!(ended.stderr, "", "nothing to warn of");
+    folder.history().assert_steps_of(&reference(lag).history);
+    assert_eq!(folder.history().exams, reference(lag).history.exams);
+    assert_same_summary(&ended, lag);
+}
+
+/// Kills a run at random moments, from its first step to its thirtieth, and goes on with it each time.
+fn survives_kills(lag: u64, num_kills: u64) {
+    let reference = reference(lag);
+    let whole_journal = reference.files[SEGMENT].len() as u64;
+    let folder = Folder::new();
+    let lag_key = format!("batch.lag={lag}");
+    let start = ["train", "smoke", "--run-dir", "run", "--set", "local.checkpoint_every=3", "--set", &lag_key];
+    let steps_between = (NUM_STEPS - STEPS_AFTER_KILLS) / num_kills;
+    for kill in 0..num_kills {
+        let mut rng = CounterRng::new(0, Purpose::Shuffle, lag, kill, 0);
+        let step = kill * steps_between + rng.below(steps_between);
+        let mut process = if kill == 0 { folder.start(&start) } else { folder.start(&RESUME) };
+        // The metrics grow when a step is over, the journal while its groups come in.
+        let due = |folder: &Folder| match kill % 2 {
+            0 => folder.path("run/LOCK").exists() && folder.last_step() >= step,
+            _ => folder.journal_bytes() * NUM_STEPS >= whole_journal * step,
+        };
+        wait_until("the moment of a kill", || !process.is_running() || due(&folder));
+        for _ in 0..rng.below(MAX_SPINS) {
+            std::hint::spin_loop();
+        }
+        let ended = process.kill();
+        assert_eq!(ended.status.code(), None, "kill {kill} at step {step} came too late: {ended:#?}");
+    }
+    let mut command = RESUME.to_vec();
+    command.push("--json");
+    let ended = folder.call(&command).success();
+    folder.history().assert_steps_of(&reference.history);
+    assert_same_summary(&ended, lag);
+    assert_replayed(&folder.call(&["replay", "run"]), NUM_STEPS);
+}
+
+/// Compares what `--json` says of the whole run with the undisturbed run's.
+#[track_caller]
+fn assert_same_summary(ended: &Ended, lag: u64) {
+    let got: Value = serde_json::from_str(&ended.stdout).unwrap();
+    for key in ["outcome", "step", "weights_digest", "control", "evals", "totals"] {
+        assert_eq!(got[key], reference(lag).summary[key], "{key}");
+    }
+}
+
+#[track_caller]
+fn assert_replayed(ended: &Ended, num_steps: u64) {
+    assert!(ended.status.success(), "{ended:#?}");
+    assert!(ended.stdout.starts_with(&format!("replayed {num_steps} steps ")), "{ended:#?}");
+}
+
+/// Flips byte `flipped` of the record of a kind that stands in the middle of the journal, which belongs to step 21.
+#[track_caller]
+fn assert_replay_names(kind: u8, flipped: usize) {
+    let folder = Folder::holding(&reference(0).files);
+    let mut records = journal_records(&reference(0).files[SEGMENT]);
+    records.retain(|record| record.kind == kind);
+    folder.flip(SEGMENT, records[records.len() / 2].offset + flipped);
+    assert_names_step(&folder.call(&["replay", "run"]), NUM_STEPS / 2 + 1);
+}
+
+/// A step is named by the state that it makes or by the batch that it folds, one less.
+#[track_caller]
+fn assert_names_step(ended: &Ended, step: u64) {
+    let names = |number: u64| ended.refusal().contains(&format!("of step {number}"));
+    assert!(names(step) || names(step - 1), "expected step {step}, got {ended:#?}");
+}
+
+/// Runs a printed command and compares every digest.
+#[track_caller]
+fn assert_gives_the_same(run: &Folder, again: &Folder, printed: &str) {
+    again.call_printed(printed).success();
+    let found = std::fs::read_dir(again.path("runs")).unwrap().next().unwrap().unwrap().path();
+    History::read(&found).assert_steps_of(&run.history());
+}
+
+fn learning_rates(folder: &Folder) -> Vec<f64> {
+    let bytes = std::fs::read(folder.path("run/metrics.jsonl")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    rows.filter_map(|row| row["learning_rate"].as_f64()).collect()
+}
