@@ -11,14 +11,14 @@ use learner::{list_checkpoints, load_checkpoint};
 use policy::{ModelConfig, PackedWeights, Params};
 use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
 
-use crate::baselines;
 use crate::report::{percent, print, table};
+use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A run directory (its newest checkpoint) or a checkpoint.
     run: PathBuf,
-    /// An exam of `autodidact domains`, or `all`.
+    /// An exam of `autodidact domains`, or `all` for those of the domains that the run trains on.
     #[arg(long, conflicts_with = "problems", default_value = "all")]
     exam: String,
     /// A file of problems, one JSON object a line.
@@ -73,7 +73,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.problems {
         Some(path) => sets.push((path.display().to_string(), read_problems(path)?)),
         None if args.exam == "all" => {
+            let trained = trained_domains(&args.run);
             for spec in exam_specs() {
+                if trained.as_ref().is_some_and(|trained| !trained.iter().any(|name| name == spec.domain)) {
+                    continue;
+                }
                 sets.push((format!("{} ({})", spec.name, args.split), exam(spec.name)?.split(split).to_vec()));
             }
         }
@@ -259,6 +263,12 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf> {
     newest.with_context(|| {
         format!("{}: expected a run with a checkpoint, or a checkpoint; found neither", path.display())
     })
+}
+
+/// Lists the domains of a run's ladder; `None` for a checkpoint that is not in a run directory.
+fn trained_domains(run: &Path) -> Option<Vec<String>> {
+    let config = run_config::of_run(run).ok()?;
+    Some(config.run.ladder.into_iter().map(|entry| entry.domain).collect())
 }
 
 fn read_problems(path: &Path) -> Result<Vec<Problem>> {

@@ -130,10 +130,16 @@ macro_rules! committed {
 }
 
 static EXAMS: LazyLock<HashMap<&'static str, Exam>> = LazyLock::new(|| {
-    committed!["countdown-3", "countdown-4", "countdown-sos"]
-        .into_iter()
-        .map(|(name, bytes)| (name, Exam::from_file(bytes)))
-        .collect()
+    let committed = committed![
+        "countdown-3",
+        "countdown-4",
+        "countdown-sos",
+        "programs-deduction",
+        "programs-abduction",
+        "programs-induction",
+        "programs-digits"
+    ];
+    committed.into_iter().map(|(name, bytes)| (name, Exam::from_file(bytes))).collect()
 });
 
 static EXAM_HASHES: LazyLock<HashMap<&'static str, HashSet<Digest>>> = LazyLock::new(|| {

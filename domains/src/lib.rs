@@ -6,6 +6,7 @@
 mod countdown;
 mod exam;
 mod grammar;
+pub mod programs;
 pub mod vocabulary;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use proto::{Problem, ProblemSource, Token, Verdict};
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_specs};
 pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, trace};
+pub use programs::Programs;
 
 /// A family of problems.
 ///
@@ -123,7 +125,12 @@ pub enum Error {
 /// Lists every domain.
 pub fn registry() -> &'static [Arc<dyn Domain>] {
     static REGISTRY: std::sync::LazyLock<Vec<Arc<dyn Domain>>> = std::sync::LazyLock::new(|| {
-        vec![Arc::new(Countdown { calculator: true }), Arc::new(Countdown { calculator: false })]
+        vec![
+            Arc::new(Countdown { calculator: true }),
+            Arc::new(Countdown { calculator: false }),
+            Arc::new(Programs { dialect: programs::Dialect::Full }),
+            Arc::new(Programs { dialect: programs::Dialect::Digits }),
+        ]
     });
     &REGISTRY
 }

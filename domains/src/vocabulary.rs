@@ -23,6 +23,10 @@ pub const ROLE_SOLVE: Token = 120;
 pub const COUNTDOWN: Token = 124;
 /// Domain token: countdown with intermediate results up to 9,999.
 pub const COUNTDOWN_LARGE: Token = 125;
+/// Domain token: programs on integers and lists. The words of their language, from 128 on, are in `programs`.
+pub const PROGRAMS: Token = 126;
+/// Domain token: straight-line programs on digits.
+pub const PROGRAMS_DIGITS: Token = 127;
 
 /// Most digits of a spelled number. Every spelled number has exactly this many, so that no spelling is a prefix of
 /// another and a number never needs a token to end it.
@@ -80,7 +84,9 @@ pub fn token_name(token: Token) -> String {
         ROLE_SOLVE => "<solve>".to_owned(),
         COUNTDOWN => "<countdown>".to_owned(),
         COUNTDOWN_LARGE => "<countdown-large>".to_owned(),
-        _ => format!("<unused-{token}>"),
+        PROGRAMS => "<programs>".to_owned(),
+        PROGRAMS_DIGITS => "<programs-digits>".to_owned(),
+        _ => crate::programs::token_name(token).map_or_else(|| format!("<unused-{token}>"), str::to_owned),
     }
 }
 

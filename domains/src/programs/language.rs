@@ -1,0 +1,750 @@
+//! The language: types, operations, and the spellings of programs and values in tokens and in text.
+//!
+//! A program is a pipeline of steps in prefix notation that starts from a list: `filter > 3 map * 2 sum`. Every
+//! operation has a fixed arity, so tokens need no parentheses; text has them for people: `filter (> 3) map (* 2) sum`.
+
+use proto::Token;
+
+use crate::vocabulary::{ADD, DIVIDE, MULTIPLY, SUBTRACT};
+
+/// Ends a list or a program.
+pub(super) const END: Token = 128;
+/// Makes the integer that follows negative.
+pub(super) const MINUS: Token = 129;
+/// Prompt: a program and an input; asks for the output.
+pub(super) const DEDUCE: Token = 130;
+/// Prompt: a program and an output; asks for an input.
+pub(super) const ABDUCE: Token = 131;
+/// Prompt: pairs of input and output list; asks for a program.
+pub(super) const INDUCE_LIST: Token = 132;
+/// Prompt: pairs of input and output integer; asks for a program.
+pub(super) const INDUCE_INTEGER: Token = 133;
+const FIRST_OPERATION: Token = 134;
+
+/// Largest magnitude of an integer.
+pub(super) const MAX_MAGNITUDE: i32 = 99;
+/// Most elements of a list in a problem or an answer; lists inside a running program may be longer.
+pub(super) const MAX_ELEMENTS: usize = 6;
+/// Most operations of a program in a problem.
+pub(super) const MAX_PROBLEM_OPERATIONS: usize = 8;
+/// Most bytes of any text, checked before anything looks inside.
+pub(super) const MAX_TEXT_BYTES: usize = 1_024;
+/// Most tokens of any answer, checked before anything looks inside.
+pub(super) const MAX_ANSWER_TOKENS: usize = 128;
+/// Most lambdas and conditionals around an operation; bounds the recursion of the reader and of the interpreter.
+const MAX_DEPTH: usize = 8;
+
+/// Which of the two languages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dialect {
+    /// Integers from -99 to 99, lambdas and conditionals.
+    Full,
+    /// Digits modulo 10, straight-line: `+ 3` adds to every digit and `even` keeps the even ones, `map` and `filter`
+    /// being understood.
+    Digits,
+}
+
+/// The type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Type {
+    Integer,
+    List,
+}
+
+/// What an operation computes. See `interpreter.rs` for the meaning of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Primitive {
+    Reverse,
+    Sort,
+    Unique,
+    Cumulate,
+    Difference,
+    Rotate,
+    Duplicate,
+    Take,
+    Drop,
+    Sum,
+    Length,
+    Maximum,
+    Minimum,
+    Head,
+    Last,
+    Range,
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Modulo,
+    Absolute,
+    Negate,
+    Square,
+    Greater,
+    Less,
+    Even,
+    Odd,
+    Map,
+    Filter,
+    If,
+    When,
+}
+
+/// Where an operation may stand and what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// A step of its own.
+    Step { from: Type, to: Type },
+    /// A question about an integer; of a list, about its first element.
+    Predicate,
+    /// Followed by a step from integer to integer.
+    Map,
+    /// Followed by a predicate.
+    Filter,
+    /// Followed by a predicate and two steps of one type.
+    If,
+    /// Followed by a predicate and a step that keeps the type; where the predicate fails the value stays.
+    When,
+    /// An operation on integers, applied to every element of a list.
+    Each,
+    /// A predicate that keeps the elements of a list for which it holds.
+    Keep,
+}
+
+/// A word of the language.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operation {
+    pub(super) primitive: Primitive,
+    pub(super) word: &'static str,
+    pub(super) token: Token,
+    pub(super) role: Role,
+    /// First and last value of the constant that follows, if one does.
+    pub(super) constants: Option<(Token, Token)>,
+}
+
+const LIST_TO_LIST: Role = Role::Step { from: Type::List, to: Type::List };
+const LIST_TO_INTEGER: Role = Role::Step { from: Type::List, to: Type::Integer };
+const INTEGER_TO_INTEGER: Role = Role::Step { from: Type::Integer, to: Type::Integer };
+const INTEGER_TO_LIST: Role = Role::Step { from: Type::Integer, to: Type::List };
+
+const fn plain(primitive: Primitive, word: &'static str, token: Token, role: Role) -> Operation {
+    Operation { primitive, word, token, role, constants: None }
+}
+
+const fn with(
+    primitive: Primitive,
+    word: &'static str,
+    token: Token,
+    role: Role,
+    constants: (Token, Token),
+) -> Operation {
+    Operation { primitive, word, token, role, constants: Some(constants) }
+}
+
+static FULL: [Operation; 32] = [
+    with(Primitive::Add, "+", ADD, INTEGER_TO_INTEGER, (1, 9)),
+    with(Primitive::Subtract, "-", SUBTRACT, INTEGER_TO_INTEGER, (1, 9)),
+    with(Primitive::Multiply, "*", MULTIPLY, INTEGER_TO_INTEGER, (2, 5)),
+    with(Primitive::Divide, "/", DIVIDE, INTEGER_TO_INTEGER, (2, 5)),
+    plain(Primitive::Reverse, "rev", FIRST_OPERATION, LIST_TO_LIST),
+    plain(Primitive::Sort, "sort", FIRST_OPERATION + 1, LIST_TO_LIST),
+    plain(Primitive::Unique, "uniq", FIRST_OPERATION + 2, LIST_TO_LIST),
+    plain(Primitive::Cumulate, "cum", FIRST_OPERATION + 3, LIST_TO_LIST),
+    plain(Primitive::Difference, "diff", FIRST_OPERATION + 4, LIST_TO_LIST),
+    plain(Primitive::Rotate, "rot", FIRST_OPERATION + 5, LIST_TO_LIST),
+    plain(Primitive::Duplicate, "dup", FIRST_OPERATION + 6, LIST_TO_LIST),
+    with(Primitive::Take, "take", FIRST_OPERATION + 7, LIST_TO_LIST, (1, 4)),
+    with(Primitive::Drop, "drop", FIRST_OPERATION + 8, LIST_TO_LIST, (1, 4)),
+    plain(Primitive::Sum, "sum", FIRST_OPERATION + 9, LIST_TO_INTEGER),
+    plain(Primitive::Length, "len", FIRST_OPERATION + 10, LIST_TO_INTEGER),
+    plain(Primitive::Maximum, "max", FIRST_OPERATION + 11, LIST_TO_INTEGER),
+    plain(Primitive::Minimum, "min", FIRST_OPERATION + 12, LIST_TO_INTEGER),
+    plain(Primitive::Head, "head", FIRST_OPERATION + 13, LIST_TO_INTEGER),
+    plain(Primitive::Last, "last", FIRST_OPERATION + 14, LIST_TO_INTEGER),
+    plain(Primitive::Range, "range", FIRST_OPERATION + 15, INTEGER_TO_LIST),
+    with(Primitive::Modulo, "%", FIRST_OPERATION + 16, INTEGER_TO_INTEGER, (2, 5)),
+    plain(Primitive::Absolute, "abs", FIRST_OPERATION + 17, INTEGER_TO_INTEGER),
+    plain(Primitive::Negate, "neg", FIRST_OPERATION + 18, INTEGER_TO_INTEGER),
+    plain(Primitive::Square, "sq", FIRST_OPERATION + 19, INTEGER_TO_INTEGER),
+    with(Primitive::Greater, ">", FIRST_OPERATION + 20, Role::Predicate, (0, 9)),
+    with(Primitive::Less, "<", FIRST_OPERATION + 21, Role::Predicate, (0, 9)),
+    plain(Primitive::Even, "even", FIRST_OPERATION + 22, Role::Predicate),
+    plain(Primitive::Odd, "odd", FIRST_OPERATION + 23, Role::Predicate),
+    plain(Primitive::Map, "map", FIRST_OPERATION + 24, Role::Map),
+    plain(Primitive::Filter, "filter", FIRST_OPERATION + 25, Role::Filter),
+    plain(Primitive::If, "if", FIRST_OPERATION + 26, Role::If),
+    plain(Primitive::When, "when", FIRST_OPERATION + 27, Role::When),
+];
+
+static DIGITS: [Operation; 16] = [
+    with(Primitive::Add, "+", ADD, Role::Each, (1, 9)),
+    with(Primitive::Multiply, "*", MULTIPLY, Role::Each, (2, 9)),
+    plain(Primitive::Reverse, "rev", FIRST_OPERATION, LIST_TO_LIST),
+    plain(Primitive::Sort, "sort", FIRST_OPERATION + 1, LIST_TO_LIST),
+    plain(Primitive::Unique, "uniq", FIRST_OPERATION + 2, LIST_TO_LIST),
+    plain(Primitive::Cumulate, "cum", FIRST_OPERATION + 3, LIST_TO_LIST),
+    plain(Primitive::Rotate, "rot", FIRST_OPERATION + 5, LIST_TO_LIST),
+    with(Primitive::Take, "take", FIRST_OPERATION + 7, LIST_TO_LIST, (1, 4)),
+    with(Primitive::Drop, "drop", FIRST_OPERATION + 8, LIST_TO_LIST, (1, 4)),
+    plain(Primitive::Sum, "sum", FIRST_OPERATION + 9, LIST_TO_INTEGER),
+    plain(Primitive::Maximum, "max", FIRST_OPERATION + 11, LIST_TO_INTEGER),
+    plain(Primitive::Minimum, "min", FIRST_OPERATION + 12, LIST_TO_INTEGER),
+    with(Primitive::Greater, ">", FIRST_OPERATION + 20, Role::Keep, (0, 8)),
+    with(Primitive::Less, "<", FIRST_OPERATION + 21, Role::Keep, (1, 9)),
+    plain(Primitive::Even, "even", FIRST_OPERATION + 22, Role::Keep),
+    plain(Primitive::Odd, "odd", FIRST_OPERATION + 23, Role::Keep),
+];
+
+/// Names a token of this language; `None` for every other.
+pub(crate) fn token_name(token: Token) -> Option<&'static str> {
+    match token {
+        END => Some("."),
+        MINUS => Some("minus"),
+        DEDUCE => Some("<deduce>"),
+        ABDUCE => Some("<abduce>"),
+        INDUCE_LIST => Some("<induce-list>"),
+        INDUCE_INTEGER => Some("<induce-integer>"),
+        _ => Dialect::Full.operation(token).map(|operation| operation.word),
+    }
+}
+
+impl Dialect {
+    /// Lists the words, tokens ascending.
+    pub(super) fn operations(self) -> &'static [Operation] {
+        match self {
+            Dialect::Full => &FULL,
+            Dialect::Digits => &DIGITS,
+        }
+    }
+
+    /// Finds the word of a token.
+    pub(super) fn operation(self, token: Token) -> Option<&'static Operation> {
+        self.operations().iter().find(|operation| operation.token == token)
+    }
+
+    /// Finds the word of a primitive.
+    ///
+    /// # Panics
+    /// When the dialect has no word for it.
+    pub(super) fn operation_of(self, primitive: Primitive) -> &'static Operation {
+        let found = self.operations().iter().find(|operation| operation.primitive == primitive);
+        found.unwrap_or_else(|| panic!("operation: expected one of the dialect, got {primitive:?}"))
+    }
+
+    /// Gives the smallest and largest element of an input.
+    pub(super) fn input_range(self) -> (i32, i32) {
+        match self {
+            Dialect::Full => (-9, 9),
+            Dialect::Digits => (0, 9),
+        }
+    }
+
+    /// Gives the smallest and largest integer.
+    pub(super) fn integer_range(self) -> (i32, i32) {
+        match self {
+            Dialect::Full => (-MAX_MAGNITUDE, MAX_MAGNITUDE),
+            Dialect::Digits => (0, 9),
+        }
+    }
+
+    /// Gives the most operations that an answer of the policy may have, which is the top of the ladder.
+    pub(super) fn max_operations(self) -> usize {
+        match self {
+            Dialect::Full => 4,
+            Dialect::Digits => 3,
+        }
+    }
+
+    /// Tells whether a list may be an input.
+    pub(super) fn is_input(self, list: &[i32]) -> bool {
+        let (low, high) = self.input_range();
+        list.len() <= MAX_ELEMENTS && list.iter().all(|element| (low..=high).contains(element))
+    }
+
+    /// Tells whether a value may stand in a problem as an output.
+    pub(super) fn is_output(self, value: View<'_>) -> bool {
+        let (low, high) = self.integer_range();
+        match value {
+            View::Integer(integer) => (low..=high).contains(&integer),
+            View::List(list) => list.len() <= MAX_ELEMENTS && list.iter().all(|element| (low..=high).contains(element)),
+        }
+    }
+}
+
+/// An integer or a list.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub(super) enum Value {
+    Integer(i32),
+    List(Vec<i32>),
+}
+
+/// A borrowed [`Value`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum View<'a> {
+    Integer(i32),
+    List(&'a [i32]),
+}
+
+impl Value {
+    pub(super) fn view(&self) -> View<'_> {
+        match self {
+            Value::Integer(integer) => View::Integer(*integer),
+            Value::List(list) => View::List(list),
+        }
+    }
+
+    /// Reads a value and nothing else from tokens: an integer, or elements and [`END`].
+    pub(super) fn read(tokens: &[Token]) -> Option<Value> {
+        if tokens.len() > MAX_ANSWER_TOKENS {
+            return None;
+        }
+        if tokens.last() != Some(&END) {
+            let (integer, rest) = read_integer(tokens)?;
+            return rest.is_empty().then_some(Value::Integer(integer));
+        }
+        let mut list = Vec::with_capacity(MAX_ELEMENTS);
+        let mut rest = &tokens[..tokens.len() - 1];
+        while !rest.is_empty() {
+            let (integer, after) = read_integer(rest)?;
+            list.push(integer);
+            rest = after;
+        }
+        Some(Value::List(list))
+    }
+
+    /// Reads a value such as `7`, `-7` or `[5 1 4]`; commas may stand between elements.
+    pub(super) fn parse(text: &str) -> Option<Value> {
+        let text = text.trim_matches(is_space);
+        let Some(inner) = text.strip_prefix('[') else {
+            return parse_integer(text).map(Value::Integer);
+        };
+        let inner = inner.strip_suffix(']')?;
+        let mut list = Vec::with_capacity(MAX_ELEMENTS);
+        for word in inner.split(|character: char| is_space(character) || character == ',') {
+            if !word.is_empty() {
+                list.push(parse_integer(word)?);
+            }
+        }
+        Some(Value::List(list))
+    }
+}
+
+impl View<'_> {
+    pub(super) fn to_value(self) -> Value {
+        match self {
+            View::Integer(integer) => Value::Integer(integer),
+            View::List(list) => Value::List(list.to_vec()),
+        }
+    }
+
+    pub(super) fn type_of(self) -> Type {
+        match self {
+            View::Integer(_) => Type::Integer,
+            View::List(_) => Type::List,
+        }
+    }
+
+    /// Tells whether this is the empty list.
+    pub(super) fn is_empty(self) -> bool {
+        self == View::List(&[])
+    }
+
+    /// Appends the spelling in text.
+    pub(super) fn write(self, text: &mut String) {
+        match self {
+            View::Integer(integer) => write_integer(integer, text),
+            View::List(list) => {
+                text.push('[');
+                for (index, element) in list.iter().enumerate() {
+                    if index > 0 {
+                        text.push(' ');
+                    }
+                    write_integer(*element, text);
+                }
+                text.push(']');
+            }
+        }
+    }
+
+    /// Appends the spelling in tokens.
+    pub(super) fn spell(self, tokens: &mut Vec<Token>) {
+        match self {
+            View::Integer(integer) => spell_integer(integer, tokens),
+            View::List(list) => {
+                list.iter().for_each(|element| spell_integer(*element, tokens));
+                tokens.push(END);
+            }
+        }
+    }
+}
+
+/// Writes an integer of at most two digits; problems are full of them, and formatting them the general way would be
+/// most of the work of reading a problem.
+fn write_integer(integer: i32, text: &mut String) {
+    debug_assert!(integer.abs() <= MAX_MAGNITUDE, "integers are bounded");
+    if integer < 0 {
+        text.push('-');
+    }
+    let (tens, ones) = (integer.unsigned_abs() / 10, integer.unsigned_abs() % 10);
+    if tens > 0 {
+        text.push(char::from(b'0' + tens as u8));
+    }
+    text.push(char::from(b'0' + ones as u8));
+}
+
+fn spell_integer(integer: i32, tokens: &mut Vec<Token>) {
+    debug_assert!(integer.abs() <= MAX_MAGNITUDE, "integers are bounded");
+    if integer < 0 {
+        tokens.push(MINUS);
+    }
+    tokens.push(integer.unsigned_abs() as Token);
+}
+
+fn read_integer(tokens: &[Token]) -> Option<(i32, &[Token])> {
+    match *tokens {
+        [MINUS, token @ 1..=99, ..] => Some((-i32::from(token), &tokens[2..])),
+        [token @ 0..=99, ..] => Some((i32::from(token), &tokens[1..])),
+        _ => None,
+    }
+}
+
+/// Reads an integer in its one spelling: no sign but `-`, no leading zero, no `-0`.
+fn parse_integer(text: &str) -> Option<i32> {
+    match *text.as_bytes() {
+        [ones @ b'0'..=b'9'] => Some(i32::from(ones - b'0')),
+        [tens @ b'1'..=b'9', ones @ b'0'..=b'9'] => Some(i32::from(tens - b'0') * 10 + i32::from(ones - b'0')),
+        [b'-', b'1'..=b'9', ..] => parse_integer(&text[1..]).map(|magnitude| -magnitude),
+        _ => None,
+    }
+}
+
+/// One operation of a program that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Code {
+    pub(super) primitive: Primitive,
+    pub(super) constant: i32,
+    /// How many codes the operation takes, its lambda or its branches included.
+    pub(super) span: usize,
+}
+
+/// A program that was read: well typed, within the depth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    pub(super) dialect: Dialect,
+    /// Prefix order, `map` and `filter` written out in either dialect.
+    pub(super) codes: Vec<Code>,
+    /// How many operations it has, those of lambdas included.
+    pub(super) num_operations: usize,
+    pub(super) output: Type,
+}
+
+/// Why tokens are not a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Not in the language, or ill typed.
+    Malformed,
+    /// Nested too deeply.
+    Depth,
+}
+
+impl Program {
+    /// Reads a program from tokens, without [`END`].
+    pub(super) fn read(dialect: Dialect, tokens: &[Token]) -> Result<Program, Refusal> {
+        if tokens.is_empty() || tokens.len() > MAX_ANSWER_TOKENS {
+            return Err(Refusal::Malformed);
+        }
+        let mut reader = Reader { dialect, tokens, codes: Vec::with_capacity(tokens.len() + 2), num_operations: 0 };
+        let mut output = Type::List;
+        while !reader.tokens.is_empty() {
+            output = reader.step(output, 0)?;
+        }
+        Ok(Program { dialect, codes: reader.codes, num_operations: reader.num_operations, output })
+    }
+
+    /// Reads a program such as `filter (> 3) map (* 2)`, or without the parentheses and `else`.
+    pub(super) fn parse(dialect: Dialect, text: &str) -> Result<Program, Refusal> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(Refusal::Malformed);
+        }
+        let words = lexemes(text);
+        let bare: Vec<&str> = words.iter().copied().filter(|word| !PUNCTUATION.contains(word)).collect();
+        let tokens: Option<Vec<Token>> = bare.iter().map(|word| token_of(dialect, word)).collect();
+        let program = Program::read(dialect, &tokens.ok_or(Refusal::Malformed)?)?;
+        // Punctuation is all there and in its place, or not there at all.
+        if words.len() != bare.len() && words != lexemes(&program.text()) {
+            return Err(Refusal::Malformed);
+        }
+        Ok(program)
+    }
+
+    /// Appends the spelling in tokens, without [`END`].
+    pub(super) fn spell(&self, tokens: &mut Vec<Token>) {
+        for code in &self.codes {
+            let understood = matches!(code.primitive, Primitive::Map | Primitive::Filter);
+            if self.dialect == Dialect::Digits && understood {
+                continue;
+            }
+            let operation = self.dialect.operation_of(code.primitive);
+            tokens.push(operation.token);
+            if operation.constants.is_some() {
+                tokens.push(code.constant as Token);
+            }
+        }
+    }
+}
+
+impl Program {
+    /// Writes the program as text.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::with_capacity(32);
+        self.write(&mut text);
+        text
+    }
+
+    /// Appends the spelling in text.
+    pub(super) fn write(&self, text: &mut String) {
+        let mut rest = &self.codes[..];
+        while let Some(code) = rest.first() {
+            if rest.len() < self.codes.len() {
+                text.push(' ');
+            }
+            self.write_operation(&rest[..code.span], text);
+            rest = &rest[code.span..];
+        }
+    }
+
+    /// Writes the operation at the front of `codes` with its lambda or its branches.
+    fn write_operation(&self, codes: &[Code], text: &mut String) {
+        let (code, mut rest) = codes.split_first().expect("an operation has at least its own code");
+        // In digits, `map` and `filter` are understood.
+        if self.dialect == Dialect::Digits && !rest.is_empty() {
+            return self.write_operation(rest, text);
+        }
+        let operation = self.dialect.operation_of(code.primitive);
+        text.push_str(operation.word);
+        if operation.constants.is_some() {
+            text.push(' ');
+            write_integer(code.constant, text);
+        }
+        let mut num_parts = 0;
+        while let Some(part) = rest.first() {
+            num_parts += 1;
+            text.push_str(if num_parts == 3 { " else (" } else { " (" });
+            self.write_operation(&rest[..part.span], text);
+            text.push(')');
+            rest = &rest[part.span..];
+        }
+    }
+}
+
+const PUNCTUATION: [&str; 3] = ["(", ")", "else"];
+
+/// Splits at white space and around parentheses.
+fn lexemes(text: &str) -> Vec<&str> {
+    text.split(is_space)
+        .flat_map(|word| word.split_inclusive(['(', ')']))
+        .flat_map(|word| match word.strip_suffix(['(', ')']) {
+            Some(before) => [before, &word[before.len()..]],
+            None => [word, ""],
+        })
+        .filter(|word| !word.is_empty())
+        .collect()
+}
+
+fn is_space(character: char) -> bool {
+    matches!(character, ' ' | '\t' | '\n' | '\r')
+}
+
+fn token_of(dialect: Dialect, word: &str) -> Option<Token> {
+    match dialect.operations().iter().find(|operation| operation.word == word) {
+        Some(operation) => Some(operation.token),
+        None => parse_integer(word).filter(|constant| *constant >= 0).map(|constant| constant as Token),
+    }
+}
+
+struct Reader<'a> {
+    dialect: Dialect,
+    tokens: &'a [Token],
+    codes: Vec<Code>,
+    num_operations: usize,
+}
+
+impl Reader<'_> {
+    /// Reads one step that starts from a type; gives the type that it leads to.
+    fn step(&mut self, from: Type, depth: usize) -> Result<Type, Refusal> {
+        if depth > MAX_DEPTH {
+            return Err(Refusal::Depth);
+        }
+        let position = self.codes.len();
+        let operation = self.operation()?;
+        let to = match operation.role {
+            Role::Step { from: expected, to } => {
+                self.expect(from == expected)?;
+                self.code(operation)?;
+                to
+            }
+            Role::Each | Role::Keep => {
+                self.expect(from == Type::List)?;
+                let around = if operation.role == Role::Each { Primitive::Map } else { Primitive::Filter };
+                self.codes.push(Code { primitive: around, constant: 0, span: 2 });
+                self.code(operation)?;
+                Type::List
+            }
+            Role::Map => {
+                self.expect(from == Type::List)?;
+                self.code(operation)?;
+                let body = self.step(Type::Integer, depth + 1)?;
+                self.expect(body == Type::Integer)?;
+                Type::List
+            }
+            Role::Filter => {
+                self.expect(from == Type::List)?;
+                self.code(operation)?;
+                self.predicate()?;
+                Type::List
+            }
+            Role::When => {
+                self.code(operation)?;
+                self.predicate()?;
+                let branch = self.step(from, depth + 1)?;
+                self.expect(branch == from)?;
+                from
+            }
+            Role::If => {
+                self.code(operation)?;
+                self.predicate()?;
+                let first = self.step(from, depth + 1)?;
+                let second = self.step(from, depth + 1)?;
+                self.expect(first == second)?;
+                first
+            }
+            Role::Predicate => return Err(Refusal::Malformed),
+        };
+        self.codes[position].span = self.codes.len() - position;
+        Ok(to)
+    }
+
+    fn predicate(&mut self) -> Result<(), Refusal> {
+        let operation = self.operation()?;
+        self.expect(operation.role == Role::Predicate)?;
+        self.code(operation)
+    }
+
+    fn operation(&mut self) -> Result<&'static Operation, Refusal> {
+        let token = self.token()?;
+        self.num_operations += 1;
+        self.dialect.operation(token).ok_or(Refusal::Malformed)
+    }
+
+    /// Enters the code of an operation, its constant included.
+    fn code(&mut self, operation: &Operation) -> Result<(), Refusal> {
+        let mut constant = 0;
+        if let Some((first, last)) = operation.constants {
+            let token = self.token()?;
+            self.expect((first..=last).contains(&token))?;
+            constant = i32::from(token);
+        }
+        self.codes.push(Code { primitive: operation.primitive, constant, span: 1 });
+        Ok(())
+    }
+
+    fn token(&mut self) -> Result<Token, Refusal> {
+        let (token, rest) = self.tokens.split_first().ok_or(Refusal::Malformed)?;
+        self.tokens = rest;
+        Ok(*token)
+    }
+
+    fn expect(&self, holds: bool) -> Result<(), Refusal> {
+        if holds { Ok(()) } else { Err(Refusal::Malformed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::behavior::for_each_program;
+    use super::*;
+
+    #[test]
+    fn programs_read_back_from_tokens_and_text() {
+        for (dialect, length) in [(Dialect::Full, 1), (Dialect::Full, 2), (Dialect::Full, 3), (Dialect::Digits, 2)] {
+            for_each_program(dialect, length, &mut |program| {
+                let mut tokens = Vec::new();
+                program.spell(&mut tokens);
+                assert_eq!(Program::read(dialect, &tokens).as_ref(), Ok(program));
+                assert_eq!(program.num_operations, length);
+                let text = program.text();
+                assert_eq!(Program::parse(dialect, &text).as_ref(), Ok(program), "{text}");
+                let bare = text.replace(['(', ')'], " ").replace("else", "");
+                assert_eq!(Program::parse(dialect, &bare).as_ref(), Ok(program), "{bare}");
+            });
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_program() {
+        let malformed = [
+            "",
+            "foo",
+            "take",
+            "take 0",
+            "take 5",
+            "take -1",
+            "map",
+            "map rev",
+            "map (sum)",
+            "filter 3",
+            "filter sum",
+            "even",
+            "sum rev",
+            "sum sum",
+            "+ 1",
+            "rev range",
+            "if even rev",
+            "if even rev else sum",
+            "when even sum",
+            "map (+ 1",
+            "map + 1)",
+            "map ((+ 1))",
+            "(rev)",
+            "if (even) (rev) (sort)",
+            "else rev",
+            "sort else",
+            "3",
+            "[1]",
+        ];
+        for text in malformed {
+            assert_eq!(Program::parse(Dialect::Full, text), Err(Refusal::Malformed), "{text:?}");
+        }
+        for text in ["map + 1", "filter even", "+ 0", "sum max", "len", "if even rev sort"] {
+            assert_eq!(Program::parse(Dialect::Digits, text), Err(Refusal::Malformed), "{text:?}");
+        }
+        let nested = |depth: usize| "when even ".repeat(depth) + "rev";
+        assert!(Program::parse(Dialect::Full, &nested(8)).is_ok());
+        assert_eq!(Program::parse(Dialect::Full, &nested(9)), Err(Refusal::Depth));
+        assert_eq!(Program::parse(Dialect::Full, &nested(100)), Err(Refusal::Malformed), "too many tokens to look at");
+    }
+
+    #[test]
+    fn values_have_one_spelling() {
+        for integer in -MAX_MAGNITUDE..=MAX_MAGNITUDE {
+            let value = Value::Integer(integer);
+            let (mut tokens, mut text) = (Vec::new(), String::new());
+            value.view().spell(&mut tokens);
+            value.view().write(&mut text);
+            assert_eq!(text, integer.to_string());
+            assert_eq!(Value::read(&tokens), Some(value.clone()));
+            assert_eq!(Value::parse(&text), Some(value));
+        }
+        assert_eq!(Value::parse("[ 1, -2,3 ]"), Some(Value::List(vec![1, -2, 3])));
+        assert_eq!(Value::parse("[]"), Some(Value::List(Vec::new())));
+        for text in
+            ["", "-0", "00", "007", "+5", "--5", "100", "1.0", "1e1", "[1", "1]", "[[1]]", "nan", "[1;2]", "-", "5 6"]
+        {
+            assert_eq!(Value::parse(text), None, "{text:?}");
+        }
+        for tokens in
+            [&[][..], &[MINUS], &[MINUS, 0], &[MINUS, MINUS, 1], &[END, END], &[1, 2], &[100, END], &[MINUS, END]]
+        {
+            assert_eq!(Value::read(tokens), None, "{tokens:?}");
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! Programs: deduce outputs, abduce inputs and induce programs of a small language of our own, as in Absolute Zero
+//! (Zhao et al. 2025).
+//!
+//! A program is a pipeline of operations on a list, `filter (> 3) map (* 2) sum`. A problem shows two of program, input
+//! and output and asks for the third: `sort take 2 : [5 1 4] -> ?` for the output, `sort take 2 : ? -> [1 4]` for any
+//! input that gives it, `? max 2 : [5 1 4] -> [1 4] ; [7 2] -> [2 7]` for any program of at most two operations that
+//! does so. The language is total and charges fuel; integers that leave -99 to 99 leave the program without a value.
+//! `programs-digits` is the straight-line language over digits modulo 10.
+//!
+//! Programs are told apart by what they do on fixed probe inputs. Behaviours are held out of training by their hash, so
+//! that exams can ask about functions that no source has shown. Every operation counts for the length of a program,
+//! those of lambdas included.
+//!
+//! An induction problem has a key, the reference program. With it ([`Programs::judge_induction`]) an answer must behave
+//! like the reference on the probe inputs; without it only the visible pairs count. The keys of exams are committed
+//! beside them, and [`Domain::judge`] uses them.
+
+mod behavior;
+mod generate;
+mod grammar;
+mod interpreter;
+mod language;
+mod puzzle;
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use proto::{Digest, LadderLevel, Problem, ProblemSource, Token, Verdict};
+
+use self::behavior::{Behavior, Catalog};
+use self::generate::Sketch;
+use self::interpreter::Machine;
+use self::language::{END, Program, Refusal, Value};
+use self::puzzle::{Puzzle, is_consistent, operation_bits};
+use crate::exam::{Exam, ExamSpec, exam, exam_contains};
+use crate::grammar::Grammar;
+use crate::{Domain, Error};
+
+pub use self::generate::{ExamSplit, Stratum};
+pub use self::language::Dialect;
+pub use self::puzzle::Mode;
+
+pub(crate) use self::language::token_name;
+
+/// The domain of programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Programs {
+    /// Which language the programs are in.
+    pub dialect: Dialect,
+}
+
+/// What only verifiers may know of a problem: the reference program of an induction problem, in canonical spelling.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct ProblemKey {
+    /// The program as text.
+    pub text: String,
+}
+
+/// A problem with what its generator knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drawn {
+    /// The public part.
+    pub problem: Problem,
+    /// The key, where the mode has one.
+    pub key: Option<ProblemKey>,
+    /// One correct answer.
+    pub answer: Vec<Token>,
+}
+
+/// A problem that was read once, to judge many answers.
+#[derive(Clone, Debug)]
+pub struct Checker {
+    puzzle: Puzzle,
+    reference: Option<Program>,
+    machine: Machine,
+}
+
+impl Checker {
+    /// Judges an answer in tokens.
+    pub fn judge(&mut self, answer: &[Token]) -> Verdict {
+        self.puzzle.judge(answer, self.reference.as_ref(), &mut self.machine)
+    }
+}
+
+/// What kind of problem a problem is: the niche in which it competes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Descriptor {
+    /// What is asked.
+    pub mode: Mode,
+    /// Operations of the shortest known program with the same behaviour. For an induction problem without a key, the
+    /// most that an answer may have.
+    pub length: u8,
+    /// The operations used, as bits; none for an induction problem without a key.
+    pub operations: u32,
+    /// Kind of output: sign and size of an integer, length and size of a list.
+    pub output_bucket: u8,
+}
+
+impl Descriptor {
+    /// Packs the descriptor into one number.
+    pub fn niche(&self) -> u64 {
+        let high = u64::from(self.mode as u8) << 16 | u64::from(self.length) << 8 | u64::from(self.output_bucket);
+        high << 32 | u64::from(self.operations)
+    }
+}
+
+impl ProblemSource for Programs {
+    fn name(&self) -> &'static str {
+        match self.dialect {
+            Dialect::Full => "programs",
+            Dialect::Digits => "programs-digits",
+        }
+    }
+
+    fn ladder_levels(&self) -> &'static [LadderLevel] {
+        &generate::FULL_LEVELS[..3 * self.dialect.max_operations()]
+    }
+
+    fn ladder(&self, level: u32, seed: u64, index: u64) -> Problem {
+        self.draw_ladder(level, seed, index).problem
+    }
+
+    /// Hashes the text. How long a program an induction problem allows does not make it another problem.
+    fn canonical_hash(&self, problem: &Problem) -> Digest {
+        canonical_hash(&problem.text)
+    }
+
+    /// Tells whether a problem is in an exam or about a held-out behaviour.
+    ///
+    /// Where the problem shows its program, the program's behaviour decides. An induction problem is refused when any
+    /// held-out program that it allows satisfies its pairs: any held-out behaviour of up to three operations, and any
+    /// longer one that an exam asks about. That refuses more than it must; [`Programs::is_exam_with_key`] is exact.
+    fn is_exam(&self, problem: &Problem) -> bool {
+        let canonical_hash = self.canonical_hash(problem);
+        self.puzzle(problem).is_ok_and(|puzzle| self.is_exam_puzzle(&puzzle, &canonical_hash))
+    }
+}
+
+impl Domain for Programs {
+    fn description(&self) -> &'static str {
+        match self.dialect {
+            Dialect::Full => {
+                "predict outputs, find inputs and write programs in a small language on integers and lists"
+            }
+            Dialect::Digits => "the same in a straight-line language on digits modulo 10",
+        }
+    }
+
+    fn prompt(&self, problem: &Problem) -> Result<Vec<Token>, Error> {
+        Ok(self.puzzle(problem)?.prompt())
+    }
+
+    fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error> {
+        Ok(self.puzzle(problem)?.grammar())
+    }
+
+    fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error> {
+        Ok(self.puzzle(problem)?.max_answer_tokens())
+    }
+
+    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error> {
+        Ok(self.checker(problem, None)?.judge(answer))
+    }
+
+    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Verdict, Error> {
+        let mut checker = self.checker(problem, None)?;
+        Ok(match checker.puzzle.parse_answer(answer) {
+            Ok(tokens) => checker.judge(&tokens),
+            Err(Refusal::Depth) => Verdict::Resource,
+            Err(Refusal::Malformed) => Verdict::Malformed,
+        })
+    }
+
+    /// Names the abduction or induction problem that an answer solves. A wrong output solves no deduction problem: see
+    /// [`Programs::executions`]. A program with a held-out behaviour teaches nothing, except where it was asked for.
+    fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error> {
+        let puzzle = self.puzzle(problem)?;
+        let Some(solved) = puzzle.hindsight(answer) else { return Ok(None) };
+        let is_relabelled_program = solved != puzzle && solved.mode() == Mode::Induction;
+        if is_relabelled_program {
+            let program = answer.strip_suffix(&[END]).and_then(|tokens| Program::read(self.dialect, tokens).ok());
+            let behavior = program.map(|program| Behavior::of(&program, &mut Machine::new()));
+            if behavior.is_none_or(|behavior| behavior.is_held_out(self.dialect)) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.problem(&solved)))
+    }
+
+    fn goal(&self, problem: &Problem) -> Result<u64, Error> {
+        let puzzle = self.puzzle(problem)?;
+        let length = match &puzzle {
+            Puzzle::Induction { max_operations, .. } => *max_operations,
+            Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => program.num_operations,
+        };
+        Ok(describe(&puzzle, puzzle.program(), length).niche())
+    }
+
+    fn render_answer(&self, answer: &[Token]) -> String {
+        if let Some(value) = Value::read(answer) {
+            let mut text = String::new();
+            value.view().write(&mut text);
+            return text;
+        }
+        match answer.strip_suffix(&[END]).map(|tokens| Program::read(self.dialect, tokens)) {
+            Some(Ok(program)) => program.text(),
+            _ => answer.iter().map(|token| crate::vocabulary::token_name(*token)).collect::<Vec<_>>().join(" "),
+        }
+    }
+
+    fn problem_from_json(&self, json: &serde_json::Value) -> Result<Problem, Error> {
+        let puzzle = Puzzle::from_json(self.dialect, json);
+        puzzle.map(|puzzle| self.problem(&puzzle)).map_err(|got| Error::Problem {
+            domain: self.name(),
+            expected: r#"{"domain":"programs","mode":"deduction","program":"sort take 2","input":[5,1,4]}, or "mode":"#
+                .to_owned()
+                + r#""abduction" with "program" and "output", or "induction" with "max_operations" and "pairs""#,
+            got,
+        })
+    }
+
+    fn problem_from_text(&self, text: &str) -> Result<Problem, Error> {
+        self.parse(text).map(|puzzle| self.problem(&puzzle))
+    }
+
+    fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error> {
+        Ok(self.puzzle(problem)?.json(self.name()))
+    }
+
+    fn exam_specs(&self) -> &'static [ExamSpec] {
+        match self.dialect {
+            Dialect::Full => &generate::FULL_EXAMS,
+            Dialect::Digits => &generate::DIGITS_EXAMS,
+        }
+    }
+
+    fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem> {
+        self.draw_exam(exam, index).map(|drawn| drawn.problem)
+    }
+}
+
+impl Programs {
+    /// Writes problem `index` of a level with its key and an answer: a function of its arguments, never an exam's.
+    ///
+    /// # Panics
+    /// When the level is not one of the ladder's.
+    pub fn draw_ladder(&self, level: u32, seed: u64, index: u64) -> Drawn {
+        let sketch = generate::ladder(self.dialect, level, seed, index, |puzzle| {
+            !self.is_exam_puzzle(puzzle, &canonical_hash(&puzzle.text()))
+        });
+        self.drawn(sketch)
+    }
+
+    /// Draws candidate `index` of an exam with its key and an answer; candidates take the exam's strata in turn.
+    pub fn draw_exam(&self, exam: &ExamSpec, index: u64) -> Option<Drawn> {
+        generate::exam_candidate(self.dialect, exam, index).map(|sketch| self.drawn(sketch))
+    }
+
+    /// Lists the kinds of problems that an exam has in equal parts.
+    pub fn exam_strata(&self, exam: &ExamSpec) -> Vec<Stratum> {
+        generate::strata(exam, self.dialect)
+    }
+
+    /// Tells which stratum of an exam a problem would belong to.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the problem or the key is not in its language, or an induction problem has no key.
+    pub fn stratum(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Stratum, Error> {
+        let puzzle = self.puzzle(problem)?;
+        let reference = key.map(|key| self.reference(key)).transpose()?;
+        let program = puzzle.program().or(reference.as_ref()).ok_or_else(|| Error::Problem {
+            domain: self.name(),
+            expected: "an induction problem with its key".to_owned(),
+            got: format!("{:?} alone", problem.text),
+        })?;
+        let behavior = Behavior::of(program, &mut Machine::new());
+        let minimal = Catalog::get(self.dialect).minimal_length(behavior);
+        let split = if behavior.is_held_out(self.dialect) { ExamSplit::NewBehaviors } else { ExamSplit::NewInputs };
+        Ok(Stratum { mode: puzzle.mode(), length: minimal.unwrap_or(program.num_operations), split })
+    }
+
+    /// Judges an answer to a problem whose key is known: a program must also behave like the reference on the probe
+    /// inputs. The other modes need no key.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the problem or the key is not in its language.
+    pub fn judge_induction(&self, problem: &Problem, key: &ProblemKey, answer: &[Token]) -> Result<Verdict, Error> {
+        Ok(self.checker(problem, Some(key))?.judge(answer))
+    }
+
+    /// Reads a problem once, to judge many answers. Without a key, that of an exam problem is looked up; an induction
+    /// problem that has none is judged by its visible pairs.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the problem or the key is not in its language.
+    pub fn checker(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Checker, Error> {
+        let puzzle = self.puzzle(problem)?;
+        let reference = match key {
+            Some(key) => Some(self.reference(key)?),
+            None => self.committed_reference(problem).cloned(),
+        };
+        Ok(Checker { puzzle, reference, machine: Machine::new() })
+    }
+
+    /// Counts the behaviours by the length of the shortest program that has them, from 1 to `max_length`.
+    pub fn count_behaviors(&self, max_length: usize) -> Vec<usize> {
+        let catalog = Catalog::enumerate(self.dialect, max_length);
+        let of_length =
+            |length| catalog.programs.iter().filter(|(_, program)| program.num_operations == length).count();
+        (1..=max_length).map(of_length).collect()
+    }
+
+    /// Tells whether a problem is in an exam or its reference has a held-out behaviour.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the key is not in its language.
+    pub fn is_exam_with_key(&self, problem: &Problem, key: &ProblemKey) -> Result<bool, Error> {
+        let behavior = Behavior::of(&self.reference(key)?, &mut Machine::new());
+        Ok(behavior.is_held_out(self.dialect) || exam_contains(self.name(), &self.canonical_hash(problem)))
+    }
+
+    /// Describes a problem, the reference of its key included where that is known.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the problem or the key is not in its language.
+    pub fn descriptor(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Descriptor, Error> {
+        let puzzle = self.puzzle(problem)?;
+        let reference = key.map(|key| self.reference(key)).transpose()?;
+        let program = puzzle.program().or(reference.as_ref());
+        let length = match (program, &puzzle) {
+            (Some(program), _) => {
+                let behavior = Behavior::of(program, &mut Machine::new());
+                let minimal = Catalog::get(self.dialect).minimal_length(behavior);
+                minimal.unwrap_or(program.num_operations)
+            }
+            (None, Puzzle::Induction { max_operations, .. }) => *max_operations,
+            (None, _) => 0,
+        };
+        Ok(describe(&puzzle, program, length))
+    }
+
+    /// Lists deduction problems that running an answer settles, with their answers. To train on them is executor
+    /// supervision, and [`ProblemSource::is_exam`] must be asked of each.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    pub fn executions(&self, problem: &Problem, answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
+        let settled = self.puzzle(problem)?.executions(answer);
+        Ok(settled
+            .into_iter()
+            .filter_map(|puzzle| {
+                let Puzzle::Deduction { output, .. } = &puzzle else { return None };
+                let mut tokens = Vec::new();
+                output.view().spell(&mut tokens);
+                Some((self.problem(&puzzle), tokens))
+            })
+            .collect())
+    }
+
+    /// Writes the keys of an exam as their file: one program a line in the order of the exam, an empty line where a
+    /// problem needs none.
+    ///
+    /// # Panics
+    /// When the exam is not what [`Exam::generate`] gives.
+    pub fn exam_keys_file(&self, spec: &ExamSpec, exam: &Exam) -> Vec<u8> {
+        let mut text = String::new();
+        for (problem, index) in exam.test.iter().chain(&exam.dev).zip(0..) {
+            let drawn = self.draw_exam(spec, index).filter(|drawn| drawn.problem == *problem);
+            let drawn = drawn.expect("problem n of an exam is candidate n, because no candidate repeats another");
+            text += drawn.key.as_ref().map_or("", |key| &key.text);
+            text.push('\n');
+        }
+        zstd::bulk::compress(text.as_bytes(), 19).expect("compressing to memory needs nothing but memory")
+    }
+
+    /// Gives the committed key of an exam problem.
+    pub fn exam_key(&self, problem: &Problem) -> Option<ProblemKey> {
+        let reference = EXAM_REFERENCES.get(&(self.dialect, self.canonical_hash(problem)));
+        reference.map(|program| ProblemKey { text: program.text() })
+    }
+
+    fn is_exam_puzzle(&self, puzzle: &Puzzle, canonical_hash: &Digest) -> bool {
+        if exam_contains(self.name(), canonical_hash) {
+            return true;
+        }
+        let mut machine = Machine::new();
+        match puzzle {
+            Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => {
+                Behavior::of(program, &mut machine).is_held_out(self.dialect)
+            }
+            Puzzle::Induction { max_operations, pairs, .. } => held_out_programs(self.dialect)
+                .iter()
+                .take_while(|program| program.num_operations <= *max_operations)
+                .any(|program| is_consistent(&mut machine, program, pairs)),
+        }
+    }
+
+    /// Gives the committed reference of an exam problem.
+    fn committed_reference(&self, problem: &Problem) -> Option<&'static Program> {
+        let has_key = problem.text.starts_with('?');
+        has_key.then(|| EXAM_REFERENCES.get(&(self.dialect, self.canonical_hash(problem)))).flatten()
+    }
+
+    fn drawn(&self, sketch: Sketch) -> Drawn {
+        let has_key = sketch.puzzle.mode() == Mode::Induction;
+        let key = has_key.then(|| ProblemKey { text: sketch.program.text() });
+        Drawn { problem: self.problem(&sketch.puzzle), key, answer: sketch.answer }
+    }
+
+    fn problem(&self, puzzle: &Puzzle) -> Problem {
+        Problem { domain: self.name().to_owned(), text: puzzle.text() }
+    }
+
+    fn reference(&self, key: &ProblemKey) -> Result<Program, Error> {
+        Program::parse(self.dialect, &key.text).map_err(|_| Error::Problem {
+            domain: self.name(),
+            expected: "a key that is a program".to_owned(),
+            got: format!("{:?}", key.text),
+        })
+    }
+
+    fn parse(&self, text: &str) -> Result<Puzzle, Error> {
+        Puzzle::parse(self.dialect, text).map_err(|expected| {
+            let got = if text.len() <= language::MAX_TEXT_BYTES {
+                format!("{text:?}")
+            } else {
+                format!("{} bytes", text.len())
+            };
+            Error::Problem { domain: self.name(), expected: expected.to_owned(), got }
+        })
+    }
+
+    /// Reads a problem's canonical text.
+    fn puzzle(&self, problem: &Problem) -> Result<Puzzle, Error> {
+        let puzzle = self.parse(&problem.text)?;
+        let expected = if problem.domain != self.name() {
+            format!("a problem of this domain, not of {:?}", problem.domain)
+        } else if puzzle.text() != problem.text {
+            format!("the canonical text {:?}", puzzle.text())
+        } else {
+            return Ok(puzzle);
+        };
+        Err(Error::Problem { domain: self.name(), expected, got: format!("{:?}", problem.text) })
+    }
+}
+
+fn describe(puzzle: &Puzzle, program: Option<&Program>, length: usize) -> Descriptor {
+    Descriptor {
+        mode: puzzle.mode(),
+        length: length as u8,
+        operations: program.map_or(0, operation_bits),
+        output_bucket: puzzle.output_bucket(),
+    }
+}
+
+/// Hashes a canonical text, of an induction problem only the pairs.
+fn canonical_hash(text: &str) -> Digest {
+    let pairs = text.strip_prefix("? max ").and_then(|rest| rest.split_once(" : ")).map(|(_, pairs)| pairs);
+    Digest::of_bytes(pairs.unwrap_or(text).as_bytes())
+}
+
+/// The references of exam problems that have a key.
+static EXAM_REFERENCES: LazyLock<HashMap<(Dialect, Digest), Program>> = LazyLock::new(|| {
+    let committed = [
+        (Dialect::Full, "programs-induction", &include_bytes!("../../exams/programs-induction.keys.zst")[..]),
+        (Dialect::Digits, "programs-digits", &include_bytes!("../../exams/programs-digits.keys.zst")[..]),
+    ];
+    let mut references = HashMap::new();
+    for (dialect, name, bytes) in committed {
+        let text = zstd::bulk::decompress(bytes, 1 << 24).expect("the file was committed compressed");
+        let text = String::from_utf8(text).expect("the file was committed as UTF-8");
+        let exam = exam(name).expect("the exam is registered");
+        for (problem, line) in exam.test.iter().chain(&exam.dev).zip(text.lines()) {
+            if !line.is_empty() {
+                let program = Program::parse(dialect, line).expect("the file was committed with programs");
+                references.insert((dialect, canonical_hash(&problem.text)), program);
+            }
+        }
+    }
+    references
+});
+
+/// Gives every held-out program of an exam, and one for every held-out behaviour of the catalogue; shortest first.
+fn held_out_programs(dialect: Dialect) -> &'static [Program] {
+    static FULL: LazyLock<Vec<Program>> = LazyLock::new(|| collect_held_out(Dialect::Full));
+    static DIGITS: LazyLock<Vec<Program>> = LazyLock::new(|| collect_held_out(Dialect::Digits));
+    match dialect {
+        Dialect::Full => &FULL,
+        Dialect::Digits => &DIGITS,
+    }
+}
+
+fn collect_held_out(dialect: Dialect) -> Vec<Program> {
+    let domain = Programs { dialect };
+    let catalog = Catalog::get(dialect).programs.iter().filter(|(behavior, _)| behavior.is_held_out(dialect));
+    let mut programs: Vec<Program> = catalog.map(|(_, program)| program.clone()).collect();
+    for spec in domain.exam_specs() {
+        let exam = exam(spec.name).expect("the exam is registered");
+        for problem in exam.test.iter().chain(&exam.dev) {
+            let puzzle = domain.puzzle(problem).expect("the exam was committed with legal problems");
+            let program = puzzle.program().or_else(|| domain.committed_reference(problem));
+            let held_out = program.filter(|program| Behavior::of(program, &mut Machine::new()).is_held_out(dialect));
+            programs.extend(held_out.cloned());
+        }
+    }
+    programs.sort_by_cached_key(|program| (program.num_operations, program.text()));
+    programs.dedup();
+    programs
+}

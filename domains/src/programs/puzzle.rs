@@ -1,0 +1,458 @@
+//! The problem language: three ways to hide one part of (program, input, output), their texts, prompts and checkers.
+
+use proto::{Token, Verdict};
+
+use super::behavior::probes;
+use super::grammar::{ProgramGrammar, ValueGrammar};
+use super::interpreter::{Machine, Stop};
+use super::language::{
+    ABDUCE, DEDUCE, Dialect, END, INDUCE_INTEGER, INDUCE_LIST, MAX_ELEMENTS, MAX_PROBLEM_OPERATIONS, MAX_TEXT_BYTES,
+    Program, Refusal, Type, Value, View,
+};
+use crate::grammar::Grammar;
+use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_SOLVE};
+
+/// Which part of (program, input, output) a problem asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The output.
+    Deduction,
+    /// Any input with the given output.
+    Abduction,
+    /// Any program for the given pairs.
+    Induction,
+}
+
+/// Most pairs of an induction problem.
+const MAX_PAIRS: usize = 4;
+/// Most tokens of the prompt of a problem that is drawn.
+pub(super) const MAX_DRAWN_PROMPT: usize = 40;
+/// Most tokens of the prompt of a problem that hindsight relabels; a person may ask for more.
+const MAX_RELABELLED_PROMPT: usize = 48;
+
+/// A problem that was read: legal in every part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Puzzle {
+    Deduction { program: Program, input: Vec<i32>, output: Value },
+    Abduction { program: Program, output: Value },
+    Induction { dialect: Dialect, max_operations: usize, pairs: Vec<(Vec<i32>, Value)> },
+}
+
+/// What a reader expected where it could not go on.
+pub(super) type Expected = &'static str;
+
+const EXPECTED_TEXT: Expected = "a text such as \"sort take 2 : [5 1 4] -> ?\", \"sort : ? -> [1 4]\" or \
+                                 \"? max 2 : [5 1] -> [1 5] ; [3] -> [3]\"";
+const EXPECTED_PROGRAM: Expected = "a well-typed program of 1 to 8 operations, such as \"filter (> 3) map (* 2)\"";
+const EXPECTED_INPUT: Expected = "an input of up to 6 integers from -9 to 9 (digits in programs-digits)";
+const EXPECTED_OUTPUT: Expected = "an output that is an integer or a list of up to 6, within the range of the language";
+const EXPECTED_DEFINED: Expected = "an input on which the program has an output of up to 6 elements";
+const EXPECTED_TYPE: Expected = "an output of the program's type";
+const EXPECTED_PAIRS: Expected = "1 to 4 pairs with different inputs and outputs of one type";
+const EXPECTED_MAX: Expected = "a largest number of operations from 1 to 4 (3 in programs-digits)";
+
+impl Puzzle {
+    pub(super) fn deduction(program: Program, input: Vec<i32>) -> Result<Puzzle, Expected> {
+        check(program.num_operations <= MAX_PROBLEM_OPERATIONS, EXPECTED_PROGRAM)?;
+        check(program.dialect.is_input(&input), EXPECTED_INPUT)?;
+        let mut machine = Machine::new();
+        let output = machine.run(&program, &input).ok().filter(|output| program.dialect.is_output(*output));
+        let output = output.ok_or(EXPECTED_DEFINED)?.to_value();
+        Ok(Puzzle::Deduction { program, input, output })
+    }
+
+    pub(super) fn abduction(program: Program, output: Value) -> Result<Puzzle, Expected> {
+        check(program.num_operations <= MAX_PROBLEM_OPERATIONS, EXPECTED_PROGRAM)?;
+        check(program.dialect.is_output(output.view()), EXPECTED_OUTPUT)?;
+        check(program.output == output.view().type_of(), EXPECTED_TYPE)?;
+        Ok(Puzzle::Abduction { program, output })
+    }
+
+    /// Sorts the pairs: their order says nothing.
+    pub(super) fn induction(
+        dialect: Dialect,
+        max_operations: usize,
+        mut pairs: Vec<(Vec<i32>, Value)>,
+    ) -> Result<Puzzle, Expected> {
+        check((1..=dialect.max_operations()).contains(&max_operations), EXPECTED_MAX)?;
+        check(pairs.iter().all(|(input, _)| dialect.is_input(input)), EXPECTED_INPUT)?;
+        check(pairs.iter().all(|(_, output)| dialect.is_output(output.view())), EXPECTED_OUTPUT)?;
+        if !pairs.is_sorted() {
+            pairs.sort_unstable();
+        }
+        let distinct = pairs.windows(2).all(|neighbors| neighbors[0].0 != neighbors[1].0);
+        let one_type =
+            pairs.windows(2).all(|neighbors| neighbors[0].1.view().type_of() == neighbors[1].1.view().type_of());
+        check((1..=MAX_PAIRS).contains(&pairs.len()) && distinct && one_type, EXPECTED_PAIRS)?;
+        Ok(Puzzle::Induction { dialect, max_operations, pairs })
+    }
+
+    /// Reads a problem as a person would type it.
+    pub(super) fn parse(dialect: Dialect, text: &str) -> Result<Puzzle, Expected> {
+        check(text.len() <= MAX_TEXT_BYTES, EXPECTED_TEXT)?;
+        let (head, body) = text.split_once(':').ok_or(EXPECTED_TEXT)?;
+        if let Some(rest) = head.trim().strip_prefix('?') {
+            let max = rest.trim().strip_prefix("max").and_then(|max| max.trim().parse().ok()).ok_or(EXPECTED_MAX)?;
+            let pairs = body.split(';').take(MAX_PAIRS + 1).map(|pair| {
+                let (input, output) = pair.split_once("->").ok_or(EXPECTED_TEXT)?;
+                let output = Value::parse(output).ok_or(EXPECTED_OUTPUT)?;
+                Ok((parse_input(input)?, output))
+            });
+            return Puzzle::induction(dialect, max, pairs.collect::<Result<_, Expected>>()?);
+        }
+        let program = parse_program(dialect, head)?;
+        let (input, output) = body.split_once("->").ok_or(EXPECTED_TEXT)?;
+        match (input.trim(), output.trim()) {
+            ("?", "?") => Err(EXPECTED_TEXT),
+            ("?", output) => Puzzle::abduction(program, Value::parse(output).ok_or(EXPECTED_OUTPUT)?),
+            (input, "?") => Puzzle::deduction(program, parse_input(input)?),
+            _ => Err(EXPECTED_TEXT),
+        }
+    }
+
+    /// Writes the canonical text.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::with_capacity(96);
+        match self {
+            Puzzle::Deduction { program, input, .. } => {
+                program.write(&mut text);
+                text.push_str(" : ");
+                View::List(input).write(&mut text);
+                text.push_str(" -> ?");
+            }
+            Puzzle::Abduction { program, output } => {
+                program.write(&mut text);
+                text.push_str(" : ? -> ");
+                output.view().write(&mut text);
+            }
+            Puzzle::Induction { max_operations, pairs, .. } => {
+                text.push_str("? max ");
+                View::Integer(*max_operations as i32).write(&mut text);
+                for (index, (input, output)) in pairs.iter().enumerate() {
+                    text.push_str(if index == 0 { " : " } else { " ; " });
+                    View::List(input).write(&mut text);
+                    text.push_str(" -> ");
+                    output.view().write(&mut text);
+                }
+            }
+        }
+        text
+    }
+
+    pub(super) fn prompt(&self) -> Vec<Token> {
+        let domain = match self.dialect() {
+            Dialect::Full => PROGRAMS,
+            Dialect::Digits => PROGRAMS_DIGITS,
+        };
+        let mut tokens = Vec::with_capacity(48);
+        tokens.extend([ROLE_SOLVE, domain]);
+        match self {
+            Puzzle::Deduction { program, input, .. } => {
+                tokens.push(DEDUCE);
+                program.spell(&mut tokens);
+                tokens.push(END);
+                View::List(input).spell(&mut tokens);
+            }
+            Puzzle::Abduction { program, output } => {
+                tokens.push(ABDUCE);
+                program.spell(&mut tokens);
+                tokens.push(END);
+                output.view().spell(&mut tokens);
+            }
+            Puzzle::Induction { max_operations, pairs, .. } => {
+                let integers = self.answer_type() == Type::Integer;
+                tokens.extend([if integers { INDUCE_INTEGER } else { INDUCE_LIST }, *max_operations as Token]);
+                for (input, output) in pairs {
+                    View::List(input).spell(&mut tokens);
+                    output.view().spell(&mut tokens);
+                }
+            }
+        }
+        tokens
+    }
+
+    pub(super) fn json(&self, domain: &str) -> serde_json::Value {
+        match self {
+            Puzzle::Deduction { program, input, .. } => serde_json::json!({
+                "domain": domain, "mode": "deduction", "program": program.text(), "input": input,
+            }),
+            Puzzle::Abduction { program, output } => serde_json::json!({
+                "domain": domain, "mode": "abduction", "program": program.text(), "output": output,
+            }),
+            Puzzle::Induction { max_operations, pairs, .. } => serde_json::json!({
+                "domain": domain, "mode": "induction", "max_operations": max_operations, "pairs": pairs,
+            }),
+        }
+    }
+
+    /// Reads the JSON form.
+    pub(super) fn from_json(dialect: Dialect, json: &serde_json::Value) -> Result<Puzzle, String> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Form {
+            #[serde(rename = "domain")]
+            _domain: String,
+            mode: Mode,
+            program: Option<String>,
+            input: Option<Vec<i32>>,
+            output: Option<Value>,
+            max_operations: Option<usize>,
+            pairs: Option<Vec<(Vec<i32>, Value)>>,
+        }
+        let form: Form = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
+        let puzzle = match (form.mode, form.program, form.input, form.output, form.max_operations, form.pairs) {
+            (Mode::Deduction, Some(program), Some(input), None, None, None) => {
+                parse_program(dialect, &program).and_then(|program| Puzzle::deduction(program, input))
+            }
+            (Mode::Abduction, Some(program), None, Some(output), None, None) => {
+                parse_program(dialect, &program).and_then(|program| Puzzle::abduction(program, output))
+            }
+            (Mode::Induction, None, None, None, Some(max_operations), Some(pairs)) => {
+                Puzzle::induction(dialect, max_operations, pairs)
+            }
+            _ => Err("exactly the fields of its mode"),
+        };
+        puzzle.map_err(|expected| format!("a form without {expected}"))
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self {
+            Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => program.dialect,
+            Puzzle::Induction { dialect, .. } => *dialect,
+        }
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        match self {
+            Puzzle::Deduction { .. } => Mode::Deduction,
+            Puzzle::Abduction { .. } => Mode::Abduction,
+            Puzzle::Induction { .. } => Mode::Induction,
+        }
+    }
+
+    /// Gives the type of the answer; of an answer that is a program, the type that it leads to.
+    fn answer_type(&self) -> Type {
+        match self {
+            Puzzle::Deduction { output, .. } => output.view().type_of(),
+            Puzzle::Abduction { .. } => Type::List,
+            Puzzle::Induction { pairs, .. } => pairs[0].1.view().type_of(),
+        }
+    }
+
+    pub(super) fn grammar(&self) -> Box<dyn Grammar> {
+        let dialect = self.dialect();
+        match self {
+            Puzzle::Deduction { output: Value::Integer(_), .. } => {
+                Box::new(ValueGrammar::integer(dialect.integer_range()))
+            }
+            Puzzle::Deduction { output: Value::List(_), .. } => Box::new(ValueGrammar::list(dialect.integer_range())),
+            Puzzle::Abduction { .. } => Box::new(ValueGrammar::list(dialect.input_range())),
+            Puzzle::Induction { max_operations, .. } => {
+                Box::new(ProgramGrammar::new(dialect, *max_operations, Some(self.answer_type())))
+            }
+        }
+    }
+
+    pub(super) fn max_answer_tokens(&self) -> u32 {
+        let tokens_per_integer = if self.dialect().integer_range().0 < 0 { 2 } else { 1 };
+        match self {
+            // Every operation takes at most one token and a constant.
+            Puzzle::Induction { max_operations, .. } => 2 * *max_operations as u32 + 1,
+            _ if self.answer_type() == Type::Integer => tokens_per_integer,
+            _ => tokens_per_integer * MAX_ELEMENTS as u32 + 1,
+        }
+    }
+
+    /// Judges an answer in tokens.
+    ///
+    /// A program is held to the visible pairs, and to `reference` on the probe inputs where that is given: it must have
+    /// the reference's output on each, and none where the reference has none.
+    pub(super) fn judge(&self, answer: &[Token], reference: Option<&Program>, machine: &mut Machine) -> Verdict {
+        // No tokens at all are the beginning of every answer, not a wrong spelling of one.
+        if answer.is_empty() {
+            return Verdict::Incorrect;
+        }
+        match self {
+            Puzzle::Deduction { output, .. } => match Value::read(answer) {
+                Some(value) => correct_if(value == *output),
+                None => Verdict::Malformed,
+            },
+            Puzzle::Abduction { program, output } => match Value::read(answer) {
+                Some(Value::List(input)) if program.dialect.is_input(&input) => match machine.run(program, &input) {
+                    Ok(value) => correct_if(value == output.view()),
+                    Err(stop) => verdict_of(stop),
+                },
+                _ => Verdict::Malformed,
+            },
+            Puzzle::Induction { dialect, max_operations, pairs } => {
+                let program = match answer.strip_suffix(&[END]).map(|tokens| Program::read(*dialect, tokens)) {
+                    Some(Ok(program)) => program,
+                    Some(Err(Refusal::Depth)) => return Verdict::Resource,
+                    Some(Err(Refusal::Malformed)) | None => return Verdict::Malformed,
+                };
+                match judge_pairs(&program, pairs, machine) {
+                    Verdict::Correct if program.num_operations > *max_operations => Verdict::Incorrect,
+                    Verdict::Correct => match reference {
+                        Some(reference) => judge_probes(&program, reference, machine),
+                        None => Verdict::Correct,
+                    },
+                    verdict => verdict,
+                }
+            }
+        }
+    }
+
+    /// Turns an answer in text into tokens, which are then judged.
+    pub(super) fn parse_answer(&self, text: &str) -> Result<Vec<Token>, Refusal> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(Refusal::Malformed);
+        }
+        let mut tokens = Vec::with_capacity(16);
+        if self.mode() == Mode::Induction {
+            Program::parse(self.dialect(), text)?.spell(&mut tokens);
+            tokens.push(END);
+        } else {
+            Value::parse(text).ok_or(Refusal::Malformed)?.view().spell(&mut tokens);
+        }
+        Ok(tokens)
+    }
+
+    /// Names the puzzle of the same givens that an answer solves exactly. `None` when there is none, or when all that
+    /// it solves is trivial (an empty output, or one output for all inputs) or too long to show.
+    pub(super) fn hindsight(&self, answer: &[Token]) -> Option<Puzzle> {
+        let mut machine = Machine::new();
+        if self.judge(answer, None, &mut machine) == Verdict::Correct {
+            return Some(self.clone());
+        }
+        match self {
+            Puzzle::Deduction { .. } => None,
+            Puzzle::Abduction { program, .. } => {
+                let Some(Value::List(input)) = Value::read(answer) else { return None };
+                let output = program.dialect.is_input(&input).then(|| machine.run(program, &input).ok()).flatten()?;
+                let told = !output.is_empty();
+                told.then(|| Puzzle::abduction(program.clone(), output.to_value()).ok()).flatten()
+            }
+            Puzzle::Induction { dialect, max_operations, pairs } => {
+                let program = Program::read(*dialect, answer.strip_suffix(&[END])?).ok()?;
+                if program.num_operations > *max_operations {
+                    return None;
+                }
+                let relabelled = pairs.iter().map(|(input, _)| {
+                    machine.run(&program, input).ok().map(|output| (input.clone(), output.to_value()))
+                });
+                let relabelled: Vec<_> = relabelled.collect::<Option<_>>()?;
+                let varied = relabelled.iter().any(|(_, output)| *output != relabelled[0].1);
+                let puzzle = varied.then(|| Puzzle::induction(*dialect, *max_operations, relabelled).ok()).flatten();
+                puzzle.filter(|puzzle| puzzle.prompt().len() <= MAX_RELABELLED_PROMPT)
+            }
+        }
+    }
+
+    /// Lists the deductions that running an answer teaches, whatever its verdict.
+    pub(super) fn executions(&self, answer: &[Token]) -> Vec<Puzzle> {
+        let (program, inputs) = match self {
+            Puzzle::Deduction { program, input, .. } => (program.clone(), vec![input.clone()]),
+            Puzzle::Abduction { program, .. } => match Value::read(answer) {
+                Some(Value::List(input)) => (program.clone(), vec![input]),
+                _ => return Vec::new(),
+            },
+            Puzzle::Induction { dialect, pairs, .. } => {
+                match answer.strip_suffix(&[END]).map(|tokens| Program::read(*dialect, tokens)) {
+                    Some(Ok(program)) => (program, pairs.iter().map(|(input, _)| input.clone()).collect()),
+                    _ => return Vec::new(),
+                }
+            }
+        };
+        inputs.into_iter().filter_map(|input| Puzzle::deduction(program.clone(), input).ok()).collect()
+    }
+
+    /// Gives the program, where the problem shows it.
+    pub(super) fn program(&self) -> Option<&Program> {
+        match self {
+            Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => Some(program),
+            Puzzle::Induction { .. } => None,
+        }
+    }
+
+    /// Sorts the output into one of a few kinds: sign and size of an integer, length and size of a list. An induction
+    /// problem is sorted by its first pair.
+    pub(super) fn output_bucket(&self) -> u8 {
+        let output = match self {
+            Puzzle::Deduction { output, .. } | Puzzle::Abduction { output, .. } => output,
+            Puzzle::Induction { pairs, .. } => &pairs[0].1,
+        };
+        match output {
+            Value::Integer(integer) => match integer {
+                ..0 => 0,
+                0 => 1,
+                1..=9 => 2,
+                10.. => 3,
+            },
+            Value::List(list) => {
+                let is_large = list.iter().any(|element| element.abs() > 9);
+                4 + 2 * list.len().div_ceil(2) as u8 + u8::from(is_large)
+            }
+        }
+    }
+}
+
+/// Lists the operations of a program as bits.
+pub(super) fn operation_bits(program: &Program) -> u32 {
+    program.codes.iter().fold(0, |bits, code| bits | 1 << (code.primitive as u32))
+}
+
+/// Tells whether a program has the outputs of all pairs.
+pub(super) fn is_consistent(machine: &mut Machine, program: &Program, pairs: &[(Vec<i32>, Value)]) -> bool {
+    program.output == pairs[0].1.view().type_of()
+        && pairs.iter().all(|(input, output)| machine.run(program, input) == Ok(output.view()))
+}
+
+fn judge_pairs(program: &Program, pairs: &[(Vec<i32>, Value)], machine: &mut Machine) -> Verdict {
+    for (input, output) in pairs {
+        match machine.run(program, input) {
+            Ok(value) if value == output.view() => {}
+            Ok(_) => return Verdict::Incorrect,
+            Err(stop) => return verdict_of(stop),
+        }
+    }
+    Verdict::Correct
+}
+
+fn judge_probes(program: &Program, reference: &Program, machine: &mut Machine) -> Verdict {
+    let mut reference_machine = Machine::new();
+    for probe in probes(program.dialect) {
+        let (got, expected) = (machine.run(program, probe), reference_machine.run(reference, probe));
+        if got != expected {
+            return got.err().map_or(Verdict::Incorrect, verdict_of);
+        }
+    }
+    Verdict::Correct
+}
+
+fn correct_if(holds: bool) -> Verdict {
+    if holds { Verdict::Correct } else { Verdict::Incorrect }
+}
+
+fn verdict_of(stop: Stop) -> Verdict {
+    match stop {
+        Stop::Overflow => Verdict::Incorrect,
+        Stop::Fuel => Verdict::Timeout,
+        Stop::Cells => Verdict::Resource,
+    }
+}
+
+fn parse_program(dialect: Dialect, text: &str) -> Result<Program, Expected> {
+    Program::parse(dialect, text).map_err(|_| EXPECTED_PROGRAM)
+}
+
+fn parse_input(text: &str) -> Result<Vec<i32>, Expected> {
+    match Value::parse(text) {
+        Some(Value::List(list)) => Ok(list),
+        _ => Err(EXPECTED_INPUT),
+    }
+}
+
+fn check(holds: bool, expected: Expected) -> Result<(), Expected> {
+    if holds { Ok(()) } else { Err(expected) }
+}
