@@ -18,6 +18,16 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
+/// Writes a word as a shell reads it.
+pub(crate) fn quoted(word: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=,:+".contains(letter);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
 /// Sets rows in columns: the first flush left, the others flush right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let num_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -64,6 +74,10 @@ mod tests {
         assert_eq!(percent(0.6342), "63.4 %");
         assert_eq!(clock(std::time::Duration::from_secs(3_725)), "1:02:05");
         assert_eq!((count(987.0), count(12_345.0), count(4_560_000.0)), ("987".into(), "12.3k".into(), "4.56M".into()));
+        assert_eq!(
+            (quoted("a/b=3e-4"), quoted("it's"), quoted("")),
+            ("a/b=3e-4".into(), r"'it'\''s'".into(), "''".into())
+        );
         let rows = [vec!["a".into(), "1".into()], vec!["bb".into(), "22".into()]];
         assert_eq!(table(&rows), "a    1\nbb  22\n");
     }

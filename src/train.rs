@@ -15,7 +15,7 @@ use policy::Numerics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::report::{clock, count, is_closed_pipe, percent, print, table};
+use crate::report::{clock, count, is_closed_pipe, percent, print, quoted, table};
 use crate::run_config::{self, RunConfig};
 use crate::{baselines, curves};
 
@@ -70,6 +70,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
 /// A run, decided.
 struct Plan {
     config: RunConfig,
+    /// What leads to the config again, as arguments of `train`: all but the seed and the end of the schedule.
+    origin: Vec<String>,
     manifest: Manifest,
     run_dir: PathBuf,
     resume: bool,
@@ -119,7 +121,15 @@ impl Plan {
         let clocked = config.run.schedule.num_steps.is_none();
         let minutes = args.minutes.unwrap_or(DEFAULT_MINUTES);
         let time_limit = clocked.then(|| Duration::from_secs_f64(60.0 * minutes));
-        Ok(Plan { manifest: manifest(&config)?, config, run_dir, resume: args.resume, time_limit, quiet: args.json })
+        Ok(Plan {
+            manifest: manifest(&config)?,
+            origin: origin(args),
+            config,
+            run_dir,
+            resume: args.resume,
+            time_limit,
+            quiet: args.json,
+        })
     }
 }
 
@@ -137,6 +147,16 @@ fn manifest(config: &RunConfig) -> Result<Manifest> {
         numerics: Numerics::measure()?,
         reproducible: true,
     })
+}
+
+/// Names the config on a command line: preset or file, and what was set.
+fn origin(args: &Args) -> Vec<String> {
+    let config = match &args.run_dir {
+        Some(run_dir) if args.resume || args.fork => run_dir.join("config.toml").display().to_string(),
+        _ => args.config.clone().unwrap_or_else(|| run_config::DEFAULT_PRESET.to_owned()),
+    };
+    let overrides = args.overrides.iter().filter(|assignment| !assignment.starts_with("local."));
+    std::iter::once(config).chain(overrides.flat_map(|assignment| ["--set".to_owned(), assignment.clone()])).collect()
 }
 
 fn free_run_dir(config: &RunConfig) -> PathBuf {
@@ -299,7 +319,9 @@ impl Display {
                         );
                     }
                 }
-                Event::CheckpointRefused(reason) => eprintln!("checkpoint refused, using the one before: {reason}"),
+                Event::CheckpointRefused(reason) => {
+                    eprintln!("checkpoint refused, going on from an earlier state: {reason}")
+                }
                 Event::Step(event) => {
                     let mut entry = serde_json::to_value(&event.report)?;
                     entry["elapsed_s"] = event.elapsed.as_secs_f64().into();
@@ -399,7 +421,7 @@ fn eval_row(eval: &learner::EvalRecord) -> serde_json::Value {
 
 /// What a person wants to know at the end.
 fn closing(plan: &Plan, summary: &Summary) -> Result<String> {
-    let run_dir = plan.run_dir.display();
+    let run_dir = quoted(&plan.run_dir.display().to_string());
     let mut text = String::from("\n");
     if summary.outcome == Outcome::Interrupted {
         let minutes =
@@ -435,7 +457,10 @@ fn closing(plan: &Plan, summary: &Summary) -> Result<String> {
     if let Some(control) = summary.control {
         text += &format!(
             "the same weights again: autodidact train {} --seed {} --steps {} --set schedule.decay_from={}\n",
-            plan.config.name, plan.config.run.seed, control.stop_at, control.decay_from
+            plan.origin.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            plan.config.run.seed,
+            control.stop_at,
+            control.decay_from
         );
     }
     text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");

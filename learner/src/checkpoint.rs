@@ -13,7 +13,7 @@ use crate::fold::{State, Totals};
 use crate::journal::sync_folder;
 use crate::optimizer::AdamW;
 use crate::window::{Saved, Window};
-use crate::{Config, Error};
+use crate::{Config, Control, Error};
 
 /// A state as read from disk, with what it needs to go on.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Checkpoint {
     pub planned: BTreeMap<u64, Vec<Task>>,
     /// Weights that those batches name, besides the state's own.
     pub versions: Vec<(Digest, Vec<u8>)>,
+    /// The end of the run, if it was fixed by then.
+    pub control: Option<Control>,
 }
 
 /// The part of a state that is not a tensor.
@@ -36,6 +38,7 @@ struct Rest {
     window: Vec<Saved>,
     planned: BTreeMap<u64, Vec<Task>>,
     versions: Vec<(Digest, Vec<u8>)>,
+    control: Option<Control>,
 }
 
 const COMPLETE: &str = "COMPLETE";
@@ -47,6 +50,7 @@ pub(crate) fn save(
     state: &State,
     planned: &BTreeMap<u64, Vec<Task>>,
     versions: Vec<(Digest, Vec<u8>)>,
+    control: Option<Control>,
     tokenizer_json: &str,
 ) -> Result<PathBuf, Error> {
     let rest = Rest {
@@ -57,6 +61,7 @@ pub(crate) fn save(
         window: state.window.save(),
         planned: planned.clone(),
         versions,
+        control,
     };
     let optimizer = [("first.", &state.adam.first), ("second.", &state.adam.second), ("ema.", &state.ema)];
     let files = [
@@ -166,7 +171,7 @@ pub fn load_checkpoint(folder: &Path) -> Result<(policy::ModelConfig, Checkpoint
         window: Window::load(rest.window),
         history: rest.history,
     };
-    Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions }))
+    Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions, control: rest.control }))
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {

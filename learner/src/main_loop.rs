@@ -184,8 +184,12 @@ impl Learner {
             drop(events.send(Event::CheckpointRefused(error.to_string())));
         })?;
         let resumes = checkpoint.is_some();
+        let mut control = config.control();
         let (state, planned, versions) = match checkpoint {
-            Some(checkpoint) => (checkpoint.state, checkpoint.planned, checkpoint.versions),
+            Some(checkpoint) => {
+                control = control.or(checkpoint.control);
+                (checkpoint.state, checkpoint.planned, checkpoint.versions)
+            }
             None => (State::initial(&config), BTreeMap::new(), Vec::new()),
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
@@ -193,7 +197,6 @@ impl Learner {
         for (digest, bytes) in &versions {
             bus.put_weights(*digest, bytes.clone()).await?;
         }
-        let mut control = config.control();
         let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
         let (mut steps, mut evals, mut manifests) = (BTreeMap::new(), Vec::new(), Vec::new());
         let (journal, truncated_bytes, unreadable) =
@@ -482,8 +485,15 @@ impl Learner {
         let own = self.fold.weights_digest();
         let older = self.versions.iter().filter(|(digest, _)| **digest != own);
         let versions = older.map(|(digest, bytes)| (*digest, bytes.to_vec())).collect();
-        let path =
-            save(&folder, self.fold.config(), state, self.fold.planned(), versions, &self.options.tokenizer_json)?;
+        let path = save(
+            &folder,
+            self.fold.config(),
+            state,
+            self.fold.planned(),
+            versions,
+            self.control,
+            &self.options.tokenizer_json,
+        )?;
         prune(&folder, self.options.keep_checkpoints)?;
         self.last_checkpoint = Some(state.step);
         drop(self.events.send(Event::Checkpoint(path)));

@@ -7,7 +7,7 @@ use crate::runs::{
     Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, reference, wait_until,
 };
 
-const CHECKPOINT_REFUSED: &str = "checkpoint refused, using the one before: run/checkpoints/step_00000040/";
+const CHECKPOINT_REFUSED: &str = "checkpoint refused, going on from an earlier state: run/checkpoints/step_00000040/";
 
 #[test]
 fn keys_and_values_out_of_range() {

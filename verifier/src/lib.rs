@@ -26,7 +26,7 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] bus::Error),
     /// The group's problem is not one of ours.
-    #[error("cannot judge task {task:?}: {source}")]
+    #[error("cannot judge task {task:?}")]
     Problem {
         /// Which task.
         task: proto::TaskId,
