@@ -26,7 +26,7 @@ pub(crate) struct RunConfig {
 }
 
 /// Keys that change when things happen and never what; they are not part of a run's identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LocalConfig {
     /// Threads that play and train; 0 for all cores.
@@ -39,6 +39,8 @@ pub(crate) struct LocalConfig {
     pub(crate) keep_checkpoints: usize,
     /// Seconds without an answer after which the run ends with an error.
     pub(crate) stall_seconds: u64,
+    /// Wall time after which the clock ends a run whose config has no number of steps; `--minutes`.
+    pub(crate) minutes: Option<f64>,
 }
 
 impl LocalConfig {
@@ -194,6 +196,7 @@ mod tests {
             ("learner.reuse", "expected key=value"),
             ("learner.reuse=-1.0", "learner.reuse: expected over 0"),
             ("learner.reuse=many", "invalid type"),
+            ("model.vocabulary_size=100", "model.vocabulary_size: expected 256, got 100"),
             ("model.d_model=33", "model.d_model: expected a multiple of 16"),
             ("local.slots=0", "local.slots: expected 1 to"),
             ("local.slot=1", "unknown field `slot`"),

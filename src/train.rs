@@ -92,11 +92,11 @@ impl Plan {
         if args.minutes.is_some_and(|minutes| !(minutes > 0.0 && minutes <= 1e6)) {
             bail!("--minutes: expected a number over 0, got {}", args.minutes.unwrap_or_default());
         }
-        if args.minutes.is_some() && !args.resume {
+        if args.minutes.is_some() && !args.resume && steps.is_none() {
             // The clock decides; a number of steps from the preset does not.
             overrides.push("schedule.num_steps=".to_owned());
         }
-        let config = match &args.run_dir {
+        let mut config = match &args.run_dir {
             Some(run_dir) if args.resume || args.fork => {
                 let path = run_dir.join("config.toml").display().to_string();
                 run_config::of_run(run_dir)?;
@@ -119,7 +119,8 @@ impl Plan {
             );
         }
         let clocked = config.run.schedule.num_steps.is_none();
-        let minutes = args.minutes.unwrap_or(DEFAULT_MINUTES);
+        let minutes = args.minutes.or(config.local.minutes).unwrap_or(DEFAULT_MINUTES);
+        config.local.minutes = clocked.then_some(minutes);
         let time_limit = clocked.then(|| Duration::from_secs_f64(60.0 * minutes));
         Ok(Plan {
             manifest: manifest(&config)?,

@@ -8,7 +8,7 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Seed of every draw; any integer.
+    /// Seed of every draw; 0 to 2^63 - 1.
     pub seed: u64,
     /// Shape of the network.
     pub model: ModelConfig,
@@ -130,6 +130,8 @@ impl Config {
     /// [`Error::Config`] names the first key that does not fit, what it may be and what it is.
     pub fn validate(&self, sources: &[&dyn ProblemSource]) -> Result<(), Error> {
         self.model.validate()?;
+        let vocabulary_size = self.model.vocabulary_size;
+        check("model.vocabulary_size", "256", vocabulary_size, vocabulary_size == proto::MASK_BITS)?;
         let learner = &self.learner;
         check("batch.num_tasks", "1 to 65536", self.batch.num_tasks, (1..=65_536).contains(&self.batch.num_tasks))?;
         check(

@@ -339,6 +339,9 @@ impl Learner {
     /// Waits until the batch is sealed and the exams are over; `false` when told to stop before.
     async fn collect(&mut self, batch: u64, ends: bool, shutdown: &CancellationToken) -> Result<bool, Error> {
         loop {
+            if shutdown.is_cancelled() {
+                return Ok(false);
+            }
             let total = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
             let missing = total - if ends { 0 } else { self.received.get(&batch).map_or(0, BTreeMap::len) };
             let absent = self
@@ -461,6 +464,10 @@ impl Learner {
     /// Lets the clock make its one decision: at four fifths of the time limit the decay begins.
     fn decide_end(&mut self) -> Result<(), Error> {
         let (Some(limit), None) = (self.options.time_limit, self.control) else { return Ok(()) };
+        if !self.expected_steps.is_empty() {
+            // The journal has passed this step: it did not end here.
+            return Ok(());
+        }
         let (step, elapsed) = (self.fold.state().step, self.elapsed());
         if elapsed < limit.mul_f64(0.8) {
             return Ok(());

@@ -103,5 +103,9 @@ fn verdicts_do_not_depend_on_what_was_judged_before() {
         let scored = score(group(&format!("25 7 3 -> {target}"), TaskKind::Solve, &[&SOLVES_82])).unwrap();
         assert_eq!(scored.verdicts[0] == Verdict::Correct, target == 82);
     }
-    assert_eq!(score(group("25 7 3 -> 82", TaskKind::Solve, &[&SOLVES_82, &[25], &[]])).unwrap(), first);
+    let last = score(group("25 7 3 -> 82", TaskKind::Solve, &[&SOLVES_82, &[25], &[]])).unwrap();
+    assert_eq!(
+        (last.verdicts, last.examples, last.example_masks),
+        (first.verdicts, first.examples, first.example_masks)
+    );
 }
