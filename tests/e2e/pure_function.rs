@@ -147,6 +147,20 @@ fn a_clocked_run_that_was_killed_ends_as_the_clock_decided() {
     assert_gives_the_same(&clocked, &clocked, ended.printed(SAME_AGAIN));
 }
 
+/// A process that goes on with less time than the run has used may not end it before the end of the journal.
+#[test]
+fn a_shorter_limit_ends_no_step_that_the_journal_has_passed() {
+    let clocked = Folder::new();
+    let command = ["train", "smoke", "--run-dir", "run", "--minutes", "5", "--set", "local.checkpoint_every=20"];
+    let mut process = clocked.start(&command);
+    wait_until("steps past a checkpoint", || !process.is_running() || clocked.last_step() % 20 > 5);
+    process.kill();
+    let passed = clocked.last_step();
+    let ended = clocked.call(&["train", "--resume", "--run-dir", "run", "--minutes", "0.001"]).success();
+    assert!(clocked.last_step() > passed, "it ends after step {passed}");
+    assert_gives_the_same(&clocked, &clocked, ended.printed(SAME_AGAIN));
+}
+
 #[test]
 fn the_printed_command_keeps_what_was_set() {
     let run = Folder::new();
