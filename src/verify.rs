@@ -11,8 +11,8 @@ use crate::report::print;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Lines such as {"problem":{"domain":"countdown","numbers":[3,7,25],"target":82},"answer":"25 * 3 = 75; 75 + 7 = 82"};
-    /// standard input without it.
+    /// Lines such as `{"problem":{"domain":"countdown","numbers":[3,7],"target":4},"answer":"7 - 3 = 4"}`; standard
+    /// input without it.
     file: Option<PathBuf>,
 }
 

@@ -1,6 +1,6 @@
 //! The actor: turns tasks into groups of rollouts. Tokens only: it never sees a key or an expected answer.
 //!
-//! [`run`] takes tasks from the bus and hands their rollouts to the threads of an [`Engine`](engine::Engine), which play
+//! [`run`] takes tasks from the bus and hands their rollouts to the threads of an [`Engine`], which play
 //! many tasks at once and return each group when its last rollout ends. What a rollout says depends on its task, its
 //! number and the weights, and on nothing else: not on slots, threads, or what is played beside it.
 
