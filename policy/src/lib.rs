@@ -18,7 +18,7 @@ pub use candle_core::Device;
 pub use config::{ModelConfig, TensorSpec};
 pub use decode::{Decoder, Feed};
 pub use model::{ChosenToken, Loaded, Model, Sequence};
-pub use numerics::{Numerics, instruction_set};
+pub use numerics::Numerics;
 pub use packed::PackedWeights;
 pub use params::{Params, read_weights, write_weights};
 pub use sampler::{masked_logprob, sample};

@@ -52,8 +52,3 @@ impl Numerics {
         })
     }
 }
-
-/// Names the vector instructions in use, for people: results do not depend on them.
-pub fn instruction_set() -> String {
-    format!("{:?}", pulp::Arch::new()).split('(').next().unwrap_or("unknown").to_lowercase()
-}
