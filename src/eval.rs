@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use domains::{Split, exam, exam_specs};
 use learner::{list_checkpoints, load_checkpoint};
 use policy::{ModelConfig, PackedWeights, Params};
-use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
+use proto::{
+    Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+};
 
 use crate::report::{percent, print, table};
 use crate::{baselines, run_config};
@@ -236,8 +238,7 @@ impl Player {
                 seed: 0,
                 weights: Digest::of_bytes(b""),
                 policy_version: 0,
-                problem: problem.clone(),
-                origin: ProblemOrigin::Exam,
+                request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
                 family: String::new(),
                 num_rollouts: num_samples,
                 sampling: Sampling { behavior: Behavior::Policy, temperature },
@@ -248,7 +249,7 @@ impl Player {
         let mut scored = BTreeMap::new();
         for _ in problems {
             let group = groups.blocking_recv().context("the engine ended early")??;
-            scored.insert(group.task.id.index, verifier::score(group)?);
+            scored.insert(group.task.id.index, verifier::score(group, None)?);
         }
         Ok(scored.into_values().collect())
     }
@@ -268,7 +269,7 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf> {
 /// Lists the domains of a run's ladder; `None` for a checkpoint that is not in a run directory.
 fn trained_domains(run: &Path) -> Option<Vec<String>> {
     let config = run_config::of_run(run).ok()?;
-    Some(config.run.ladder.into_iter().map(|entry| entry.domain).collect())
+    Some(config.run.domains.into_iter().map(|domain| domain.name).collect())
 }
 
 fn read_problems(path: &Path) -> Result<Vec<Problem>> {

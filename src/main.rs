@@ -49,7 +49,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// A preset (ladder, smoke) or a TOML file.
+    /// A preset (laptop, ladder, smoke) or a TOML file.
     config: Option<String>,
     /// Change one key.
     #[arg(long = "set", value_name = "KEY=VALUE")]

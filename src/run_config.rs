@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 /// The presets, compiled in.
-pub(crate) const PRESETS: [(&str, &str); 2] = [
+pub(crate) const PRESETS: [(&str, &str); 3] = [
+    ("laptop", include_str!("../deploy/configs/laptop.toml")),
     ("ladder", include_str!("../deploy/configs/ladder.toml")),
     ("smoke", include_str!("../deploy/configs/smoke.toml")),
 ];
 
 /// What `train` runs when it is told nothing.
-pub(crate) const DEFAULT_PRESET: &str = "ladder";
+pub(crate) const DEFAULT_PRESET: &str = "laptop";
 
 /// A resolved config: what is learned, and how this machine goes about it.
 #[derive(Clone, Debug, PartialEq)]

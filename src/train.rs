@@ -21,7 +21,7 @@ use crate::{baselines, curves};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A preset (ladder, smoke) or a TOML file; `ladder` without it.
+    /// A preset (laptop, ladder, smoke) or a TOML file; `laptop` without it.
     config: Option<String>,
     /// Where the run lives; `runs/<config>-<seed>-<n>` without it.
     #[arg(long, value_name = "DIR")]

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use bus::Bus;
 use policy::{Params, write_weights};
-use proto::{Digest, Problem, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
+use proto::{
+    Digest, Problem, ProblemOrigin, ProblemSource, Request, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{load_latest, prune, save};
 use crate::journal::{EvalRecord, Journal, Record, RecordError, StepRecord};
-use crate::{Config, Control, Error, Fold, Manifest, State, StepReport, Totals};
+use crate::{Config, Control, Error, Fold, Manifest, Planned, State, StepReport, Totals};
 
 /// How this process runs; changes when things happen, never what.
 #[derive(Clone, Debug)]
@@ -273,6 +275,7 @@ impl Learner {
                 return Ok(Outcome::Finished);
             }
             self.fold_batch(step, asked.elapsed())?;
+            self.bus.forget_keys(step + 1).await?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
@@ -287,8 +290,9 @@ impl Learner {
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
         let planned = self.fold.planned();
-        let named =
-            |version: &Digest| *version == digest || planned.values().flatten().any(|task| task.weights == *version);
+        let named = |version: &Digest| {
+            *version == digest || planned.values().flatten().any(|planned| planned.task.weights == *version)
+        };
         self.versions.retain(|version, _| named(version));
         let needed: Vec<Digest> = self.versions.keys().copied().collect();
         Ok(self.bus.retain_weights(&needed).await?)
@@ -327,10 +331,14 @@ impl Learner {
         }
         for batch in batches {
             let received = self.received.entry(batch).or_default();
-            for task in &self.fold.planned()[&batch] {
-                if !received.contains_key(&task.id.index) {
-                    self.bus.publish_task(task.clone()).await?;
+            for Planned { task, key, .. } in &self.fold.planned()[&batch] {
+                if received.contains_key(&task.id.index) {
+                    continue;
                 }
+                if let Some(key) = key {
+                    self.bus.put_key(task.id, key.clone()).await?;
+                }
+                self.bus.publish_task(task.clone()).await?;
             }
         }
         Ok(())
@@ -374,7 +382,7 @@ impl Learner {
             .get(&batch)
             .into_iter()
             .flatten()
-            .map(|task| task.id)
+            .map(|planned| planned.task.id)
             .filter(|id| self.received.get(&batch).is_none_or(|received| !received.contains_key(&id.index)));
         unsat.chain(unsealed).next().map_or("none".to_owned(), |id: TaskId| format!("{id:?}"))
     }
@@ -383,7 +391,7 @@ impl Learner {
         let id = scored.group.task.id;
         match id.kind {
             TaskKind::Evaluate => self.accept_exam_answer(&scored),
-            TaskKind::Solve => {
+            TaskKind::Train => {
                 let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
                 let Some(planned) = planned else { return Ok(()) };
                 let disagrees = |reason: &str| {
@@ -393,7 +401,7 @@ impl Learner {
                         reason: format!("task {}: {reason}", id.index),
                     })
                 };
-                if *planned != scored.group.task {
+                if planned.task != scored.group.task {
                     return disagrees("it was not played for this plan");
                 }
                 let received = self.received.entry(id.batch).or_default();
@@ -536,12 +544,14 @@ pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest)
     }
 }
 
-/// The first problem of the batch, with a right answer if there is one.
+/// A problem of the batch, one that the run made itself if there is one, with a right answer if there is one.
 fn sample(groups: &[ScoredGroup]) -> Option<(Problem, Vec<Token>, Verdict)> {
-    let scored = groups.first()?;
+    let posed = |scored: &&ScoredGroup| scored.group.task.request.problem().is_some();
+    let is_own = |scored: &&ScoredGroup| matches!(&scored.group.task.request, Request::Solve { origin, .. } if *origin != ProblemOrigin::Ladder);
+    let scored = groups.iter().find(is_own).or(groups.iter().find(posed))?;
     let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
     let rollout = scored.group.rollouts.get(solved)?;
-    Some((scored.group.task.problem.clone(), rollout.tokens.clone(), scored.verdicts[solved]))
+    Some((scored.group.task.request.problem()?.clone(), rollout.tokens.clone(), scored.verdicts[solved]))
 }
 
 /// Takes the run directory for this process.

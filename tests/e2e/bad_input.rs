@@ -44,7 +44,7 @@ fn config_files() {
         ("preset = \"smoke\"\n[lerner]\nreuse = 1.0\n", ["unknown field `lerner`", "expected one of `seed`"]),
         ("preset = \"smoke\"\n[batch]\nlag = 7\n", ["batch.lag: expected 0 or 1", "got 7"]),
         ("preset = \"smoke\"\nbatch = 7\n", ["integer `7`", "expected struct"]),
-        ("preset = \"smok\"\n", ["expected one of ladder, smoke", "got \"smok\""]),
+        ("preset = \"smok\"\n", ["expected one of laptop, ladder, smoke", "got \"smok\""]),
         ("preset = 3\n", ["expected a name", "got 3"]),
         ("preset = \"smoke\"\n[learner\nreuse = 1.0\n", ["mine.toml: TOML parse error at line 2", "expected `]`"]),
     ] {
@@ -53,7 +53,7 @@ fn config_files() {
     }
     let files = Files::from([("mine.toml".into(), b"preset = \"\xff\"".to_vec())]);
     refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &["mine.toml", "UTF-8"]);
-    let says = ["expected one of ladder, smoke, or a TOML file", "got \"absent.toml\""];
+    let says = ["expected one of laptop, ladder, smoke, or a TOML file", "got \"absent.toml\""];
     refused(&Folder::new(), &["train", "absent.toml", "--run-dir", "run"], &says);
     refused(&Folder::new(), &["config", "absent.toml"], &says);
 }
