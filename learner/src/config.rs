@@ -2,7 +2,7 @@ use policy::ModelConfig;
 use proto::{Behavior, Digest, ProblemSource};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, PolicyGradientConfig};
 
 /// Everything that decides what a run learns. Two runs with equal configs have equal weights at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +90,8 @@ pub struct LearnerConfig {
     pub hindsight: bool,
     /// Parts of an update whose gradients are computed apart and added in order; more parts feed more threads.
     pub num_shards: usize,
+    /// Policy gradients on the rollouts of each batch; absent for none.
+    pub policy_gradient: Option<PolicyGradientConfig>,
 }
 
 /// Learning rate over steps: linear warm-up, constant, linear decay to zero.
@@ -188,6 +190,9 @@ impl Config {
             learner.max_goal_weight >= 1.0 && learner.max_goal_weight.is_finite(),
         )?;
         check("learner.num_shards", "1 to 1024", learner.num_shards, (1..=1_024).contains(&learner.num_shards))?;
+        if let Some(policy_gradient) = &learner.policy_gradient {
+            policy_gradient.validate(self)?;
+        }
         let schedule = &self.schedule;
         check("schedule.num_steps", "1 or more", 0, schedule.num_steps != Some(0))?;
         let decay_from = schedule.decay_from.unwrap_or(0);
@@ -225,7 +230,12 @@ impl Config {
     }
 }
 
-fn check(key: &'static str, expected: &'static str, got: impl std::fmt::Display, holds: bool) -> Result<(), Error> {
+pub(crate) fn check(
+    key: &'static str,
+    expected: &'static str,
+    got: impl std::fmt::Display,
+    holds: bool,
+) -> Result<(), Error> {
     if holds { Ok(()) } else { Err(Error::Config { key, expected, got: got.to_string() }) }
 }
 

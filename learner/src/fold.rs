@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use policy::{Device, Loaded, Model, Params, Sequence};
+use policy::{Device, Loaded, Loss, Model, Objective, Params, Sequence};
 use proto::{
     Behavior, CounterRng, Digest, LabelOrigin, Problem, ProblemOrigin, ProblemSource, Purpose, Sampling, ScoredGroup,
     Task, TaskId, TaskKind, Verdict,
@@ -15,6 +15,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::{AdamW, Update, average};
+use crate::policy_gradient::{Minibatch, PolicyGradientReport, minibatches, played_sequence};
 use crate::window::{Stored, Window};
 use crate::{Config, Control, Error};
 
@@ -46,7 +47,7 @@ pub struct Totals {
     pub num_trained_sequences: u64,
     /// Input tokens trained on, with repeats.
     pub num_trained_tokens: u64,
-    /// Where the trained tokens came from: problem origin, label origin, chosen tokens times weight.
+    /// Where the tokens of trained examples came from: problem origin, label origin, chosen tokens times weight.
     pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
 }
 
@@ -65,6 +66,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
+    /// What the policy gradient did; absent where it is off or no rollout had an advantage.
+    pub policy_gradient: Option<PolicyGradientReport>,
     /// Share of the batch's rollouts that solve their problem.
     pub solve_rate: f64,
     /// By problem family (domain and level, as planned): solved, played.
@@ -75,6 +78,14 @@ pub struct StepReport {
     pub num_examples: u64,
     /// Mean |log-probability of the actor - of the learner| at equal version; absent where versions differ.
     pub logprob_mismatch: Option<f64>,
+}
+
+/// What the updates of a step did.
+struct Trained {
+    /// Mean cross-entropy of the updates.
+    loss: f64,
+    grad_norm: f64,
+    policy_gradient: Option<PolicyGradientReport>,
 }
 
 /// Plans and folds batches.
@@ -229,7 +240,7 @@ impl Fold {
         let logprob_mismatch = self.logprob_mismatch(&groups[0])?;
         let num_examples = self.take_examples(groups);
         let learning_rate = self.config.learning_rate(batch, control);
-        let (loss, grad_norm) = self.train(num_examples, learning_rate)?;
+        let trained = self.train(groups, num_examples, learning_rate)?;
         self.state.step += 1;
         self.weights_digest = self.state.params.digest(&self.config.model);
         let mut solved_by_family = BTreeMap::<String, (u64, u64)>::new();
@@ -247,8 +258,9 @@ impl Fold {
             weights_digest: self.weights_digest,
             state_digest: self.state.digest(&self.config),
             learning_rate,
-            loss,
-            grad_norm,
+            loss: trained.loss,
+            grad_norm: trained.grad_norm,
+            policy_gradient: trained.policy_gradient,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
             entropy: mean_surprise(groups),
@@ -274,16 +286,19 @@ impl Fold {
         num_examples
     }
 
-    /// Trains on examples drawn from the window, `reuse` times as many as are new. Gives mean loss and gradient norm.
-    fn train(&mut self, num_new: u64, learning_rate: f64) -> Result<(f64, f64), Error> {
+    /// Trains on examples drawn from the window, `reuse` times as many as are new, and where the policy gradient is on, on
+    /// the groups.
+    fn train(&mut self, groups: &[ScoredGroup], num_new: u64, learning_rate: f64) -> Result<Trained, Error> {
         let learner = self.config.learner.clone();
-        if self.state.window.len() == 0 || num_new == 0 {
-            return Ok((0.0, 0.0));
-        }
-        let num_draws = (num_new as f64 * learner.reuse).ceil() as usize;
+        let policy_gradient = learner.policy_gradient.as_ref();
+        let max_answer_tokens = self.config.actor.max_answer_tokens;
+        let minibatches: Vec<Minibatch> =
+            policy_gradient.map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, groups));
+        let draws_examples = self.state.window.len() > 0 && policy_gradient.is_none_or(|config| config.cross_entropy);
+        let num_draws = if draws_examples { (num_new as f64 * learner.reuse).ceil() as usize } else { 0 };
         let updates = learner.updates_per_step as usize;
         let per_update = num_draws.div_ceil(updates);
-        let (mut loss, mut grad_norm) = (0.0, 0.0);
+        let (mut loss, mut grad_norm, mut num_updates) = (Loss::default(), 0.0, 0u32);
         for update in 0..updates {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, update as u64, 0);
             let window = &self.state.window;
@@ -294,13 +309,22 @@ impl Fold {
             let chosen = |(stored, weight): (&&Stored, &f64)| stored.sequence.chosen.len() as f64 * weight;
             let total: f64 = drawn.iter().zip(&weights).map(chosen).sum();
             for (stored, weight) in drawn.iter().zip(&weights) {
-                self.state.totals.count_trained(stored, *weight);
+                self.state.totals.count_example(stored, *weight);
             }
-            let sequences: Vec<&Sequence> = drawn.iter().map(|stored| &stored.sequence).collect();
-            let scaled: Vec<f32> = weights.iter().map(|weight| (weight / total) as f32).collect();
-            let (update_loss, gradient) = self.gradient(&sequences, &scaled)?;
-            if !update_loss.is_finite() {
-                return Err(Error::NotFinite { what: "loss", got: update_loss });
+            let mut sequences: Vec<&Sequence> = drawn.iter().map(|stored| &stored.sequence).collect();
+            let scaled = weights.iter().map(|weight| (weight / total) as f32);
+            let mut objectives: Vec<Objective> = scaled.map(|weight| Objective::CrossEntropy { weight }).collect();
+            if let Some(minibatch) = minibatches.get(update) {
+                minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
+                sequences.extend(&minibatch.sequences);
+                objectives.extend_from_slice(&minibatch.objectives);
+            }
+            if sequences.is_empty() {
+                continue;
+            }
+            let (update_loss, gradient) = self.gradient(&sequences, &objectives)?;
+            if !update_loss.total().is_finite() {
+                return Err(Error::NotFinite { what: "loss", got: update_loss.total() });
             }
             let settings = Update {
                 learning_rate,
@@ -312,23 +336,29 @@ impl Fold {
             let state = &mut self.state;
             grad_norm += state.adam.update(&self.config.model, &mut state.params, &gradient, settings)?;
             average(&mut state.ema, &state.params, learner.ema_decay, state.adam.num_updates);
-            loss += update_loss;
+            loss.add(&update_loss);
+            num_updates += 1;
         }
-        Ok((loss / updates as f64, grad_norm / updates as f64))
+        Ok(Trained {
+            loss: loss.cross_entropy / updates as f64,
+            grad_norm: grad_norm / f64::from(num_updates.max(1)),
+            policy_gradient: policy_gradient.and_then(|config| PolicyGradientReport::new(config, &minibatches, &loss)),
+        })
     }
 
     /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
-    fn gradient(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(f64, Params), Error> {
+    fn gradient(&self, sequences: &[&Sequence], objectives: &[Objective]) -> Result<(Loss, Params), Error> {
         let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
-        let shards: Vec<(&[&Sequence], &[f32])> = sequences.chunks(shard_len).zip(weights.chunks(shard_len)).collect();
+        let shards: Vec<(&[&Sequence], &[Objective])> =
+            sequences.chunks(shard_len).zip(objectives.chunks(shard_len)).collect();
         let loaded: Loaded<'_> = self.model.load(&self.state.params)?;
         let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((sequences, weights)) = shards.get(index) else { return };
-                let result = loaded.gradients(sequences, weights);
+                let Some((sequences, objectives)) = shards.get(index) else { return };
+                let result = loaded.gradients(sequences, objectives);
                 *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             }
         };
@@ -338,16 +368,14 @@ impl Fold {
             }
             work();
         });
-        let (mut loss, mut sum) = (0.0, None::<Params>);
-        for (result, (sequences, weights)) in results.into_iter().zip(&shards) {
+        let (mut loss, mut sum) = (Loss::default(), None::<Params>);
+        for result in results {
             let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let (logprobs, gradient) = result.expect("every shard was computed")?;
-            let weights = sequences.iter().zip(*weights);
-            let weights = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| f64::from(*weight)));
-            loss -= logprobs.iter().zip(weights).map(|(logprob, weight)| f64::from(*logprob) * weight).sum::<f64>();
+            let gradients = result.expect("every shard was computed")?;
+            loss.add(&gradients.loss);
             match &mut sum {
-                Some(sum) => sum.add(&gradient),
-                None => sum = Some(gradient),
+                Some(sum) => sum.add(&gradients.params),
+                None => sum = Some(gradients.params),
             }
         }
         Ok((loss, sum.expect("there is a shard")))
@@ -365,12 +393,7 @@ impl Fold {
         let sequences: Vec<Sequence> = group
             .rollouts
             .iter()
-            .map(|rollout| {
-                let choices = rollout.choices.iter();
-                let choices =
-                    choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
-                Sequence::new(&scored.prompt, &rollout.tokens, choices)
-            })
+            .map(|rollout| played_sequence(scored, rollout))
             .filter(|sequence| !sequence.chosen.is_empty())
             .collect();
         if sequences.is_empty() {
@@ -385,9 +408,13 @@ impl Fold {
 }
 
 impl Totals {
-    fn count_trained(&mut self, stored: &Stored, weight: f64) {
+    fn count_sequence(&mut self, sequence: &Sequence) {
         self.num_trained_sequences += 1;
-        self.num_trained_tokens += stored.sequence.tokens.len() as u64;
+        self.num_trained_tokens += sequence.tokens.len() as u64;
+    }
+
+    fn count_example(&mut self, stored: &Stored, weight: f64) {
+        self.count_sequence(&stored.sequence);
         let (problem_origin, label_origin) = stored.origins();
         let weighted = stored.sequence.chosen.len() as f64 * weight;
         let cell = self.trained_by_origin.iter_mut().find(|cell| (cell.0, cell.1) == (problem_origin, label_origin));

@@ -9,6 +9,7 @@ mod journal;
 mod main_loop;
 mod manifest;
 mod optimizer;
+mod policy_gradient;
 mod replay;
 mod window;
 
@@ -20,6 +21,7 @@ pub use fold::{Fold, State, StepReport, Totals};
 pub use journal::{EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord};
 pub use main_loop::{Event, Exam, Outcome, RunOptions, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
+pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
 
 /// What can go wrong in a learner.
@@ -143,6 +145,7 @@ fn test_config() -> Config {
             max_goal_weight: 4.0,
             hindsight: true,
             num_shards: 2,
+            policy_gradient: None,
         },
         schedule: ScheduleConfig { num_steps: Some(10), warmup_steps: 2, decay_from: None },
         exams: ExamsConfig { names: Vec::new(), every_steps: 0 },

@@ -108,6 +108,11 @@ impl Loss {
         loss
     }
 
+    /// Gives what is minimised.
+    pub fn total(&self) -> f64 {
+        self.cross_entropy + self.policy_gradient
+    }
+
     /// Adds what other sequences cost.
     pub fn add(&mut self, other: &Loss) {
         self.cross_entropy += other.cross_entropy;

@@ -1,7 +1,7 @@
 //! The kernels' network against candle's autograd and against finite differences.
 
 use candle_core::Device;
-use policy::{Loss, Model, ModelConfig, Objective, Params, PolicyGradient, Sequence};
+use policy::{Model, ModelConfig, Objective, Params, PolicyGradient, Sequence};
 use proto::{ActionMask, Token};
 
 fn assert_close(got: &[f32], expected: &[f32], what: &str) {
@@ -100,7 +100,7 @@ fn kernels_agree_with_candle() {
             let got = kernels.load(&params).unwrap().gradients(&sequences, &objectives).unwrap();
             let expected = candle.load(&params).unwrap().gradients(&sequences, &objectives).unwrap();
             assert_close(&got.logprobs, &expected.logprobs, "logprobs");
-            assert_close(&[total(&got.loss) as f32], &[total(&expected.loss) as f32], "loss");
+            assert_close(&[got.loss.total() as f32], &[expected.loss.total() as f32], "loss");
             assert_eq!(got.loss.num_clipped, expected.loss.num_clipped);
             for ((spec, got), expected) in
                 config.tensors().iter().zip(&got.params.tensors).zip(&expected.params.tensors)
@@ -109,10 +109,6 @@ fn kernels_agree_with_candle() {
             }
         }
     }
-}
-
-fn total(loss: &Loss) -> f64 {
-    loss.cross_entropy + loss.policy_gradient
 }
 
 /// Every weight tensor gets a gradient that finite differences of the loss confirm: sign, weights, masks, both clips and the
@@ -142,7 +138,7 @@ fn every_weight_has_the_gradient_of_the_loss() {
                 for ((weight, original), slope) in params.tensors[index].iter_mut().zip(&original).zip(gradient) {
                     *weight = original + (by / norm * f64::from(*slope)) as f32;
                 }
-                total(&pass(&params).loss)
+                pass(&params).loss.total()
             };
             // Steep ones get a short step, so that no ratio crosses its clip.
             let step = 1e-2 / norm.max(1.0);
