@@ -2,7 +2,7 @@ use policy::ModelConfig;
 use proto::{Behavior, Digest, ProblemSource};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, PolicyGradientConfig};
 
 /// Everything that decides what a run learns. Two runs with equal configs have equal weights at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,10 +83,22 @@ pub struct SelfPlayConfig {
     /// Tasks of a batch that ask for problems instead of answers, `batch.num_rollouts` problems each; 0 to below
     /// `batch.num_tasks`.
     pub propose_tasks: u32,
-    /// Share of the trained tokens that teach how to propose; 0 to below 1.
+    /// How proposals train the policy that wrote them, once their problems were tried.
+    pub proposer_loss: ProposerLoss,
+    /// Share of the trained tokens that teach how to propose; by policy gradient, the weight of that loss. 0 to below 1.
     pub proposer_share: f64,
     /// Where the problems to solve come from after the bootstrap.
     pub problems: ProblemShares,
+}
+
+/// How proposals train the policy that wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProposerLoss {
+    /// As answers to a prompt that asks for the niche and the difficulty that they turned out to have.
+    CrossEntropy,
+    /// By how much there is to learn from them: 1 - solve rate, and 0 where nobody succeeds (Zhao et al. 2025, equation 4).
+    PolicyGradient,
 }
 
 /// Weights of the sources of problems; 0 or more each, not all 0. A source that has none to offer leaves its turn to the
@@ -136,6 +148,8 @@ pub struct LearnerConfig {
     pub shuffle_labels: bool,
     /// Parts of an update whose gradients are computed apart and added in order; more parts feed more threads.
     pub num_shards: usize,
+    /// Policy gradients on the rollouts of each batch; absent for none.
+    pub policy_gradient: Option<PolicyGradientConfig>,
 }
 
 /// Learning rate over steps: linear warm-up, constant, linear decay to zero.
@@ -213,7 +227,7 @@ impl Config {
             }
         }
         if let Some(self_play) = &self.self_play {
-            self_play.validate(self.batch.num_tasks)?;
+            self_play.validate(self)?;
         }
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let fraction = |value: f64| (0.0..1.0).contains(&value);
@@ -243,6 +257,9 @@ impl Config {
             learner.max_goal_weight >= 1.0 && learner.max_goal_weight.is_finite(),
         )?;
         check("learner.num_shards", "1 to 1024", learner.num_shards, (1..=1_024).contains(&learner.num_shards))?;
+        if let Some(policy_gradient) = &learner.policy_gradient {
+            policy_gradient.validate(self)?;
+        }
         let schedule = &self.schedule;
         check("schedule.num_steps", "1 or more", 0, schedule.num_steps != Some(0))?;
         let decay_from = schedule.decay_from.unwrap_or(0);
@@ -281,7 +298,8 @@ impl Config {
 }
 
 impl SelfPlayConfig {
-    fn validate(&self, num_tasks: u32) -> Result<(), Error> {
+    fn validate(&self, config: &Config) -> Result<(), Error> {
+        let num_tasks = config.batch.num_tasks;
         let key = "self_play.propose_tasks";
         check(key, "0 to below batch.num_tasks", self.propose_tasks, self.propose_tasks < num_tasks)?;
         let share = self.proposer_share;
@@ -289,11 +307,20 @@ impl SelfPlayConfig {
         let ProblemShares { proposer, mutation, archive, ladder } = self.problems;
         let shares = [proposer, mutation, archive, ladder];
         let holds = shares.iter().all(|share| *share >= 0.0 && share.is_finite()) && shares.iter().sum::<f64>() > 0.0;
-        check("self_play.problems", "weights of 0 or more, not all 0", format!("{shares:?}"), holds)
+        check("self_play.problems", "weights of 0 or more, not all 0", format!("{shares:?}"), holds)?;
+        let is_played = config.actor.behavior == Behavior::Policy && config.actor.temperature == 1.0;
+        let holds = self.proposer_loss == ProposerLoss::CrossEntropy || is_played;
+        let expected = "cross-entropy unless actor.behavior is policy and actor.temperature 1";
+        check("self_play.proposer_loss", expected, "policy-gradient", holds)
     }
 }
 
-fn check(key: &'static str, expected: &'static str, got: impl std::fmt::Display, holds: bool) -> Result<(), Error> {
+pub(crate) fn check(
+    key: &'static str,
+    expected: &'static str,
+    got: impl std::fmt::Display,
+    holds: bool,
+) -> Result<(), Error> {
     if holds { Ok(()) } else { Err(Error::Config { key, expected, got: got.to_string() }) }
 }
 

@@ -7,16 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use policy::{Device, Loaded, Model, Params, Sequence};
+use policy::{Device, Loaded, Loss, Model, Objective, Params, Sequence};
 use proto::{
     Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
     Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config::ProposerLoss;
 use crate::optimizer::{AdamW, Update, average};
 use crate::plan::{Planned, plan_batch};
-use crate::self_play::SelfPlay;
+use crate::policy_gradient::{Minibatch, PolicyGradientReport, minibatches, played_sequence};
+use crate::self_play::{SelfPlay, StoredProposal, proposer_minibatch};
 use crate::shuffle::shuffled;
 use crate::window::{Labelled, Stored, Windows};
 use crate::{Config, Control, Error};
@@ -50,7 +52,7 @@ pub struct Totals {
     pub num_trained_sequences: u64,
     /// Input tokens trained on, with repeats.
     pub num_trained_tokens: u64,
-    /// Where the trained tokens came from: problem origin, label origin, chosen tokens times weight.
+    /// Where the tokens of trained examples came from: problem origin, label origin, chosen tokens times weight.
     pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
 }
 
@@ -69,6 +71,8 @@ pub struct StepReport {
     pub loss: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
+    /// What the policy gradient did; absent where it is off or no rollout had an advantage.
+    pub policy_gradient: Option<PolicyGradientReport>,
     /// Share of the batch's answers that solve their problem.
     pub solve_rate: f64,
     /// By family (domain and source, as planned): solved, played; of proposals: admitted, written.
@@ -96,6 +100,23 @@ pub struct SelfPlayReport {
     pub num_archived: u64,
     /// How hard the batch's own proposals turned out to be: unsolved, hard, easy, trivial.
     pub difficulties: [u64; 4],
+}
+
+/// What the groups of a batch brought.
+#[derive(Default)]
+struct Brought {
+    num_examples: u64,
+    /// Proposals whose problems were tried, with their advantages, where those train the proposer.
+    rewarded: Vec<(StoredProposal, f64)>,
+    self_play: Option<SelfPlayReport>,
+}
+
+/// What the updates of a step did.
+struct Trained {
+    /// Mean cross-entropy of the updates.
+    loss: f64,
+    grad_norm: f64,
+    policy_gradient: Option<PolicyGradientReport>,
 }
 
 /// Plans and folds batches.
@@ -221,9 +242,9 @@ impl Fold {
             });
         }
         let logprob_mismatch = self.logprob_mismatch(&groups[0])?;
-        let (num_examples, self_play) = self.take_groups(groups, planned);
+        let Brought { num_examples, rewarded, self_play } = self.take_groups(groups, planned);
         let learning_rate = self.config.learning_rate(batch, control);
-        let (loss, grad_norm) = self.train(num_examples, learning_rate)?;
+        let trained = self.train(groups, num_examples, rewarded, learning_rate)?;
         self.state.step += 1;
         self.weights_digest = self.state.params.digest(&self.config.model);
         let mut solved_by_family = BTreeMap::<String, (u64, u64)>::new();
@@ -241,8 +262,9 @@ impl Fold {
             weights_digest: self.weights_digest,
             state_digest: self.state.digest(&self.config),
             learning_rate,
-            loss,
-            grad_norm,
+            loss: trained.loss,
+            grad_norm: trained.grad_norm,
+            policy_gradient: trained.policy_gradient,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
             self_play,
@@ -252,15 +274,24 @@ impl Fold {
         })
     }
 
-    /// Takes in what the groups brought, in index order: examples, measurements, problems. Gives the number of examples.
-    fn take_groups(&mut self, groups: &[ScoredGroup], planned: Vec<Planned>) -> (u64, Option<SelfPlayReport>) {
+    /// Takes in what the groups brought, in index order: examples, measurements, problems.
+    fn take_groups(&mut self, groups: &[ScoredGroup], planned: Vec<Planned>) -> Brought {
         let mut examples = Vec::new();
+        let mut rewarded = Vec::new();
         let mut report = SelfPlayReport::default();
         for (scored, planned) in groups.iter().zip(planned) {
             self.state.history = Digest::of_digests(&[self.state.history, Digest::of(scored)]);
             examples.extend(self.wanted_examples(scored));
-            if self.config.self_play.is_some() {
-                examples.extend(self.make_problems(scored, planned, &mut report));
+            if let Some(own) = &self.config.self_play {
+                let loss = own.proposer_loss;
+                let Some((proposal, solve_rate)) = self.make_problems(scored, planned, &mut report) else { continue };
+                match loss {
+                    ProposerLoss::CrossEntropy => examples.push(self.proposer_example(scored, proposal)),
+                    ProposerLoss::PolicyGradient => {
+                        let domain = scored.group.task.request.domain();
+                        rewarded.push((proposal, self.state.self_play.reward(domain, solve_rate)));
+                    }
+                }
             }
         }
         if self.config.learner.shuffle_labels {
@@ -275,7 +306,8 @@ impl Fold {
         let (num_niches, num_archived) = own.archive.size();
         report.num_pending = own.num_pending() as u64;
         (report.num_niches, report.num_archived) = (num_niches as u64, num_archived as u64);
-        (num_examples, self.config.self_play.is_some().then_some(report))
+        let self_play = self.config.self_play.is_some().then_some(report);
+        Brought { num_examples, rewarded, self_play }
     }
 
     /// Gives a group's examples, as far as the config takes their kind.
@@ -295,53 +327,90 @@ impl Fold {
         wanted.map(label).collect::<Vec<_>>().into_iter()
     }
 
-    /// Measures the problem that was posed, or queues those that were written. A proposal whose problem was tried gives an
-    /// example for the proposer.
+    /// Measures the problem that was posed, or queues those that were written. Gives the proposal that the problem came
+    /// from, with the share of answers that were right.
     fn make_problems(
         &mut self,
         scored: &ScoredGroup,
         planned: Planned,
         report: &mut SelfPlayReport,
-    ) -> Option<Labelled> {
+    ) -> Option<(StoredProposal, f64)> {
+        let source = self.source(planned.task.request.domain());
         let own = &mut self.state.self_play;
-        let domain = planned.task.request.domain().to_owned();
-        let source = self.sources.iter().find(|source| source.name() == domain).expect("every planned domain is known");
         let Request::Solve { problem, .. } = planned.task.request else {
             report.num_new_proposals += own.take_proposals(scored, source.as_ref());
             return None;
         };
         let (num_correct, num_rollouts) = solved(scored)?;
-        let keyed = KeyedProblem { problem, key: planned.key };
-        own.measure(&keyed, scored.niche, num_correct as f64 / num_rollouts as f64);
+        let solve_rate = num_correct as f64 / num_rollouts as f64;
+        own.measure(&KeyedProblem { problem, key: planned.key }, scored.niche, solve_rate);
         let proposal = planned.proposal?;
-        let difficulty = Difficulty::of(num_correct, num_rollouts);
-        report.difficulties[difficulty as usize] += 1;
-        let (example, masks) = proposal.into_example(source.as_ref(), difficulty);
-        Some(Labelled { domain, example, masks })
+        report.difficulties[Difficulty::of(num_correct, num_rollouts) as usize] += 1;
+        Some((proposal, solve_rate))
     }
 
-    /// Trains on examples drawn from the windows, `reuse` times as many as are new. Gives mean loss and gradient norm.
-    fn train(&mut self, num_new: u64, learning_rate: f64) -> Result<(f64, f64), Error> {
+    /// Teaches a proposal as what its problem turned out to be.
+    fn proposer_example(&self, scored: &ScoredGroup, proposal: StoredProposal) -> Labelled {
+        let domain = scored.group.task.request.domain();
+        let (num_correct, num_rollouts) = solved(scored).expect("a proposal's problem was tried");
+        let difficulty = Difficulty::of(num_correct, num_rollouts);
+        let (example, masks) = proposal.into_example(self.source(domain).as_ref(), difficulty);
+        Labelled { domain: domain.to_owned(), example, masks }
+    }
+
+    fn source(&self, domain: &str) -> Arc<dyn ProblemSource> {
+        let source = self.sources.iter().find(|source| source.name() == domain);
+        source.expect("every planned domain is known").clone()
+    }
+
+    /// Trains on examples drawn from the windows, `reuse` times as many as are new, and where the policy gradient is on, on
+    /// the groups.
+    fn train(
+        &mut self,
+        groups: &[ScoredGroup],
+        num_new: u64,
+        rewarded: Vec<(StoredProposal, f64)>,
+        learning_rate: f64,
+    ) -> Result<Trained, Error> {
         let learner = self.config.learner.clone();
-        if self.state.windows.is_empty() || num_new == 0 {
-            return Ok((0.0, 0.0));
-        }
-        let num_draws = (num_new as f64 * learner.reuse).ceil() as usize;
+        let policy_gradient = learner.policy_gradient.as_ref();
+        let max_answer_tokens = self.config.actor.max_answer_tokens;
+        let minibatches: Vec<Minibatch> =
+            policy_gradient.map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, groups));
+        let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
+        let mut proposer_minibatch = Some(proposer_minibatch(rewarded, proposer_weight));
+        let draws_examples =
+            num_new > 0 && !self.state.windows.is_empty() && policy_gradient.is_none_or(|config| config.cross_entropy);
+        let num_draws = if draws_examples { (num_new as f64 * learner.reuse).ceil() as usize } else { 0 };
         let updates = learner.updates_per_step as usize;
         let per_update = num_draws.div_ceil(updates);
-        let (mut loss, mut grad_norm) = (0.0, 0.0);
+        let (mut loss, mut grad_norm, mut num_updates) = (Loss::default(), 0.0, 0u32);
         for update in 0..updates {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, update as u64, 0);
             let drawn = self.state.windows.sample(&self.config, per_update, &mut rng);
             let chosen = |(stored, weight): &(&Stored, f64)| stored.sequence.chosen.len() as f64 * weight;
             let total: f64 = drawn.iter().map(chosen).sum();
-            drawn.iter().for_each(|(stored, weight)| self.state.totals.count_trained(stored, *weight));
-            let (drawn, weights): (Vec<&Stored>, Vec<f64>) = drawn.into_iter().unzip();
-            let sequences: Vec<&Sequence> = drawn.iter().map(|stored| &stored.sequence).collect();
-            let scaled: Vec<f32> = weights.iter().map(|weight| (weight / total) as f32).collect();
-            let (update_loss, gradient) = self.gradient(&sequences, &scaled)?;
-            if !update_loss.is_finite() {
-                return Err(Error::NotFinite { what: "loss", got: update_loss });
+            drawn.iter().for_each(|(stored, weight)| self.state.totals.count_example(stored, *weight));
+            let (mut sequences, mut objectives): (Vec<&Sequence>, Vec<Objective>) = drawn
+                .into_iter()
+                .map(|(stored, weight)| (&stored.sequence, Objective::CrossEntropy { weight: (weight / total) as f32 }))
+                .unzip();
+            if let Some(minibatch) = minibatches.get(update) {
+                minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
+                sequences.extend(&minibatch.sequences);
+                objectives.extend_from_slice(&minibatch.objectives);
+            }
+            // Proposals are few: one update takes them all.
+            let proposals = proposer_minibatch.take().unwrap_or_default();
+            proposals.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
+            sequences.extend(&proposals.sequences);
+            objectives.extend(proposals.objectives);
+            if sequences.is_empty() {
+                continue;
+            }
+            let (update_loss, gradient) = self.gradient(&sequences, &objectives)?;
+            if !update_loss.total().is_finite() {
+                return Err(Error::NotFinite { what: "loss", got: update_loss.total() });
             }
             let settings = Update {
                 learning_rate,
@@ -353,23 +422,29 @@ impl Fold {
             let state = &mut self.state;
             grad_norm += state.adam.update(&self.config.model, &mut state.params, &gradient, settings)?;
             average(&mut state.ema, &state.params, learner.ema_decay, state.adam.num_updates);
-            loss += update_loss;
+            loss.add(&update_loss);
+            num_updates += 1;
         }
-        Ok((loss / updates as f64, grad_norm / updates as f64))
+        Ok(Trained {
+            loss: loss.cross_entropy / updates as f64,
+            grad_norm: grad_norm / f64::from(num_updates.max(1)),
+            policy_gradient: policy_gradient.and_then(|config| PolicyGradientReport::new(config, &minibatches, &loss)),
+        })
     }
 
     /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
-    fn gradient(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(f64, Params), Error> {
+    fn gradient(&self, sequences: &[&Sequence], objectives: &[Objective]) -> Result<(Loss, Params), Error> {
         let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
-        let shards: Vec<(&[&Sequence], &[f32])> = sequences.chunks(shard_len).zip(weights.chunks(shard_len)).collect();
+        let shards: Vec<(&[&Sequence], &[Objective])> =
+            sequences.chunks(shard_len).zip(objectives.chunks(shard_len)).collect();
         let loaded: Loaded<'_> = self.model.load(&self.state.params)?;
         let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((sequences, weights)) = shards.get(index) else { return };
-                let result = loaded.gradients(sequences, weights);
+                let Some((sequences, objectives)) = shards.get(index) else { return };
+                let result = loaded.gradients(sequences, objectives);
                 *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             }
         };
@@ -379,16 +454,14 @@ impl Fold {
             }
             work();
         });
-        let (mut loss, mut sum) = (0.0, None::<Params>);
-        for (result, (sequences, weights)) in results.into_iter().zip(&shards) {
+        let (mut loss, mut sum) = (Loss::default(), None::<Params>);
+        for result in results {
             let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let (logprobs, gradient) = result.expect("every shard was computed")?;
-            let weights = sequences.iter().zip(*weights);
-            let weights = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| f64::from(*weight)));
-            loss -= logprobs.iter().zip(weights).map(|(logprob, weight)| f64::from(*logprob) * weight).sum::<f64>();
+            let gradients = result.expect("every shard was computed")?;
+            loss.add(&gradients.loss);
             match &mut sum {
-                Some(sum) => sum.add(&gradient),
-                None => sum = Some(gradient),
+                Some(sum) => sum.add(&gradients.params),
+                None => sum = Some(gradients.params),
             }
         }
         Ok((loss, sum.expect("there is a shard")))
@@ -406,12 +479,7 @@ impl Fold {
         let sequences: Vec<Sequence> = group
             .rollouts
             .iter()
-            .map(|rollout| {
-                let choices = rollout.choices.iter();
-                let choices =
-                    choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
-                Sequence::new(&scored.prompt, &rollout.tokens, choices)
-            })
+            .map(|rollout| played_sequence(scored, rollout))
             .filter(|sequence| !sequence.chosen.is_empty())
             .collect();
         if sequences.is_empty() {
@@ -426,9 +494,13 @@ impl Fold {
 }
 
 impl Totals {
-    fn count_trained(&mut self, stored: &Stored, weight: f64) {
+    fn count_sequence(&mut self, sequence: &Sequence) {
         self.num_trained_sequences += 1;
-        self.num_trained_tokens += stored.sequence.tokens.len() as u64;
+        self.num_trained_tokens += sequence.tokens.len() as u64;
+    }
+
+    fn count_example(&mut self, stored: &Stored, weight: f64) {
+        self.count_sequence(&stored.sequence);
         let (problem_origin, label_origin) = stored.origins();
         let weighted = stored.sequence.chosen.len() as f64 * weight;
         let cell = self.trained_by_origin.iter_mut().find(|cell| (cell.0, cell.1) == (problem_origin, label_origin));

@@ -12,6 +12,7 @@ mod main_loop;
 mod manifest;
 mod optimizer;
 mod plan;
+mod policy_gradient;
 mod replay;
 mod self_play;
 mod shuffle;
@@ -22,13 +23,14 @@ use std::path::PathBuf;
 pub use checkpoint::{Checkpoint, list_checkpoints, load_checkpoint, load_latest};
 pub use config::{
     ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
-    ScheduleConfig, SelfPlayConfig,
+    ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord};
 pub use main_loop::{Event, Exam, Outcome, RunOptions, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::Planned;
+pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
 
 /// What can go wrong in a learner.
@@ -159,6 +161,7 @@ fn test_config() -> Config {
             executor_labels: true,
             shuffle_labels: false,
             num_shards: 2,
+            policy_gradient: None,
         },
         schedule: ScheduleConfig { num_steps: Some(10), warmup_steps: 2, decay_from: None },
         exams: ExamsConfig { names: Vec::new(), every_steps: 0 },

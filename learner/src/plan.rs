@@ -177,7 +177,7 @@ mod tests {
     use proto::{Group, Niche, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
 
     use super::*;
-    use crate::config::{LevelWeight, ProblemShares};
+    use crate::config::{LevelWeight, ProblemShares, ProposerLoss};
     use crate::{TestSource, test_config, test_problem};
 
     fn config() -> Config {
@@ -187,9 +187,15 @@ mod tests {
             .map(|(name, share)| DomainShare { name: name.to_owned(), share, levels: levels.clone() })
             .to_vec();
         config.batch.num_tasks = 1_000;
+        let proposer_loss = ProposerLoss::CrossEntropy;
         let problems = ProblemShares { proposer: 0.5, mutation: 0.3, archive: 0.1, ladder: 0.1 };
-        config.self_play =
-            Some(SelfPlayConfig { bootstrap_steps: 10, propose_tasks: 100, proposer_share: 0.1, problems });
+        config.self_play = Some(SelfPlayConfig {
+            bootstrap_steps: 10,
+            propose_tasks: 100,
+            proposer_loss,
+            proposer_share: 0.1,
+            problems,
+        });
         config
     }
 

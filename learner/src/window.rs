@@ -160,7 +160,7 @@ mod tests {
     use proto::{ExampleChoice, Purpose};
 
     use super::*;
-    use crate::config::{DomainShare, ProblemShares, SelfPlayConfig};
+    use crate::config::{DomainShare, ProblemShares, ProposerLoss, SelfPlayConfig};
 
     fn labelled(domain: &str, num_prompt_tokens: usize, goal: u64, label_origin: LabelOrigin) -> Labelled {
         let example = Example {
@@ -198,8 +198,10 @@ mod tests {
         let mut config = crate::test_config();
         let domain = |name: &str, share| DomainShare { name: name.to_owned(), share, levels: Vec::new() };
         config.domains = vec![domain("a", 3.0), domain("b", 1.0)];
+        let proposer_loss = ProposerLoss::CrossEntropy;
         let problems = ProblemShares { proposer: 1.0, mutation: 0.0, archive: 0.0, ladder: 0.0 };
-        config.self_play = Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 1, proposer_share: 0.2, problems });
+        config.self_play =
+            Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 1, proposer_loss, proposer_share: 0.2, problems });
         let mut windows = Windows::default();
         for _ in 0..5 {
             windows.push(labelled("a", 4, 1, LabelOrigin::Solved), 100);

@@ -4,7 +4,8 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 
 use crate::runs::{
-    Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, reference, wait_until,
+    Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, policy_gradient_config,
+    reference, wait_until,
 };
 
 const CHECKPOINT_REFUSED: &str = "checkpoint refused, going on from an earlier state: run/checkpoints/step_00000040/";
@@ -29,6 +30,25 @@ fn keys_and_values_out_of_range() {
     }
     refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--minutes", "0"], &["expected", "got 0"]);
     refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--minutes", "nan"], &["expected", "got NaN"]);
+}
+
+#[test]
+fn policy_gradients_out_of_range() {
+    for (assignment, says) in [
+        ("learner.policy_gradient.kind=grpo", ["unknown variant `grpo`", "`learner.policy_gradient.kind`"]),
+        ("learner.policy_gradient.weight=0.0", ["learner.policy_gradient.weight: expected over 0", "got 0"]),
+        ("learner.policy_gradient.clip_low=1.5", ["learner.policy_gradient.clip_low: expected over 0", "got 1.5"]),
+        ("learner.policy_gradient.clip_high=nan", ["learner.policy_gradient.clip_high: expected", "got NaN"]),
+        ("learner.policy_gradient.entropy_bonus=-0.1", ["entropy_bonus: expected 0 to 1", "got -0.1"]),
+        ("learner.policy_gradient.updates_per_step=5", ["expected 1 to learner.updates_per_step", "got 5"]),
+        ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
+        ("actor.temperature=0.8", ["actor.temperature: expected 1 where learner.policy_gradient is on", "got 0.8"]),
+        ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more where", "got 1"]),
+    ] {
+        let updates = "learner.updates_per_step=4";
+        let command = ["train", "pg.toml", "--run-dir", "run", "--set", updates, "--set", assignment];
+        refused(&Folder::holding(&policy_gradient_config("dr-grpo")), &command, &says);
+    }
 }
 
 #[test]

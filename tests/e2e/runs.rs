@@ -86,6 +86,15 @@ pub(crate) fn reference(lag: u64) -> &'static Reference {
     })
 }
 
+/// Gives the config that is shipped for a kind of policy gradients as `pg.toml`, on top of `smoke` instead of `ladder`.
+pub(crate) fn policy_gradient_config(kind: &str) -> Files {
+    let path = format!("{}/deploy/configs/{kind}.toml", env!("CARGO_MANIFEST_DIR"));
+    let shipped = std::fs::read_to_string(path).unwrap();
+    assert!(shipped.contains("preset = \"ladder\""), "{shipped}");
+    let config = shipped.replace("preset = \"ladder\"", "preset = \"smoke\"");
+    Files::from([("pg.toml".to_owned(), config.into_bytes())])
+}
+
 impl Folder {
     pub(crate) fn new() -> Folder {
         Folder(tempfile::tempdir().unwrap())
