@@ -443,12 +443,14 @@ fn closing(plan: &Plan, summary: &Summary) -> Result<String> {
         count(summary.totals.num_trained_tokens as f64),
     );
     text += &exam_table(summary)?;
-    text += "\nwhere the trained tokens came from\n";
     let total: f64 = summary.totals.trained_by_origin.iter().map(|cell| cell.2).sum();
+    if total > 0.0 {
+        text += "\nwhere the trained tokens came from\n";
+    }
     for (problem_origin, label_origin, weighted) in &summary.totals.trained_by_origin {
         let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         let (problem, label) = (name(serde_json::to_value(problem_origin)?), name(serde_json::to_value(label_origin)?));
-        text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total.max(1e-9)));
+        text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total));
     }
     text += &format!(
         "\njournal {}, weights {}\n",

@@ -15,7 +15,7 @@ pub enum Objective {
 /// `-weight * (min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` a token, where `ratio` is
 /// `exp(logprob - behavior_logprob)`, `A` the advantage and `H` the entropy over the legal tokens.
 ///
-/// Source: Schulman et al. 2017 (PPO), eq. 7; the two clips are those of Yu et al. 2025 (DAPO), eq. 10. Differs: no dual clip.
+/// Source: Schulman et al. 2017 (PPO), eq. 7, with the two clips of Yu et al. 2025 (DAPO), section 3.1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyGradient {
     /// Advantage of the rollout, for each of its tokens.

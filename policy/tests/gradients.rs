@@ -58,12 +58,16 @@ fn cross_entropy(sequences: &[Sequence]) -> Vec<Objective> {
     (0..sequences.len()).map(|index| Objective::CrossEntropy { weight: weight(index) }).collect()
 }
 
-/// Importance ratios well below, at and well above the clips, by turns, for good and bad answers of any weight.
+/// Ratios of 0.61, 1.24, 1.65 and 0.76: with clips at 0.8 and 1.28, good answers are clipped at the third, bad ones at the
+/// first and the last. Clips at 0.72 and 1.2 would clip others.
+const LOG_RATIOS: [f32; 4] = [-0.5, 0.215, 0.5, -0.275];
+
+/// Importance ratios on either side of both clips, which differ, by turns, for good and bad answers of any weight.
 fn policy_gradient(model: &Model, params: &Params, sequences: &[Sequence], entropy_bonus: f32) -> Vec<Objective> {
     let loaded = model.load(params).unwrap();
     let objective = |(index, sequence): (usize, &Sequence)| {
         let logprobs = loaded.logprobs(&[sequence]).unwrap();
-        let log_ratio = |token: usize| [-0.5, 0.05, 0.5, -0.1][(index + token) % 4];
+        let log_ratio = |token: usize| LOG_RATIOS[(index + token) % 4];
         Objective::PolicyGradient(PolicyGradient {
             advantage: [0.75, -0.25, -1.5][index % 3],
             behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
@@ -162,9 +166,9 @@ fn clipped_tokens_and_ratios_are_counted() {
         for token in 0..sequence.chosen.len() {
             let case = (index + token) % 4;
             num_tokens += 1;
-            // A good answer is clipped above, a bad one below.
-            num_clipped += u64::from(if index % 3 == 0 { case == 2 } else { case == 0 });
-            sum_ratio += f64::exp([-0.5, 0.05, 0.5, -0.1][case]);
+            let is_good = index % 3 == 0;
+            num_clipped += u64::from(if is_good { case == 2 } else { case == 0 || case == 3 });
+            sum_ratio += f64::from(LOG_RATIOS[case]).exp();
         }
     }
     let sequences: Vec<&Sequence> = sequences.iter().collect();
