@@ -2,12 +2,15 @@
 
 mod baselines;
 mod curves;
+mod display;
 mod eval;
 mod generate;
+mod record;
 mod replay;
 mod report;
 mod run_config;
 mod solve;
+mod study;
 mod train;
 mod verify;
 
@@ -33,6 +36,8 @@ enum Command {
     Train(train::Args),
     /// Score a run or a checkpoint on an exam, beside its baselines.
     Eval(eval::Args),
+    /// Run every arm of a study with every seed, and compare the arms with the control.
+    Study(study::Args),
     /// Compute a run again from its journal and compare every digest.
     Replay(replay::Args),
     /// Answer one problem with a run.
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(&args),
+        Command::Study(args) => study::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Solve(args) => solve::run(&args),
         Command::Verify(args) => verify::run(&args),

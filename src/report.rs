@@ -18,6 +18,28 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
+/// Standard output for as long as somebody reads it. A reader that goes away misses the rest of what is said; what is
+/// being done is done to its end.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    quiet: bool,
+}
+
+impl Screen {
+    /// With `quiet` nothing is said.
+    pub(crate) fn new(quiet: bool) -> Screen {
+        Screen { quiet }
+    }
+
+    pub(crate) fn say(&mut self, text: &str) -> Result<()> {
+        match if self.quiet { Ok(()) } else { print(text) } {
+            Err(error) if is_closed_pipe(&error) => self.quiet = true,
+            result => result?,
+        }
+        Ok(())
+    }
+}
+
 /// Writes a word as a shell reads it.
 pub(crate) fn quoted(word: &str) -> String {
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=,:+".contains(letter);

@@ -220,7 +220,10 @@ mod tests {
         };
         let minibatch = proposer_minibatch(vec![(stored(3), 0.75), (stored(0), 1.0), (stored(1), -0.25)], 0.1);
         assert_eq!(minibatch.sequences.len(), 2, "without a choice there is nothing to learn");
-        assert_eq!((&minibatch.sequences[0].tokens[..], minibatch.sequences[0].chosen[2].target), (&[1, 2, 4, 7][..], 4));
+        assert_eq!(
+            (&minibatch.sequences[0].tokens[..], minibatch.sequences[0].chosen[2].target),
+            (&[1, 2, 4, 7][..], 4)
+        );
         let Objective::PolicyGradient(objective) = &minibatch.objectives[1] else { panic!("{minibatch:?}") };
         assert_eq!((objective.advantage, &objective.behavior_logprobs[..]), (-0.25, &[-0.5][..]));
         assert_eq!(objective.weight, 0.025, "a mean over four tokens, times the weight");

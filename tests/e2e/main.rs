@@ -4,3 +4,4 @@
 mod bad_input;
 mod pure_function;
 mod runs;
+mod study;

@@ -70,9 +70,14 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
     assert_eq!(folder.checkpoints(), [stopped_at]);
     let command = ended.printed(GO_ON);
     assert_eq!(command, "autodidact train --resume --run-dir run");
-    folder.call_printed(command).success();
+    assert!(ended.stdout.contains(" of CPU time); go on with: "), "{ended:#?}");
+    let cpu_before = cpu_seconds(&folder);
+    let resumed = folder.call_printed(&format!("{command} --json")).success();
     folder.history().assert_steps_of(&reference(0).history);
     assert_eq!(folder.history().exams, reference(0).history.exams);
+    let cpu = serde_json::from_str::<Value>(&resumed.stdout).unwrap()["cpu_s"].as_f64().unwrap();
+    assert!(0.0 < cpu_before && cpu_before < cpu_seconds(&folder), "every process counts");
+    assert!(cpu_seconds(&folder) <= cpu, "the end of the run counts");
 }
 
 #[test]
@@ -248,7 +253,8 @@ fn the_run_makes_its_own_problems() {
     let rows = metrics(&folder.path("run"));
     let own: Vec<&Value> = rows.iter().map(|row| &row["self_play"]).filter(|own| own.is_object()).collect();
     assert_eq!(own.len() as u64, NUM_STEPS);
-    let num_tried = |own: &&Value| own["difficulties"].as_array().unwrap().iter().filter_map(Value::as_u64).sum::<u64>();
+    let num_tried =
+        |own: &&Value| own["difficulties"].as_array().unwrap().iter().filter_map(Value::as_u64).sum::<u64>();
     assert!(own.iter().map(num_tried).sum::<u64>() > 50, "{own:?}");
     assert!(own.last().unwrap()["num_niches"].as_u64().unwrap() > 20);
 }
@@ -348,4 +354,9 @@ fn metrics(run_dir: &Path) -> Vec<Value> {
     let bytes = std::fs::read(run_dir.join("metrics.jsonl")).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// CPU time up to the last step.
+fn cpu_seconds(folder: &Folder) -> f64 {
+    metrics(&folder.path("run")).iter().filter_map(|row| row["cpu_s"].as_f64()).last().unwrap()
 }
