@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use learner::{Event, StepEvent};
 
-use crate::report::{Screen, clock, count, percent};
+use crate::report::{Screen, clock, count, percent, word};
 
 /// Shows events on a thread of its own: a reader that stops reading stops nothing else.
 #[derive(Debug)]
@@ -137,8 +137,7 @@ impl Printer {
         ))?;
         if let Some((problem, answer, verdict)) = sample {
             let domain = domains::domain(&problem.domain)?;
-            let verdict = serde_json::to_value(verdict)?;
-            let verdict = verdict.as_str().unwrap_or_default().to_owned();
+            let verdict = word(&verdict);
             self.screen.say(&format!(
                 "               {}   {}   {verdict}\n",
                 problem.text,

@@ -5,6 +5,7 @@ mod curves;
 mod display;
 mod eval;
 mod generate;
+mod inspect;
 mod record;
 mod replay;
 mod report;
@@ -40,6 +41,8 @@ enum Command {
     Study(study::Args),
     /// Compute a run again from its journal and compare every digest.
     Replay(replay::Args),
+    /// Show what the journal of a run holds, also while the run goes on.
+    Inspect(inspect::Args),
     /// Answer one problem with a run.
     Solve(solve::Args),
     /// Judge answers: JSON lines in, one verdict line for each.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Solve(args) => solve::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),

@@ -1,8 +1,10 @@
 //! What people read: lines, tables, numbers.
 
 use std::io::{ErrorKind, Write as _};
+use std::path::Path;
 
 use anyhow::Result;
+use serde::Serialize;
 
 /// Writes to standard output; a reader that closes the pipe is an error that `main` takes for the end.
 pub(crate) fn print(text: &str) -> Result<()> {
@@ -85,6 +87,23 @@ pub(crate) fn count(number: f64) -> String {
         n if n < 1e6 => format!("{:.1}k", n / 1e3),
         n => format!("{:.2}M", n / 1e6),
     }
+}
+
+/// `1.5 MiB`
+pub(crate) fn bytes(size: u64) -> String {
+    format!("{:.1} MiB", size as f64 / f64::from(1 << 20))
+}
+
+/// Adds up the files of a folder.
+pub(crate) fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+/// Names a variant as files and tables do: `uniform-legal`.
+pub(crate) fn word(variant: &impl Serialize) -> String {
+    let json = serde_json::to_value(variant).expect("a variant has a JSON form");
+    json.as_str().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::display::{self, Display};
 use crate::record::Recorder;
-use crate::report::{clock, count, percent, print, quoted, table};
+use crate::report::{bytes, clock, count, folder_bytes, percent, print, quoted, table, word};
 use crate::run_config::{self, RunConfig};
 use crate::{baselines, curves};
 
@@ -363,8 +363,7 @@ fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String>
         text += "\nwhere the trained tokens came from\n";
     }
     for (problem_origin, label_origin, weighted) in &summary.totals.trained_by_origin {
-        let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let (problem, label) = (name(serde_json::to_value(problem_origin)?), name(serde_json::to_value(label_origin)?));
+        let (problem, label) = (word(problem_origin), word(label_origin));
         text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total));
     }
     text += &format!(
@@ -420,13 +419,4 @@ fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> serde_json::Value
         "evals": summary.evals,
         "totals": summary.totals,
     })
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
-}
-
-fn bytes(size: u64) -> String {
-    format!("{:.1} MiB", size as f64 / f64::from(1 << 20))
 }

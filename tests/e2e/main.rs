@@ -2,6 +2,7 @@
 //! take.
 
 mod bad_input;
+mod inspect;
 mod pure_function;
 mod runs;
 mod study;
