@@ -6,6 +6,7 @@ mod display;
 mod eval;
 mod generate;
 mod inspect;
+mod metrics;
 mod record;
 mod replay;
 mod report;

@@ -3,17 +3,15 @@
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 /// Writes to standard output; a reader that closes the pipe is an error that `main` takes for the end.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    if !text.ends_with('\n') {
-        out.write_all(b"\n")?;
-    }
-    Ok(out.flush()?)
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let written = write!(out, "{text}{end}").and_then(|()| out.flush());
+    written.context("write to standard output")
 }
 
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {

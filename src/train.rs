@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::display::{self, Display};
+use crate::metrics::{self, Metrics};
 use crate::record::Recorder;
 use crate::report::{bytes, clock, count, folder_bytes, percent, print, quoted, table, word};
 use crate::run_config::{self, RunConfig};
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// Start a new run from the config of the run in --run-dir.
     #[arg(long, requires = "run_dir", conflicts_with = "config")]
     fork: bool,
+    /// Serve the run to Prometheus at this address, such as 127.0.0.1:9100; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
     /// Print what would run, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -61,8 +65,9 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.dry_run {
         return print(&run_config::to_toml(&plan.config)?);
     }
+    let listener = args.metrics.as_deref().map(metrics::Listener::bind).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (summary, cpu_time) = runtime.block_on(run_roles(&plan))?;
+    let (summary, cpu_time) = runtime.block_on(run_roles(&plan, listener))?;
     curves::write(&plan.run_dir.join("curves.svg"), &summary.evals)?;
     if args.json {
         print(&json(&plan, &summary, cpu_time).to_string())
@@ -181,9 +186,9 @@ impl Plan {
         })
     }
 
-    fn display(&self) -> display::Settings {
+    fn display(&self, listener: Option<&metrics::Listener>) -> display::Settings {
         let config = &self.config.run;
-        let opening = format!(
+        let mut opening = format!(
             "run directory: {}\n{} parameters, {} problems x {} answers a step, {} threads, config {}\n",
             self.run_dir.display(),
             count(config.model.num_parameters() as f64),
@@ -192,6 +197,9 @@ impl Plan {
             self.config.local.num_threads(),
             config.digest().short(),
         );
+        if let Some(listener) = listener {
+            opening += &format!("metrics: http://{}/metrics\n", listener.address);
+        }
         display::Settings {
             opening,
             quiet: self.quiet,
@@ -234,7 +242,7 @@ fn free_run_dir(config: &RunConfig) -> PathBuf {
 }
 
 /// Starts actor, verifier and learner, and follows what they do. Gives the CPU time of the run besides.
-async fn run_roles(plan: &Plan) -> Result<(Summary, Duration)> {
+async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(Summary, Duration)> {
     let (config, local) = (&plan.config.run, &plan.config.local);
     std::fs::create_dir_all(&plan.run_dir).with_context(|| format!("create {}", plan.run_dir.display()))?;
     if !plan.resume {
@@ -262,7 +270,11 @@ async fn run_roles(plan: &Plan) -> Result<(Summary, Duration)> {
         tokenizer_json: tokenizer_json(),
     };
     let recorder = Recorder::open(&plan.run_dir)?;
-    let display = Display::start(plan.display())?;
+    let display = Display::start(plan.display(listener.as_ref()))?;
+    let metrics = Arc::new(Metrics::new(&plan.run_dir)?);
+    if let Some(listener) = listener {
+        tokio::spawn(listener.serve(metrics.clone()));
+    }
     let actor_config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
     let mut actor = tokio::spawn(actor::run(actor_config, bus.clone(), shutdown.clone()));
     let mut verifier = tokio::spawn(verifier::run(bus.clone(), shutdown.clone()));
@@ -276,7 +288,7 @@ async fn run_roles(plan: &Plan) -> Result<(Summary, Duration)> {
         events,
         shutdown.clone(),
     ));
-    let follower = tokio::spawn(follow(followed, recorder, display, shutdown.clone()));
+    let follower = tokio::spawn(follow(followed, recorder, metrics, display, shutdown.clone()));
     tokio::spawn(stop_on_interrupt(shutdown.clone()));
     // The learner ends by itself; the others end only by failing, and their failure ends the run.
     let (summary, failure) = tokio::select! {
@@ -296,16 +308,18 @@ async fn run_roles(plan: &Plan) -> Result<(Summary, Duration)> {
     }
 }
 
-/// Records and shows events until the learner has no more; gives the CPU time of the run. A failure stops the run.
+/// Records, counts and shows events until the learner has no more; gives the CPU time of the run. A failure stops the run.
 async fn follow(
     mut events: mpsc::UnboundedReceiver<Event>,
     mut recorder: Recorder,
+    metrics: Arc<Metrics>,
     display: Display,
     shutdown: CancellationToken,
 ) -> Result<Duration> {
     let _stop = shutdown.drop_guard();
     while let Some(event) = events.recv().await {
         recorder.record(&event)?;
+        metrics.observe(&event);
         display.show(event);
     }
     let cpu_time = recorder.cpu_time()?;

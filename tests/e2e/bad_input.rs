@@ -1,7 +1,11 @@
 //! What the binary cannot take: one line says what was expected and what was found, and nothing is lost.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+
+use serde_json::Value;
 
 use crate::runs::{
     Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, policy_gradient_config,
@@ -333,6 +337,84 @@ fn a_reader_that_closes_the_pipe_ends_generate_quietly() {
     let ended = read_one_line(&folder, &["generate", "--domain", "countdown", "--count", "100000"]);
     assert!(ended.stdout.starts_with("{\"domain\":\"countdown\""), "{ended:#?}");
     assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn answers_to_verify() {
+    let right = r#"{"problem":{"domain":"countdown","numbers":[3,7],"target":4},"answer":"7 - 3 = 4"}"#;
+    let wrong = right.replace("7 - 3 = 4", "7 + 3 = 10");
+    let lines: [&[u8]; 9] = [
+        right.as_bytes(),
+        b"not JSON at all",
+        b"{\"problem\":\"\xff\"}",
+        b"",
+        b"[]",
+        br#"{"problem":{"domain":"chess"},"answer":"e4"}"#,
+        br#"{"problem":{"domain":"countdown","numbers":[3,7],"target":4}}"#,
+        wrong.as_bytes(),
+        &right.as_bytes()[..40],
+    ];
+    let folder = Folder::holding(&Files::from([("answers.jsonl".into(), lines.join(&b"\n"[..]))]));
+    let ended = folder.call(&["verify", "answers.jsonl"]);
+    let replies: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(replies.len(), lines.len(), "a line for a line: {ended:#?}");
+    for (index, says) in [
+        (1, "expected a JSON object with problem and answer: expected ident"),
+        (2, "expected UTF-8"),
+        (3, "expected a JSON object with problem and answer: EOF"),
+        (4, "expected a field problem, found none"),
+        (5, "domain: expected one of countdown"),
+        (6, "expected a field answer with text, found none"),
+        (8, "expected a JSON object with problem and answer: EOF"),
+    ] {
+        assert_eq!(replies[index]["line"], index + 1);
+        let error = replies[index]["error"].as_str().unwrap();
+        assert!(error.starts_with(says), "line {}: {error}", index + 1);
+    }
+    assert_eq!([&replies[0]["verdict"], &replies[7]["verdict"]], ["correct", "incorrect"]);
+    assert_eq!(ended.refusal(), "7 of 9 lines are no problem and answer; each has its error in its place");
+    assert!(folder.call(&["verify", "absent.jsonl"]).refusal().starts_with("open absent.jsonl: "));
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_ends_verify_quietly() {
+    let line = "{\"problem\":{\"domain\":\"countdown\",\"numbers\":[3,7],\"target\":4},\"answer\":\"7 - 3 = 4\"}\n";
+    let folder = Folder::holding(&Files::from([("answers.jsonl".into(), line.repeat(100_000).into_bytes())]));
+    let ended = read_one_line(&folder, &["verify", "answers.jsonl"]);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("{\"verdict\":\"correct\"}\n", ""));
+}
+
+#[test]
+fn standard_output_on_a_full_disk() {
+    let folder = Folder::new();
+    let mut command = Command::new("sh");
+    let script = "exec \"$0\" generate --domain countdown > /dev/full";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_autodidact")]);
+    let ended = folder.start_command(command).end();
+    assert!(ended.refusal().starts_with("write to standard output: No space left on device"), "{ended:#?}");
+}
+
+/// A terminal that was stopped reads nothing more; then the run is killed.
+#[test]
+fn a_reader_that_stops_reading_loses_no_row() {
+    let (mut output, reader) = UnixStream::pair().unwrap();
+    output.set_nonblocking(true).unwrap();
+    while output.write(&[b'.'; 4_096]).is_ok() {}
+    output.set_nonblocking(false).unwrap();
+    let folder = Folder::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
+    command.args(["train", "smoke", "--run-dir", "run"]).current_dir(folder.path("")).env_remove("AUTODIDACT_CI");
+    let mut child = command.stdout(OwnedFd::from(output)).stderr(Stdio::null()).spawn().unwrap();
+    let num_rows = |text: &[u8]| text.iter().filter(|byte| **byte == b'\n').count();
+    let expected = num_rows(&reference(0).files["run/metrics.jsonl"]);
+    wait_until("every row", || {
+        assert_eq!(child.try_wait().unwrap(), None, "it waits for its reader");
+        num_rows(&std::fs::read(folder.path("run/metrics.jsonl")).unwrap_or_default()) == expected
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(reader);
+    assert_eq!(folder.history(), reference(0).history);
 }
 
 /// Nobody watches the run any more; what it writes to its directory is whole all the same.

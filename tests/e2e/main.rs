@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod inspect;
+mod metrics;
 mod pure_function;
 mod runs;
 mod study;

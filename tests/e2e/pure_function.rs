@@ -358,5 +358,5 @@ fn metrics(run_dir: &Path) -> Vec<Value> {
 
 /// CPU time up to the last step.
 fn cpu_seconds(folder: &Folder) -> f64 {
-    metrics(&folder.path("run")).iter().filter_map(|row| row["cpu_s"].as_f64()).last().unwrap()
+    metrics(&folder.path("run")).iter().rev().find_map(|row| row["cpu_s"].as_f64()).unwrap()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
@@ -223,6 +224,14 @@ impl Process {
     pub(crate) fn kill(mut self) -> Ended {
         self.child.kill().unwrap();
         self.ended()
+    }
+
+    /// Gives what the command has printed so far.
+    pub(crate) fn printed_so_far(&self) -> String {
+        // Reading at an offset leaves alone where the command writes next.
+        let mut bytes = vec![0; self.stdout.metadata().unwrap().len() as usize];
+        self.stdout.read_exact_at(&mut bytes, 0).unwrap();
+        String::from_utf8(bytes).unwrap()
     }
 
     /// Sends what Ctrl-C sends.
