@@ -27,7 +27,7 @@ pub use config::{
 };
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord};
-pub use main_loop::{Event, Exam, Outcome, RunOptions, StepEvent, Summary, run};
+pub use main_loop::{Event, Exam, Outcome, RunOptions, Sample, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::Planned;
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};

@@ -84,8 +84,21 @@ pub struct StepEvent {
     pub trained: Duration,
     /// Counts so far.
     pub totals: Totals,
-    /// A problem of the batch, an answer and its verdict.
-    pub sample: Option<(Problem, Vec<Token>, Verdict)>,
+    /// A look into the batch.
+    pub sample: Option<Sample>,
+}
+
+/// A problem of a batch and an answer to it.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The problem.
+    pub problem: Problem,
+    /// Who wrote it.
+    pub origin: ProblemOrigin,
+    /// The answer.
+    pub answer: Vec<Token>,
+    /// What it is worth.
+    pub verdict: Verdict,
 }
 
 /// How a run ended.
@@ -544,14 +557,17 @@ pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest)
     }
 }
 
-/// A problem of the batch, one that the run made itself if there is one, with a right answer if there is one.
-fn sample(groups: &[ScoredGroup]) -> Option<(Problem, Vec<Token>, Verdict)> {
-    let posed = |scored: &&ScoredGroup| scored.group.task.request.problem().is_some();
-    let is_own = |scored: &&ScoredGroup| matches!(&scored.group.task.request, Request::Solve { origin, .. } if *origin != ProblemOrigin::Ladder);
-    let scored = groups.iter().find(is_own).or(groups.iter().find(posed))?;
+/// Picks a problem of the batch, one that the policy wrote if there is one, with a right answer if there is one.
+fn sample(groups: &[ScoredGroup]) -> Option<Sample> {
+    let posed = groups.iter().filter_map(|scored| match &scored.group.task.request {
+        Request::Solve { problem, origin, .. } => Some((scored, problem, *origin)),
+        Request::Propose { .. } => None,
+    });
+    // Origins are in this order: what the run made itself comes first.
+    let (scored, problem, origin) = posed.min_by_key(|(_, _, origin)| *origin)?;
     let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
-    let rollout = scored.group.rollouts.get(solved)?;
-    Some((scored.group.task.request.problem()?.clone(), rollout.tokens.clone(), scored.verdicts[solved]))
+    let answer = scored.group.rollouts.get(solved)?.tokens.clone();
+    Some(Sample { problem: problem.clone(), origin, answer, verdict: scored.verdicts[solved] })
 }
 
 /// Takes the run directory for this process.
