@@ -78,6 +78,9 @@ impl PolicyGradientConfig {
             self.updates_per_step,
             (1..=config.learner.updates_per_step).contains(&self.updates_per_step),
         )?;
+        let is_shuffled = config.learner.shuffle_labels;
+        let expected = "false where learner.policy_gradient is on, which would still see the verdicts";
+        check("learner.shuffle_labels", expected, is_shuffled, !is_shuffled)?;
         let (behavior, temperature, num_rollouts) =
             (config.actor.behavior, config.actor.temperature, config.batch.num_rollouts);
         // Importance ratios compare the network with the network, at the temperature at which the learner computes.

@@ -49,6 +49,7 @@ fn policy_gradients_out_of_range() {
         ("learner.policy_gradient.entropy_bonus=-0.1", ["entropy_bonus: expected 0 to 1", "got -0.1"]),
         ("learner.policy_gradient.updates_per_step=5", ["expected 1 to learner.updates_per_step", "got 5"]),
         ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
+        ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false where", "got true"]),
         ("actor.temperature=0.8", ["actor.temperature: expected 1 where learner.policy_gradient is on", "got 0.8"]),
         ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more where", "got 1"]),
     ] {
