@@ -45,7 +45,7 @@ impl Numerics {
         let sequences: Vec<&Sequence> = sequences.iter().collect();
         let (logprobs, gradients) = model.load(&params)?.gradients(&sequences, &[1.0, 0.5, 0.25])?;
         Ok(Numerics {
-            kernels: "fixed-order/1".to_owned(),
+            kernels: "fixed-order/2".to_owned(),
             device: "cpu".to_owned(),
             dtype: "f32".to_owned(),
             pass_digest: Digest::of(&(logprobs, gradients.tensors)),
