@@ -2,9 +2,8 @@ use std::sync::Arc;
 
 use proto::Token;
 
-use crate::kernels::{
-    KeyValues, LANES, MatrixView, Start, add, attend_row, matmul, rms_norm, rotate, swiglu, vectorized,
-};
+use crate::kernels::{KeyValues, LANES, ROW_TILE, add, attend, for_row_tiles, set_position, swiglu, vectorized};
+use crate::network::{keep_rows, linear, normalise};
 use crate::{ModelConfig, PackedWeights};
 
 /// Tokens to append to a slot.
@@ -29,7 +28,7 @@ pub struct Decoder {
 
 #[derive(Clone, Debug)]
 struct LayerCache {
-    /// By slot and key-value head: `[head_dim, capacity]`.
+    /// By slot and key-value head: blocks `[head_dim, 16]`, `capacity` positions in all.
     keys: Vec<f32>,
     /// By slot and key-value head: `[capacity, head_dim]`.
     values: Vec<f32>,
@@ -44,7 +43,6 @@ struct Scratch {
     gate_up: Vec<f32>,
     gated: Vec<f32>,
     projected: Vec<f32>,
-    query: Vec<f32>,
     weights: Vec<f32>,
     logits: Vec<f32>,
 }
@@ -89,64 +87,46 @@ impl Decoder {
     /// # Panics
     /// When a slot would grow past `max_positions`, or a token is not in the vocabulary.
     pub fn forward(&mut self, feeds: &[Feed<'_>]) -> &[f32] {
-        let Decoder { weights, num_slots: _, lengths, layers, scratch } = self;
+        let Decoder { weights, num_slots: _, lengths, layers, scratch: s } = self;
         let config = &weights.config;
-        let (width, qkv_dim) = (config.d_model, weights.shape.qkv_dim());
-        let num_rows: usize = feeds.iter().map(|feed| feed.tokens.len()).sum();
-        let s = scratch;
+        let width = config.d_model;
+        let ends = feeds.iter().scan(0, |end, feed| {
+            *end += feed.tokens.len();
+            Some(*end)
+        });
+        let last_rows: Vec<usize> = ends.map(|end| end - 1).collect();
         s.x.clear();
         for token in feeds.iter().flat_map(|feed| feed.tokens) {
             let start = usize::from(*token) * width;
             s.x.extend_from_slice(&weights.embed[start..start + width]);
         }
-        s.normed.resize(num_rows * width, 0.0);
-        s.attended.resize(num_rows * width, 0.0);
-        s.projected.resize(num_rows * width, 0.0);
-        s.qkv.resize(num_rows * qkv_dim, 0.0);
-        s.gate_up.resize(num_rows * 2 * config.ff_dim, 0.0);
-        s.gated.resize(num_rows * config.ff_dim, 0.0);
-        s.query.resize(config.head_dim(), 0.0);
-        s.weights.resize(capacity(config), 0.0);
-        for (layer, cache) in weights.layers.iter().zip(layers) {
-            rms_norm(&s.x, &layer.attention_norm, &mut s.normed);
-            matmul(MatrixView::row_major(&s.normed, width), num_rows, &layer.qkv.forward, Start::Zero, &mut s.qkv);
-            let scratch = (&mut s.query[..], &mut s.weights[..]);
-            attend(weights, cache, feeds, lengths, &s.qkv, scratch, &mut s.attended);
-            matmul(
-                MatrixView::row_major(&s.attended, width),
-                num_rows,
-                &layer.out.forward,
-                Start::Zero,
-                &mut s.projected,
-            );
+        s.weights.resize(ROW_TILE * capacity(config), 0.0);
+        let last_layer = layers.len() - 1;
+        for (index, (layer, cache)) in weights.layers.iter().zip(layers).enumerate() {
+            normalise(&s.x, &layer.attention_norm, &mut s.normed);
+            linear(&s.normed, &layer.qkv.forward, &mut s.qkv);
+            let positions = feeds.iter().flat_map(|feed| (lengths[feed.slot]..).take(feed.tokens.len()));
+            weights.rotary.rotate(weights.shape, positions, &mut s.qkv);
+            s.attended.resize(s.x.len(), 0.0);
+            attention(weights, cache, feeds, lengths, &s.qkv, &mut s.weights, &mut s.attended);
+            if index == last_layer {
+                keep_rows(&mut s.x, &last_rows, width);
+                keep_rows(&mut s.attended, &last_rows, width);
+            }
+            linear(&s.attended, &layer.out.forward, &mut s.projected);
             add(&mut s.x, &s.projected);
-            rms_norm(&s.x, &layer.mlp_norm, &mut s.normed);
-            matmul(
-                MatrixView::row_major(&s.normed, width),
-                num_rows,
-                &layer.gate_up.forward,
-                Start::Zero,
-                &mut s.gate_up,
-            );
+            normalise(&s.x, &layer.mlp_norm, &mut s.normed);
+            linear(&s.normed, &layer.gate_up.forward, &mut s.gate_up);
+            s.gated.resize(s.gate_up.len() / 2, 0.0);
             swiglu(&s.gate_up, &mut s.gated, config.ff_dim);
-            matmul(
-                MatrixView::row_major(&s.gated, config.ff_dim),
-                num_rows,
-                &layer.down.forward,
-                Start::Zero,
-                &mut s.projected,
-            );
+            linear(&s.gated, &layer.down.forward, &mut s.projected);
             add(&mut s.x, &s.projected);
         }
-        let mut last_row = 0;
-        for (feed_index, feed) in feeds.iter().enumerate() {
+        for feed in feeds {
             lengths[feed.slot] += feed.tokens.len();
-            last_row += feed.tokens.len();
-            s.x.copy_within((last_row - 1) * width..last_row * width, feed_index * width);
         }
-        rms_norm(&s.x[..feeds.len() * width], &weights.norm, &mut s.normed[..feeds.len() * width]);
-        s.logits.resize(feeds.len() * config.vocabulary_size, 0.0);
-        matmul(MatrixView::row_major(&s.normed, width), feeds.len(), &weights.head.forward, Start::Zero, &mut s.logits);
+        normalise(&s.x, &weights.norm, &mut s.normed);
+        linear(&s.normed, &weights.head.forward, &mut s.logits);
         &s.logits
     }
 }
@@ -156,19 +136,17 @@ fn capacity(config: &ModelConfig) -> usize {
 }
 
 /// Appends the rows' keys and values to the cache of one layer and attends.
-fn attend(
+fn attention(
     network: &PackedWeights,
     cache: &mut LayerCache,
     feeds: &[Feed<'_>],
     lengths: &[usize],
     qkv: &[f32],
-    (query, weights): (&mut [f32], &mut [f32]),
+    weights: &mut [f32],
     out: &mut [f32],
 ) {
-    let (shape, rotary, capacity) = (network.shape, &network.rotary, capacity(&network.config));
+    let (shape, capacity) = (network.shape, capacity(&network.config));
     let (head_dim, width) = (shape.head_dim, shape.num_heads * shape.head_dim);
-    let per_kv_head = shape.num_heads / shape.num_kv_heads;
-    let scale = 1.0 / (head_dim as f32).sqrt();
     vectorized!({
         let mut rows = qkv.chunks_exact(shape.qkv_dim()).zip(out.chunks_exact_mut(width));
         for feed in feeds {
@@ -178,18 +156,22 @@ fn attend(
                     let start = (feed.slot * shape.num_kv_heads + kv_head) * head_dim * capacity;
                     let keys = &mut cache.keys[start..start + head_dim * capacity];
                     let values = &mut cache.values[start..start + head_dim * capacity];
-                    rotate(&row[shape.key_offset(kv_head)..][..head_dim], rotary.at(position), 1.0, 1.0, query);
-                    for (index, value) in query.iter().enumerate() {
-                        keys[index * capacity + position] = *value;
-                    }
+                    set_position(keys, position, &row[shape.key_offset(kv_head)..][..head_dim]);
                     values[position * head_dim..(position + 1) * head_dim]
                         .copy_from_slice(&row[shape.value_offset(kv_head)..][..head_dim]);
-                    let key_values = KeyValues { keys, key_stride: capacity, values, value_stride: head_dim };
-                    for head in kv_head * per_kv_head..(kv_head + 1) * per_kv_head {
-                        let columns = head * head_dim..(head + 1) * head_dim;
-                        rotate(&row[columns.clone()], rotary.at(position), 1.0, scale, query);
-                        attend_row(query, key_values, position + 1, weights, &mut out[columns]);
-                    }
+                    let key_values = KeyValues { keys, values, value_stride: head_dim };
+                    let heads = shape.heads_of(kv_head);
+                    for_row_tiles!(heads.len(), |first, ROWS| {
+                        let column = |query: usize| (heads.start + first + query) * head_dim;
+                        let queries: [&[f32]; ROWS] = std::array::from_fn(|query| &row[column(query)..][..head_dim]);
+                        attend(
+                            queries,
+                            [position + 1; ROWS],
+                            key_values,
+                            (&mut *weights, capacity),
+                            (&mut out[column(0)..], head_dim),
+                        );
+                    });
                 }
             }
         }

@@ -84,12 +84,18 @@ impl Chunk {
         }
         chunk
     }
+
+    /// Position of each row in its sequence.
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.lengths.iter().flat_map(|len| 0..*len)
+    }
 }
 
-/// What a block keeps for its backward pass; all `[N, ...]`.
+/// What a block keeps for its backward pass; all `[N, ...]`, in the last block `[M, ...]` from `attended` on.
 #[derive(Default)]
 struct Activations {
     input: Vec<f32>,
+    /// Queries and keys rotated.
     qkv: Vec<f32>,
     attended: Vec<f32>,
     middle: Vec<f32>,
@@ -103,9 +109,6 @@ struct Workspace {
     x: Vec<f32>,
     normed: Vec<f32>,
     gated: Vec<f32>,
-    /// `[M, D]`
-    chosen: Vec<f32>,
-    chosen_normed: Vec<f32>,
     /// `[M, V]`
     logits: Vec<f32>,
     grad: Grad,
@@ -121,8 +124,7 @@ struct Grad {
     gate_up: Vec<f32>,
     gated: Vec<f32>,
     logits: Vec<f32>,
-    chosen: Vec<f32>,
-    chosen_normed: Vec<f32>,
+    packed: PackedMatrix,
 }
 
 impl Workspace {
@@ -134,12 +136,19 @@ impl Workspace {
             let start = usize::from(*token) * width;
             self.x.extend_from_slice(&network.embed[start..start + width]);
         }
-        for (layer, kept) in network.layers.iter().zip(&mut self.layers) {
+        let last_layer = network.layers.len() - 1;
+        for (index, (layer, kept)) in network.layers.iter().zip(&mut self.layers).enumerate() {
             kept.input.clone_from(&self.x);
             normalise(&self.x, &layer.attention_norm, &mut self.normed);
             linear(&self.normed, &layer.qkv.forward, &mut kept.qkv);
+            network.rotary.rotate(network.shape, chunk.positions(), &mut kept.qkv);
             kept.attended.resize(self.x.len(), 0.0);
-            attention_forward(network.shape, &network.rotary, &chunk.lengths, &kept.qkv, &mut kept.attended);
+            attention_forward(network.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
+            if index == last_layer {
+                // Nothing attends to what comes next: only the rows that predict are computed.
+                keep_rows(&mut self.x, &chunk.chosen_rows, width);
+                keep_rows(&mut kept.attended, &chunk.chosen_rows, width);
+            }
             linear(&kept.attended, &layer.out.forward, &mut self.normed);
             add(&mut self.x, &self.normed);
             kept.middle.clone_from(&self.x);
@@ -150,12 +159,8 @@ impl Workspace {
             linear(&self.gated, &layer.down.forward, &mut self.normed);
             add(&mut self.x, &self.normed);
         }
-        self.chosen.clear();
-        for row in &chunk.chosen_rows {
-            self.chosen.extend_from_slice(&self.x[row * width..(row + 1) * width]);
-        }
-        normalise(&self.chosen, &network.norm, &mut self.chosen_normed);
-        linear(&self.chosen_normed, &network.head.forward, &mut self.logits);
+        normalise(&self.x, &network.norm, &mut self.normed);
+        linear(&self.normed, &network.head.forward, &mut self.logits);
     }
 
     fn backward(&mut self, network: &PackedWeights, chunk: &Chunk, slopes: &[Slopes], gradients: &mut Params) {
@@ -172,31 +177,32 @@ impl Workspace {
                 masked_entropy_backward(logits, mask, slope, grad);
             }
         }
-        linear_backward(&self.chosen_normed, &network.head, &grad.logits, next(), &mut grad.chosen_normed);
-        zeros(&mut grad.chosen, self.chosen.len());
-        rms_norm_backward(&self.chosen, &network.norm, &grad.chosen_normed, &mut grad.chosen, next());
-        zeros(&mut grad.x, self.x.len());
-        for (row, chosen) in chunk.chosen_rows.iter().zip(grad.chosen.chunks_exact(width)) {
-            add(&mut grad.x[row * width..(row + 1) * width], chosen);
-        }
-        for (layer, kept) in network.layers.iter().zip(&self.layers).rev() {
+        linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
+        grad.x.resize(self.x.len(), 0.0);
+        rms_norm_backward(&self.x, &network.norm, &grad.normed, &mut grad.x, next());
+        let last_layer = network.layers.len() - 1;
+        for (index, (layer, kept)) in network.layers.iter().zip(&self.layers).enumerate().rev() {
             let (down, gate_up, mlp_norm) = (next(), next(), next());
             let (out, qkv, attention_norm) = (next(), next(), next());
-            self.gated.resize(kept.gate_up.len() / 2, 0.0);
-            swiglu(&kept.gate_up, &mut self.gated, network.config.ff_dim);
-            linear_backward(&self.gated, &layer.down, &grad.x, down, &mut grad.gated);
+            linear(&grad.x, layer.down.transposed(), &mut grad.gated);
             grad.gate_up.resize(kept.gate_up.len(), 0.0);
-            swiglu_backward(&kept.gate_up, &grad.gated, &mut grad.gate_up, network.config.ff_dim);
+            self.gated.resize(grad.gated.len(), 0.0);
+            swiglu_backward(&kept.gate_up, &grad.gated, &mut grad.gate_up, &mut self.gated, network.config.ff_dim);
+            add_weight_gradient(&self.gated, &layer.down, &grad.x, down, &mut grad.packed);
             normalise(&kept.middle, &layer.mlp_norm, &mut self.normed);
-            linear_backward(&self.normed, &layer.gate_up, &grad.gate_up, gate_up, &mut grad.normed);
+            linear_backward(&self.normed, &layer.gate_up, &grad.gate_up, gate_up, &mut grad.normed, &mut grad.packed);
             residual_backward(&kept.middle, &layer.mlp_norm, grad, mlp_norm);
 
-            linear_backward(&kept.attended, &layer.out, &grad.x, out, &mut grad.attended);
+            linear_backward(&kept.attended, &layer.out, &grad.x, out, &mut grad.attended, &mut grad.packed);
+            if index == last_layer {
+                spread_rows(&mut grad.x, &chunk.chosen_rows, chunk.tokens.len(), width);
+                spread_rows(&mut grad.attended, &chunk.chosen_rows, chunk.tokens.len(), width);
+            }
             grad.qkv.resize(kept.qkv.len(), 0.0);
-            let lengths = &chunk.lengths;
-            attention_backward(network.shape, &network.rotary, lengths, &kept.qkv, &grad.attended, &mut grad.qkv);
+            attention_backward(network.shape, &chunk.lengths, &kept.qkv, &grad.attended, &mut grad.qkv);
+            network.rotary.rotate_back(network.shape, chunk.positions(), &mut grad.qkv);
             normalise(&kept.input, &layer.attention_norm, &mut self.normed);
-            linear_backward(&self.normed, &layer.qkv, &grad.qkv, qkv, &mut grad.normed);
+            linear_backward(&self.normed, &layer.qkv, &grad.qkv, qkv, &mut grad.normed, &mut grad.packed);
             residual_backward(&kept.input, &layer.attention_norm, grad, attention_norm);
         }
         let embed = next();
@@ -212,27 +218,61 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) {
     buffer.resize(len, 0.0);
 }
 
-fn normalise(x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+pub(crate) fn normalise(x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
     out.resize(x.len(), 0.0);
     rms_norm(x, weight, out);
 }
 
-fn linear(x: &[f32], weight: &PackedMatrix, out: &mut Vec<f32>) {
+pub(crate) fn linear(x: &[f32], weight: &PackedMatrix, out: &mut Vec<f32>) {
     let inputs = weight.num_rows();
     let num_rows = x.len() / inputs;
     out.resize(num_rows * weight.num_columns(), 0.0);
     matmul(MatrixView::row_major(x, inputs), num_rows, weight, Start::Zero, out);
 }
 
-/// Adds `x^T grad_out` to the weight's gradient and writes `grad_out weight^T`.
-fn linear_backward(x: &[f32], weight: &Linear, grad_out: &[f32], grad_weight: &mut [f32], grad_x: &mut Vec<f32>) {
+/// Writes `grad_out weight^T` and adds `x^T grad_out` to the weight's gradient.
+fn linear_backward(
+    x: &[f32],
+    weight: &Linear,
+    grad_out: &[f32],
+    grad_weight: &mut [f32],
+    grad_x: &mut Vec<f32>,
+    packed: &mut PackedMatrix,
+) {
+    linear(grad_out, weight.transposed(), grad_x);
+    add_weight_gradient(x, weight, grad_out, grad_weight, packed);
+}
+
+/// Adds `x^T grad_out` to the weight's gradient; `packed` is scratch.
+fn add_weight_gradient(
+    x: &[f32],
+    weight: &Linear,
+    grad_out: &[f32],
+    grad_weight: &mut [f32],
+    packed: &mut PackedMatrix,
+) {
     let (inputs, outputs) = (weight.forward.num_rows(), weight.forward.num_columns());
-    let num_rows = grad_out.len() / outputs;
-    let transposed = weight.transposed.as_ref().expect("packed for training");
-    linear(grad_out, transposed, grad_x);
-    let grad_out = PackedMatrix::new(MatrixView::row_major(grad_out, outputs), num_rows, outputs);
-    let x = MatrixView::row_major(x, inputs).transposed();
-    matmul(x, inputs, &grad_out, Start::Out, grad_weight);
+    packed.pack(MatrixView::row_major(grad_out, outputs), grad_out.len() / outputs, outputs);
+    matmul(MatrixView::row_major(x, inputs).transposed(), inputs, packed, Start::Out, grad_weight);
+}
+
+/// Moves the given rows, which ascend, to the front and drops the others.
+pub(crate) fn keep_rows(x: &mut Vec<f32>, rows: &[usize], width: usize) {
+    for (index, row) in rows.iter().enumerate() {
+        x.copy_within(row * width..(row + 1) * width, index * width);
+    }
+    x.truncate(rows.len() * width);
+}
+
+/// Undoes [`keep_rows`], with zeros for the rows that were dropped.
+fn spread_rows(x: &mut Vec<f32>, rows: &[usize], num_rows: usize, width: usize) {
+    x.resize(num_rows * width, 0.0);
+    for (index, row) in rows.iter().enumerate().rev() {
+        if *row > index {
+            x.copy_within(index * width..(index + 1) * width, row * width);
+            x[index * width..(index + 1) * width].fill(0.0);
+        }
+    }
 }
 
 /// Takes the gradient of a block's normalised input back through the norm, and adds it to the residual stream's.

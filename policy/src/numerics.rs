@@ -46,7 +46,7 @@ impl Numerics {
         let objectives = [1.0, 0.5, 0.25].map(|weight| Objective::CrossEntropy { weight });
         let gradients = model.load(&params)?.gradients(&sequences, &objectives)?;
         Ok(Numerics {
-            kernels: "fixed-order/1".to_owned(),
+            kernels: "fixed-order/2".to_owned(),
             device: "cpu".to_owned(),
             dtype: "f32".to_owned(),
             pass_digest: Digest::of(&(gradients.logprobs, gradients.params.tensors)),

@@ -28,7 +28,17 @@ pub(crate) struct PackedLayer {
 #[derive(Debug)]
 pub(crate) struct Linear {
     pub(crate) forward: PackedMatrix,
-    pub(crate) transposed: Option<PackedMatrix>,
+    transposed: Option<PackedMatrix>,
+}
+
+impl Linear {
+    /// Gives the transpose.
+    ///
+    /// # Panics
+    /// When the weights were packed for playing.
+    pub(crate) fn transposed(&self) -> &PackedMatrix {
+        self.transposed.as_ref().expect("packed for training")
+    }
 }
 
 impl PackedWeights {

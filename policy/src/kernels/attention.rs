@@ -1,4 +1,6 @@
-use super::{LANES, softmax_in_place};
+use std::ops::Range;
+
+use super::{LANES, softmax_in_place, sum_lanes};
 
 /// The shape of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,12 +19,10 @@ impl AttentionShape {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
-    fn heads_per_kv_head(&self) -> usize {
-        self.num_heads / self.num_kv_heads
-    }
-
-    fn query_offset(&self, head: usize) -> usize {
-        head * self.head_dim
+    /// The query heads that share a key-value head.
+    pub fn heads_of(&self, kv_head: usize) -> Range<usize> {
+        let per_kv_head = self.num_heads / self.num_kv_heads;
+        kv_head * per_kv_head..(kv_head + 1) * per_kv_head
     }
 
     /// Where keys of a key-value head begin in a packed row.
@@ -65,117 +65,249 @@ impl RotaryTable {
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
         self.values[position * 2 * self.half..(position + 1) * 2 * self.half].split_at(self.half)
     }
-}
 
-/// Rotates a head vector to its position, times `scale`. With negated sines it rotates back.
-#[inline(always)]
-pub fn rotate(x: &[f32], (cosines, sines): (&[f32], &[f32]), sign: f32, scale: f32, out: &mut [f32]) {
-    let half = cosines.len();
-    let (x_low, x_high) = x.split_at(half);
-    let (out_low, out_high) = out.split_at_mut(half);
-    for index in 0..half {
-        let sine = sign * sines[index];
-        out_low[index] = (x_low[index] * cosines[index] - x_high[index] * sine) * scale;
-        out_high[index] = (x_high[index] * cosines[index] + x_low[index] * sine) * scale;
+    /// Rotates the queries and keys of packed rows to their positions, in place, and divides queries by sqrt(head_dim).
+    ///
+    /// - `qkv`: `[N, qkv_dim]`; `positions`: N of them.
+    ///
+    /// # Panics
+    /// When a position is past the table.
+    pub fn rotate(&self, shape: AttentionShape, positions: impl Iterator<Item = usize>, qkv: &mut [f32]) {
+        self.rotate_by::<false>(shape, positions, qkv);
     }
-}
 
-/// Multiplies a head vector by `columns [head_dim, stride]`, for at least the first `len` columns.
-#[inline(always)]
-fn times_columns(x: &[f32], columns: &[f32], stride: usize, len: usize, out: &mut [f32]) {
-    let (chunks, _) = out.as_chunks_mut::<LANES>();
-    for (chunk_index, chunk) in chunks.iter_mut().enumerate().take(len.div_ceil(LANES)) {
-        let mut sums = [0f32; LANES];
-        for (x, row) in x.iter().zip(columns.chunks_exact(stride)) {
-            let (row, _) = row.as_chunks::<LANES>();
-            let row = &row[chunk_index];
-            for lane in 0..LANES {
-                sums[lane] = x.mul_add(row[lane], sums[lane]);
+    /// Takes gradients of what [`RotaryTable::rotate`] gave back to gradients of what it was given.
+    ///
+    /// # Panics
+    /// When a position is past the table.
+    pub fn rotate_back(&self, shape: AttentionShape, positions: impl Iterator<Item = usize>, grad_qkv: &mut [f32]) {
+        self.rotate_by::<true>(shape, positions, grad_qkv);
+    }
+
+    fn rotate_by<const BACK: bool>(
+        &self,
+        shape: AttentionShape,
+        positions: impl Iterator<Item = usize>,
+        rows: &mut [f32],
+    ) {
+        vectorized!({
+            let half = self.half;
+            let query_scale = 1.0 / (shape.head_dim as f32).sqrt();
+            for (position, row) in positions.zip(rows.chunks_exact_mut(shape.qkv_dim())) {
+                let (cosines, sines) = self.at(position);
+                let heads = row[..shape.value_offset(0)].chunks_exact_mut(2 * half);
+                for (head, x) in heads.enumerate() {
+                    let scale = if head < shape.num_heads { query_scale } else { 1.0 };
+                    let (low, high) = x.split_at_mut(half);
+                    for index in 0..half {
+                        let sine = if BACK { -sines[index] } else { sines[index] };
+                        let (x, y) = (low[index], high[index]);
+                        low[index] = (x * cosines[index] - y * sine) * scale;
+                        high[index] = (y * cosines[index] + x * sine) * scale;
+                    }
+                }
             }
-        }
-        *chunk = sums;
+        });
     }
 }
 
-/// Sums rows of `rows` (width `out.len()`, distance `stride`) by weight, in order.
-#[inline(always)]
-fn weighted_rows(weights: &[f32], rows: &[f32], stride: usize, out: &mut [f32]) {
-    let width = out.len();
-    let (chunks, _) = out.as_chunks_mut::<LANES>();
-    for (chunk_index, chunk) in chunks.iter_mut().enumerate() {
-        let mut sums = [0f32; LANES];
-        for (index, weight) in weights.iter().enumerate() {
-            let row = &rows[index * stride..index * stride + width];
-            let (row, _) = row.as_chunks::<LANES>();
-            let row = &row[chunk_index];
-            for lane in 0..LANES {
-                sums[lane] = weight.mul_add(row[lane], sums[lane]);
-            }
-        }
-        *chunk = sums;
-    }
-}
-
-/// Keys and values of one head and one sequence.
+/// Keys and values of one head and one sequence, keys rotated.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyValues<'a> {
-    /// `[head_dim, key_stride]`, rotated, one column a position.
+    /// By block of 16 positions: `[head_dim, 16]`.
     pub keys: &'a [f32],
-    /// A multiple of 16.
-    pub key_stride: usize,
     /// The row of position p begins at `p * value_stride`.
     pub values: &'a [f32],
     /// Distance between rows of values.
     pub value_stride: usize,
 }
 
-/// One query over `len` positions: the one place where attention is computed, in decoding and in training.
-///
-/// - `query`: rotated and divided by sqrt(head width).
-/// - `weights`: scratch, at least `len` rounded up to 16; left holding the attention weights.
+/// Enters a head vector as one position of blocks `[head_dim, 16]`.
 #[inline(always)]
-pub fn attend_row(query: &[f32], key_values: KeyValues<'_>, len: usize, weights: &mut [f32], out: &mut [f32]) {
-    let padded = len.next_multiple_of(LANES);
-    times_columns(query, key_values.keys, key_values.key_stride, len, weights);
-    softmax_in_place(&mut weights[..padded], len);
-    weighted_rows(&weights[..len], key_values.values, key_values.value_stride, out);
+pub fn set_position(blocks: &mut [f32], position: usize, x: &[f32]) {
+    let block = &mut blocks[position / LANES * LANES * x.len()..][..LANES * x.len()];
+    for (row, value) in block.chunks_exact_mut(LANES).zip(x) {
+        row[position % LANES] = *value;
+    }
 }
 
-/// Scratch of one key-value head of one sequence.
-struct HeadScratch {
-    stride: usize,
-    /// `[head_dim, stride]`, rotated.
-    keys: Vec<f32>,
-    query: Vec<f32>,
-    weights: Vec<f32>,
+/// Attention of rows over the first `lens[row]` positions: the one place where it is computed, in decoding and in
+/// training. A row's result depends on its query and its positions alone, not on the rows beside it.
+///
+/// - `queries`: rotated and divided by sqrt(head_dim); `lens`: ascending.
+/// - `weights`: scratch; left holding the attention weights, a row each `weight_stride`, a multiple of 16.
+/// - `out`: a row each `out_stride`.
+#[inline(always)]
+pub fn attend<const ROWS: usize>(
+    queries: [&[f32]; ROWS],
+    lens: [usize; ROWS],
+    key_values: KeyValues<'_>,
+    (weights, weight_stride): (&mut [f32], usize),
+    (out, out_stride): (&mut [f32], usize),
+) {
+    attention_weights(queries, lens, key_values.keys, (&mut *weights, weight_stride));
+    let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * weight_stride..][..lens[row]]);
+    weighted_rows(weights, key_values.values, key_values.value_stride, queries[0].len(), (out, out_stride));
 }
 
-impl HeadScratch {
-    fn new(max_len: usize, head_dim: usize) -> HeadScratch {
-        let stride = max_len.next_multiple_of(LANES);
-        HeadScratch {
-            stride,
-            keys: vec![0.0; head_dim * stride],
-            query: vec![0.0; head_dim],
-            weights: vec![0.0; stride],
+#[inline(always)]
+fn attention_weights<const ROWS: usize>(
+    queries: [&[f32]; ROWS],
+    lens: [usize; ROWS],
+    keys: &[f32],
+    (weights, stride): (&mut [f32], usize),
+) {
+    times_blocks(queries, keys, lens[ROWS - 1].div_ceil(LANES), (&mut *weights, stride));
+    for (row, len) in lens.into_iter().enumerate() {
+        softmax_in_place(&mut weights[row * stride..][..len.next_multiple_of(LANES)], len);
+    }
+}
+
+/// Multiplies head vectors by the first blocks `[head_dim, 16]`.
+#[inline(always)]
+fn times_blocks<const ROWS: usize>(
+    x: [&[f32]; ROWS],
+    blocks: &[f32],
+    num_blocks: usize,
+    (out, stride): (&mut [f32], usize),
+) {
+    let mut first = 0;
+    while first < num_blocks {
+        // Four sums at a time hide the latency of a multiply-add.
+        match (num_blocks - first).min(4 / ROWS) {
+            4.. => first += times_blocks_at::<ROWS, 4>(x, blocks, first, out, stride),
+            2.. => first += times_blocks_at::<ROWS, 2>(x, blocks, first, out, stride),
+            _ => first += times_blocks_at::<ROWS, 1>(x, blocks, first, out, stride),
         }
     }
 }
 
-/// Scatters a head vector into a column.
 #[inline(always)]
-fn set_column(columns: &mut [f32], stride: usize, column: usize, x: &[f32]) {
-    for (row, value) in x.iter().enumerate() {
-        columns[row * stride + column] = *value;
+fn times_blocks_at<const ROWS: usize, const BLOCKS: usize>(
+    x: [&[f32]; ROWS],
+    blocks: &[f32],
+    first: usize,
+    out: &mut [f32],
+    stride: usize,
+) -> usize {
+    let head_dim = x[0].len();
+    let x: [&[f32]; ROWS] = std::array::from_fn(|row| &x[row][..head_dim]);
+    let (block_rows, _) = blocks.as_chunks::<LANES>();
+    let blocks: [&[[f32; LANES]]; BLOCKS] =
+        std::array::from_fn(|block| &block_rows[(first + block) * head_dim..][..head_dim]);
+    let mut sums = [[[0f32; LANES]; BLOCKS]; ROWS];
+    for index in 0..head_dim {
+        for row in 0..ROWS {
+            for block in 0..BLOCKS {
+                for lane in 0..LANES {
+                    sums[row][block][lane] = x[row][index].mul_add(blocks[block][index][lane], sums[row][block][lane]);
+                }
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        out[row * stride + first * LANES..][..BLOCKS * LANES].copy_from_slice(sums.as_flattened());
+    }
+    BLOCKS
+}
+
+/// Sums rows of `rows` (of `width` elements, at distance `stride`) by each row of weights, in order.
+#[inline(always)]
+fn weighted_rows<const ROWS: usize>(
+    weights: [&[f32]; ROWS],
+    rows: &[f32],
+    stride: usize,
+    width: usize,
+    (out, out_stride): (&mut [f32], usize),
+) {
+    let shared = weights[0].len();
+    let shared_weights = weights.map(|weights| &weights[..shared]);
+    let mut first = 0;
+    while first < width {
+        match ((width - first) / LANES).min(4 / ROWS) {
+            4.. => first += weighted_rows_at::<ROWS, 4>(shared_weights, rows, stride, first, out, out_stride),
+            2.. => first += weighted_rows_at::<ROWS, 2>(shared_weights, rows, stride, first, out, out_stride),
+            _ => first += weighted_rows_at::<ROWS, 1>(shared_weights, rows, stride, first, out, out_stride),
+        }
+    }
+    for row in 1..ROWS {
+        let sums = &mut out[row * out_stride..][..width];
+        for (index, weight) in weights[row].iter().enumerate().skip(shared) {
+            let rows = &rows[index * stride..][..width];
+            sums.iter_mut().zip(rows).for_each(|(sum, x)| *sum = weight.mul_add(*x, *sum));
+        }
     }
 }
 
-/// Causal attention with rotary positions over packed sequences, each on its own.
+#[inline(always)]
+fn weighted_rows_at<const ROWS: usize, const CHUNKS: usize>(
+    weights: [&[f32]; ROWS],
+    rows: &[f32],
+    stride: usize,
+    first: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) -> usize {
+    let len = weights[0].len();
+    let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row][..len]);
+    let mut sums = [[[0f32; LANES]; CHUNKS]; ROWS];
+    for index in 0..len {
+        let (chunks, _) = rows[index * stride + first..].as_chunks::<LANES>();
+        let chunks: &[[f32; LANES]; CHUNKS] = chunks.first_chunk().expect("the width is a multiple of 16");
+        for row in 0..ROWS {
+            for chunk in 0..CHUNKS {
+                for lane in 0..LANES {
+                    sums[row][chunk][lane] = weights[row][index].mul_add(chunks[chunk][lane], sums[row][chunk][lane]);
+                }
+            }
+        }
+    }
+    for (row, sums) in sums.iter().enumerate() {
+        out[row * out_stride + first..][..CHUNKS * LANES].copy_from_slice(sums.as_flattened());
+    }
+    CHUNKS * LANES
+}
+
+/// The largest tile of [`for_row_tiles`].
+pub const ROW_TILE: usize = 4;
+
+/// Runs a block for tiles of 4, 2 or 1 of `$count` rows, `$first` the first and `$rows` the constant number of a tile.
+macro_rules! for_row_tiles {
+    ($count:expr, |$first:ident, $rows:ident| $body:block) => {{
+        let count: usize = $count;
+        let mut $first = 0;
+        while $first < count {
+            match count - $first {
+                4.. => {
+                    const $rows: usize = 4;
+                    $body
+                    $first += $rows;
+                }
+                2.. => {
+                    const $rows: usize = 2;
+                    $body
+                    $first += $rows;
+                }
+                _ => {
+                    const $rows: usize = 1;
+                    $body
+                    $first += $rows;
+                }
+            }
+        }
+    }};
+}
+
+pub(crate) use for_row_tiles;
+
+/// Causal attention over packed sequences, each on its own.
 ///
-/// - `qkv`: `[N, qkv_dim]`; `out`: `[N, num_heads * head_dim]`.
+/// - `qkv`: `[N, qkv_dim]`, rotated; `out`: `[N, num_heads * head_dim]`.
 /// - `lengths`: lengths of the sequences, summing to N.
-pub fn attention_forward(shape: AttentionShape, rotary: &RotaryTable, lengths: &[usize], qkv: &[f32], out: &mut [f32]) {
-    let mut scratch = HeadScratch::new(lengths.iter().copied().max().unwrap_or(0), shape.head_dim);
+pub fn attention_forward(shape: AttentionShape, lengths: &[usize], qkv: &[f32], out: &mut [f32]) {
+    let max_len = lengths.iter().copied().max().unwrap_or(0).next_multiple_of(LANES);
+    let mut keys = vec![0.0; max_len * shape.head_dim];
+    let mut weights = vec![0.0; ROW_TILE * max_len];
     vectorized!({
         let width = shape.num_heads * shape.head_dim;
         let (mut qkv, mut out) = (qkv, &mut out[..]);
@@ -183,7 +315,7 @@ pub fn attention_forward(shape: AttentionShape, rotary: &RotaryTable, lengths: &
             let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
             let (sequence_out, rest_out) = std::mem::take(&mut out).split_at_mut(len * width);
             for kv_head in 0..shape.num_kv_heads {
-                forward_kv_head(shape, rotary, kv_head, sequence, sequence_out, &mut scratch);
+                forward_kv_head(shape, kv_head, sequence, sequence_out, &mut keys, (&mut weights, max_len));
             }
             (qkv, out) = (rest, rest_out);
         }
@@ -191,54 +323,47 @@ pub fn attention_forward(shape: AttentionShape, rotary: &RotaryTable, lengths: &
 }
 
 #[inline(always)]
-fn load_keys(shape: AttentionShape, rotary: &RotaryTable, kv_head: usize, qkv: &[f32], scratch: &mut HeadScratch) {
-    let offset = shape.key_offset(kv_head);
-    for (position, row) in qkv.chunks_exact(shape.qkv_dim()).enumerate() {
-        let key = &row[offset..offset + shape.head_dim];
-        rotate(key, rotary.at(position), 1.0, 1.0, &mut scratch.query);
-        set_column(&mut scratch.keys, scratch.stride, position, &scratch.query);
-    }
-}
-
-#[inline(always)]
 fn forward_kv_head(
     shape: AttentionShape,
-    rotary: &RotaryTable,
     kv_head: usize,
     qkv: &[f32],
     out: &mut [f32],
-    scratch: &mut HeadScratch,
+    keys: &mut [f32],
+    (weights, stride): (&mut [f32], usize),
 ) {
-    load_keys(shape, rotary, kv_head, qkv, scratch);
-    let (width, head_dim) = (shape.num_heads * shape.head_dim, shape.head_dim);
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let HeadScratch { stride, keys, query, weights } = scratch;
-    let values = &qkv[shape.value_offset(kv_head)..];
-    let key_values = KeyValues { keys, key_stride: *stride, values, value_stride: shape.qkv_dim() };
-    for (position, row) in qkv.chunks_exact(shape.qkv_dim()).enumerate() {
-        for head in kv_head * shape.heads_per_kv_head()..(kv_head + 1) * shape.heads_per_kv_head() {
-            let offset = shape.query_offset(head);
-            rotate(&row[offset..offset + head_dim], rotary.at(position), 1.0, scale, query);
-            let out = &mut out[position * width + offset..position * width + offset + head_dim];
-            attend_row(query, key_values, position + 1, weights, out);
-        }
+    let (width, head_dim, qkv_dim) = (shape.num_heads * shape.head_dim, shape.head_dim, shape.qkv_dim());
+    set_positions(keys, qkv, qkv_dim, shape.key_offset(kv_head), head_dim);
+    let key_values = KeyValues { keys, values: &qkv[shape.value_offset(kv_head)..], value_stride: qkv_dim };
+    for head in shape.heads_of(kv_head) {
+        let column = head * head_dim;
+        for_row_tiles!(qkv.len() / qkv_dim, |first, ROWS| {
+            let queries: [&[f32]; ROWS] =
+                std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
+            let lens = std::array::from_fn(|row| first + row + 1);
+            attend(queries, lens, key_values, (&mut *weights, stride), (&mut out[first * width + column..], width));
+        });
+    }
+}
+
+/// Enters a head's vectors of all rows into blocks.
+#[inline(always)]
+fn set_positions(blocks: &mut [f32], rows: &[f32], row_len: usize, column: usize, head_dim: usize) {
+    for (position, row) in rows.chunks_exact(row_len).enumerate() {
+        set_position(blocks, position, &row[column..column + head_dim]);
     }
 }
 
 /// Gradient of [`attention_forward`]; recomputes the attention weights instead of storing them.
 ///
-/// - `grad_out`: `[N, num_heads * head_dim]`; `grad_qkv`: `[N, qkv_dim]`, overwritten.
+/// - `grad_out`: `[N, num_heads * head_dim]`; `grad_qkv`: `[N, qkv_dim]`, overwritten, of the rotated queries and keys.
 pub fn attention_backward(
     shape: AttentionShape,
-    rotary: &RotaryTable,
     lengths: &[usize],
     qkv: &[f32],
     grad_out: &[f32],
     grad_qkv: &mut [f32],
 ) {
-    let max_len = lengths.iter().copied().max().unwrap_or(0);
-    let mut scratch = HeadScratch::new(max_len, shape.head_dim);
-    let mut backward = BackwardScratch::new(max_len, shape.head_dim);
+    let mut scratch = BackwardScratch::new(lengths.iter().copied().max().unwrap_or(0), shape.head_dim);
     vectorized!({
         let width = shape.num_heads * shape.head_dim;
         let (mut qkv, mut grad_out, mut grad_qkv) = (qkv, grad_out, &mut grad_qkv[..]);
@@ -247,30 +372,28 @@ pub fn attention_backward(
             let (sequence_grad_out, rest_grad_out) = grad_out.split_at(len * width);
             let (grad, rest_grad) = std::mem::take(&mut grad_qkv).split_at_mut(len * shape.qkv_dim());
             for kv_head in 0..shape.num_kv_heads {
-                backward_kv_head(
-                    shape,
-                    rotary,
-                    kv_head,
-                    (sequence, sequence_grad_out),
-                    grad,
-                    &mut scratch,
-                    &mut backward,
-                );
+                backward_kv_head(shape, kv_head, sequence, sequence_grad_out, grad, &mut scratch);
             }
             (qkv, grad_out, grad_qkv) = (rest, rest_grad_out, rest_grad);
         }
     });
 }
 
+/// Scratch of one key-value head of one sequence.
 struct BackwardScratch {
-    /// `[len, head_dim]`, rotated.
-    key_rows: Vec<f32>,
-    /// `[head_dim, stride]`
-    value_columns: Vec<f32>,
-    grad_weights: Vec<f32>,
-    grad_query: Vec<f32>,
-    /// `[len, head_dim]`, in the rotated frame.
+    /// The longest sequence, rounded up to 16.
+    stride: usize,
+    /// Blocks `[head_dim, 16]`.
+    keys: Vec<f32>,
+    /// Blocks `[head_dim, 16]`.
+    values: Vec<f32>,
+    /// `[rows of a tile, stride]`
+    weights: Vec<f32>,
+    /// `[rows of a tile, stride]`
+    grad_scores: Vec<f32>,
+    /// `[len, head_dim]`
     grad_keys: Vec<f32>,
+    /// `[len, head_dim]`
     grad_values: Vec<f32>,
 }
 
@@ -278,10 +401,11 @@ impl BackwardScratch {
     fn new(max_len: usize, head_dim: usize) -> BackwardScratch {
         let stride = max_len.next_multiple_of(LANES);
         BackwardScratch {
-            key_rows: vec![0.0; max_len * head_dim],
-            value_columns: vec![0.0; head_dim * stride],
-            grad_weights: vec![0.0; stride],
-            grad_query: vec![0.0; head_dim],
+            stride,
+            keys: vec![0.0; head_dim * stride],
+            values: vec![0.0; head_dim * stride],
+            weights: vec![0.0; ROW_TILE * stride],
+            grad_scores: vec![0.0; ROW_TILE * stride],
             grad_keys: vec![0.0; max_len * head_dim],
             grad_values: vec![0.0; max_len * head_dim],
         }
@@ -291,63 +415,86 @@ impl BackwardScratch {
 #[inline(always)]
 fn backward_kv_head(
     shape: AttentionShape,
-    rotary: &RotaryTable,
     kv_head: usize,
-    (qkv, grad_out): (&[f32], &[f32]),
+    qkv: &[f32],
+    grad_out: &[f32],
     grad_qkv: &mut [f32],
-    scratch: &mut HeadScratch,
-    backward: &mut BackwardScratch,
+    scratch: &mut BackwardScratch,
 ) {
     let (width, head_dim, qkv_dim) = (shape.num_heads * shape.head_dim, shape.head_dim, shape.qkv_dim());
     let len = qkv.len() / qkv_dim;
-    let scale = 1.0 / (head_dim as f32).sqrt();
     let (key_offset, value_offset) = (shape.key_offset(kv_head), shape.value_offset(kv_head));
-    load_keys(shape, rotary, kv_head, qkv, scratch);
-    let HeadScratch { stride, keys, query, weights } = scratch;
-    let BackwardScratch { key_rows, value_columns, grad_weights, grad_query, grad_keys, grad_values } = backward;
-    for (position, row) in qkv.chunks_exact(qkv_dim).enumerate() {
-        let key = &row[key_offset..key_offset + head_dim];
-        rotate(key, rotary.at(position), 1.0, 1.0, &mut key_rows[position * head_dim..(position + 1) * head_dim]);
-        set_column(value_columns, *stride, position, &row[value_offset..value_offset + head_dim]);
-    }
+    let BackwardScratch { keys, values, weights, grad_scores, grad_keys, grad_values, stride } = scratch;
+    let (weights, grad_scores, stride) = (&mut weights[..], &mut grad_scores[..], *stride);
+    set_positions(keys, qkv, qkv_dim, key_offset, head_dim);
+    set_positions(values, qkv, qkv_dim, value_offset, head_dim);
     grad_keys[..len * head_dim].fill(0.0);
     grad_values[..len * head_dim].fill(0.0);
-    for head in kv_head * shape.heads_per_kv_head()..(kv_head + 1) * shape.heads_per_kv_head() {
-        let offset = shape.query_offset(head);
-        for (position, row) in qkv.chunks_exact(qkv_dim).enumerate() {
-            let attended = position + 1;
-            let padded = attended.next_multiple_of(LANES);
-            let grad_out = &grad_out[position * width + offset..position * width + offset + head_dim];
-            rotate(&row[offset..offset + head_dim], rotary.at(position), 1.0, scale, query);
-            times_columns(query, keys, *stride, attended, weights);
-            softmax_in_place(&mut weights[..padded], attended);
-            times_columns(grad_out, value_columns, *stride, attended, grad_weights);
-            let mut dot = 0.0;
-            for (weight, grad) in weights[..attended].iter().zip(&grad_weights[..attended]) {
-                dot = weight.mul_add(*grad, dot);
+    for head in shape.heads_of(kv_head) {
+        let column = head * head_dim;
+        for_row_tiles!(len, |first, ROWS| {
+            let queries: [&[f32]; ROWS] =
+                std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
+            let grad_outs: [&[f32]; ROWS] =
+                std::array::from_fn(|row| &grad_out[(first + row) * width + column..][..head_dim]);
+            let lens: [usize; ROWS] = std::array::from_fn(|row| first + row + 1);
+            attention_weights(queries, lens, keys, (&mut *weights, stride));
+            times_blocks(grad_outs, values, lens[ROWS - 1].div_ceil(LANES), (&mut *grad_scores, stride));
+            let tile_len = lens[ROWS - 1];
+            for (row, len) in lens.into_iter().enumerate() {
+                let row = row * stride..row * stride + tile_len.next_multiple_of(LANES);
+                softmax_backward(&mut weights[row.clone()], &mut grad_scores[row], len);
             }
-            for (grad, weight) in grad_weights[..attended].iter_mut().zip(&weights[..attended]) {
-                *grad = weight * (*grad - dot);
-            }
-            weighted_rows(&grad_weights[..attended], key_rows, head_dim, grad_query);
-            let grad_row = &mut grad_qkv[position * qkv_dim + offset..position * qkv_dim + offset + head_dim];
-            rotate(grad_query, rotary.at(position), -1.0, scale, grad_row);
-            for other in 0..attended {
-                let rows = other * head_dim..(other + 1) * head_dim;
-                let (grad_score, weight) = (grad_weights[other], weights[other]);
-                for (grad_key, query) in grad_keys[rows.clone()].iter_mut().zip(&*query) {
-                    *grad_key = grad_score.mul_add(*query, *grad_key);
-                }
-                for (grad_value, grad_out) in grad_values[rows].iter_mut().zip(grad_out) {
-                    *grad_value = weight.mul_add(*grad_out, *grad_value);
-                }
-            }
-        }
+            let grad_scores: [&[f32]; ROWS] = std::array::from_fn(|row| &grad_scores[row * stride..][..tile_len]);
+            let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * stride..][..tile_len]);
+            let grad_queries = (&mut grad_qkv[first * qkv_dim + column..], qkv_dim);
+            weighted_rows(grad_scores, &qkv[key_offset..], qkv_dim, head_dim, grad_queries);
+            add_outer(grad_scores, queries, grad_keys);
+            add_outer(weights, grad_outs, grad_values);
+        });
     }
     for (position, grad_row) in grad_qkv.chunks_exact_mut(qkv_dim).enumerate() {
         let rows = position * head_dim..(position + 1) * head_dim;
-        let grad_key = &mut grad_row[key_offset..key_offset + head_dim];
-        rotate(&grad_keys[rows.clone()], rotary.at(position), -1.0, 1.0, grad_key);
+        grad_row[key_offset..key_offset + head_dim].copy_from_slice(&grad_keys[rows.clone()]);
         grad_row[value_offset..value_offset + head_dim].copy_from_slice(&grad_values[rows]);
+    }
+}
+
+/// Takes gradients of attention weights back to gradients of scores, in place; past `len` both are made 0.
+#[inline(always)]
+fn softmax_backward(weights: &mut [f32], grad: &mut [f32], len: usize) {
+    weights[len..].fill(0.0);
+    grad[len..].fill(0.0);
+    let (weights, _) = weights.as_chunks::<LANES>();
+    let (grads, _) = grad.as_chunks_mut::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for (weights, grads) in weights.iter().zip(&*grads) {
+        for lane in 0..LANES {
+            lanes[lane] = weights[lane].mul_add(grads[lane], lanes[lane]);
+        }
+    }
+    let dot = sum_lanes(&lanes);
+    for (weights, grads) in weights.iter().zip(grads) {
+        for lane in 0..LANES {
+            grads[lane] = weights[lane] * (grads[lane] - dot);
+        }
+    }
+}
+
+/// Adds `x[row] * weights[row][position]` to every position's row of `out`, rows in order.
+#[inline(always)]
+fn add_outer<const ROWS: usize>(weights: [&[f32]; ROWS], x: [&[f32]; ROWS], out: &mut [f32]) {
+    let width = x[0].len();
+    for chunk in 0..width / LANES {
+        let x: [&[f32; LANES]; ROWS] =
+            std::array::from_fn(|row| x[row][chunk * LANES..].first_chunk().expect("a chunk is whole"));
+        for index in 0..weights[0].len() {
+            let out: &mut [f32; LANES] = out[index * width + chunk * LANES..].first_chunk_mut().expect("as above");
+            for row in 0..ROWS {
+                for lane in 0..LANES {
+                    out[lane] = weights[row][index].mul_add(x[row][lane], out[lane]);
+                }
+            }
+        }
     }
 }

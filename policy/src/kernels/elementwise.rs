@@ -120,22 +120,24 @@ pub fn swiglu(gate_up: &[f32], out: &mut [f32], width: usize) {
         for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
             let (gate, up) = gate_up.split_at(width);
             for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                *out = gate / (1.0 + exp(-gate)) * up;
+                *out = gate * (1.0 / (1.0 + exp(-gate))) * up;
             }
         }
     });
 }
 
-/// Gradient of [`swiglu`]: writes `grad_gate_up [N, 2 F]`.
-pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f32], width: usize) {
+/// Gradient of [`swiglu`]: writes `grad_gate_up [N, 2 F]`, and once more what [`swiglu`] gave.
+pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f32], out: &mut [f32], width: usize) {
     vectorized!({
         let rows = gate_up.chunks_exact(2 * width).zip(grad_out.chunks_exact(width));
-        for ((gate_up, grad_out), grad) in rows.zip(grad_gate_up.chunks_exact_mut(2 * width)) {
+        let to = grad_gate_up.chunks_exact_mut(2 * width).zip(out.chunks_exact_mut(width));
+        for ((gate_up, grad_out), (grad, out)) in rows.zip(to) {
             let (gate, up) = gate_up.split_at(width);
             let (grad_gate, grad_up) = grad.split_at_mut(width);
             for index in 0..width {
                 let sigmoid = 1.0 / (1.0 + exp(-gate[index]));
                 let silu = gate[index] * sigmoid;
+                out[index] = silu * up[index];
                 grad_up[index] = grad_out[index] * silu;
                 grad_gate[index] = grad_out[index] * up[index] * (sigmoid + silu * (1.0 - sigmoid));
             }

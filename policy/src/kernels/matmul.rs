@@ -44,29 +44,40 @@ pub struct PackedMatrix {
 impl PackedMatrix {
     /// Packs a matrix `[num_rows, num_columns]`.
     pub fn new(matrix: MatrixView<'_>, num_rows: usize, num_columns: usize) -> PackedMatrix {
+        let mut packed = PackedMatrix::default();
+        packed.pack(matrix, num_rows, num_columns);
+        packed
+    }
+
+    /// Packs another matrix into the same memory.
+    pub fn pack(&mut self, matrix: MatrixView<'_>, num_rows: usize, num_columns: usize) {
         let num_panels = num_columns.div_ceil(PANEL);
-        let mut data = vec![0.0; num_rows * num_panels * PANEL];
-        let (mut chunks, _) = data.as_chunks_mut::<PANEL>();
+        (self.num_rows, self.num_columns) = (num_rows, num_columns);
+        self.data.resize(num_rows * num_panels * PANEL, 0.0);
+        let (mut chunks, _) = self.data.as_chunks_mut::<PANEL>();
         for first_row in (0..num_rows).step_by(BLOCK) {
             let block_rows = BLOCK.min(num_rows - first_row);
             for panel in 0..num_panels {
                 let first_column = panel * PANEL;
                 let width = PANEL.min(num_columns - first_column);
                 let (panel_chunks, rest) = chunks.split_at_mut(block_rows);
-                for (row, chunk) in panel_chunks.iter_mut().enumerate() {
-                    if matrix.column_stride == 1 {
+                if width == PANEL && matrix.column_stride == 1 {
+                    for (row, chunk) in panel_chunks.iter_mut().enumerate() {
                         let start = (first_row + row) * matrix.row_stride + first_column;
-                        chunk[..width].copy_from_slice(&matrix.data[start..start + width]);
-                    } else {
-                        for (column, slot) in chunk[..width].iter_mut().enumerate() {
-                            *slot = matrix.at(first_row + row, first_column + column);
+                        *chunk = *matrix.data[start..].first_chunk().expect("the view holds the matrix");
+                    }
+                } else {
+                    // Columns outside: the view of a transpose is read in the order of its memory.
+                    for column in 0..PANEL {
+                        for (row, chunk) in panel_chunks.iter_mut().enumerate() {
+                            let (row, from) = (first_row + row, first_column + column);
+                            chunk[column] = if column < width { matrix.at(row, from) } else { 0.0 };
                         }
                     }
                 }
                 chunks = rest;
             }
         }
-        PackedMatrix { num_rows, num_columns, data }
     }
 
     /// Gives the number of rows.
@@ -128,56 +139,45 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // The tile of sums fills the registers: 16 of 8 lanes, 32 of 16 lanes, 32 of 4 lanes.
+        // A tile's sums leave registers for a row of the right matrix and a factor: 16 sums of 32 registers, 12 of 16.
         match S::F32_LANES {
-            16 => self.tiles::<S, 12, 1>(simd),
-            8 => self.tiles::<S, 6, 2>(simd),
-            4 => self.tiles::<S, 6, 4>(simd),
-            _ => self.tiles::<S, 1, PANEL>(simd),
+            16 => self.tiles::<S, 8, 2, 1>(simd),
+            8 => self.tiles::<S, 4, 1, 2>(simd),
+            4 => self.tiles::<S, 4, 1, 4>(simd),
+            _ => self.tiles::<S, 1, 1, PANEL>(simd),
         }
     }
 }
 
 impl Product<'_> {
+    /// Computes tiles of `ROWS` rows and `PANELS` panels of `VECTORS` vectors.
     #[inline(always)]
-    fn tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(self, simd: S) {
+    fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
         let Product { left, num_rows, right, start, out } = self;
-        let num_columns = right.num_columns;
         let (panel_vectors, tail) = S::as_simd_f32s(&right.data);
         debug_assert!(tail.is_empty());
-        let (mut block_rows, _) = panel_vectors.as_chunks::<VECTORS>();
-        let mut left_tile = [[0f32; ROWS]; BLOCK];
+        let (mut panel_rows, _) = panel_vectors.as_chunks::<VECTORS>();
         for first_k in (0..right.num_rows).step_by(BLOCK) {
             let block_len = BLOCK.min(right.num_rows - first_k);
-            let (block, rest) = block_rows.split_at(block_len * num_columns.div_ceil(PANEL));
-            block_rows = rest;
+            let (block, rest) = panel_rows.split_at(block_len * right.num_columns.div_ceil(PANEL));
+            panel_rows = rest;
+            let start = if first_k > 0 { Start::Out } else { start };
             for first_row in (0..num_rows).step_by(ROWS) {
-                let tile_rows = ROWS.min(num_rows - first_row);
-                pack_left(&left, first_row, tile_rows, first_k, &mut left_tile[..block_len]);
-                for (panel, panel_rows) in block.chunks_exact(block_len).enumerate() {
-                    let first_column = panel * PANEL;
-                    let width = PANEL.min(num_columns - first_column);
-                    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-                    if first_k > 0 || start == Start::Out {
-                        for (row, sum) in sums[..tile_rows].iter_mut().enumerate() {
-                            let start = (first_row + row) * num_columns + first_column;
-                            let lanes: &mut [f32] = bytemuck::cast_slice_mut(sum);
-                            copy_lanes(&out[start..start + width], lanes);
-                        }
-                    }
-                    for (left_column, right_row) in left_tile[..block_len].iter().zip(panel_rows) {
-                        for row in 0..ROWS {
-                            let factor = simd.splat_f32s(left_column[row]);
-                            for vector in 0..VECTORS {
-                                sums[row][vector] = simd.mul_add_f32s(factor, right_row[vector], sums[row][vector]);
-                            }
-                        }
-                    }
-                    for (row, sum) in sums[..tile_rows].iter().enumerate() {
-                        let start = (first_row + row) * num_columns + first_column;
-                        let lanes: &[f32] = bytemuck::cast_slice(sum);
-                        copy_lanes(&lanes[..width], &mut out[start..start + width]);
-                    }
+                let tile = RowTile { simd, first_row, len: ROWS.min(num_rows - first_row), block, block_len, start };
+                if left.column_stride == 1 {
+                    // Rows past the last repeat it, and their sums are not stored.
+                    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| {
+                        let start = (first_row + row.min(tile.len - 1)) * left.row_stride + first_k;
+                        &left.data[start..start + block_len]
+                    });
+                    tile.run::<PANELS, ROWS>(|k| std::array::from_fn(|row| rows[row][k]), out, right.num_columns);
+                } else if left.row_stride == 1 && tile.len == ROWS {
+                    let columns = &left.data[first_k * left.column_stride + first_row..];
+                    let column = |k: usize| columns[k * left.column_stride..].first_chunk::<ROWS>();
+                    tile.run::<PANELS, ROWS>(|k| *column(k).expect("the tile is full"), out, right.num_columns);
+                } else {
+                    let at = |row: usize, k: usize| left.at(first_row + row.min(tile.len - 1), first_k + k);
+                    tile.run::<PANELS, ROWS>(|k| std::array::from_fn(|row| at(row, k)), out, right.num_columns);
                 }
             }
         }
@@ -187,43 +187,88 @@ impl Product<'_> {
     }
 }
 
-/// Copies up to a panel's width; a full panel without a call.
-#[inline(always)]
-fn copy_lanes(from: &[f32], to: &mut [f32]) {
-    match (from.first_chunk::<PANEL>(), to.first_chunk_mut::<PANEL>()) {
-        (Some(from), Some(to)) => *to = *from,
-        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
-    }
+/// Some rows of the product over one block of k.
+struct RowTile<'a, S: Simd, const VECTORS: usize> {
+    simd: S,
+    first_row: usize,
+    /// Rows that are stored.
+    len: usize,
+    /// By panel, by k.
+    block: &'a [[S::f32s; VECTORS]],
+    block_len: usize,
+    start: Start,
 }
 
-/// Copies a tile `[rows, k]` of the left matrix as `[k, rows]`; rows past the last keep whatever was there, and their sums
-/// are not stored.
-#[inline(always)]
-fn pack_left<const ROWS: usize>(
-    left: &MatrixView<'_>,
-    first_row: usize,
-    tile_rows: usize,
-    first_k: usize,
-    tile: &mut [[f32; ROWS]],
-) {
-    if left.column_stride == 1 {
-        for row in 0..tile_rows {
-            let start = (first_row + row) * left.row_stride + first_k;
-            let values = &left.data[start..start + tile.len()];
-            for (column, value) in tile.iter_mut().zip(values) {
-                column[row] = *value;
+impl<S: Simd, const VECTORS: usize> RowTile<'_, S, VECTORS> {
+    /// Multiplies the rows, whose factors at k are `left(k)`, by all panels.
+    #[inline(always)]
+    fn run<const PANELS: usize, const ROWS: usize>(
+        &self,
+        left: impl Fn(usize) -> [f32; ROWS],
+        out: &mut [f32],
+        num_columns: usize,
+    ) {
+        let mut groups = self.block.chunks_exact(PANELS * self.block_len);
+        let mut first_column = 0;
+        for group in &mut groups {
+            self.panels::<PANELS, ROWS>(&left, group, first_column, out, num_columns);
+            first_column += PANELS * PANEL;
+        }
+        for panel in groups.remainder().chunks_exact(self.block_len) {
+            self.panels::<1, ROWS>(&left, panel, first_column, out, num_columns);
+            first_column += PANEL;
+        }
+    }
+
+    #[inline(always)]
+    fn panels<const PANELS: usize, const ROWS: usize>(
+        &self,
+        left: &impl Fn(usize) -> [f32; ROWS],
+        group: &[[S::f32s; VECTORS]],
+        first_column: usize,
+        out: &mut [f32],
+        num_columns: usize,
+    ) {
+        let simd = self.simd;
+        let width = (PANELS * PANEL).min(num_columns - first_column);
+        let out_row = |row: usize| {
+            let start = (self.first_row + row) * num_columns + first_column;
+            start..start + width
+        };
+        let panels: [&[[S::f32s; VECTORS]]; PANELS] =
+            std::array::from_fn(|panel| &group[panel * self.block_len..(panel + 1) * self.block_len]);
+        let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; PANELS]; ROWS];
+        if self.start == Start::Out {
+            for (row, sum) in sums[..self.len].iter_mut().enumerate() {
+                copy_lanes::<PANELS>(&out[out_row(row)], bytemuck::cast_slice_mut(sum.as_flattened_mut()));
             }
         }
-    } else {
-        for (k, column) in tile.iter_mut().enumerate() {
-            let start = first_row * left.row_stride + (first_k + k) * left.column_stride;
-            if left.row_stride == 1 {
-                column[..tile_rows].copy_from_slice(&left.data[start..start + tile_rows]);
-            } else {
-                for (row, slot) in column[..tile_rows].iter_mut().enumerate() {
-                    *slot = left.data[start + row * left.row_stride];
+        #[expect(clippy::needless_range_loop, reason = "k walks the panels and the rows side by side")]
+        for k in 0..self.block_len {
+            let factors = left(k);
+            for row in 0..ROWS {
+                let factor = simd.splat_f32s(factors[row]);
+                for panel in 0..PANELS {
+                    for vector in 0..VECTORS {
+                        let sum = &mut sums[row][panel][vector];
+                        *sum = simd.mul_add_f32s(factor, panels[panel][k][vector], *sum);
+                    }
                 }
             }
         }
+        for (row, sum) in sums[..self.len].iter().enumerate() {
+            copy_lanes::<PANELS>(bytemuck::cast_slice(sum.as_flattened()), &mut out[out_row(row)]);
+        }
+    }
+}
+
+/// Copies what both slices hold; full panels without a call.
+#[inline(always)]
+fn copy_lanes<const PANELS: usize>(from: &[f32], to: &mut [f32]) {
+    let (from_panels, _) = from.as_chunks::<PANEL>();
+    let (to_panels, _) = to.as_chunks_mut::<PANEL>();
+    match (from_panels.first_chunk::<PANELS>(), to_panels.first_chunk_mut::<PANELS>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
     }
 }

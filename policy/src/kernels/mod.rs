@@ -30,10 +30,11 @@ mod attention;
 mod elementwise;
 mod matmul;
 
+pub(crate) use attention::for_row_tiles;
 pub(crate) use vectorized;
 
 pub use attention::{
-    AttentionShape, KeyValues, RotaryTable, attend_row, attention_backward, attention_forward, rotate,
+    AttentionShape, KeyValues, ROW_TILE, RotaryTable, attend, attention_backward, attention_forward, set_position,
 };
 pub use elementwise::{
     AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum_lanes, swiglu,
