@@ -9,7 +9,7 @@ use domains::Split;
 use proto::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::report::{clock, count, percent};
+use crate::report::{count, percent};
 
 /// What a run scores on an exam, and what it cost. Scores are shares from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ impl Row {
     /// Writes the row for people.
     pub(crate) fn text(&self) -> String {
         format!(
-            "{}: pass@1 {} greedy, {} sampled, pass@{} {}  ({} steps, {} tokens, {} of CPU time)",
+            "{}: pass@1 {} greedy, {} sampled, pass@{} {}  ({} steps, {} tokens, {:.1} s of CPU time)",
             self.exam,
             percent(self.pass_at_1_greedy),
             percent(self.pass_at_1_sampled),
@@ -46,7 +46,7 @@ impl Row {
             percent(self.pass_at_k),
             self.steps,
             count(self.trained_tokens as f64),
-            clock(std::time::Duration::from_secs_f64(self.cpu_seconds)),
+            self.cpu_seconds,
         )
     }
 }

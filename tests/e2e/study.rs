@@ -1,6 +1,7 @@
 //! A study: what is run, what is not run twice, and what one bad run costs.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use crate::runs::{Ended, Files, Folder, History, wait_until};
@@ -84,8 +85,7 @@ fn ctrl_c_is_passed_on_and_the_study_goes_on_from_there() {
         let paths = entries.map(|entry| entry.unwrap().path());
         paths.filter(|path| path.join("metrics.jsonl").exists()).collect::<Vec<_>>()
     };
-    let steps =
-        |folder: &std::path::Path| std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines().count();
+    let steps = |folder: &Path| std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap().lines().count();
     wait_until("a few steps", || run_dir().first().is_some_and(|run_dir| steps(run_dir) > 5));
     process.interrupt();
     let ended = process.end().success();
@@ -154,6 +154,16 @@ fn ci_shortens_every_run_and_says_so() {
     let steps: BTreeSet<String> =
         rows(&folder).iter().skip(1).map(|row| row.split(',').nth(3).unwrap().to_owned()).collect();
     assert_eq!(steps, BTreeSet::from(["3".to_owned()]));
+}
+
+#[test]
+fn shipped_studies_can_be_run() {
+    let studies = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/studies");
+    for entry in std::fs::read_dir(studies).unwrap() {
+        let path = entry.unwrap().path();
+        let planned = Folder::new().call(&["study", path.to_str().unwrap(), "--dry-run"]).success();
+        assert!(planned.stdout.starts_with("to start: autodidact train "), "{path:?}: {planned:#?}");
+    }
 }
 
 #[test]
