@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use domains::{Split, exam, exam_specs};
 use learner::{list_checkpoints, load_checkpoint};
 use policy::{ModelConfig, PackedWeights, Params};
-use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
+use proto::{
+    Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+};
 
 use crate::report::{percent, print, table};
 use crate::{baselines, run_config};
@@ -84,19 +86,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => sets.push((format!("{} ({})", args.exam, args.split), exam(&args.exam)?.split(split).to_vec())),
     }
     for (name, problems) in sets {
-        let playable = problems.iter().all(|problem| trained.can_play(problem));
-        if !playable && args.problems.is_none() && args.exam == "all" {
+        let fits = positions_needed(&problems)? <= model.max_positions;
+        if !fits && args.problems.is_none() && args.exam == "all" {
             print(&format!(
                 "{name}: left out, its problems need more than model.max_positions = {}\n",
                 model.max_positions
             ))?;
             continue;
         }
-        let row = |player: &Player| -> Result<(Scores, Scores)> {
-            Ok((player.play(&problems, 1, 0.0)?, player.play(&problems, args.samples, 1.0)?))
-        };
-        let trained = row(&trained)?;
-        let untrained = row(&untrained)?;
+        let trained = trained.score(&problems, args.samples)?;
+        let untrained = untrained.score(&problems, args.samples)?;
         let random = baselines::uniform_legal(&problems, args.samples)?;
         let enumerated: Vec<usize> = [1, args.samples as usize]
             .into_iter()
@@ -182,7 +181,6 @@ fn json(
 
 /// Plays problems with one version of the weights.
 pub(crate) struct Player {
-    model: ModelConfig,
     weights: Arc<PackedWeights>,
     num_threads: usize,
 }
@@ -193,23 +191,16 @@ impl Player {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        Ok(Player { model: model.clone(), weights: Arc::new(PackedWeights::new(model, params)?), num_threads })
+        Ok(Player { weights: Arc::new(PackedWeights::new(model, params)?), num_threads })
     }
 
-    fn answer_limit(&self, problem: &Problem) -> Result<u32> {
-        Ok(domains::domain(&problem.domain)?.max_answer_tokens(problem)?)
-    }
-
-    fn can_play(&self, problem: &Problem) -> bool {
-        let needed = || -> Result<usize> {
-            let prompt = domains::domain(&problem.domain)?.prompt(problem)?;
-            Ok(prompt.len() + self.answer_limit(problem)? as usize)
-        };
-        needed().is_ok_and(|needed| needed <= self.model.max_positions)
+    /// Scores one greedy answer a problem, and a number of sampled ones.
+    pub(crate) fn score(&self, problems: &[Problem], num_samples: u32) -> Result<(Scores, Scores)> {
+        Ok((self.play(problems, 1, 0.0)?, self.play(problems, num_samples, 1.0)?))
     }
 
     /// Counts right answers; temperature 0 is greedy.
-    pub(crate) fn play(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Scores> {
+    fn play(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Scores> {
         let groups = self.groups(problems, num_samples, temperature)?;
         let num_correct =
             |scored: &ScoredGroup| scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
@@ -236,22 +227,30 @@ impl Player {
                 seed: 0,
                 weights: Digest::of_bytes(b""),
                 policy_version: 0,
-                problem: problem.clone(),
-                origin: ProblemOrigin::Exam,
+                request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
                 family: String::new(),
                 num_rollouts: num_samples,
                 sampling: Sampling { behavior: Behavior::Policy, temperature },
-                max_tokens: self.answer_limit(problem)?,
+                max_tokens: domains::domain(&problem.domain)?.max_answer_tokens(problem)?,
             };
             engine.submit(task, self.weights.clone())?;
         }
         let mut scored = BTreeMap::new();
         for _ in problems {
             let group = groups.blocking_recv().context("the engine ended early")??;
-            scored.insert(group.task.id.index, verifier::score(group)?);
+            scored.insert(group.task.id.index, verifier::score(group, None)?);
         }
         Ok(scored.into_values().collect())
     }
+}
+
+/// Counts the positions that prompts with their longest answers take.
+pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
+    let needed = |problem: &Problem| -> Result<usize> {
+        let domain = domains::domain(&problem.domain)?;
+        Ok(domain.prompt(problem)?.len() + domain.max_answer_tokens(problem)? as usize)
+    };
+    problems.iter().try_fold(0, |most, problem| Ok(most.max(needed(problem)?)))
 }
 
 /// Finds a checkpoint: the path itself, or the newest one of a run.
@@ -265,10 +264,10 @@ pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf> {
     })
 }
 
-/// Lists the domains of a run's ladder; `None` for a checkpoint that is not in a run directory.
+/// Lists the domains that a run trains on; `None` for a checkpoint that is not in a run directory.
 fn trained_domains(run: &Path) -> Option<Vec<String>> {
     let config = run_config::of_run(run).ok()?;
-    Some(config.run.ladder.into_iter().map(|entry| entry.domain).collect())
+    Some(config.domains().map(str::to_owned).collect())
 }
 
 fn read_problems(path: &Path) -> Result<Vec<Problem>> {

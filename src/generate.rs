@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .find(|level| level.level == args.level)
         .with_context(|| format!("level: expected one of {} for {}, got {}", known(), domain.name(), args.level))?;
     for index in 0..args.count {
-        let problem = domain.ladder(args.level, args.seed, index);
+        let problem = domain.ladder(args.level, args.seed, index).problem;
         print(&domain.problem_to_json(&problem)?.to_string())?;
     }
     Ok(())

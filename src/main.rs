@@ -2,12 +2,17 @@
 
 mod baselines;
 mod curves;
+mod display;
 mod eval;
 mod generate;
+mod inspect;
+mod metrics;
+mod record;
 mod replay;
 mod report;
 mod run_config;
 mod solve;
+mod study;
 mod train;
 mod verify;
 
@@ -37,8 +42,12 @@ enum Command {
     Train(train::Args),
     /// Score a run or a checkpoint on an exam, beside its baselines.
     Eval(eval::Args),
+    /// Run every arm of a study with every seed, and compare the arms with the control.
+    Study(study::Args),
     /// Compute a run again from its journal and compare every digest.
     Replay(replay::Args),
+    /// Show what the journal of a run holds, also while the run goes on.
+    Inspect(inspect::Args),
     /// Answer one problem with a run.
     Solve(solve::Args),
     /// Judge answers: JSON lines in, one verdict line for each.
@@ -53,7 +62,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// A preset (ladder, smoke) or a TOML file.
+    /// A preset (laptop, ladder, smoke) or a TOML file.
     config: Option<String>,
     /// Change one key.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -68,7 +77,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(&args),
+        Command::Study(args) => study::run(&args),
         Command::Replay(args) => replay::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Solve(args) => solve::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),

@@ -1,21 +1,43 @@
 //! What people read: lines, tables, numbers.
 
 use std::io::{ErrorKind, Write as _};
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use serde::Serialize;
 
 /// Writes to standard output; a reader that closes the pipe is an error that `main` takes for the end.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    if !text.ends_with('\n') {
-        out.write_all(b"\n")?;
-    }
-    Ok(out.flush()?)
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let written = write!(out, "{text}{end}").and_then(|()| out.flush());
+    written.context("write to standard output")
 }
 
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Standard output for as long as somebody reads it. A reader that goes away misses the rest of what is said; what is
+/// being done is done to its end.
+#[derive(Debug)]
+pub(crate) struct Screen {
+    quiet: bool,
+}
+
+impl Screen {
+    /// With `quiet` nothing is said.
+    pub(crate) fn new(quiet: bool) -> Screen {
+        Screen { quiet }
+    }
+
+    pub(crate) fn say(&mut self, text: &str) -> Result<()> {
+        match if self.quiet { Ok(()) } else { print(text) } {
+            Err(error) if is_closed_pipe(&error) => self.quiet = true,
+            result => result?,
+        }
+        Ok(())
+    }
 }
 
 /// Writes a word as a shell reads it.
@@ -63,6 +85,23 @@ pub(crate) fn count(number: f64) -> String {
         n if n < 1e6 => format!("{:.1}k", n / 1e3),
         n => format!("{:.2}M", n / 1e6),
     }
+}
+
+/// `1.5 MiB`
+pub(crate) fn bytes(size: u64) -> String {
+    format!("{:.1} MiB", size as f64 / f64::from(1 << 20))
+}
+
+/// Adds up the files of a folder.
+pub(crate) fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+}
+
+/// Names a variant as files and tables do: `uniform-legal`.
+pub(crate) fn word(variant: &impl Serialize) -> String {
+    let json = serde_json::to_value(variant).expect("a variant has a JSON form");
+    json.as_str().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

@@ -1,20 +1,25 @@
 //! Where a run's config comes from: a preset, then a file, then `--set`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use domains::{Split, domain, exam};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_path_to_error::Segment;
+use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 /// The presets, compiled in.
-pub(crate) const PRESETS: [(&str, &str); 2] = [
+pub(crate) const PRESETS: [(&str, &str); 3] = [
+    ("laptop", include_str!("../deploy/configs/laptop.toml")),
     ("ladder", include_str!("../deploy/configs/ladder.toml")),
     ("smoke", include_str!("../deploy/configs/smoke.toml")),
 ];
 
 /// What `train` runs when it is told nothing.
-pub(crate) const DEFAULT_PRESET: &str = "ladder";
+pub(crate) const DEFAULT_PRESET: &str = "laptop";
 
 /// A resolved config: what is learned, and how this machine goes about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +28,13 @@ pub(crate) struct RunConfig {
     pub(crate) name: String,
     pub(crate) run: learner::Config,
     pub(crate) local: LocalConfig,
+}
+
+impl RunConfig {
+    /// Names the domains that the run trains on.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
+        self.run.domains.iter().map(|domain| domain.name.as_str())
+    }
 }
 
 /// Keys that change when things happen and never what; they are not part of a run's identity.
@@ -53,9 +65,11 @@ impl LocalConfig {
         Duration::from_secs(self.stall_seconds)
     }
 
-    fn validate(&self) -> Result<()> {
+    /// `named` names a key and where it was set.
+    fn validate(&self, named: &dyn Fn(&str) -> String) -> Result<()> {
         let check = |key: &str, expected: &str, got: u64, holds: bool| {
-            if holds { Ok(()) } else { Err(anyhow!("local.{key}: expected {expected}, got {got}")) }
+            let key = format!("local.{key}");
+            if holds { Ok(()) } else { Err(anyhow!("{}: expected {expected}, got {got}", named(&key))) }
         };
         check("threads", "0 to 1024", self.threads as u64, self.threads <= 1_024)?;
         check("slots", "1 to 1048576", self.slots as u64, (1..=1 << 20).contains(&self.slots))?;
@@ -70,14 +84,18 @@ impl LocalConfig {
 /// A file states what it changes; `preset = "smoke"` in it names what it starts from.
 pub(crate) fn resolve(config: Option<&str>, overrides: &[String]) -> Result<RunConfig> {
     let config = config.unwrap_or(DEFAULT_PRESET);
-    let (name, mut table) = match preset(config) {
-        Some(text) => (config.to_owned(), text),
-        None => read_file(Path::new(config))?,
+    let (name, mut table, file) = match preset(config) {
+        Some(table) => (config.to_owned(), table, None),
+        None => {
+            let (table, file) = read_file(Path::new(config))?;
+            let name = file.path.file_stem().map_or("run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+            (name, table, Some(file))
+        }
     };
     for assignment in overrides {
         set(&mut table, assignment)?;
     }
-    from_table(name, table)
+    from_table(name, table, &Origin { file, overrides })
 }
 
 /// Reads the config that a run directory holds.
@@ -85,9 +103,9 @@ pub(crate) fn of_run(run_dir: &Path) -> Result<RunConfig> {
     let path = run_dir.join("config.toml");
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("{}: expected a run directory, with a config.toml", run_dir.display()))?;
-    let table: Table = text.parse().map_err(|error| anyhow!("{}: {}", path.display(), one_line(&error)))?;
+    let file = TomlFile { path, text };
     let name = run_dir.file_name().map_or("run".to_owned(), |name| name.to_string_lossy().into_owned());
-    from_table(name, table).with_context(|| format!("{}", path.display()))
+    from_table(name, file.parse()?, &Origin { file: Some(file), overrides: &[] })
 }
 
 /// Writes the config in full.
@@ -97,18 +115,138 @@ pub(crate) fn to_toml(config: &RunConfig) -> Result<String> {
     Ok(toml::to_string(&table)?)
 }
 
-fn from_table(name: String, mut table: Table) -> Result<RunConfig> {
-    let local = table.remove("local").context("local: expected a table, got nothing")?;
-    let local: LocalConfig = local.try_into().map_err(|error| anyhow!("local: {}", one_line(&error)))?;
-    local.validate()?;
-    let run: learner::Config = table.try_into().map_err(|error: toml::de::Error| anyhow!(one_line(&error)))?;
+/// Checks that a name is a preset's.
+pub(crate) fn expect_preset(name: &str) -> Result<()> {
+    let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+    ensure!(names.contains(&name), "preset: expected one of {}, got {name:?}", names.join(", "));
+    Ok(())
+}
+
+/// A file of TOML.
+pub(crate) struct TomlFile {
+    pub(crate) path: PathBuf,
+    pub(crate) text: String,
+}
+
+impl TomlFile {
+    /// Reads the file as something else than a config that others are laid over.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        toml::from_str(&self.text).map_err(|error| self.refusal(&error))
+    }
+
+    fn parse(&self) -> Result<Table> {
+        self.read()
+    }
+
+    fn refusal(&self, error: &toml::de::Error) -> anyhow::Error {
+        let position = error.span().map_or(String::new(), |span| self.position(span.start));
+        anyhow!("{}{position}: {}", self.path.display(), error.message())
+    }
+
+    /// Says where a byte stands: `, line 3, column 1`.
+    fn position(&self, offset: usize) -> String {
+        let before = &self.text[..offset];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let (line, column) = (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1);
+        format!(", line {line}, column {column}")
+    }
+
+    /// Finds a key in the file.
+    fn offset_of(&self, key: &[String]) -> Option<usize> {
+        let document = DeTable::parse(&self.text).ok()?;
+        let (first, rest) = key.split_first()?;
+        let (name, mut value) = document.get_ref().get_key_value(first.as_str())?;
+        let mut offset = name.span().start;
+        for part in rest {
+            (offset, value) = match value.get_ref() {
+                DeValue::Table(table) => {
+                    let (name, value) = table.get_key_value(part.as_str())?;
+                    (name.span().start, value)
+                }
+                DeValue::Array(array) => {
+                    let value = array.get(part.parse::<usize>().ok()?)?;
+                    (value.span().start, value)
+                }
+                _ => return None,
+            };
+        }
+        Some(offset)
+    }
+}
+
+/// Where the keys of a config come from, as far as a person wrote them.
+struct Origin<'a> {
+    file: Option<TomlFile>,
+    overrides: &'a [String],
+}
+
+impl Origin<'_> {
+    /// Names a key and the place where it was set.
+    fn name(&self, key: &[String]) -> String {
+        let dotted = key.join(".");
+        if self.overrides.iter().any(|assignment| assignment.split('=').next() == Some(&dotted)) {
+            return format!("--set {dotted}");
+        }
+        let place = self.file.as_ref().and_then(|file| Some((file, file.offset_of(key)?)));
+        place.map_or(dotted.clone(), |(file, offset)| {
+            format!("{}{}: {dotted}", file.path.display(), file.position(offset))
+        })
+    }
+
+    /// Reads a table; `prefix` is where it stands in the config.
+    fn read<T: DeserializeOwned>(&self, table: Table, prefix: &str) -> Result<T> {
+        serde_path_to_error::deserialize(Value::Table(table)).map_err(
+            |error: serde_path_to_error::Error<toml::de::Error>| {
+                let mut key: Vec<String> = prefix.split_terminator('.').map(str::to_owned).collect();
+                key.extend(error.path().iter().filter_map(|segment| match segment {
+                    Segment::Map { key } => Some(key.clone()),
+                    Segment::Seq { index } => Some(index.to_string()),
+                    Segment::Enum { .. } | Segment::Unknown => None,
+                }));
+                anyhow!("{}: {}", self.name(&key), error.inner().message())
+            },
+        )
+    }
+}
+
+fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<RunConfig> {
+    let named = |key: &str| origin.name(&key.split('.').map(str::to_owned).collect::<Vec<_>>());
+    let local = match table.remove("local") {
+        Some(Value::Table(local)) => local,
+        Some(other) => bail!("{}: expected a table, got {other}", named("local")),
+        None => bail!("local: expected a table, got nothing"),
+    };
+    let local: LocalConfig = origin.read(local, "local")?;
+    let run: learner::Config = origin.read(table, "")?;
+    local.validate(&named)?;
     let sources: Vec<_> = crate::sources();
-    run.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
+    run.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>()).map_err(|error| match error {
+        learner::Error::Config { key, expected, got } => anyhow!("{}: expected {expected}, got {got}", named(key)),
+        learner::Error::Policy(policy::Error::Config { key, expected, got }) => {
+            anyhow!("{}: expected {expected}, got {got}", named(&format!("model.{key}")))
+        }
+        error => error.into(),
+    })?;
+    validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
     Ok(RunConfig { name, run, local })
 }
 
-fn one_line(error: &toml::de::Error) -> String {
-    error.to_string().trim().replace('\n', " ")
+/// Checks that the exams exist, once each, and that the network has room for their problems.
+fn validate_exams(config: &learner::Config) -> Result<()> {
+    for (index, name) in config.exams.names.iter().enumerate() {
+        let problems = exam(name)?.split(Split::Dev);
+        ensure!(!config.exams.names[..index].contains(name), "expected every exam once, got {name} twice");
+        let prompts = problems.iter().map(|problem| Ok(domain(&problem.domain)?.prompt(problem)?.len()));
+        let longest = prompts.collect::<Result<Vec<usize>>>()?.into_iter().max().unwrap_or(0);
+        let answer = config.actor.max_answer_tokens as usize;
+        let (needed, available) = (longest + answer, config.model.max_positions);
+        ensure!(
+            needed <= available,
+            "{name} needs model.max_positions = {needed} (prompts of up to {longest} tokens, actor.max_answer_tokens = \
+             {answer}), got {available}"
+        );
+    }
+    Ok(())
 }
 
 fn preset(name: &str) -> Option<Table> {
@@ -116,22 +254,23 @@ fn preset(name: &str) -> Option<Table> {
     Some(text.parse().expect("presets are tested"))
 }
 
-fn read_file(path: &Path) -> Result<(String, Table)> {
+/// Reads a file and lays it over the preset that it names.
+fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
     let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("config: expected one of {}, or a TOML file, got {:?}", names.join(", "), path.display().to_string())
     })?;
-    let mut own: Table = text.parse().map_err(|error| anyhow!("{}: {}", path.display(), one_line(&error)))?;
+    let file = TomlFile { path: path.to_owned(), text };
+    let mut own = file.parse()?;
     let base = match own.remove("preset") {
         Some(Value::String(name)) => name,
         Some(other) => bail!("{}: preset: expected a name, got {other}", path.display()),
         None => DEFAULT_PRESET.to_owned(),
     };
-    let expected = || format!("{}: preset: expected one of {}, got {base:?}", path.display(), names.join(", "));
-    let mut table = preset(&base).with_context(expected)?;
+    expect_preset(&base).with_context(|| path.display().to_string())?;
+    let mut table = preset(&base).expect("the name is a preset's");
     overlay(&mut table, own);
-    let name = path.file_stem().map_or("run".to_owned(), |stem| stem.to_string_lossy().into_owned());
-    Ok((name, table))
+    Ok((table, file))
 }
 
 fn overlay(base: &mut Table, over: Table) {
@@ -175,7 +314,7 @@ mod tests {
         for (name, _) in PRESETS {
             let config = resolve(Some(name), &[]).unwrap();
             let table = to_toml(&config).unwrap().parse().unwrap();
-            assert_eq!(from_table(config.name.clone(), table).unwrap(), config);
+            assert_eq!(from_table(config.name.clone(), table, &Origin { file: None, overrides: &[] }).unwrap(), config);
         }
     }
 

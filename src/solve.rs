@@ -8,7 +8,7 @@ use learner::load_checkpoint;
 use proto::Verdict;
 
 use crate::eval::{Player, find_checkpoint};
-use crate::report::print;
+use crate::report::{print, word};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -39,8 +39,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let shown = solved.unwrap_or(0);
     for (tried, (answer, verdict)) in answers.iter().enumerate().filter(|(tried, _)| *tried == 0 || *tried == shown) {
         let how = if tried == 0 { "most probable answer".to_owned() } else { format!("sample {tried}") };
-        let verdict = serde_json::to_value(verdict)?;
-        print(&format!("{how}: {}   {}", domain.render_answer(answer), verdict.as_str().unwrap_or_default()))?;
+        print(&format!("{how}: {}   {}", domain.render_answer(answer), word(verdict)))?;
     }
     match solved {
         Some(_) => Ok(()),

@@ -1,27 +1,28 @@
 //! `train`: all roles in one process, from random weights to a table of what was learned.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Event, Exam, Manifest, Outcome, RunOptions, StepEvent, Summary};
+use learner::{BuildId, Event, Exam, Manifest, Outcome, RunOptions, Summary};
 use policy::Numerics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::report::{clock, count, is_closed_pipe, percent, print, quoted, table};
+use crate::display::{self, Display};
+use crate::metrics::{self, Metrics};
+use crate::record::Recorder;
+use crate::report::{bytes, clock, count, folder_bytes, percent, print, quoted, table, word};
 use crate::run_config::{self, RunConfig};
 use crate::{baselines, curves};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A preset (ladder, smoke) or a TOML file; `ladder` without it.
+    /// A preset (laptop, ladder, smoke) or a TOML file; `laptop` without it.
     config: Option<String>,
     /// Where the run lives; `runs/<config>-<seed>-<n>` without it.
     #[arg(long, value_name = "DIR")]
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// Start a new run from the config of the run in --run-dir.
     #[arg(long, requires = "run_dir", conflicts_with = "config")]
     fork: bool,
+    /// Serve the run to Prometheus at this address, such as 127.0.0.1:9100; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
     /// Print what would run, and stop.
     #[arg(long)]
     dry_run: bool,
@@ -61,10 +65,74 @@ pub(crate) fn run(args: Args) -> Result<()> {
     if args.dry_run {
         return print(&run_config::to_toml(&plan.config)?);
     }
+    let listener = args.metrics.as_deref().map(metrics::Listener::bind).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let summary = runtime.block_on(run_roles(&plan))?;
+    let (summary, cpu_time) = runtime.block_on(run_roles(&plan, listener))?;
     curves::write(&plan.run_dir.join("curves.svg"), &summary.evals)?;
-    if args.json { print(&json(&plan, &summary).to_string()) } else { print(&closing(&plan, &summary)?) }
+    if args.json {
+        print(&json(&plan, &summary, cpu_time).to_string())
+    } else {
+        print(&closing(&plan, &summary, cpu_time)?)
+    }
+}
+
+/// When a run ends, where the command line says so: after a number of steps, or by the clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    pub(crate) steps: Option<u64>,
+    pub(crate) minutes: Option<f64>,
+}
+
+impl End {
+    /// `AUTODIDACT_CI=1` shortens what has no number of steps of its own; `what` is said to be shortened.
+    pub(crate) fn shorten_for_ci(&mut self, what: &str) {
+        if std::env::var_os("AUTODIDACT_CI").is_some_and(|value| value == "1") && self.steps.is_none() {
+            eprintln!("AUTODIDACT_CI=1: {what} shortened as --steps {CI_STEPS} does");
+            *self = End { steps: Some(CI_STEPS), minutes: None };
+        }
+    }
+
+    /// Gives the arguments of `train` that say the same.
+    pub(crate) fn words(self) -> Vec<String> {
+        let steps = self.steps.map(|steps| ["--steps".to_owned(), steps.to_string()]);
+        let minutes = self.minutes.map(|minutes| ["--minutes".to_owned(), minutes.to_string()]);
+        steps.into_iter().chain(minutes).flatten().collect()
+    }
+
+    fn validate(self) -> Result<()> {
+        let minutes = self.minutes.unwrap_or(DEFAULT_MINUTES);
+        ensure!(minutes > 0.0 && minutes <= 1e6, "--minutes: expected a number over 0, got {minutes}");
+        Ok(())
+    }
+}
+
+/// Resolves a new run: a preset or a TOML file, and what the command line changes.
+pub(crate) fn resolve(config: Option<&str>, overrides: &[String], seed: Option<u64>, end: End) -> Result<RunConfig> {
+    end.validate()?;
+    let mut overrides = overrides.to_vec();
+    overrides.extend(seed.map(|seed| format!("seed={seed}")));
+    overrides.extend(end.steps.map(|steps| format!("schedule.num_steps={steps}")));
+    // Where the clock decides, a number of steps from the preset does not.
+    overrides.extend(end.minutes.map(|_| "schedule.num_steps=".to_owned()));
+    Ok(clocked(run_config::resolve(config, &overrides)?, end))
+}
+
+/// Resolves a run that goes on: its own config, and what may change.
+fn resumed(run_dir: &Path, end: End, overrides: &[String]) -> Result<RunConfig> {
+    end.validate()?;
+    run_config::of_run(run_dir)?;
+    let config = run_config::resolve(Some(&run_dir.join("config.toml").display().to_string()), overrides)?;
+    if let (Some(minutes), Some(steps)) = (end.minutes, config.run.schedule.num_steps) {
+        bail!("--minutes: expected a run that ends by the clock, got {minutes} for one that ends with step {steps}");
+    }
+    Ok(clocked(config, end))
+}
+
+/// Sets the wall time of a run that the clock ends; one that ends with a step has none.
+fn clocked(mut config: RunConfig, end: End) -> RunConfig {
+    let minutes = end.minutes.or(config.local.minutes).unwrap_or(DEFAULT_MINUTES);
+    config.local.minutes = config.run.schedule.num_steps.is_none().then_some(minutes);
+    config
 }
 
 /// A run, decided.
@@ -81,60 +149,68 @@ struct Plan {
 
 impl Plan {
     fn new(args: &Args) -> Result<Plan> {
-        let mut overrides = args.overrides.clone();
-        let mut steps = args.steps;
-        if std::env::var_os("AUTODIDACT_CI").is_some_and(|value| value == "1") && !args.resume && steps.is_none() {
-            eprintln!("AUTODIDACT_CI=1: this run is shortened as --steps {CI_STEPS} does");
-            steps = Some(CI_STEPS);
-        }
-        overrides.extend(args.seed.map(|seed| format!("seed={seed}")));
-        overrides.extend(steps.map(|steps| format!("schedule.num_steps={steps}")));
-        if args.minutes.is_some_and(|minutes| !(minutes > 0.0 && minutes <= 1e6)) {
-            bail!("--minutes: expected a number over 0, got {}", args.minutes.unwrap_or_default());
-        }
-        if args.minutes.is_some() && !args.resume && steps.is_none() {
-            // The clock decides; a number of steps from the preset does not.
-            overrides.push("schedule.num_steps=".to_owned());
-        }
-        let mut config = match &args.run_dir {
-            Some(run_dir) if args.resume || args.fork => {
-                let path = run_dir.join("config.toml").display().to_string();
+        let mut end = End { steps: args.steps, minutes: args.minutes };
+        let config = match &args.run_dir {
+            Some(run_dir) if args.resume => resumed(run_dir, end, &args.overrides)?,
+            Some(run_dir) if args.fork => {
                 run_config::of_run(run_dir)?;
-                run_config::resolve(Some(&path), &overrides)?
+                end.shorten_for_ci("this run is");
+                resolve(Some(&run_dir.join("config.toml").display().to_string()), &args.overrides, args.seed, end)?
             }
-            _ => run_config::resolve(args.config.as_deref(), &overrides)?,
+            _ => {
+                end.shorten_for_ci("this run is");
+                resolve(args.config.as_deref(), &args.overrides, args.seed, end)?
+            }
         };
-        for name in &config.run.exams.names {
-            exam(name)?;
-        }
         let run_dir = match &args.run_dir {
             Some(run_dir) if !args.fork => run_dir.clone(),
             _ => free_run_dir(&config),
         };
         let occupied = run_dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
         if occupied && !args.resume && !args.dry_run {
-            bail!(
-                "--run-dir {0}: expected an empty or absent folder, found files; `--resume --run-dir {0}` goes on with the run there",
-                run_dir.display()
-            );
+            let folder = quoted(&run_dir.display().to_string());
+            let found = match run_dir.join("config.toml").exists() {
+                true => format!("a run; `--resume --run-dir {folder}` goes on with it"),
+                false => "files that are no run".to_owned(),
+            };
+            bail!("--run-dir {folder}: expected an empty or absent folder, found {found}");
         }
-        let clocked = config.run.schedule.num_steps.is_none();
-        let minutes = args.minutes.or(config.local.minutes).unwrap_or(DEFAULT_MINUTES);
-        config.local.minutes = clocked.then_some(minutes);
-        let time_limit = clocked.then(|| Duration::from_secs_f64(60.0 * minutes));
         Ok(Plan {
             manifest: manifest(&config)?,
             origin: origin(args),
+            time_limit: config.local.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes)),
             config,
             run_dir,
             resume: args.resume,
-            time_limit,
             quiet: args.json,
         })
     }
+
+    fn display(&self, listener: Option<&metrics::Listener>) -> display::Settings {
+        let config = &self.config.run;
+        let mut opening = format!(
+            "run directory: {}\n{} parameters, {} problems x {} answers a step, {} threads, config {}\n",
+            self.run_dir.display(),
+            count(config.model.num_parameters() as f64),
+            config.batch.num_tasks,
+            config.batch.num_rollouts,
+            self.config.local.num_threads(),
+            config.digest().short(),
+        );
+        if let Some(listener) = listener {
+            opening += &format!("metrics: http://{}/metrics\n", listener.address);
+        }
+        display::Settings {
+            opening,
+            quiet: self.quiet,
+            time_limit: self.time_limit,
+            num_steps: config.schedule.num_steps,
+        }
+    }
 }
 
-fn manifest(config: &RunConfig) -> Result<Manifest> {
+/// What the run depends on.
+pub(crate) fn manifest(config: &RunConfig) -> Result<Manifest> {
     let exams: BTreeMap<_, _> = exam_specs()
         .into_iter()
         .map(|spec| Ok((spec.name.to_owned(), exam(spec.name)?.digest())))
@@ -165,8 +241,8 @@ fn free_run_dir(config: &RunConfig) -> PathBuf {
     (1..).map(name).find(|path| !path.exists()).expect("some number is free")
 }
 
-/// Starts actor, verifier and learner, and shows what they do.
-async fn run_roles(plan: &Plan) -> Result<Summary> {
+/// Starts actor, verifier and learner, and follows what they do. Gives the CPU time of the run besides.
+async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(Summary, Duration)> {
     let (config, local) = (&plan.config.run, &plan.config.local);
     std::fs::create_dir_all(&plan.run_dir).with_context(|| format!("create {}", plan.run_dir.display()))?;
     if !plan.resume {
@@ -183,7 +259,7 @@ async fn run_roles(plan: &Plan) -> Result<Summary> {
     let capacity = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
     let bus: Arc<dyn Bus> = Arc::new(InProcess::new(capacity));
     let shutdown = CancellationToken::new();
-    let (events, receiver) = mpsc::unbounded_channel();
+    let (events, followed) = mpsc::unbounded_channel();
     let options = RunOptions {
         run_dir: plan.run_dir.clone(),
         num_threads: local.num_threads(),
@@ -193,8 +269,12 @@ async fn run_roles(plan: &Plan) -> Result<Summary> {
         stall_limit: local.stall_limit(),
         tokenizer_json: tokenizer_json(),
     };
-    let mut display = Display::new(plan)?;
-    display.opening()?;
+    let recorder = Recorder::open(&plan.run_dir)?;
+    let display = Display::start(plan.display(listener.as_ref()))?;
+    let metrics = Arc::new(Metrics::new(&plan.run_dir)?);
+    if let Some(listener) = listener {
+        tokio::spawn(listener.serve(metrics.clone()));
+    }
     let actor_config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
     let mut actor = tokio::spawn(actor::run(actor_config, bus.clone(), shutdown.clone()));
     let mut verifier = tokio::spawn(verifier::run(bus.clone(), shutdown.clone()));
@@ -208,26 +288,43 @@ async fn run_roles(plan: &Plan) -> Result<Summary> {
         events,
         shutdown.clone(),
     ));
-    let shown = tokio::spawn(display.show(receiver));
+    let follower = tokio::spawn(follow(followed, recorder, metrics, display, shutdown.clone()));
     tokio::spawn(stop_on_interrupt(shutdown.clone()));
     // The learner ends by itself; the others end only by failing, and their failure ends the run.
-    let failure = tokio::select! {
-        summary = &mut learner => {
-            shutdown.cancel();
-            let summary = summary??;
-            shown.await??;
-            return Ok(summary);
-        }
-        ended = &mut actor => ended?.err().map(anyhow::Error::from),
-        ended = &mut verifier => ended?.err().map(anyhow::Error::from),
+    let (summary, failure) = tokio::select! {
+        summary = &mut learner => (Some(summary?), None),
+        ended = &mut actor => (None, ended?.err().map(anyhow::Error::from)),
+        ended = &mut verifier => (None, ended?.err().map(anyhow::Error::from)),
     };
     shutdown.cancel();
-    let summary = learner.await??;
-    shown.await??;
+    let summary = match summary {
+        Some(summary) => summary,
+        None => learner.await?,
+    };
+    let cpu_time = follower.await??;
     match failure {
         Some(error) => Err(error),
-        None => Ok(summary),
+        None => Ok((summary?, cpu_time)),
     }
+}
+
+/// Records, counts and shows events until the learner has no more; gives the CPU time of the run. A failure stops the run.
+async fn follow(
+    mut events: mpsc::UnboundedReceiver<Event>,
+    mut recorder: Recorder,
+    metrics: Arc<Metrics>,
+    display: Display,
+    shutdown: CancellationToken,
+) -> Result<Duration> {
+    let _stop = shutdown.drop_guard();
+    while let Some(event) = events.recv().await {
+        recorder.record(&event)?;
+        metrics.observe(&event);
+        display.show(event);
+    }
+    let cpu_time = recorder.cpu_time()?;
+    display.finish()?;
+    Ok(cpu_time)
 }
 
 /// Ctrl-C once stops at the next chance; twice quits.
@@ -250,205 +347,38 @@ fn write_file(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
-/// Shows events and writes `metrics.jsonl`.
-struct Display {
-    run_dir: PathBuf,
-    metrics: File,
-    time_limit: Option<Duration>,
-    num_steps: Option<u64>,
-    quiet: bool,
-    resume: bool,
-    head: String,
-    last_line: Option<(Duration, u64)>,
-}
-
-impl Display {
-    fn new(plan: &Plan) -> Result<Display> {
-        let path = plan.run_dir.join("metrics.jsonl");
-        let metrics = File::options().create(true).append(true).open(&path);
-        let config = &plan.config.run;
-        let head = format!(
-            "{} parameters, {} problems x {} answers a step, {} threads, config {}",
-            count(config.model.num_parameters() as f64),
-            config.batch.num_tasks,
-            config.batch.num_rollouts,
-            plan.config.local.num_threads(),
-            config.digest().short(),
-        );
-        Ok(Display {
-            run_dir: plan.run_dir.clone(),
-            metrics: metrics.with_context(|| format!("write {}", path.display()))?,
-            time_limit: plan.time_limit,
-            num_steps: config.schedule.num_steps,
-            quiet: plan.quiet,
-            resume: plan.resume,
-            head,
-            last_line: None,
-        })
-    }
-
-    /// A reader that goes away misses the rest of what is said; the run and its files miss nothing.
-    fn say(&mut self, text: &str) -> Result<()> {
-        match if self.quiet { Ok(()) } else { print(text) } {
-            Err(error) if is_closed_pipe(&error) => self.quiet = true,
-            result => result?,
-        }
-        Ok(())
-    }
-
-    fn opening(&mut self) -> Result<()> {
-        self.say(&format!("run directory: {}\n{}\n", self.run_dir.display(), self.head))
-    }
-
-    async fn show(mut self, mut events: mpsc::UnboundedReceiver<Event>) -> Result<()> {
-        while let Some(event) = events.recv().await {
-            match event {
-                Event::Resumed { step, truncated_bytes, unreadable, evals } => {
-                    if !self.resume {
-                        self.say("going on with the run found here\n")?;
-                    }
-                    self.forget_metrics_after(step, &evals)?;
-                    self.say(&format!("resumed at step {step}\n"))?;
-                    if truncated_bytes > 0 {
-                        eprintln!("journal: {truncated_bytes} bytes of an unfinished record were removed from its end");
-                    }
-                    for record in unreadable {
-                        eprintln!(
-                            "journal: the record at byte {} of {} is damaged and is passed over",
-                            record.offset,
-                            record.segment.display()
-                        );
-                    }
-                }
-                Event::CheckpointRefused(reason) => {
-                    eprintln!("checkpoint refused, going on from an earlier state: {reason}")
-                }
-                Event::Step(event) => {
-                    let mut entry = serde_json::to_value(&event.report)?;
-                    entry["elapsed_s"] = event.elapsed.as_secs_f64().into();
-                    entry["waited_s"] = event.waited.as_secs_f64().into();
-                    entry["trained_s"] = event.trained.as_secs_f64().into();
-                    entry["num_rollouts"] = event.totals.num_rollouts.into();
-                    entry["num_trained_tokens"] = event.totals.num_trained_tokens.into();
-                    writeln!(self.metrics, "{entry}")?;
-                    self.step_line(*event)?;
-                }
-                Event::Eval(eval) => {
-                    writeln!(self.metrics, "{}", eval_row(&eval))?;
-                    let share = percent(eval.num_correct as f64 / eval.num_problems as f64);
-                    self.say(&format!(
-                        "step {:>6}  exam {}: {share} of {} dev problems\n",
-                        eval.step, eval.exam, eval.num_problems
-                    ))?;
-                }
-                Event::Control(control) => {
-                    self.num_steps = Some(control.stop_at);
-                    self.say(&format!(
-                        "the clock decides: the learning rate decays from step {}, the run ends with step {}\n",
-                        control.decay_from, control.stop_at
-                    ))?;
-                }
-                Event::Checkpoint(path) => tracing::info!(path = %path.display(), "checkpoint written"),
-            }
-        }
-        Ok(())
-    }
-
-    fn step_line(&mut self, event: StepEvent) -> Result<()> {
-        let StepEvent { report, elapsed, totals, sample, .. } = event;
-        let due = self.last_line.is_none_or(|(at, _)| elapsed.saturating_sub(at) >= Duration::from_secs(5));
-        if !due && Some(report.step) != self.num_steps {
-            return Ok(());
-        }
-        let (since, before) = self.last_line.unwrap_or((Duration::ZERO, 0));
-        let rate = (totals.num_rollouts - before) as f64 / elapsed.saturating_sub(since).as_secs_f64().max(1e-3);
-        self.last_line = Some((elapsed, totals.num_rollouts));
-        let families: Vec<String> = report
-            .solved_by_family
-            .iter()
-            .map(|(family, (solved, played))| format!("{family} {}", percent(*solved as f64 / (*played).max(1) as f64)))
-            .collect();
-        let left = match (self.num_steps, self.time_limit) {
-            (Some(steps), _) => format!("{} steps left", steps.saturating_sub(report.step)),
-            (None, Some(limit)) => format!("{} left", clock(limit.saturating_sub(elapsed))),
-            (None, None) => String::new(),
-        };
-        self.say(&format!(
-            "step {:>6}  {}  solved: {}  loss {:.3}  {} answers/s  {left}\n",
-            report.step,
-            clock(elapsed),
-            families.join(", "),
-            report.loss,
-            count(rate),
-        ))?;
-        if let Some((problem, answer, verdict)) = sample {
-            let domain = domains::domain(&problem.domain)?;
-            let verdict = serde_json::to_value(verdict)?;
-            let verdict = verdict.as_str().unwrap_or_default().to_owned();
-            self.say(&format!("               {}   {}   {verdict}\n", problem.text, domain.render_answer(&answer)))?;
-        }
-        Ok(())
-    }
-
-    /// Removes what an earlier process wrote past the state that this one goes on from; it will be written again. Exams
-    /// stay as the journal has them.
-    fn forget_metrics_after(&mut self, step: u64, evals: &[learner::EvalRecord]) -> Result<()> {
-        let path = self.run_dir.join("metrics.jsonl");
-        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let text = String::from_utf8_lossy(&text);
-        let mut missing: Vec<serde_json::Value> = evals.iter().map(eval_row).collect();
-        let mut keeps = |line: &&str| match serde_json::from_str::<serde_json::Value>(line) {
-            Ok(row) if row.get("exam").is_some() => {
-                let found = missing.iter().position(|exam| *exam == row);
-                found.map(|index| missing.remove(index)).is_some()
-            }
-            Ok(row) => row["step"].as_u64().is_some_and(|at| at <= step),
-            Err(_) => false,
-        };
-        let mut kept: Vec<String> = text.lines().filter(&mut keeps).map(str::to_owned).collect();
-        kept.extend(missing.iter().map(ToString::to_string));
-        let kept: String = kept.into_iter().map(|line| line + "\n").collect();
-        let partial = self.run_dir.join("metrics.jsonl.partial");
-        write_file(&partial, &kept)?;
-        std::fs::rename(&partial, &path).with_context(|| format!("rename {}", partial.display()))?;
-        self.metrics = File::options().append(true).open(&path).with_context(|| format!("write {}", path.display()))?;
-        Ok(())
-    }
-}
-
-fn eval_row(eval: &learner::EvalRecord) -> serde_json::Value {
-    serde_json::json!({"step": eval.step, "exam": eval.exam, "num_correct": eval.num_correct, "num_problems": eval.num_problems})
-}
-
 /// What a person wants to know at the end.
-fn closing(plan: &Plan, summary: &Summary) -> Result<String> {
+fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String> {
     let run_dir = quoted(&plan.run_dir.display().to_string());
     let mut text = String::from("\n");
     if summary.outcome == Outcome::Interrupted {
         let minutes =
             plan.time_limit.map_or(String::new(), |limit| format!(" --minutes {}", limit.as_secs_f64() / 60.0));
         text += &format!(
-            "stopped at step {} after {}; go on with: autodidact train --resume --run-dir {run_dir}{minutes}\n",
+            "stopped at step {} after {} ({} of CPU time); go on with: autodidact train --resume --run-dir {run_dir}{minutes}\n",
             summary.step,
-            clock(summary.elapsed)
+            clock(summary.elapsed),
+            clock(cpu_time)
         );
         return Ok(text);
     }
     text += &format!(
-        "{} steps in {}: {} answers, {} of them right, {} tokens trained on\n\n",
+        "{} steps in {} ({} of CPU time): {} answers, {} of them right, {} tokens trained on\n\n",
         summary.step,
         clock(summary.elapsed),
+        clock(cpu_time),
         count(summary.totals.num_rollouts as f64),
         count(summary.totals.num_correct as f64),
         count(summary.totals.num_trained_tokens as f64),
     );
     text += &exam_table(summary)?;
-    text += "\nwhere the trained tokens came from\n";
     let total: f64 = summary.totals.trained_by_origin.iter().map(|cell| cell.2).sum();
+    if total > 0.0 {
+        text += "\nwhere the trained tokens came from\n";
+    }
     for (problem_origin, label_origin, weighted) in &summary.totals.trained_by_origin {
-        let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let (problem, label) = (name(serde_json::to_value(problem_origin)?), name(serde_json::to_value(label_origin)?));
-        text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total.max(1e-9)));
+        let (problem, label) = (word(problem_origin), word(label_origin));
+        text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total));
     }
     text += &format!(
         "\njournal {}, weights {}\n",
@@ -491,7 +421,7 @@ fn exam_table(summary: &Summary) -> Result<String> {
     Ok(table(&rows))
 }
 
-fn json(plan: &Plan, summary: &Summary) -> serde_json::Value {
+fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> serde_json::Value {
     serde_json::json!({
         "run_dir": plan.run_dir,
         "outcome": if summary.outcome == Outcome::Finished { "finished" } else { "interrupted" },
@@ -499,16 +429,8 @@ fn json(plan: &Plan, summary: &Summary) -> serde_json::Value {
         "weights_digest": summary.weights_digest,
         "control": summary.control,
         "elapsed_s": summary.elapsed.as_secs_f64(),
+        "cpu_s": cpu_time.as_secs_f64(),
         "evals": summary.evals,
         "totals": summary.totals,
     })
-}
-
-fn folder_bytes(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
-}
-
-fn bytes(size: u64) -> String {
-    format!("{:.1} MiB", size as f64 / f64::from(1 << 20))
 }

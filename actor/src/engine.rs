@@ -6,7 +6,8 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use domains::{Grammar, MaskDictionary, Next, domain};
 use policy::{Decoder, Feed, PackedWeights, sample};
 use proto::{
-    ActionMask, Behavior, Choice, CounterRng, Group, Purpose, Rollout, StopReason, Task, TaskKind, Token, VersionSpan,
+    ActionMask, Behavior, Choice, CounterRng, Group, Purpose, Request, Rollout, StopReason, Task, TaskKind, Token,
+    VersionSpan,
 };
 use tokio::sync::mpsc;
 
@@ -190,9 +191,7 @@ fn begin(job: Job, max_positions: usize) -> Begun {
 fn open(job: Job, max_positions: usize) -> Result<Active, Error> {
     let task = &job.group.task;
     let fail = |reason: String| Error::Task { task: task.id, reason };
-    let domain = domain(&task.problem.domain).map_err(|error| fail(error.to_string()))?;
-    let prompt = domain.prompt(&task.problem).map_err(|error| fail(error.to_string()))?;
-    let grammar = domain.grammar(&task.problem).map_err(|error| fail(error.to_string()))?;
+    let (prompt, grammar) = languages(&task.request).map_err(|error| fail(error.to_string()))?;
     let needed = prompt.len() + task.max_tokens as usize;
     if needed > max_positions {
         let (prompt, answer) = (prompt.len(), task.max_tokens);
@@ -201,12 +200,23 @@ fn open(job: Job, max_positions: usize) -> Result<Active, Error> {
         )));
     }
     let purpose = match task.id.kind {
-        TaskKind::Solve => Purpose::Rollout,
+        TaskKind::Train => Purpose::Rollout,
         TaskKind::Evaluate => Purpose::Evaluation,
     };
     let rng = CounterRng::new(task.seed, purpose, task.id.batch, u64::from(task.id.index), job.attempt as u64);
     let played = Played { tokens: Vec::new(), choices: Vec::new(), stop: StopReason::Complete };
     Ok(Active { grammar, rng, played, pending: prompt, mask: ActionMask::default(), job })
+}
+
+/// Gives what the network reads and the language in which it answers.
+fn languages(request: &Request) -> Result<(Vec<Token>, Box<dyn Grammar>), domains::Error> {
+    let domain = domain(request.domain())?;
+    Ok(match request {
+        Request::Solve { problem, .. } => (domain.prompt(problem)?, domain.grammar(problem)?),
+        Request::Propose { niche, difficulty, .. } => {
+            (domain.propose_prompt(*niche, *difficulty), domain.proposal_grammar(*niche))
+        }
+    })
 }
 
 impl Active {

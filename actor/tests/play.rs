@@ -5,7 +5,10 @@ use std::sync::Arc;
 use actor::engine::Engine;
 use actor::{Config, Error};
 use policy::{ModelConfig, PackedWeights, Params};
-use proto::{Behavior, Digest, Group, Problem, ProblemOrigin, Sampling, StopReason, Task, TaskId, TaskKind};
+use proto::{
+    Behavior, Difficulty, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
+    TaskKind,
+};
 
 fn weights(seed: u64) -> Arc<PackedWeights> {
     let config = ModelConfig {
@@ -22,12 +25,15 @@ fn weights(seed: u64) -> Arc<PackedWeights> {
 
 fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
     Task {
-        id: TaskId { kind: TaskKind::Solve, batch: 5, index },
+        id: TaskId { kind: TaskKind::Train, batch: 5, index },
         seed: 3,
         weights: Digest::of_bytes(b""),
         policy_version: 5,
-        problem: Problem { domain: "countdown".to_owned(), text: text.to_owned() },
-        origin: ProblemOrigin::Ladder,
+        request: Request::Solve {
+            problem: Problem { domain: "countdown".to_owned(), text: text.to_owned() },
+            origin: ProblemOrigin::Ladder,
+            has_key: false,
+        },
         family: String::new(),
         num_rollouts: 6,
         sampling: Sampling { behavior, temperature: 1.0 },
@@ -59,6 +65,19 @@ fn slots_threads_and_neighbours_change_nothing() {
         let distinct: std::collections::HashSet<_> =
             expected.iter().flat_map(|group| &group.rollouts).map(|rollout| &rollout.tokens).collect();
         assert!(distinct.len() > 50, "{} distinct answers", distinct.len());
+    }
+}
+
+#[test]
+fn problems_are_written_in_the_problem_language() {
+    let niche = Niche(0x0003_0700);
+    let request = Request::Propose { domain: "countdown".to_owned(), niche, difficulty: Difficulty::Hard };
+    let tasks = [Task { request, ..task(0, "", Behavior::Policy, 4) }];
+    let groups = play(1, 4, &tasks);
+    assert_eq!(play(2, 64, &tasks), groups);
+    for rollout in &groups[0].rollouts {
+        assert_eq!((rollout.tokens.len(), rollout.stop), (4, StopReason::Complete));
+        assert!(rollout.tokens[..3].is_sorted_by(|left, right| left >= right), "{:?}", rollout.tokens);
     }
 }
 

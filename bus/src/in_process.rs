@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use proto::{Digest, Group, ScoredGroup, Task};
+use proto::{Digest, Group, ProblemKey, ScoredGroup, Task, TaskId};
 use tokio::sync::mpsc;
 
 use crate::{Bus, Error};
@@ -13,6 +13,7 @@ pub struct InProcess {
     tasks: Queue<Task>,
     groups: Queue<Group>,
     scored: Queue<ScoredGroup>,
+    keys: Mutex<BTreeMap<TaskId, ProblemKey>>,
     weights: Mutex<BTreeMap<Digest, Arc<[u8]>>>,
 }
 
@@ -31,6 +32,7 @@ impl InProcess {
             tasks: Queue::new("tasks", capacity),
             groups: Queue::new("groups", capacity),
             scored: Queue::new("scored groups", capacity),
+            keys: Mutex::default(),
             weights: Mutex::default(),
         }
     }
@@ -75,6 +77,21 @@ impl Bus for InProcess {
 
     async fn next_scored(&self) -> Result<ScoredGroup, Error> {
         self.scored.pop().await
+    }
+
+    async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(task, key);
+        Ok(())
+    }
+
+    async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&task).cloned().ok_or(Error::NoKey { task })
+    }
+
+    async fn forget_keys(&self, first_kept_batch: u64) -> Result<(), Error> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).retain(|task, _| task.batch >= first_kept_batch);
+        Ok(())
     }
 
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {

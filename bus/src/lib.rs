@@ -8,7 +8,7 @@ mod in_process;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use proto::{Digest, Group, ScoredGroup, Task};
+use proto::{Digest, Group, ProblemKey, ScoredGroup, Task, TaskId};
 
 pub use in_process::InProcess;
 
@@ -33,6 +33,15 @@ pub trait Bus: Send + Sync + 'static {
     /// Waits for a scored group.
     async fn next_scored(&self) -> Result<ScoredGroup, Error>;
 
+    /// Stores the key of a task's problem; only verifiers may read it.
+    async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error>;
+
+    /// Fetches the key of a task's problem.
+    async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error>;
+
+    /// Forgets the keys of all batches before one.
+    async fn forget_keys(&self, first_kept_batch: u64) -> Result<(), Error>;
+
     /// Stores weights under their digest.
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error>;
 
@@ -51,6 +60,12 @@ pub enum Error {
     Closed {
         /// Which queue.
         queue: &'static str,
+    },
+    /// Nobody stored this key.
+    #[error("bus: expected a key of task {task:?} in the store, found none")]
+    NoKey {
+        /// Whose key was asked for.
+        task: TaskId,
     },
     /// Nobody stored these weights.
     #[error("bus: expected weights {digest:?} in the store, found none")]

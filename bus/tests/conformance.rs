@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bus::{Bus, InProcess};
-use proto::{Behavior, Digest, Problem, ProblemOrigin, Sampling, Task, TaskId, TaskKind};
+use proto::{Behavior, Digest, Problem, ProblemKey, ProblemOrigin, Request, Sampling, Task, TaskId, TaskKind};
 
 fn buses() -> Vec<Arc<dyn Bus>> {
     vec![Arc::new(InProcess::new(64))]
@@ -12,12 +12,15 @@ fn buses() -> Vec<Arc<dyn Bus>> {
 
 fn task(index: u32) -> Task {
     Task {
-        id: TaskId { kind: TaskKind::Solve, batch: 0, index },
+        id: TaskId { kind: TaskKind::Train, batch: 0, index },
         seed: 0,
         weights: Digest::of_bytes(b""),
         policy_version: 0,
-        problem: Problem { domain: "countdown".to_owned(), text: "2 1 -> 3".to_owned() },
-        origin: ProblemOrigin::Ladder,
+        request: Request::Solve {
+            problem: Problem { domain: "countdown".to_owned(), text: "2 1 -> 3".to_owned() },
+            origin: ProblemOrigin::Ladder,
+            has_key: false,
+        },
         family: String::new(),
         num_rollouts: 1,
         sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
@@ -74,5 +77,19 @@ async fn weights_are_kept_until_they_are_let_go() {
         assert_eq!(*bus.get_weights(digests[0]).await.unwrap(), digests[0].as_bytes()[..]);
         let missing = bus.get_weights(digests[1]).await.unwrap_err();
         assert!(missing.to_string().contains(&digests[1].short()), "{missing}");
+    }
+}
+
+#[tokio::test]
+async fn keys_are_kept_until_their_batch_is_over() {
+    for bus in buses() {
+        let id = |batch| TaskId { batch, ..task(3).id };
+        for batch in [4, 5] {
+            bus.put_key(id(batch), ProblemKey { text: batch.to_string() }).await.unwrap();
+        }
+        bus.forget_keys(5).await.unwrap();
+        assert_eq!(bus.get_key(id(5)).await.unwrap().text, "5");
+        let missing = bus.get_key(id(4)).await.unwrap_err();
+        assert!(missing.to_string().contains("batch: 4"), "{missing}");
     }
 }

@@ -11,7 +11,7 @@ pub mod vocabulary;
 
 use std::sync::Arc;
 
-use proto::{Problem, ProblemSource, Token, Verdict};
+use proto::{KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verdict};
 
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_specs};
@@ -46,8 +46,16 @@ pub trait Domain: ProblemSource {
     /// Judges an answer in tokens. Does not use the grammar: the two hold each other to the same language.
     ///
     /// # Errors
+    /// [`Error::Problem`] when the problem or the key is not in its language.
+    fn judge_keyed(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &[Token]) -> Result<Verdict, Error>;
+
+    /// As [`Domain::judge_keyed`], for problems that come without a key. The keys of exam problems are known.
+    ///
+    /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error>;
+    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error> {
+        self.judge_keyed(problem, None, answer)
+    }
 
     /// Judges an answer that a person or another program wrote.
     ///
@@ -60,6 +68,28 @@ pub trait Domain: ProblemSource {
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error>;
+
+    /// Lists problems whose answers follow from running an answer, with those answers. Training on them is supervision by
+    /// the machine that runs it, and is called so.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn executions(&self, _problem: &Problem, _answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Gives the niche of a problem.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the problem or the key is not in its language.
+    fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error>;
+
+    /// Opens the problem language at its start, as far as the niche that is asked for binds it.
+    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar>;
+
+    /// Reads a proposal that was asked for a niche; `None` unless it is a problem worth asking and of no exam. A function
+    /// of the text alone: whether the problem is new is for others to say.
+    fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem>;
 
     /// Gives what an answer aims at, for weighting: problems of one goal differ in their givens only.
     ///
@@ -110,7 +140,7 @@ pub enum Error {
         /// The name that was given.
         got: String,
     },
-    /// A problem that is not in its domain's language.
+    /// A problem or a key that is not in its domain's language.
     #[error("{domain} problem: expected {expected}, got {got}")]
     Problem {
         /// The domain.

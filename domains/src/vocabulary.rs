@@ -1,6 +1,6 @@
 //! One vocabulary for all domains: integers 0 to 99 are one token each, larger ones are spelled in digits.
 
-use proto::{MASK_BITS, Token};
+use proto::{Difficulty, MASK_BITS, Token};
 
 /// How many tokens there are, unused ids included.
 pub const VOCABULARY_SIZE: usize = MASK_BITS;
@@ -19,6 +19,8 @@ pub const DIVIDE: Token = 113;
 pub const EQUALS: Token = 114;
 /// Opens a prompt that asks for an answer.
 pub const ROLE_SOLVE: Token = 120;
+/// Opens a prompt that asks for a problem.
+pub const ROLE_PROPOSE: Token = 121;
 /// Domain token: countdown with intermediate results up to 99.
 pub const COUNTDOWN: Token = 124;
 /// Domain token: countdown with intermediate results up to 9,999.
@@ -28,11 +30,19 @@ pub const PROGRAMS: Token = 126;
 /// Domain token: straight-line programs on digits.
 pub const PROGRAMS_DIGITS: Token = 127;
 
+/// Ends a prompt that asks for a problem: how hard it is to be. The other difficulties follow.
+const FIRST_DIFFICULTY: Token = 116;
+
 /// Most digits of a spelled number. Every spelled number has exactly this many, so that no spelling is a prefix of
 /// another and a number never needs a token to end it.
 pub const NUM_DIGITS: u32 = 4;
 /// The largest integer that has a spelling.
 pub const MAX_INTEGER: u32 = 9_999;
+
+/// Spells a difficulty.
+pub fn difficulty_token(difficulty: Difficulty) -> Token {
+    FIRST_DIFFICULTY + difficulty as Token
+}
 
 /// Spells an integer: one token up to 99, else four digits.
 ///
@@ -81,7 +91,12 @@ pub fn token_name(token: Token) -> String {
         MULTIPLY => "*".to_owned(),
         DIVIDE => "/".to_owned(),
         EQUALS => "=".to_owned(),
+        FIRST_DIFFICULTY => "<unsolved>".to_owned(),
+        117 => "<hard>".to_owned(),
+        118 => "<easy>".to_owned(),
+        119 => "<trivial>".to_owned(),
         ROLE_SOLVE => "<solve>".to_owned(),
+        ROLE_PROPOSE => "<propose>".to_owned(),
         COUNTDOWN => "<countdown>".to_owned(),
         COUNTDOWN_LARGE => "<countdown-large>".to_owned(),
         PROGRAMS => "<programs>".to_owned(),

@@ -3,13 +3,18 @@
 use std::collections::HashSet;
 
 use domains::{
-    Domain, Exam, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace, vocabulary,
+    Domain, Exam, Grammar, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace,
+    vocabulary,
 };
-use proto::{CounterRng, Problem, Purpose, Token, Verdict};
+use proto::{CounterRng, Difficulty, KeyedProblem, Problem, Purpose, Token, Verdict};
 
 /// Plays uniformly random legal tokens to the end.
 fn random_answer(domain: &dyn Domain, problem: &Problem, rng: &mut CounterRng) -> Vec<Token> {
-    let mut grammar = domain.grammar(problem).unwrap();
+    let max_tokens = domain.max_answer_tokens(problem).unwrap();
+    random_walk(domain.grammar(problem).unwrap(), max_tokens, rng)
+}
+
+fn random_walk(mut grammar: Box<dyn Grammar>, max_tokens: u32, rng: &mut CounterRng) -> Vec<Token> {
     let mut answer = Vec::new();
     loop {
         let token = match grammar.next() {
@@ -23,7 +28,7 @@ fn random_answer(domain: &dyn Domain, problem: &Problem, rng: &mut CounterRng) -
         assert!(usize::from(token) < vocabulary::VOCABULARY_SIZE);
         assert!(grammar.push(token));
         answer.push(token);
-        assert!(answer.len() <= domain.max_answer_tokens(problem).unwrap() as usize, "{problem:?} {answer:?}");
+        assert!(answer.len() <= max_tokens as usize, "{answer:?}");
     }
 }
 
@@ -31,7 +36,7 @@ fn for_each_ladder_problem(num_each: u64, mut visit: impl FnMut(&dyn Domain, &Pr
     for domain in registry() {
         for level in domain.ladder_levels() {
             for index in 0..num_each {
-                let problem = domain.ladder(level.level, 1, index);
+                let problem = domain.ladder(level.level, 1, index).problem;
                 let mut rng = CounterRng::new(1, Purpose::Rollout, u64::from(level.level), index, 0);
                 visit(domain.as_ref(), &problem, &mut rng);
             }
@@ -103,14 +108,15 @@ fn problems_survive_their_json_and_their_text() {
 fn exams_are_what_their_generator_writes_and_nothing_trains_on_them() {
     for spec in exam_specs() {
         let committed = exam(spec.name).unwrap();
-        assert_eq!(committed, &Exam::generate(spec).unwrap(), "{}: rebuild it with `generate --exam`", spec.name);
+        let is_same = committed == &Exam::generate(spec).unwrap();
+        assert!(is_same, "{}: rebuild it with `generate --exam`", spec.name);
         let domain = domain(spec.domain).unwrap();
         let distinct: HashSet<_> =
             committed.dev.iter().chain(&committed.test).map(|problem| domain.canonical_hash(problem)).collect();
         assert_eq!(distinct.len(), committed.dev.len() + committed.test.len());
         assert!(committed.dev.iter().chain(&committed.test).all(|problem| domain.is_exam(problem)));
         for seed in 0..3 {
-            assert!((0..2_000).all(|index| !domain.is_exam(&domain.ladder(spec.level, seed, index))));
+            assert!((0..2_000).all(|index| !domain.is_exam(&domain.ladder(spec.level, seed, index).problem)));
         }
     }
 }
@@ -137,4 +143,73 @@ fn illegal_tokens_change_nothing() {
         );
         assert_eq!(domain.judge(problem, &[Token::MAX]).unwrap(), Verdict::Malformed);
     });
+}
+
+/// What is asked of a problem that may be posed: it is legal, of no exam, and what it is made of leads back to its niche.
+fn expect_posable(domain: &dyn Domain, keyed: &KeyedProblem) {
+    assert_eq!(&domain.problem_from_text(&keyed.problem.text).unwrap(), &keyed.problem);
+    assert!(!domain.is_exam(&keyed.problem), "{keyed:?}");
+    assert_eq!(domain.judge_keyed(&keyed.problem, keyed.key.as_ref(), &[]).unwrap(), Verdict::Incorrect);
+    let niche = domain.niche(&keyed.problem, keyed.key.as_ref()).unwrap();
+    assert!(!domain.describe_niche(niche).is_empty());
+}
+
+#[test]
+fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
+    for domain in registry() {
+        let (mut num_admitted, mut num_played) = (0, 0);
+        for level in domain.ladder_levels() {
+            for index in 0..40 {
+                let KeyedProblem { problem, key } = domain.ladder(level.level, 2, index);
+                let niche = domain.niche(&problem, key.as_ref()).unwrap();
+                let prompt = domain.propose_prompt(niche, Difficulty::Hard);
+                assert_ne!(prompt, domain.propose_prompt(niche, Difficulty::Easy));
+                let mut rng = CounterRng::new(2, Purpose::Rollout, u64::from(level.level), index, 0);
+                for _ in 0..20 {
+                    num_played += 1;
+                    let max_tokens = domain.max_proposal_tokens(niche);
+                    let proposal = random_walk(domain.proposal_grammar(niche), max_tokens, &mut rng);
+                    let Some(admitted) = domain.admit(niche, &proposal) else { continue };
+                    num_admitted += 1;
+                    expect_posable(domain.as_ref(), &admitted);
+                    let found = domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap();
+                    let choices = trace(domain.proposal_grammar(found), &proposal, &mut MaskDictionary::default());
+                    assert!(choices.is_some(), "the proposal is legal under the niche that it turned out to have");
+                    assert_eq!(domain.admit(found, &proposal), Some(admitted));
+                }
+                assert_eq!(domain.admit(niche, &[]), None);
+                assert_eq!(domain.admit(niche, &[Token::MAX; 4]), None);
+            }
+        }
+        assert!(20 * num_admitted > num_played, "{}: {num_admitted} of {num_played}", domain.name());
+        // A niche that nobody made is asked for without a panic.
+        for niche in [0, u64::MAX, 0x0102_0304_0506_0708].map(proto::Niche) {
+            let mut rng = CounterRng::new(3, Purpose::Rollout, 0, niche.0, 0);
+            domain.propose_prompt(niche, Difficulty::Unsolved);
+            let proposal = random_walk(domain.proposal_grammar(niche), domain.max_proposal_tokens(niche), &mut rng);
+            domain.admit(niche, &proposal);
+        }
+    }
+}
+
+#[test]
+fn mutants_are_other_problems_that_may_be_posed() {
+    for domain in registry() {
+        let (mut num_mutants, mut num_parents) = (0, 0);
+        for level in domain.ladder_levels() {
+            for index in 0..20 {
+                let mut parent = domain.ladder(level.level, 4, index);
+                let mut rng = CounterRng::new(4, Purpose::Mutation, u64::from(level.level), index, 0);
+                for _ in 0..5 {
+                    num_parents += 1;
+                    let Some(mutant) = domain.mutate(&parent, &mut rng) else { continue };
+                    num_mutants += 1;
+                    assert_ne!(mutant.problem, parent.problem);
+                    expect_posable(domain.as_ref(), &mutant);
+                    parent = mutant;
+                }
+            }
+        }
+        assert!(5 * num_mutants > 4 * num_parents, "{}: {num_mutants} of {num_parents}", domain.name());
+    }
 }

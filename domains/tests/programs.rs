@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use domains::programs::{Dialect, ExamSplit, Mode, ProblemKey, Programs, Stratum};
+use domains::programs::{Dialect, ExamSplit, Mode, Programs, Stratum};
 use domains::{Domain, Exam, ExamSpec, Next, enumerate_answers, exam};
-use proto::{CounterRng, Problem, ProblemSource, Purpose, Token, Verdict};
+use proto::{CounterRng, Problem, ProblemKey, ProblemSource, Purpose, Token, Verdict};
 
 use crate::evaluator::{Data, evaluate};
 
@@ -349,7 +349,7 @@ fn every_ladder_problem_has_the_answer_that_its_generator_knows() {
         for level in domain.ladder_levels() {
             for index in 0..300 {
                 let drawn = domain.draw_ladder(level.level, 5, index);
-                assert_eq!(domain.ladder(level.level, 5, index), drawn.problem);
+                assert_eq!(domain.ladder(level.level, 5, index).problem, drawn.problem);
                 assert_eq!(domain.judge(&drawn.problem, &drawn.answer).unwrap(), Verdict::Correct, "{drawn:?}");
                 let stratum = domain.stratum(&drawn.problem, drawn.key.as_ref()).unwrap();
                 let mode = [Mode::Deduction, Mode::Abduction, Mode::Induction][(level.level as usize - 1) % 3];
@@ -375,7 +375,7 @@ fn prompts_tell_problems_apart() {
     for domain in [FULL, DIGITS] {
         for level in domain.ladder_levels() {
             for index in 0..500 {
-                let problem = domain.ladder(level.level, 6, index);
+                let problem = domain.ladder(level.level, 6, index).problem;
                 prompts.insert(domain.prompt(&problem).unwrap());
                 problems.insert(problem);
             }
@@ -392,7 +392,7 @@ fn random_play_is_diverse() {
         let mut lengths: BTreeMap<usize, usize> = BTreeMap::new();
         let mut num_relabelled = 0;
         for index in 0..1_000 {
-            let problem = domain.ladder(level, 8, index);
+            let problem = domain.ladder(level, 8, index).problem;
             let answer = random_answer(domain, &problem, &mut CounterRng::new(8, Purpose::Rollout, 0, index, 0));
             *lengths.entry(answer.len()).or_default() += 1;
             num_relabelled += usize::from(domain.hindsight(&problem, &answer).unwrap().is_some());

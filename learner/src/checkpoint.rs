@@ -6,13 +6,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use policy::{Params, read_weights, write_weights};
-use proto::{Digest, Task};
+use proto::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::fold::{State, Totals};
 use crate::journal::sync_folder;
 use crate::optimizer::AdamW;
-use crate::window::{Saved, Window};
+use crate::plan::Planned;
+use crate::self_play::SelfPlay;
+use crate::window::{Saved, Windows};
 use crate::{Config, Control, Error};
 
 /// A state as read from disk, with what it needs to go on.
@@ -21,7 +23,7 @@ pub struct Checkpoint {
     /// The state.
     pub state: State,
     /// Batches that were planned and not folded.
-    pub planned: BTreeMap<u64, Vec<Task>>,
+    pub planned: BTreeMap<u64, Vec<Planned>>,
     /// Weights that those batches name, besides the state's own.
     pub versions: Vec<(Digest, Vec<u8>)>,
     /// The end of the run, if it was fixed by then.
@@ -35,8 +37,9 @@ struct Rest {
     num_updates: u64,
     totals: Totals,
     history: Digest,
-    window: Vec<Saved>,
-    planned: BTreeMap<u64, Vec<Task>>,
+    windows: Saved,
+    self_play: SelfPlay,
+    planned: BTreeMap<u64, Vec<Planned>>,
     versions: Vec<(Digest, Vec<u8>)>,
     control: Option<Control>,
 }
@@ -48,7 +51,7 @@ pub(crate) fn save(
     folder: &Path,
     config: &Config,
     state: &State,
-    planned: &BTreeMap<u64, Vec<Task>>,
+    planned: &BTreeMap<u64, Vec<Planned>>,
     versions: Vec<(Digest, Vec<u8>)>,
     control: Option<Control>,
     tokenizer_json: &str,
@@ -58,7 +61,8 @@ pub(crate) fn save(
         num_updates: state.adam.num_updates,
         totals: state.totals.clone(),
         history: state.history,
-        window: state.window.save(),
+        windows: state.windows.save(),
+        self_play: state.self_play.clone(),
         planned: planned.clone(),
         versions,
         control,
@@ -168,7 +172,8 @@ pub fn load_checkpoint(folder: &Path) -> Result<(policy::ModelConfig, Checkpoint
         ema,
         totals: rest.totals,
         adam: AdamW { first, second, num_updates: rest.num_updates },
-        window: Window::load(rest.window),
+        windows: Windows::load(rest.windows),
+        self_play: rest.self_play,
         history: rest.history,
     };
     Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions, control: rest.control }))

@@ -2,7 +2,7 @@ use policy::ModelConfig;
 use proto::{Behavior, Digest, ProblemSource};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, PolicyGradientConfig};
 
 /// Everything that decides what a run learns. Two runs with equal configs have equal weights at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,8 +16,10 @@ pub struct Config {
     pub batch: BatchConfig,
     /// How actors draw tokens.
     pub actor: ActorConfig,
-    /// Which levels of which domains the ladder asks, and how often.
-    pub ladder: Vec<LadderShare>,
+    /// What is asked about.
+    pub domains: Vec<DomainShare>,
+    /// Problems that the run makes itself; absent for the ladder alone.
+    pub self_play: Option<SelfPlayConfig>,
     /// The optimizer and what it is fed.
     pub learner: LearnerConfig,
     /// Learning rate over steps.
@@ -50,16 +52,68 @@ pub struct ActorConfig {
     pub max_answer_tokens: u32,
 }
 
-/// One rung of a ladder and its share of the tasks.
+/// A domain, its share of the training, and the levels of its ladder that are asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LadderShare {
+pub struct DomainShare {
     /// Name of the domain.
-    pub domain: String,
-    /// Level of its ladder.
-    pub level: u32,
-    /// Weight among all shares; over 0.
+    pub name: String,
+    /// Weight among all domains, of the tasks asked and of the tokens trained on; over 0.
     pub share: f64,
+    /// What its ladder asks.
+    pub levels: Vec<LevelWeight>,
+}
+
+/// A level of a ladder and how often it is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LevelWeight {
+    /// The level.
+    pub level: u32,
+    /// Weight among the domain's levels; over 0.
+    pub weight: f64,
+}
+
+/// Problems that the run makes itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelfPlayConfig {
+    /// Steps in which all problems to solve come from the ladder; proposals are made from the start.
+    pub bootstrap_steps: u64,
+    /// Tasks of a batch that ask for problems instead of answers, `batch.num_rollouts` problems each; 0 to below
+    /// `batch.num_tasks`.
+    pub propose_tasks: u32,
+    /// How proposals train the policy that wrote them, once their problems were tried.
+    pub proposer_loss: ProposerLoss,
+    /// Share of the trained tokens that teach how to propose; by policy gradient, the weight of that loss. 0 to below 1.
+    pub proposer_share: f64,
+    /// Where the problems to solve come from after the bootstrap.
+    pub problems: ProblemShares,
+}
+
+/// How proposals train the policy that wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProposerLoss {
+    /// As answers to a prompt that asks for the niche and the difficulty that they turned out to have.
+    CrossEntropy,
+    /// By how much there is to learn from them: 1 - solve rate, and 0 where nobody succeeds (Zhao et al. 2025, equation 4).
+    PolicyGradient,
+}
+
+/// Weights of the sources of problems; 0 or more each, not all 0. A source that has none to offer leaves its turn to the
+/// next one in this order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProblemShares {
+    /// Proposals that nobody has tried yet.
+    pub proposer: f64,
+    /// Changed problems of the archive.
+    pub mutation: f64,
+    /// The archive's problems again.
+    pub archive: f64,
+    /// The ladder.
+    pub ladder: f64,
 }
 
 /// The optimizer and what it is fed.
@@ -88,8 +142,14 @@ pub struct LearnerConfig {
     pub max_goal_weight: f64,
     /// Whether rollouts that miss train as solutions of what they solve.
     pub hindsight: bool,
+    /// Whether outputs that a machine computed train as answers.
+    pub executor_labels: bool,
+    /// A control: verdicts are permuted within a batch, and prompts among its examples of equal shape.
+    pub shuffle_labels: bool,
     /// Parts of an update whose gradients are computed apart and added in order; more parts feed more threads.
     pub num_shards: usize,
+    /// Policy gradients on the rollouts of each batch; absent for none.
+    pub policy_gradient: Option<PolicyGradientConfig>,
 }
 
 /// Learning rate over steps: linear warm-up, constant, linear decay to zero.
@@ -151,14 +211,23 @@ impl Config {
             max_answer_tokens,
             (1..room).contains(&max_answer_tokens),
         )?;
-        check("ladder", "one entry or more", "none", !self.ladder.is_empty())?;
-        for entry in &self.ladder {
-            let source = sources.iter().find(|source| source.name() == entry.domain);
-            check("ladder.domain", "a domain of `autodidact domains`", &entry.domain, source.is_some())?;
+        check("domains", "one entry or more", "none", !self.domains.is_empty())?;
+        for (index, entry) in self.domains.iter().enumerate() {
+            let source = sources.iter().find(|source| source.name() == entry.name);
+            check("domains.name", "a domain of `autodidact domains`", &entry.name, source.is_some())?;
+            let is_new = self.domains[..index].iter().all(|earlier| earlier.name != entry.name);
+            check("domains.name", "each domain once", &entry.name, is_new)?;
+            check("domains.share", "over 0", entry.share, entry.share > 0.0 && entry.share.is_finite())?;
+            check("domains.levels", "one entry or more", "none", !entry.levels.is_empty())?;
             let levels = source.map(|source| source.ladder_levels()).unwrap_or_default();
-            let known = levels.iter().any(|level| level.level == entry.level);
-            check("ladder.level", "a level of `autodidact domains`", entry.level, known)?;
-            check("ladder.share", "over 0", entry.share, entry.share > 0.0 && entry.share.is_finite())?;
+            for LevelWeight { level, weight } in &entry.levels {
+                let is_known = levels.iter().any(|known| known.level == *level);
+                check("domains.levels.level", "a level of `autodidact domains`", level, is_known)?;
+                check("domains.levels.weight", "over 0", weight, *weight > 0.0 && weight.is_finite())?;
+            }
+        }
+        if let Some(self_play) = &self.self_play {
+            self_play.validate(self)?;
         }
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let fraction = |value: f64| (0.0..1.0).contains(&value);
@@ -188,6 +257,9 @@ impl Config {
             learner.max_goal_weight >= 1.0 && learner.max_goal_weight.is_finite(),
         )?;
         check("learner.num_shards", "1 to 1024", learner.num_shards, (1..=1_024).contains(&learner.num_shards))?;
+        if let Some(policy_gradient) = &learner.policy_gradient {
+            policy_gradient.validate(self)?;
+        }
         let schedule = &self.schedule;
         check("schedule.num_steps", "1 or more", 0, schedule.num_steps != Some(0))?;
         let decay_from = schedule.decay_from.unwrap_or(0);
@@ -225,7 +297,30 @@ impl Config {
     }
 }
 
-fn check(key: &'static str, expected: &'static str, got: impl std::fmt::Display, holds: bool) -> Result<(), Error> {
+impl SelfPlayConfig {
+    fn validate(&self, config: &Config) -> Result<(), Error> {
+        let num_tasks = config.batch.num_tasks;
+        let key = "self_play.propose_tasks";
+        check(key, "0 to below batch.num_tasks", self.propose_tasks, self.propose_tasks < num_tasks)?;
+        let share = self.proposer_share;
+        check("self_play.proposer_share", "0 to below 1", share, (0.0..1.0).contains(&share))?;
+        let ProblemShares { proposer, mutation, archive, ladder } = self.problems;
+        let shares = [proposer, mutation, archive, ladder];
+        let holds = shares.iter().all(|share| *share >= 0.0 && share.is_finite()) && shares.iter().sum::<f64>() > 0.0;
+        check("self_play.problems", "weights of 0 or more, not all 0", format!("{shares:?}"), holds)?;
+        let is_played = config.actor.behavior == Behavior::Policy && config.actor.temperature == 1.0;
+        let holds = self.proposer_loss == ProposerLoss::CrossEntropy || is_played;
+        let expected = "cross-entropy unless actor.behavior is policy and actor.temperature 1";
+        check("self_play.proposer_loss", expected, "policy-gradient", holds)
+    }
+}
+
+pub(crate) fn check(
+    key: &'static str,
+    expected: &'static str,
+    got: impl std::fmt::Display,
+    holds: bool,
+) -> Result<(), Error> {
     if holds { Ok(()) } else { Err(Error::Config { key, expected, got: got.to_string() }) }
 }
 

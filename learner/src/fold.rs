@@ -7,15 +7,20 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use policy::{Device, Loaded, Model, Params, Sequence};
+use policy::{Device, Loaded, Loss, Model, Objective, Params, Sequence};
 use proto::{
-    Behavior, CounterRng, Digest, LabelOrigin, Problem, ProblemOrigin, ProblemSource, Purpose, Sampling, ScoredGroup,
-    Task, TaskId, TaskKind, Verdict,
+    Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
+    Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::config::ProposerLoss;
 use crate::optimizer::{AdamW, Update, average};
-use crate::window::{Stored, Window};
+use crate::plan::{Planned, plan_batch};
+use crate::policy_gradient::{Minibatch, PolicyGradientReport, minibatches, played_sequence};
+use crate::self_play::{SelfPlay, StoredProposal, proposer_minibatch};
+use crate::shuffle::shuffled;
+use crate::window::{Labelled, Stored, Windows};
 use crate::{Config, Control, Error};
 
 /// Everything after n steps.
@@ -30,7 +35,8 @@ pub struct State {
     /// Counts over the whole run.
     pub totals: Totals,
     pub(crate) adam: AdamW,
-    pub(crate) window: Window,
+    pub(crate) windows: Windows,
+    pub(crate) self_play: SelfPlay,
     /// Hash chain over every group that was folded.
     pub(crate) history: Digest,
 }
@@ -38,7 +44,7 @@ pub struct State {
 /// Counts over a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Rollouts folded.
+    /// Answers folded; problems that the policy wrote are not among them.
     pub num_rollouts: u64,
     /// Of these, solved as posed.
     pub num_correct: u64,
@@ -46,7 +52,7 @@ pub struct Totals {
     pub num_trained_sequences: u64,
     /// Input tokens trained on, with repeats.
     pub num_trained_tokens: u64,
-    /// Where the trained tokens came from: problem origin, label origin, chosen tokens times weight.
+    /// Where the tokens of trained examples came from: problem origin, label origin, chosen tokens times weight.
     pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
 }
 
@@ -65,16 +71,52 @@ pub struct StepReport {
     pub loss: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
-    /// Share of the batch's rollouts that solve their problem.
+    /// What the policy gradient did; absent where it is off or no rollout had an advantage.
+    pub policy_gradient: Option<PolicyGradientReport>,
+    /// Share of the batch's answers that solve their problem.
     pub solve_rate: f64,
-    /// By problem family (domain and level, as planned): solved, played.
+    /// By family (domain and source, as planned): solved, played; of proposals: admitted, written.
     pub solved_by_family: BTreeMap<String, (u64, u64)>,
+    /// Where the run makes problems itself.
+    pub self_play: Option<SelfPlayReport>,
     /// Mean negative log-probability of the batch's chosen tokens under the behaviour policy: an estimate of its entropy.
     pub entropy: f64,
     /// Examples that the batch brought.
     pub num_examples: u64,
     /// Mean |log-probability of the actor - of the learner| at equal version; absent where versions differ.
     pub logprob_mismatch: Option<f64>,
+}
+
+/// How the making of problems stands after a step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfPlayReport {
+    /// Admitted proposals of the batch that nobody had posed or proposed before.
+    pub num_new_proposals: u64,
+    /// Proposals that wait to be tried.
+    pub num_pending: u64,
+    /// Niches that the archive knows.
+    pub num_niches: u64,
+    /// Problems in the archive.
+    pub num_archived: u64,
+    /// How hard the batch's own proposals turned out to be: unsolved, hard, easy, trivial.
+    pub difficulties: [u64; 4],
+}
+
+/// What the groups of a batch brought.
+#[derive(Default)]
+struct Brought {
+    num_examples: u64,
+    /// Proposals whose problems were tried, with their advantages, where those train the proposer.
+    rewarded: Vec<(StoredProposal, f64)>,
+    self_play: Option<SelfPlayReport>,
+}
+
+/// What the updates of a step did.
+struct Trained {
+    /// Mean cross-entropy of the updates.
+    loss: f64,
+    grad_norm: f64,
+    policy_gradient: Option<PolicyGradientReport>,
 }
 
 /// Plans and folds batches.
@@ -87,7 +129,7 @@ pub struct Fold {
     /// Weights of the current state, encoded once.
     weights_digest: Digest,
     /// Planned batches that are not folded yet.
-    planned: BTreeMap<u64, Vec<Task>>,
+    planned: BTreeMap<u64, Vec<Planned>>,
 }
 
 impl State {
@@ -100,12 +142,13 @@ impl State {
             params,
             totals: Totals::default(),
             adam: AdamW::new(&config.model),
-            window: Window::default(),
+            windows: Windows::default(),
+            self_play: SelfPlay::default(),
             history: Digest::of_bytes(b""),
         }
     }
 
-    /// Hashes the state. The replay window is a function of the history, and is covered by it.
+    /// Hashes the state. The replay windows and what makes problems are functions of the history, and are covered by it.
     pub fn digest(&self, config: &Config) -> Digest {
         Digest::of_digests(&[
             Digest::of(&(self.step, self.adam.num_updates, &self.totals)),
@@ -128,7 +171,7 @@ impl Fold {
         sources: Vec<Arc<dyn ProblemSource>>,
         num_threads: usize,
         state: State,
-        planned: BTreeMap<u64, Vec<Task>>,
+        planned: BTreeMap<u64, Vec<Planned>>,
     ) -> Result<Fold, Error> {
         config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
         let model = Model::new(&config.model, Device::Cpu)?;
@@ -152,7 +195,7 @@ impl Fold {
     }
 
     /// Gives the tasks of batches that are planned and not folded.
-    pub fn planned(&self) -> &BTreeMap<u64, Vec<Task>> {
+    pub fn planned(&self) -> &BTreeMap<u64, Vec<Planned>> {
         &self.planned
     }
 
@@ -162,37 +205,10 @@ impl Fold {
             .filter(|batch| !self.planned.contains_key(batch))
             .collect();
         for batch in &due {
-            let tasks = (0..self.config.batch.num_tasks).map(|index| self.task(*batch, index)).collect();
+            let tasks = plan_batch(&self.config, &self.sources, &mut self.state, self.weights_digest, *batch);
             self.planned.insert(*batch, tasks);
         }
         due
-    }
-
-    fn task(&self, batch: u64, index: u32) -> Task {
-        let config = &self.config;
-        let mut rng = CounterRng::new(config.seed, Purpose::Plan, batch, u64::from(index), 0);
-        let total: f64 = config.ladder.iter().map(|entry| entry.share).sum();
-        let mut at = rng.unit_f64() * total;
-        let drawn = config.ladder.iter().find(|entry| {
-            at -= entry.share;
-            at < 0.0
-        });
-        let entry = drawn.or(config.ladder.last()).expect("validated: the ladder has an entry");
-        let source = self.sources.iter().find(|source| source.name() == entry.domain);
-        let source = source.expect("validated: every domain of the ladder is known");
-        let number = batch * u64::from(config.batch.num_tasks) + u64::from(index);
-        Task {
-            id: TaskId { kind: TaskKind::Solve, batch, index },
-            seed: config.seed,
-            weights: self.weights_digest,
-            policy_version: self.state.step,
-            problem: source.ladder(entry.level, config.seed, number),
-            origin: ProblemOrigin::Ladder,
-            family: format!("{}/{}", entry.domain, entry.level),
-            num_rollouts: config.batch.num_rollouts,
-            sampling: Sampling { behavior: config.actor.behavior, temperature: config.actor.temperature },
-            max_tokens: config.actor.max_answer_tokens,
-        }
     }
 
     /// Writes the tasks of an exam sat by the current state's averaged weights.
@@ -202,8 +218,7 @@ impl Fold {
             seed: self.config.seed,
             weights: ema_digest,
             policy_version: self.state.step,
-            problem: problem.clone(),
-            origin: ProblemOrigin::Exam,
+            request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
             family: String::new(),
             num_rollouts: 1,
             sampling: Sampling { behavior: Behavior::Policy, temperature: 0.0 },
@@ -218,8 +233,8 @@ impl Fold {
     /// [`Error::Integrity`] when a group does not answer its task; [`Error::NotFinite`] when training diverges.
     pub fn fold(&mut self, groups: &[ScoredGroup], control: Option<Control>) -> Result<StepReport, Error> {
         let batch = self.state.step;
-        let tasks = self.planned.remove(&batch).unwrap_or_default();
-        if !groups.iter().map(|scored| &scored.group.task).eq(&tasks) {
+        let planned = self.planned.remove(&batch).unwrap_or_default();
+        if !groups.iter().map(|scored| &scored.group.task).eq(planned.iter().map(|planned| &planned.task)) {
             return Err(Error::Integrity {
                 what: "group",
                 step: batch,
@@ -227,9 +242,9 @@ impl Fold {
             });
         }
         let logprob_mismatch = self.logprob_mismatch(&groups[0])?;
-        let num_examples = self.take_examples(groups);
+        let Brought { num_examples, rewarded, self_play } = self.take_groups(groups, planned);
         let learning_rate = self.config.learning_rate(batch, control);
-        let (loss, grad_norm) = self.train(num_examples, learning_rate)?;
+        let trained = self.train(groups, num_examples, rewarded, learning_rate)?;
         self.state.step += 1;
         self.weights_digest = self.state.params.digest(&self.config.model);
         let mut solved_by_family = BTreeMap::<String, (u64, u64)>::new();
@@ -239,7 +254,7 @@ impl Fold {
             counts.1 += scored.verdicts.len() as u64;
         }
         let (num_correct, num_rollouts) =
-            solved_by_family.values().fold((0, 0), |sum, counts| (sum.0 + counts.0, sum.1 + counts.1));
+            groups.iter().filter_map(solved).fold((0, 0), |sum, (correct, played)| (sum.0 + correct, sum.1 + played));
         self.state.totals.num_correct += num_correct;
         self.state.totals.num_rollouts += num_rollouts;
         Ok(StepReport {
@@ -247,60 +262,155 @@ impl Fold {
             weights_digest: self.weights_digest,
             state_digest: self.state.digest(&self.config),
             learning_rate,
-            loss,
-            grad_norm,
+            loss: trained.loss,
+            grad_norm: trained.grad_norm,
+            policy_gradient: trained.policy_gradient,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
+            self_play,
             entropy: mean_surprise(groups),
             num_examples,
             logprob_mismatch,
         })
     }
 
-    /// Moves the batch's examples into the window, in index order.
-    fn take_examples(&mut self, groups: &[ScoredGroup]) -> u64 {
-        let learner = &self.config.learner;
-        let mut num_examples = 0;
-        for scored in groups {
+    /// Takes in what the groups brought, in index order: examples, measurements, problems.
+    fn take_groups(&mut self, groups: &[ScoredGroup], planned: Vec<Planned>) -> Brought {
+        let mut examples = Vec::new();
+        let mut rewarded = Vec::new();
+        let mut report = SelfPlayReport::default();
+        for (scored, planned) in groups.iter().zip(planned) {
             self.state.history = Digest::of_digests(&[self.state.history, Digest::of(scored)]);
-            for example in &scored.examples {
-                if example.label_origin == LabelOrigin::Hindsight && !learner.hindsight {
-                    continue;
+            examples.extend(self.wanted_examples(scored));
+            if let Some(own) = &self.config.self_play {
+                let loss = own.proposer_loss;
+                let Some((proposal, solve_rate)) = self.make_problems(scored, planned, &mut report) else { continue };
+                match loss {
+                    ProposerLoss::CrossEntropy => examples.push(self.proposer_example(scored, proposal)),
+                    ProposerLoss::PolicyGradient => {
+                        let domain = scored.group.task.request.domain();
+                        rewarded.push((proposal, self.state.self_play.reward(domain, solve_rate)));
+                    }
                 }
-                self.state.window.push(example.clone(), &scored.example_masks, learner.window_examples);
-                num_examples += 1;
             }
         }
-        num_examples
+        if self.config.learner.shuffle_labels {
+            let mut rng = CounterRng::new(self.config.seed, Purpose::Shuffle, self.state.step, 0, 0);
+            examples = shuffled(groups, examples, &mut rng);
+        }
+        let num_examples = examples.len() as u64;
+        let capacity = self.config.learner.window_examples;
+        examples.into_iter().for_each(|labelled| self.state.windows.push(labelled, capacity));
+        let own = &mut self.state.self_play;
+        own.archive.decay();
+        let (num_niches, num_archived) = own.archive.size();
+        report.num_pending = own.num_pending() as u64;
+        (report.num_niches, report.num_archived) = (num_niches as u64, num_archived as u64);
+        let self_play = self.config.self_play.is_some().then_some(report);
+        Brought { num_examples, rewarded, self_play }
     }
 
-    /// Trains on examples drawn from the window, `reuse` times as many as are new. Gives mean loss and gradient norm.
-    fn train(&mut self, num_new: u64, learning_rate: f64) -> Result<(f64, f64), Error> {
+    /// Gives a group's examples, as far as the config takes their kind.
+    fn wanted_examples(&self, scored: &ScoredGroup) -> impl Iterator<Item = Labelled> {
+        let learner = &self.config.learner;
+        let is_wanted = |label_origin| match label_origin {
+            LabelOrigin::Hindsight => learner.hindsight,
+            LabelOrigin::Executor => learner.executor_labels,
+            _ => true,
+        };
+        let label = |example: &proto::Example| Labelled {
+            domain: scored.group.task.request.domain().to_owned(),
+            masks: example.choices.iter().map(|choice| scored.example_masks[usize::from(choice.mask)]).collect(),
+            example: example.clone(),
+        };
+        let wanted = scored.examples.iter().filter(|example| is_wanted(example.label_origin));
+        wanted.map(label).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Measures the problem that was posed, or queues those that were written. Gives the proposal that the problem came
+    /// from, with the share of answers that were right.
+    fn make_problems(
+        &mut self,
+        scored: &ScoredGroup,
+        planned: Planned,
+        report: &mut SelfPlayReport,
+    ) -> Option<(StoredProposal, f64)> {
+        let source = self.source(planned.task.request.domain());
+        let own = &mut self.state.self_play;
+        let Request::Solve { problem, .. } = planned.task.request else {
+            report.num_new_proposals += own.take_proposals(scored, source.as_ref());
+            return None;
+        };
+        let (num_correct, num_rollouts) = solved(scored)?;
+        let solve_rate = num_correct as f64 / num_rollouts as f64;
+        own.measure(&KeyedProblem { problem, key: planned.key }, scored.niche, solve_rate);
+        let proposal = planned.proposal?;
+        report.difficulties[Difficulty::of(num_correct, num_rollouts) as usize] += 1;
+        Some((proposal, solve_rate))
+    }
+
+    /// Teaches a proposal as what its problem turned out to be.
+    fn proposer_example(&self, scored: &ScoredGroup, proposal: StoredProposal) -> Labelled {
+        let domain = scored.group.task.request.domain();
+        let (num_correct, num_rollouts) = solved(scored).expect("a proposal's problem was tried");
+        let difficulty = Difficulty::of(num_correct, num_rollouts);
+        let (example, masks) = proposal.into_example(self.source(domain).as_ref(), difficulty);
+        Labelled { domain: domain.to_owned(), example, masks }
+    }
+
+    fn source(&self, domain: &str) -> Arc<dyn ProblemSource> {
+        let source = self.sources.iter().find(|source| source.name() == domain);
+        source.expect("every planned domain is known").clone()
+    }
+
+    /// Trains on examples drawn from the windows, `reuse` times as many as are new, and where the policy gradient is on, on
+    /// the groups.
+    fn train(
+        &mut self,
+        groups: &[ScoredGroup],
+        num_new: u64,
+        rewarded: Vec<(StoredProposal, f64)>,
+        learning_rate: f64,
+    ) -> Result<Trained, Error> {
         let learner = self.config.learner.clone();
-        if self.state.window.len() == 0 || num_new == 0 {
-            return Ok((0.0, 0.0));
-        }
-        let num_draws = (num_new as f64 * learner.reuse).ceil() as usize;
+        let policy_gradient = learner.policy_gradient.as_ref();
+        let max_answer_tokens = self.config.actor.max_answer_tokens;
+        let minibatches: Vec<Minibatch> =
+            policy_gradient.map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, groups));
+        let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
+        let mut proposer_minibatch = Some(proposer_minibatch(rewarded, proposer_weight));
+        let draws_examples =
+            num_new > 0 && !self.state.windows.is_empty() && policy_gradient.is_none_or(|config| config.cross_entropy);
+        let num_draws = if draws_examples { (num_new as f64 * learner.reuse).ceil() as usize } else { 0 };
         let updates = learner.updates_per_step as usize;
         let per_update = num_draws.div_ceil(updates);
-        let (mut loss, mut grad_norm) = (0.0, 0.0);
+        let (mut loss, mut grad_norm, mut num_updates) = (Loss::default(), 0.0, 0u32);
         for update in 0..updates {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, update as u64, 0);
-            let window = &self.state.window;
-            let drawn: Vec<&Stored> =
-                (0..per_update).map(|_| window.get(rng.below(window.len() as u64) as usize)).collect();
-            let weights: Vec<f64> =
-                drawn.iter().map(|stored| window.weight(stored.example.goal, learner.max_goal_weight)).collect();
-            let chosen = |(stored, weight): (&&Stored, &f64)| stored.sequence.chosen.len() as f64 * weight;
-            let total: f64 = drawn.iter().zip(&weights).map(chosen).sum();
-            for (stored, weight) in drawn.iter().zip(&weights) {
-                self.state.totals.count_trained(stored, *weight);
+            let drawn = self.state.windows.sample(&self.config, per_update, &mut rng);
+            let chosen = |(stored, weight): &(&Stored, f64)| stored.sequence.chosen.len() as f64 * weight;
+            let total: f64 = drawn.iter().map(chosen).sum();
+            drawn.iter().for_each(|(stored, weight)| self.state.totals.count_example(stored, *weight));
+            let (mut sequences, mut objectives): (Vec<&Sequence>, Vec<Objective>) = drawn
+                .into_iter()
+                .map(|(stored, weight)| (&stored.sequence, Objective::CrossEntropy { weight: (weight / total) as f32 }))
+                .unzip();
+            if let Some(minibatch) = minibatches.get(update) {
+                minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
+                sequences.extend(&minibatch.sequences);
+                objectives.extend_from_slice(&minibatch.objectives);
             }
-            let sequences: Vec<&Sequence> = drawn.iter().map(|stored| &stored.sequence).collect();
-            let scaled: Vec<f32> = weights.iter().map(|weight| (weight / total) as f32).collect();
-            let (update_loss, gradient) = self.gradient(&sequences, &scaled)?;
-            if !update_loss.is_finite() {
-                return Err(Error::NotFinite { what: "loss", got: update_loss });
+            // Proposals are few: one update takes them all.
+            let proposals = proposer_minibatch.take().unwrap_or_default();
+            proposals.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
+            sequences.extend(&proposals.sequences);
+            objectives.extend(proposals.objectives);
+            if sequences.is_empty() {
+                continue;
+            }
+            let (update_loss, gradient) = self.gradient(&sequences, &objectives)?;
+            if !update_loss.total().is_finite() {
+                return Err(Error::NotFinite { what: "loss", got: update_loss.total() });
             }
             let settings = Update {
                 learning_rate,
@@ -312,23 +422,29 @@ impl Fold {
             let state = &mut self.state;
             grad_norm += state.adam.update(&self.config.model, &mut state.params, &gradient, settings)?;
             average(&mut state.ema, &state.params, learner.ema_decay, state.adam.num_updates);
-            loss += update_loss;
+            loss.add(&update_loss);
+            num_updates += 1;
         }
-        Ok((loss / updates as f64, grad_norm / updates as f64))
+        Ok(Trained {
+            loss: loss.cross_entropy / updates as f64,
+            grad_norm: grad_norm / f64::from(num_updates.max(1)),
+            policy_gradient: policy_gradient.and_then(|config| PolicyGradientReport::new(config, &minibatches, &loss)),
+        })
     }
 
     /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
-    fn gradient(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(f64, Params), Error> {
+    fn gradient(&self, sequences: &[&Sequence], objectives: &[Objective]) -> Result<(Loss, Params), Error> {
         let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
-        let shards: Vec<(&[&Sequence], &[f32])> = sequences.chunks(shard_len).zip(weights.chunks(shard_len)).collect();
+        let shards: Vec<(&[&Sequence], &[Objective])> =
+            sequences.chunks(shard_len).zip(objectives.chunks(shard_len)).collect();
         let loaded: Loaded<'_> = self.model.load(&self.state.params)?;
         let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
         let next = AtomicUsize::new(0);
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((sequences, weights)) = shards.get(index) else { return };
-                let result = loaded.gradients(sequences, weights);
+                let Some((sequences, objectives)) = shards.get(index) else { return };
+                let result = loaded.gradients(sequences, objectives);
                 *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
             }
         };
@@ -338,16 +454,14 @@ impl Fold {
             }
             work();
         });
-        let (mut loss, mut sum) = (0.0, None::<Params>);
-        for (result, (sequences, weights)) in results.into_iter().zip(&shards) {
+        let (mut loss, mut sum) = (Loss::default(), None::<Params>);
+        for result in results {
             let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let (logprobs, gradient) = result.expect("every shard was computed")?;
-            let weights = sequences.iter().zip(*weights);
-            let weights = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| f64::from(*weight)));
-            loss -= logprobs.iter().zip(weights).map(|(logprob, weight)| f64::from(*logprob) * weight).sum::<f64>();
+            let gradients = result.expect("every shard was computed")?;
+            loss.add(&gradients.loss);
             match &mut sum {
-                Some(sum) => sum.add(&gradient),
-                None => sum = Some(gradient),
+                Some(sum) => sum.add(&gradients.params),
+                None => sum = Some(gradients.params),
             }
         }
         Ok((loss, sum.expect("there is a shard")))
@@ -365,12 +479,7 @@ impl Fold {
         let sequences: Vec<Sequence> = group
             .rollouts
             .iter()
-            .map(|rollout| {
-                let choices = rollout.choices.iter();
-                let choices =
-                    choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
-                Sequence::new(&scored.prompt, &rollout.tokens, choices)
-            })
+            .map(|rollout| played_sequence(scored, rollout))
             .filter(|sequence| !sequence.chosen.is_empty())
             .collect();
         if sequences.is_empty() {
@@ -385,9 +494,13 @@ impl Fold {
 }
 
 impl Totals {
-    fn count_trained(&mut self, stored: &Stored, weight: f64) {
+    fn count_sequence(&mut self, sequence: &Sequence) {
         self.num_trained_sequences += 1;
-        self.num_trained_tokens += stored.sequence.tokens.len() as u64;
+        self.num_trained_tokens += sequence.tokens.len() as u64;
+    }
+
+    fn count_example(&mut self, stored: &Stored, weight: f64) {
+        self.count_sequence(&stored.sequence);
         let (problem_origin, label_origin) = stored.origins();
         let weighted = stored.sequence.chosen.len() as f64 * weight;
         let cell = self.trained_by_origin.iter_mut().find(|cell| (cell.0, cell.1) == (problem_origin, label_origin));
@@ -396,6 +509,13 @@ impl Totals {
             None => self.trained_by_origin.push((problem_origin, label_origin, weighted)),
         }
     }
+}
+
+/// Counts right answers and answers; `None` where problems were asked for.
+fn solved(scored: &ScoredGroup) -> Option<(u64, u64)> {
+    scored.group.task.request.problem()?;
+    let num_correct = scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
+    Some((num_correct as u64, scored.verdicts.len() as u64))
 }
 
 fn mean_surprise(groups: &[ScoredGroup]) -> f64 {

@@ -2,24 +2,35 @@
 //!
 //! Start at [`main_loop`](run); the run as a function is [`Fold`].
 
+mod archive;
 mod checkpoint;
 mod config;
+mod curriculum;
 mod fold;
 mod journal;
 mod main_loop;
 mod manifest;
 mod optimizer;
+mod plan;
+mod policy_gradient;
 mod replay;
+mod self_play;
+mod shuffle;
 mod window;
 
 use std::path::PathBuf;
 
 pub use checkpoint::{Checkpoint, list_checkpoints, load_checkpoint, load_latest};
-pub use config::{ActorConfig, BatchConfig, Config, Control, ExamsConfig, LadderShare, LearnerConfig, ScheduleConfig};
-pub use fold::{Fold, State, StepReport, Totals};
+pub use config::{
+    ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
+    ProposerLoss, ScheduleConfig, SelfPlayConfig,
+};
+pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord};
-pub use main_loop::{Event, Exam, Outcome, RunOptions, StepEvent, Summary, run};
+pub use main_loop::{Event, Exam, Outcome, RunOptions, Sample, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
+pub use plan::Planned;
+pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
 
 /// What can go wrong in a learner.
@@ -129,7 +140,12 @@ fn test_config() -> Config {
         },
         batch: BatchConfig { num_tasks: 4, num_rollouts: 2, lag: 0 },
         actor: ActorConfig { behavior: proto::Behavior::Policy, temperature: 1.0, max_answer_tokens: 20 },
-        ladder: vec![LadderShare { domain: "countdown".to_owned(), level: 1, share: 1.0 }],
+        domains: vec![DomainShare {
+            name: "countdown".to_owned(),
+            share: 1.0,
+            levels: vec![LevelWeight { level: 1, weight: 1.0 }],
+        }],
+        self_play: None,
         learner: LearnerConfig {
             learning_rate: 1e-3,
             beta1: 0.9,
@@ -142,9 +158,61 @@ fn test_config() -> Config {
             updates_per_step: 2,
             max_goal_weight: 4.0,
             hindsight: true,
+            executor_labels: true,
+            shuffle_labels: false,
             num_shards: 2,
+            policy_gradient: None,
         },
         schedule: ScheduleConfig { num_steps: Some(10), warmup_steps: 2, decay_from: None },
         exams: ExamsConfig { names: Vec::new(), every_steps: 0 },
     }
+}
+
+/// A domain whose problems are numbers: mutants follow their parents, proposals are what they say.
+#[cfg(test)]
+struct TestSource(&'static str);
+
+#[cfg(test)]
+impl proto::ProblemSource for TestSource {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn ladder_levels(&self) -> &'static [proto::LadderLevel] {
+        &[proto::LadderLevel { level: 1, description: "numbers" }]
+    }
+
+    fn ladder(&self, _level: u32, _seed: u64, index: u64) -> proto::KeyedProblem {
+        test_problem(self.0, &format!("ladder {index}"))
+    }
+
+    fn mutate(&self, parent: &proto::KeyedProblem, rng: &mut proto::CounterRng) -> Option<proto::KeyedProblem> {
+        Some(test_problem(self.0, &format!("{} {}", parent.problem.text, rng.next_u64())))
+    }
+
+    fn propose_prompt(&self, niche: proto::Niche, difficulty: proto::Difficulty) -> Vec<proto::Token> {
+        vec![niche.0 as proto::Token, difficulty as proto::Token]
+    }
+
+    fn max_proposal_tokens(&self, _niche: proto::Niche) -> u32 {
+        7
+    }
+
+    fn describe_niche(&self, niche: proto::Niche) -> String {
+        niche.to_string()
+    }
+
+    fn canonical_hash(&self, problem: &proto::Problem) -> proto::Digest {
+        proto::Digest::of(problem)
+    }
+
+    fn is_exam(&self, _problem: &proto::Problem) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+fn test_problem(domain: &str, text: &str) -> proto::KeyedProblem {
+    let problem = proto::Problem { domain: domain.to_owned(), text: text.to_owned() };
+    proto::KeyedProblem { problem, key: Some(proto::ProblemKey { text: format!("key of {text}") }) }
 }

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use bus::Bus;
 use policy::{Params, write_weights};
-use proto::{Digest, Problem, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict};
+use proto::{
+    Digest, Problem, ProblemOrigin, ProblemSource, Request, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{load_latest, prune, save};
 use crate::journal::{EvalRecord, Journal, Record, RecordError, StepRecord};
-use crate::{Config, Control, Error, Fold, Manifest, State, StepReport, Totals};
+use crate::{Config, Control, Error, Fold, Manifest, Planned, State, StepReport, Totals};
 
 /// How this process runs; changes when things happen, never what.
 #[derive(Clone, Debug)]
@@ -82,8 +84,21 @@ pub struct StepEvent {
     pub trained: Duration,
     /// Counts so far.
     pub totals: Totals,
-    /// A problem of the batch, an answer and its verdict.
-    pub sample: Option<(Problem, Vec<Token>, Verdict)>,
+    /// A look into the batch.
+    pub sample: Option<Sample>,
+}
+
+/// A problem of a batch and an answer to it.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The problem.
+    pub problem: Problem,
+    /// Who wrote it.
+    pub origin: ProblemOrigin,
+    /// The answer.
+    pub answer: Vec<Token>,
+    /// What it is worth.
+    pub verdict: Verdict,
 }
 
 /// How a run ended.
@@ -273,6 +288,7 @@ impl Learner {
                 return Ok(Outcome::Finished);
             }
             self.fold_batch(step, asked.elapsed())?;
+            self.bus.forget_keys(step + 1).await?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
@@ -287,8 +303,9 @@ impl Learner {
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
         let planned = self.fold.planned();
-        let named =
-            |version: &Digest| *version == digest || planned.values().flatten().any(|task| task.weights == *version);
+        let named = |version: &Digest| {
+            *version == digest || planned.values().flatten().any(|planned| planned.task.weights == *version)
+        };
         self.versions.retain(|version, _| named(version));
         let needed: Vec<Digest> = self.versions.keys().copied().collect();
         Ok(self.bus.retain_weights(&needed).await?)
@@ -327,10 +344,14 @@ impl Learner {
         }
         for batch in batches {
             let received = self.received.entry(batch).or_default();
-            for task in &self.fold.planned()[&batch] {
-                if !received.contains_key(&task.id.index) {
-                    self.bus.publish_task(task.clone()).await?;
+            for Planned { task, key, .. } in &self.fold.planned()[&batch] {
+                if received.contains_key(&task.id.index) {
+                    continue;
                 }
+                if let Some(key) = key {
+                    self.bus.put_key(task.id, key.clone()).await?;
+                }
+                self.bus.publish_task(task.clone()).await?;
             }
         }
         Ok(())
@@ -374,7 +395,7 @@ impl Learner {
             .get(&batch)
             .into_iter()
             .flatten()
-            .map(|task| task.id)
+            .map(|planned| planned.task.id)
             .filter(|id| self.received.get(&batch).is_none_or(|received| !received.contains_key(&id.index)));
         unsat.chain(unsealed).next().map_or("none".to_owned(), |id: TaskId| format!("{id:?}"))
     }
@@ -383,7 +404,7 @@ impl Learner {
         let id = scored.group.task.id;
         match id.kind {
             TaskKind::Evaluate => self.accept_exam_answer(&scored),
-            TaskKind::Solve => {
+            TaskKind::Train => {
                 let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
                 let Some(planned) = planned else { return Ok(()) };
                 let disagrees = |reason: &str| {
@@ -393,7 +414,7 @@ impl Learner {
                         reason: format!("task {}: {reason}", id.index),
                     })
                 };
-                if *planned != scored.group.task {
+                if planned.task != scored.group.task {
                     return disagrees("it was not played for this plan");
                 }
                 let received = self.received.entry(id.batch).or_default();
@@ -536,12 +557,17 @@ pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest)
     }
 }
 
-/// The first problem of the batch, with a right answer if there is one.
-fn sample(groups: &[ScoredGroup]) -> Option<(Problem, Vec<Token>, Verdict)> {
-    let scored = groups.first()?;
+/// Picks a problem of the batch, one that the policy wrote if there is one, with a right answer if there is one.
+fn sample(groups: &[ScoredGroup]) -> Option<Sample> {
+    let posed = groups.iter().filter_map(|scored| match &scored.group.task.request {
+        Request::Solve { problem, origin, .. } => Some((scored, problem, *origin)),
+        Request::Propose { .. } => None,
+    });
+    // Origins are in this order: what the run made itself comes first.
+    let (scored, problem, origin) = posed.min_by_key(|(_, _, origin)| *origin)?;
     let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
-    let rollout = scored.group.rollouts.get(solved)?;
-    Some((scored.group.task.problem.clone(), rollout.tokens.clone(), scored.verdicts[solved]))
+    let answer = scored.group.rollouts.get(solved)?.tokens.clone();
+    Some(Sample { problem: problem.clone(), origin, answer, verdict: scored.verdicts[solved] })
 }
 
 /// Takes the run directory for this process.

@@ -47,7 +47,7 @@ pub fn replay(
         match record {
             Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
-            Ok(Record::Group(scored)) if scored.group.task.id.kind == TaskKind::Solve => {
+            Ok(Record::Group(scored)) if scored.group.task.id.kind == TaskKind::Train => {
                 let id = scored.group.task.id;
                 received.entry(id.batch).or_default().insert(id.index, scored);
             }

@@ -1,40 +1,129 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use policy::Sequence;
-use proto::{ActionMask, Example, LabelOrigin, ProblemOrigin};
+use proto::{ActionMask, CounterRng, Example, LabelOrigin, ProblemOrigin};
 use serde::{Deserialize, Serialize};
 
-/// The replay window: the newest examples, first in first out.
+use crate::Config;
+use crate::plan::draw;
+
+/// An example of a domain, with one mask for each of its choices.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Labelled {
+    pub(crate) domain: String,
+    pub(crate) example: Example,
+    pub(crate) masks: Vec<ActionMask>,
+}
+
+/// What a window of examples teaches.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Stream {
+    domain: String,
+    role: Role,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+enum Role {
+    Solve,
+    Propose,
+}
+
+/// A replay window for each domain and role, so that none crowds out another.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Window {
+pub(crate) struct Windows {
+    by_stream: BTreeMap<Stream, Window>,
+}
+
+/// The newest examples of a stream, first in first out.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Window {
     examples: VecDeque<Stored>,
     /// Examples by goal, for weighting.
     goal_counts: BTreeMap<u64, u64>,
+    /// Input tokens of all examples.
+    num_tokens: u64,
 }
 
 /// An example in the form in which it is trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stored {
-    pub(crate) example: Example,
-    pub(crate) masks: Vec<ActionMask>,
+    example: Example,
+    masks: Vec<ActionMask>,
     pub(crate) sequence: Sequence,
 }
 
-/// An example as checkpoints hold it.
+/// The windows as checkpoints hold them.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Saved {
+pub(crate) struct Saved(Vec<(Stream, Vec<SavedExample>)>);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedExample {
     example: Example,
     masks: Vec<ActionMask>,
 }
 
+impl Windows {
+    /// Adds an example; drops the oldest ones of its stream over `capacity`.
+    pub(crate) fn push(&mut self, labelled: Labelled, capacity: usize) {
+        let Labelled { domain, example, masks } = labelled;
+        let role = if example.label_origin == LabelOrigin::Proposal { Role::Propose } else { Role::Solve };
+        self.by_stream.entry(Stream { domain, role }).or_default().push(Stored::new(example, masks), capacity);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_stream.is_empty()
+    }
+
+    /// Draws examples with their weights. Streams come up so that their shares of the trained tokens are those of the
+    /// config; within a stream all examples are alike.
+    pub(crate) fn sample(&self, config: &Config, num_draws: usize, rng: &mut CounterRng) -> Vec<(&Stored, f64)> {
+        let proposer_share = config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
+        let token_share = |stream: &Stream| {
+            let domain = config.domains.iter().find(|domain| domain.name == stream.domain);
+            let of_role = if stream.role == Role::Solve { 1.0 - proposer_share } else { proposer_share };
+            domain.map_or(0.0, |domain| domain.share) * of_role
+        };
+        let windows: Vec<(&Window, f64)> = self
+            .by_stream
+            .iter()
+            .map(|(stream, window)| (window, token_share(stream) / window.mean_tokens()))
+            .filter(|(_, rate)| *rate > 0.0)
+            .collect();
+        if windows.is_empty() {
+            return Vec::new();
+        }
+        let draw_one = |_| {
+            let (window, _) = draw(rng, &windows, |(_, rate)| *rate);
+            let stored = &window.examples[rng.below(window.examples.len() as u64) as usize];
+            (stored, window.weight(stored.example.goal, config.learner.max_goal_weight))
+        };
+        (0..num_draws).map(draw_one).collect()
+    }
+
+    pub(crate) fn save(&self) -> Saved {
+        let save = |stored: &Stored| SavedExample { example: stored.example.clone(), masks: stored.masks.clone() };
+        let windows = self.by_stream.iter();
+        Saved(windows.map(|(stream, window)| (stream.clone(), window.examples.iter().map(save).collect())).collect())
+    }
+
+    pub(crate) fn load(saved: Saved) -> Windows {
+        let load = |(stream, examples): (Stream, Vec<SavedExample>)| {
+            let mut window = Window::default();
+            examples.into_iter().for_each(|saved| window.push(Stored::new(saved.example, saved.masks), usize::MAX));
+            (stream, window)
+        };
+        Windows { by_stream: saved.0.into_iter().map(load).collect() }
+    }
+}
+
 impl Window {
-    /// Adds an example; drops the oldest ones over `capacity`.
-    pub(crate) fn push(&mut self, example: Example, dictionary: &[ActionMask], capacity: usize) {
-        let masks: Vec<ActionMask> =
-            example.choices.iter().map(|choice| dictionary[usize::from(choice.mask)]).collect();
-        self.push_stored(Stored::new(example, masks));
+    fn push(&mut self, stored: Stored, capacity: usize) {
+        *self.goal_counts.entry(stored.example.goal).or_default() += 1;
+        self.num_tokens += stored.sequence.tokens.len() as u64;
+        self.examples.push_back(stored);
         while self.examples.len() > capacity {
             let oldest = self.examples.pop_front().expect("the window is not empty");
+            self.num_tokens -= oldest.sequence.tokens.len() as u64;
             let count = self.goal_counts.get_mut(&oldest.example.goal).expect("every goal is counted");
             *count -= 1;
             if *count == 0 {
@@ -43,34 +132,14 @@ impl Window {
         }
     }
 
-    fn push_stored(&mut self, stored: Stored) {
-        *self.goal_counts.entry(stored.example.goal).or_default() += 1;
-        self.examples.push_back(stored);
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.examples.len()
-    }
-
-    pub(crate) fn get(&self, index: usize) -> &Stored {
-        &self.examples[index]
+    fn mean_tokens(&self) -> f64 {
+        self.num_tokens as f64 / self.examples.len() as f64
     }
 
     /// How much an example counts: min(max_weight, sqrt(mean count of a goal / count of this goal)).
-    pub(crate) fn weight(&self, goal: u64, max_weight: f64) -> f64 {
+    fn weight(&self, goal: u64, max_weight: f64) -> f64 {
         let mean = self.examples.len() as f64 / self.goal_counts.len() as f64;
         (mean / self.goal_counts[&goal] as f64).sqrt().min(max_weight)
-    }
-
-    pub(crate) fn save(&self) -> Vec<Saved> {
-        let save = |stored: &Stored| Saved { example: stored.example.clone(), masks: stored.masks.clone() };
-        self.examples.iter().map(save).collect()
-    }
-
-    pub(crate) fn load(saved: Vec<Saved>) -> Window {
-        let mut window = Window::default();
-        saved.into_iter().for_each(|saved| window.push_stored(Stored::new(saved.example, saved.masks)));
-        window
     }
 }
 
@@ -88,36 +157,69 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use proto::ExampleChoice;
+    use proto::{ExampleChoice, Purpose};
 
     use super::*;
+    use crate::config::{DomainShare, ProblemShares, ProposerLoss, SelfPlayConfig};
 
-    fn example(goal: u64) -> Example {
-        Example {
-            prompt: vec![1, 2],
+    fn labelled(domain: &str, num_prompt_tokens: usize, goal: u64, label_origin: LabelOrigin) -> Labelled {
+        let example = Example {
+            prompt: vec![1; num_prompt_tokens],
             answer: vec![3, 4, 5],
             choices: vec![ExampleChoice { position: 1, mask: 0 }],
             problem_origin: ProblemOrigin::Ladder,
-            label_origin: LabelOrigin::Solved,
+            label_origin,
             goal,
-        }
+        };
+        Labelled { domain: domain.to_owned(), example, masks: vec![[4, 7].into_iter().collect()] }
     }
 
     #[test]
     fn rare_goals_weigh_more_and_the_oldest_go_first() {
-        let mask: ActionMask = [4, 7].into_iter().collect();
-        let mut window = Window::default();
+        let mut windows = Windows::default();
         for goal in [9, 1, 1, 1, 2] {
-            window.push(example(goal), &[mask], 4);
+            windows.push(labelled("a", 2, goal, LabelOrigin::Solved), 4);
         }
-        assert_eq!(window.len(), 4);
+        let window = windows.by_stream.values().next().unwrap();
+        assert_eq!((window.examples.len(), window.num_tokens), (4, 12));
         // Two goals in four examples: the mean count is 2.
         assert_eq!(window.weight(1, 4.0), (2.0f64 / 3.0).sqrt());
         assert_eq!(window.weight(2, 4.0), 2f64.sqrt());
         assert_eq!(window.weight(2, 1.0), 1.0);
-        assert_eq!(Window::load(window.save()), window);
-        let sequence = &window.get(0).sequence;
-        assert_eq!(sequence.tokens, [1, 2, 3], "tokens after the last choice predict nothing");
+        assert_eq!(Windows::load(windows.save()), windows);
+        let sequence = &window.examples[0].sequence;
+        assert_eq!(sequence.tokens, [1, 1, 3], "tokens after the last choice predict nothing");
         assert_eq!((sequence.chosen[0].row, sequence.chosen[0].target), (2, 4));
+    }
+
+    /// Long and short, many and few: what is trained follows the config all the same.
+    #[test]
+    fn shares_are_of_trained_tokens() {
+        let mut config = crate::test_config();
+        let domain = |name: &str, share| DomainShare { name: name.to_owned(), share, levels: Vec::new() };
+        config.domains = vec![domain("a", 3.0), domain("b", 1.0)];
+        let proposer_loss = ProposerLoss::CrossEntropy;
+        let problems = ProblemShares { proposer: 1.0, mutation: 0.0, archive: 0.0, ladder: 0.0 };
+        config.self_play =
+            Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 1, proposer_loss, proposer_share: 0.2, problems });
+        let mut windows = Windows::default();
+        for _ in 0..5 {
+            windows.push(labelled("a", 4, 1, LabelOrigin::Solved), 100);
+            windows.push(labelled("a", 2, 1, LabelOrigin::Proposal), 100);
+        }
+        for _ in 0..50 {
+            windows.push(labelled("b", 19, 1, LabelOrigin::Hindsight), 100);
+        }
+        let mut rng = CounterRng::new(0, Purpose::Replay, 0, 0, 0);
+        let mut num_tokens = BTreeMap::<usize, usize>::new();
+        for (stored, _) in windows.sample(&config, 40_000, &mut rng) {
+            *num_tokens.entry(stored.sequence.tokens.len()).or_default() += stored.sequence.tokens.len();
+        }
+        let total: usize = num_tokens.values().sum();
+        // a: 0.75 of the tokens, a fifth of it to propose; b proposes nothing, so its 0.25 * 0.2 is shared out.
+        for (len, expected) in [(5, 0.60 / 0.95), (3, 0.15 / 0.95), (20, 0.20 / 0.95)] {
+            let share = num_tokens[&len] as f64 / total as f64;
+            assert!((share - expected).abs() < 0.02, "{len}: {share} {expected}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The network: a Llama-family decoder, in candle and in kernels of our own whose results do not depend on who computes them.
 //!
-//! Reading order: [`ModelConfig`] and [`Params`] say what the weights are; [`Model`] trains them; [`Decoder`] plays them
+//! Reading order: [`ModelConfig`] and [`Params`] say what the weights are; [`Model`] trains them for an [`Objective`]; [`Decoder`] plays them
 //! with a key-value cache. Both call the same [`kernels`], so a log-probability has the same bits on either side. Dims: N rows (tokens of all sequences, packed), D model width, V vocabulary, M chosen tokens.
 
 mod config;
@@ -9,6 +9,7 @@ pub mod kernels;
 mod model;
 mod network;
 mod numerics;
+mod objective;
 mod packed;
 mod params;
 mod reference;
@@ -17,8 +18,9 @@ mod sampler;
 pub use candle_core::Device;
 pub use config::{ModelConfig, TensorSpec};
 pub use decode::{Decoder, Feed};
-pub use model::{ChosenToken, Loaded, Model, Sequence};
+pub use model::{ChosenToken, Gradients, Loaded, Model, Sequence};
 pub use numerics::Numerics;
+pub use objective::{Loss, Objective, PolicyGradient};
 pub use packed::PackedWeights;
 pub use params::{Params, read_weights, write_weights};
 pub use sampler::{masked_logprob, sample};

@@ -1,6 +1,7 @@
 use candle_core::Device;
 use proto::{ActionMask, Token};
 
+use crate::objective::{Loss, Objective};
 use crate::packed::PackedWeights;
 use crate::{Error, ModelConfig, Params, network, reference};
 
@@ -59,6 +60,25 @@ pub struct Loaded<'a> {
     packed: Option<PackedWeights>,
 }
 
+/// What [`Loaded::gradients`] gives.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// The loss.
+    pub loss: Loss,
+    /// Log-probabilities as [`Loaded::logprobs`] gives them.
+    pub logprobs: Vec<f32>,
+    /// The gradient of the loss, one value for each weight.
+    pub params: Params,
+}
+
+/// What a pass finds out about every chosen token, sequence after sequence.
+#[derive(Debug, Default)]
+pub(crate) struct Scores {
+    pub(crate) logprobs: Vec<f32>,
+    /// Over the legal tokens, in nats; 0 where no objective asks for it. Empty without objectives.
+    pub(crate) entropies: Vec<f32>,
+}
+
 impl Model {
     /// Prepares the network for a device.
     ///
@@ -103,28 +123,28 @@ impl Loaded<'_> {
                 Ok(reference::logprobs(&self.model.config, device, self.params, sequences)?)
             }
             (Backend::Kernels, packed) => {
-                Ok(network::run(packed.as_ref().expect("packed for the kernels"), sequences, None))
+                Ok(network::run(packed.as_ref().expect("packed for the kernels"), sequences, None).logprobs)
             }
         }
     }
 
-    /// Computes the gradient of `-sum(weight * logprob)`, where a sequence's weight counts for each of its chosen tokens.
-    ///
-    /// Returns the log-probabilities as [`Loaded::logprobs`] does, and the gradient.
+    /// Computes the gradient of the loss of all sequences, each under its objective.
     ///
     /// # Errors
     /// [`Error::Tensor`]; [`Error::Weights`] when some weight got no gradient.
-    pub fn gradients(&self, sequences: &[&Sequence], weights: &[f32]) -> Result<(Vec<f32>, Params), Error> {
-        match (&self.model.backend, &self.packed) {
+    pub fn gradients(&self, sequences: &[&Sequence], objectives: &[Objective]) -> Result<Gradients, Error> {
+        let (scores, params) = match (&self.model.backend, &self.packed) {
             (Backend::Candle(device), _) => {
-                reference::gradients(&self.model.config, device, self.params, sequences, weights)
+                reference::gradients(&self.model.config, device, self.params, sequences, objectives)?
             }
             (Backend::Kernels, packed) => {
                 let mut gradients = Params::zeros(&self.model.config);
                 let packed = packed.as_ref().expect("packed for the kernels");
-                let logprobs = network::run(packed, sequences, Some((weights, &mut gradients)));
-                Ok((logprobs, gradients))
+                let scores = network::run(packed, sequences, Some((objectives, &mut gradients)));
+                (scores, gradients)
             }
-        }
+        };
+        let loss = Loss::new(sequences, objectives, &scores.logprobs, &scores.entropies);
+        Ok(Gradients { loss, logprobs: scores.logprobs, params })
     }
 }

@@ -11,21 +11,21 @@ use crate::kernels::{
     MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm, rms_norm_backward,
     swiglu, swiglu_backward,
 };
-use crate::model::Sequence;
+use crate::model::{Scores, Sequence};
+use crate::objective::{Objective, Slopes};
 use crate::packed::{Linear, PackedWeights};
-use crate::sampler::{masked_logprob, masked_logprob_backward};
+use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
 
 /// Rows that are computed together: about what fits the second-level cache for small networks.
 const CHUNK_ROWS: usize = 256;
 
-/// Computes log-probabilities of all chosen tokens and, given weights of the sequences, adds the gradient of
-/// `-sum(weight * logprob)` to `gradients`.
+/// Scores all chosen tokens and, given objectives of the sequences, adds the gradient of their loss to `gradients`.
 pub(crate) fn run(
     network: &PackedWeights,
     sequences: &[&Sequence],
-    mut backward: Option<(&[f32], &mut Params)>,
-) -> Vec<f32> {
-    let mut logprobs = Vec::new();
+    mut backward: Option<(&[Objective], &mut Params)>,
+) -> Scores {
+    let mut scores = Scores::default();
     let mut workspace = Workspace::default();
     let mut first = 0;
     while first < sequences.len() {
@@ -37,19 +37,29 @@ pub(crate) fn run(
         }
         let chunk = Chunk::new(&sequences[first..last]);
         workspace.forward(network, &chunk);
-        logprobs.extend(
-            chunk
-                .choices
-                .iter()
-                .zip(workspace.logits.chunks_exact(network.config.vocabulary_size))
-                .map(|((target, mask), logits)| masked_logprob(logits, mask, *target)),
-        );
-        if let Some((weights, gradients)) = &mut backward {
-            workspace.backward(network, &chunk, &weights[first..last], gradients);
+        let rows = || chunk.choices.iter().zip(workspace.logits.chunks_exact(network.config.vocabulary_size));
+        let logprobs: Vec<f32> = rows().map(|((target, mask), logits)| masked_logprob(logits, mask, *target)).collect();
+        if let Some((objectives, gradients)) = &mut backward {
+            let slopes = slopes(&sequences[first..last], &objectives[first..last], &logprobs);
+            scores.entropies.extend(
+                rows()
+                    .zip(&slopes)
+                    .map(|(((_, mask), logits), slopes)| slopes.entropy.map_or(0.0, |_| masked_entropy(logits, mask))),
+            );
+            workspace.backward(network, &chunk, &slopes, gradients);
         }
+        scores.logprobs.extend(logprobs);
         first = last;
     }
-    logprobs
+    scores
+}
+
+/// Differentiates the loss by the log-probabilities and entropies of a chunk's chosen tokens.
+fn slopes(sequences: &[&Sequence], objectives: &[Objective], logprobs: &[f32]) -> Vec<Slopes> {
+    let tokens = sequences.iter().zip(objectives);
+    let tokens =
+        tokens.flat_map(|(sequence, objective)| (0..sequence.chosen.len()).map(move |index| (objective, index)));
+    tokens.zip(logprobs).map(|((objective, index), logprob)| objective.slopes(index, *logprob)).collect()
 }
 
 /// Some sequences, as rows.
@@ -59,24 +69,15 @@ struct Chunk {
     /// Rows that predict chosen tokens.
     chosen_rows: Vec<usize>,
     choices: Vec<(Token, ActionMask)>,
-    /// Which sequence each choice belongs to.
-    owners: Vec<usize>,
 }
 
 impl Chunk {
     fn new(sequences: &[&Sequence]) -> Chunk {
-        let mut chunk = Chunk {
-            tokens: Vec::new(),
-            lengths: Vec::new(),
-            chosen_rows: Vec::new(),
-            choices: Vec::new(),
-            owners: Vec::new(),
-        };
-        for (owner, sequence) in sequences.iter().enumerate() {
+        let mut chunk = Chunk { tokens: Vec::new(), lengths: Vec::new(), chosen_rows: Vec::new(), choices: Vec::new() };
+        for sequence in sequences {
             for chosen in &sequence.chosen {
                 chunk.chosen_rows.push(chunk.tokens.len() + chosen.row);
                 chunk.choices.push((chosen.target, chosen.mask));
-                chunk.owners.push(owner);
             }
             chunk.tokens.extend(&sequence.tokens);
             chunk.lengths.push(sequence.tokens.len());
@@ -162,7 +163,7 @@ impl Workspace {
         linear(&self.normed, &network.head.forward, &mut self.logits);
     }
 
-    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk, weights: &[f32], gradients: &mut Params) {
+    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk, slopes: &[Slopes], gradients: &mut Params) {
         let width = network.config.d_model;
         let vocabulary = network.config.vocabulary_size;
         let mut tensors = gradients.tensors.iter_mut().rev();
@@ -170,8 +171,11 @@ impl Workspace {
         let grad = &mut self.grad;
         zeros(&mut grad.logits, self.logits.len());
         let rows = self.logits.chunks_exact(vocabulary).zip(grad.logits.chunks_exact_mut(vocabulary));
-        for (((logits, grad), (target, mask)), owner) in rows.zip(&chunk.choices).zip(&chunk.owners) {
-            masked_logprob_backward(logits, mask, *target, -weights[*owner], grad);
+        for (((logits, grad), (target, mask)), slopes) in rows.zip(&chunk.choices).zip(slopes) {
+            masked_logprob_backward(logits, mask, *target, slopes.logprob, grad);
+            if let Some(slope) = slopes.entropy {
+                masked_entropy_backward(logits, mask, slope, grad);
+            }
         }
         linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
         grad.x.resize(self.x.len(), 0.0);

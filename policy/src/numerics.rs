@@ -2,7 +2,7 @@ use candle_core::Device;
 use proto::{ActionMask, Digest};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Model, ModelConfig, Params, Sequence};
+use crate::{Error, Model, ModelConfig, Objective, Params, Sequence};
 
 /// What arithmetic a process does. Two processes of one run must agree on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,12 +43,13 @@ impl Numerics {
             .collect();
         let model = Model::new(&config, Device::Cpu)?;
         let sequences: Vec<&Sequence> = sequences.iter().collect();
-        let (logprobs, gradients) = model.load(&params)?.gradients(&sequences, &[1.0, 0.5, 0.25])?;
+        let objectives = [1.0, 0.5, 0.25].map(|weight| Objective::CrossEntropy { weight });
+        let gradients = model.load(&params)?.gradients(&sequences, &objectives)?;
         Ok(Numerics {
             kernels: "fixed-order/2".to_owned(),
             device: "cpu".to_owned(),
             dtype: "f32".to_owned(),
-            pass_digest: Digest::of(&(logprobs, gradients.tensors)),
+            pass_digest: Digest::of(&(gradients.logprobs, gradients.params.tensors)),
         })
     }
 }

@@ -10,7 +10,8 @@ use candle_nn::rotary_emb::rope_slow;
 use proto::{ActionMask, Token};
 
 use crate::kernels::{AttentionShape, RMS_EPSILON, RotaryTable};
-use crate::model::Sequence;
+use crate::model::{Scores, Sequence};
+use crate::objective::{Objective, PolicyGradient};
 use crate::{Error, ModelConfig, Params};
 
 /// Log-probabilities of all chosen tokens.
@@ -23,36 +24,66 @@ pub(crate) fn logprobs(
     let specs = config.tensors();
     let load = |(spec, values): (&crate::TensorSpec, &Vec<f32>)| Tensor::from_slice(values, &spec.shape[..], device);
     let tensors = specs.iter().zip(&params.tensors).map(load).collect::<Result<Vec<_>>>()?;
-    forward(config, device, &tensors, sequences)?.to_vec1()
+    let (logprobs, _) = forward(config, device, &tensors, sequences)?;
+    logprobs.to_vec1()
 }
 
-/// Log-probabilities, and the gradient of `-sum(weight * logprob)`.
+/// Scores of all chosen tokens, and the gradient of the loss.
 pub(crate) fn gradients(
     config: &ModelConfig,
     device: &Device,
     params: &Params,
     sequences: &[&Sequence],
-    weights: &[f32],
-) -> std::result::Result<(Vec<f32>, Params), Error> {
+    objectives: &[Objective],
+) -> std::result::Result<(Scores, Params), Error> {
     let specs = config.tensors();
     let load = |(spec, values): (&crate::TensorSpec, &Vec<f32>)| Var::from_slice(values, &spec.shape[..], device);
     let vars = specs.iter().zip(&params.tensors).map(load).collect::<Result<Vec<_>>>()?;
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
-    let logprobs = forward(config, device, &tensors, sequences)?;
-    let weights = sequences.iter().zip(weights);
-    let weights: Vec<f32> = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| -*weight)).collect();
-    let num_chosen = weights.len();
-    let mut gradients = logprobs.mul(&Tensor::from_vec(weights, num_chosen, device)?)?.backward()?;
+    let (logprobs, entropies) = forward(config, device, &tensors, sequences)?;
+    let mut gradients = loss(&logprobs, &entropies, sequences, objectives)?.backward()?;
     let take = |(spec, var): (&crate::TensorSpec, &Var)| {
         let missing = || Error::Weights { expected: format!("a gradient of {}", spec.name), got: "none".to_owned() };
         Ok::<_, Error>(gradients.remove(var).ok_or_else(missing)?.flatten_all()?.to_vec1()?)
     };
     let tensors = specs.iter().zip(&vars).map(take).collect::<std::result::Result<_, _>>()?;
-    Ok((logprobs.to_vec1()?, Params { tensors }))
+    Ok((Scores { logprobs: logprobs.to_vec1()?, entropies: entropies.to_vec1()? }, Params { tensors }))
 }
 
-/// Log-probabilities `[M]`. The whole network, top to bottom.
-fn forward(config: &ModelConfig, device: &Device, weights: &[Tensor], sequences: &[&Sequence]) -> Result<Tensor> {
+/// The loss of every chosen token `[M]`, from its log-probability and entropy `[M]`.
+fn loss(logprobs: &Tensor, entropies: &Tensor, sequences: &[&Sequence], objectives: &[Objective]) -> Result<Tensor> {
+    let chosen = |sequence: &Sequence| 0..sequence.chosen.len();
+    let tokens = sequences.iter().zip(objectives);
+    let tokens = tokens.flat_map(|(sequence, objective)| chosen(sequence).map(move |index| (objective, index)));
+    // Tokens of the other objective weigh 0.
+    let column = |of_cross_entropy: fn(f32) -> f32, of_policy_gradient: fn(&PolicyGradient, usize) -> f32| {
+        let values = tokens.clone().map(|(objective, index)| match objective {
+            Objective::CrossEntropy { weight } => of_cross_entropy(*weight),
+            Objective::PolicyGradient(objective) => of_policy_gradient(objective, index),
+        });
+        Tensor::from_vec(values.collect::<Vec<f32>>(), logprobs.dims1()?, logprobs.device())
+    };
+    let cross_entropy_weight = column(|weight| weight, |_, _| 0.0)?;
+    let policy_gradient_weight = column(|_| 0.0, |objective, _| objective.weight)?;
+    let advantage = column(|_| 0.0, |objective, _| objective.advantage)?;
+    let behavior_logprobs = column(|_| 0.0, |objective, index| objective.behavior_logprobs[index])?;
+    let lowest = column(|_| 1.0, |objective, _| 1.0 - objective.clip_low)?;
+    let highest = column(|_| 1.0, |objective, _| 1.0 + objective.clip_high)?;
+    let entropy_bonus = column(|_| 0.0, |objective, _| objective.entropy_bonus)?;
+    let ratio = (logprobs - behavior_logprobs)?.exp()?;
+    let clipped = ratio.maximum(&lowest)?.minimum(&highest)?;
+    let surrogate = (ratio * &advantage)?.minimum(&(clipped * advantage)?)?;
+    let rewarded = (surrogate + (entropies * entropy_bonus)?)?;
+    (logprobs * cross_entropy_weight)?.add(&(rewarded * policy_gradient_weight)?)?.neg()
+}
+
+/// Log-probabilities and entropies `[M]`. The whole network, top to bottom.
+fn forward(
+    config: &ModelConfig,
+    device: &Device,
+    weights: &[Tensor],
+    sequences: &[&Sequence],
+) -> Result<(Tensor, Tensor)> {
     let tokens: Vec<u32> =
         sequences.iter().flat_map(|sequence| &sequence.tokens).map(|token| u32::from(*token)).collect();
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
@@ -72,7 +103,7 @@ fn forward(config: &ModelConfig, device: &Device, weights: &[Tensor], sequences:
     let num_chosen = rows.len();
     let chosen = x.index_select(&Tensor::from_vec(rows, num_chosen, device)?, 0)?; // [M, D]
     let logits = norm(&chosen, next())?.matmul(next())?; // [M, V]
-    masked_logprob(&logits, &choices)
+    masked_scores(&logits, &choices)
 }
 
 /// Causal attention over packed sequences, one after another: `qkv [N, qkv_dim]` to `[N, D]`.
@@ -110,8 +141,8 @@ fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths:
     Tensor::cat(&outputs, 0)
 }
 
-/// Log-probabilities `[M]` of chosen tokens among the legal ones, from `logits [M, V]`.
-fn masked_logprob(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<Tensor> {
+/// Log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, from `logits [M, V]`.
+fn masked_scores(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<(Tensor, Tensor)> {
     let (rows, vocabulary) = logits.dims2()?;
     let illegal = choices
         .iter()
@@ -119,8 +150,10 @@ fn masked_logprob(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<Te
     let illegal = Tensor::from_vec(illegal.collect::<Vec<_>>(), (rows, vocabulary), logits.device())?;
     let targets: Vec<u32> = choices.iter().map(|(target, _)| u32::from(*target)).collect();
     let masked = (logits + illegal)?;
-    let normaliser = masked.log_sum_exp(D::Minus1)?;
-    masked.gather(&Tensor::from_vec(targets, (rows, 1), logits.device())?, 1)?.squeeze(1)? - normaliser
+    let logprobs = masked.broadcast_sub(&masked.log_sum_exp(D::Minus1)?.unsqueeze(1)?)?;
+    let chosen = logprobs.gather(&Tensor::from_vec(targets, (rows, 1), logits.device())?, 1)?.squeeze(1)?;
+    let entropies = (logprobs.exp()? * logprobs)?.sum(D::Minus1)?.neg()?;
+    Ok((chosen, entropies))
 }
 
 /// The rows, among those of all sequences, that predict chosen tokens.

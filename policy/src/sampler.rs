@@ -27,6 +27,14 @@ impl LegalSoftmax {
     fn logprob(&self, logit: f32) -> f32 {
         logit * self.inverse_temperature - self.max - libm::logf(self.sum)
     }
+
+    /// log(sum) - E[logit - max].
+    #[inline(always)]
+    fn entropy(&self, logits: &[f32], mask: &ActionMask) -> f32 {
+        let scaled = |token: Token| logits[usize::from(token)] * self.inverse_temperature - self.max;
+        let weighted = mask.iter().map(|token| self.weight(logits[usize::from(token)]) * scaled(token));
+        libm::logf(self.sum) - weighted.fold(0.0, |sum, term| sum + term) / self.sum
+    }
 }
 
 /// Computes the log-probability of a token among the legal ones. The one function for actor and learner.
@@ -56,6 +64,23 @@ pub(crate) fn masked_logprob_backward(
             grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
         }
         grad_logits[usize::from(target)] += scale;
+    });
+}
+
+/// Computes the entropy over the legal tokens, in nats.
+pub(crate) fn masked_entropy(logits: &[f32], mask: &ActionMask) -> f32 {
+    vectorized!({ LegalSoftmax::new(logits, mask, 1.0).entropy(logits, mask) })
+}
+
+/// Adds `scale` times the gradient of [`masked_entropy`] to `grad_logits`.
+pub(crate) fn masked_entropy_backward(logits: &[f32], mask: &ActionMask, scale: f32, grad_logits: &mut [f32]) {
+    vectorized!({
+        let softmax = LegalSoftmax::new(logits, mask, 1.0);
+        let (entropy, log_sum) = (softmax.entropy(logits, mask), libm::logf(softmax.sum));
+        for token in mask.iter().map(usize::from) {
+            let logprob = logits[token] - softmax.max - log_sum;
+            grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum) * (logprob + entropy);
+        }
     });
 }
 
@@ -118,19 +143,39 @@ mod tests {
     }
 
     #[test]
-    fn gradient_agrees_with_finite_differences() {
+    fn gradients_agree_with_finite_differences() {
         let logits = [0.3f32, -1.0, 0.7, 2.0];
         let mask: ActionMask = [0, 2, 3].into_iter().collect();
-        let mut gradient = [0.0; 4];
-        masked_logprob_backward(&logits, &mask, 2, 1.5, &mut gradient);
-        for index in 0..4 {
-            let shifted = |by: f32| {
-                let mut logits = logits;
-                logits[index] += by;
-                f64::from(masked_logprob(&logits, &mask, 2)) * 1.5
-            };
-            let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
-            assert!((difference - f64::from(gradient[index])).abs() < 1e-3, "{index}: {difference} {gradient:?}");
+        type Value = fn(&[f32], &ActionMask) -> f32;
+        type Backward = fn(&[f32], &ActionMask, &mut [f32]);
+        let logprob: (Value, Backward) = (
+            |logits, mask| 1.5 * masked_logprob(logits, mask, 2),
+            |logits, mask, gradient| masked_logprob_backward(logits, mask, 2, 1.5, gradient),
+        );
+        let entropy: (Value, Backward) = (
+            |logits, mask| 1.5 * masked_entropy(logits, mask),
+            |logits, mask, gradient| masked_entropy_backward(logits, mask, 1.5, gradient),
+        );
+        for (value, backward) in [logprob, entropy] {
+            let mut gradient = [0.0; 4];
+            backward(&logits, &mask, &mut gradient);
+            for index in 0..4 {
+                let shifted = |by: f32| {
+                    let mut logits = logits;
+                    logits[index] += by;
+                    f64::from(value(&logits, &mask))
+                };
+                let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+                assert!((difference - f64::from(gradient[index])).abs() < 1e-3, "{index}: {difference} {gradient:?}");
+            }
         }
+    }
+
+    #[test]
+    fn entropy_counts_legal_tokens_only() {
+        let mask: ActionMask = [0, 1, 3].into_iter().collect();
+        // scipy.stats.entropy(scipy.special.softmax([0, 1, 2]))
+        let entropy = masked_entropy(&[0.0, 1.0, 50.0, 2.0], &mask);
+        assert!((entropy - 0.832_396).abs() < 1e-5, "{entropy}");
     }
 }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use policy::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
-use policy::{Decoder, Feed, Model, ModelConfig, Numerics, PackedWeights, Params, Sequence, masked_logprob};
+use policy::{
+    Decoder, Feed, Model, ModelConfig, Numerics, Objective, PackedWeights, Params, PolicyGradient, Sequence,
+    masked_logprob,
+};
 use proptest::prelude::*;
 use proto::{ActionMask, CounterRng, Purpose, Token};
 use pulp::Arch;
@@ -101,6 +104,38 @@ proptest! {
         let decoded = decode(&params, &sequences, &pieces);
         prop_assert_eq!(&together, &decoded);
     }
+}
+
+/// Sequences beside others that count for nothing, of which there are so many that chunks begin and end elsewhere: the same
+/// gradient and the same loss.
+#[test]
+fn gradients_have_the_same_bits_beside_others() {
+    let params = Params::init(&config(), 5);
+    let model = Model::new(&config(), Device::Cpu).unwrap();
+    let model = model.load(&params).unwrap();
+    let rollout = |number: u64| {
+        let sequence = sequence(5 + number as usize * 7 % 33, number);
+        let behavior_logprobs = draws(sequence.chosen.len(), number).iter().map(|draw| draw - 3.0).collect();
+        let objective = Objective::PolicyGradient(PolicyGradient {
+            advantage: [0.5, -0.5][number as usize % 2],
+            behavior_logprobs,
+            clip_low: 0.2,
+            clip_high: 0.28,
+            entropy_bonus: 0.1,
+            weight: 0.01,
+        });
+        (sequence, objective)
+    };
+    let bystander = |number: u64| (sequence(11 + number as usize, number), Objective::CrossEntropy { weight: 0.0 });
+    let gradients = |parts: Vec<(Sequence, Objective)>| {
+        let (sequences, objectives): (Vec<Sequence>, Vec<Objective>) = parts.into_iter().unzip();
+        model.gradients(&sequences.iter().collect::<Vec<_>>(), &objectives).unwrap()
+    };
+    let alone = gradients((0..20).map(rollout).collect());
+    assert!(alone.loss.num_clipped > 0 && alone.loss.num_clipped < alone.loss.num_policy_tokens, "{:?}", alone.loss);
+    let beside = gradients((0..20).flat_map(|number| [bystander(number), rollout(number)]).collect());
+    assert_eq!(alone.loss, beside.loss);
+    assert!(alone.params == beside.params, "the gradients differ");
 }
 
 /// Feeds all sequences side by side, in pieces of varying length, and scores what the model scores.

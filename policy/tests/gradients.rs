@@ -1,7 +1,7 @@
 //! The kernels' network against candle's autograd and against finite differences.
 
 use candle_core::Device;
-use policy::{Model, ModelConfig, Params, Sequence};
+use policy::{Model, ModelConfig, Objective, Params, PolicyGradient, Sequence};
 use proto::{ActionMask, Token};
 
 fn assert_close(got: &[f32], expected: &[f32], what: &str) {
@@ -46,15 +46,44 @@ fn sequences() -> Vec<Sequence> {
         .collect()
 }
 
-fn sequence_weights(sequences: &[Sequence]) -> Vec<f32> {
-    (0..sequences.len()).map(|index| [1.0, 0.25, -0.5][index % 3] / sequences.len() as f32).collect()
-}
-
 /// Weights whose head is large enough that no gradient is lost in rounding.
 fn params(config: &ModelConfig) -> Params {
     let mut params = Params::init(config, 1);
     params.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 20.0);
     params
+}
+
+fn cross_entropy(sequences: &[Sequence]) -> Vec<Objective> {
+    let weight = |index: usize| [1.0, 0.25, -0.5][index % 3] / sequences.len() as f32;
+    (0..sequences.len()).map(|index| Objective::CrossEntropy { weight: weight(index) }).collect()
+}
+
+/// Ratios of 0.61, 1.24, 1.65 and 0.76: with clips at 0.8 and 1.28, good answers are clipped at the third, bad ones at the
+/// first and the last. Clips at 0.72 and 1.2 would clip others.
+const LOG_RATIOS: [f32; 4] = [-0.5, 0.215, 0.5, -0.275];
+
+/// Importance ratios on either side of both clips, which differ, by turns, for good and bad answers of any weight.
+fn policy_gradient(model: &Model, params: &Params, sequences: &[Sequence], entropy_bonus: f32) -> Vec<Objective> {
+    let loaded = model.load(params).unwrap();
+    let objective = |(index, sequence): (usize, &Sequence)| {
+        let logprobs = loaded.logprobs(&[sequence]).unwrap();
+        let log_ratio = |token: usize| LOG_RATIOS[(index + token) % 4];
+        Objective::PolicyGradient(PolicyGradient {
+            advantage: [0.75, -0.25, -1.5][index % 3],
+            behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
+            clip_low: 0.2,
+            clip_high: 0.28,
+            entropy_bonus,
+            weight: [1.0, 2.0][index % 2] / sequences.len() as f32,
+        })
+    };
+    sequences.iter().enumerate().map(objective).collect()
+}
+
+/// Cross-entropy and the policy gradient by turns.
+fn mixed(model: &Model, params: &Params, sequences: &[Sequence]) -> Vec<Objective> {
+    let pairs = cross_entropy(sequences).into_iter().zip(policy_gradient(model, params, sequences, 0.1));
+    pairs.enumerate().map(|(index, (first, second))| if index % 2 == 0 { first } else { second }).collect()
 }
 
 #[test]
@@ -65,48 +94,86 @@ fn kernels_agree_with_candle() {
         let (kernels, candle) =
             (Model::new(&config, Device::Cpu).unwrap(), Model::reference(&config, Device::Cpu).unwrap());
         let sequences = sequences();
-        let weights = sequence_weights(&sequences);
-        let sequences: Vec<&Sequence> = sequences.iter().collect();
-        let (logprobs, gradients) = kernels.load(&params).unwrap().gradients(&sequences, &weights).unwrap();
-        let (expected_logprobs, expected) = candle.load(&params).unwrap().gradients(&sequences, &weights).unwrap();
-        assert_close(&logprobs, &expected_logprobs, "logprobs");
-        for ((spec, gradient), expected) in config.tensors().iter().zip(&gradients.tensors).zip(&expected.tensors) {
-            assert_close(gradient, expected, &spec.name);
+        for objectives in [
+            cross_entropy(&sequences),
+            policy_gradient(&kernels, &params, &sequences, 0.0),
+            policy_gradient(&kernels, &params, &sequences, 0.5),
+            mixed(&kernels, &params, &sequences),
+        ] {
+            let sequences: Vec<&Sequence> = sequences.iter().collect();
+            let got = kernels.load(&params).unwrap().gradients(&sequences, &objectives).unwrap();
+            let expected = candle.load(&params).unwrap().gradients(&sequences, &objectives).unwrap();
+            assert_close(&got.logprobs, &expected.logprobs, "logprobs");
+            assert_close(&[got.loss.total() as f32], &[expected.loss.total() as f32], "loss");
+            assert_eq!(got.loss.num_clipped, expected.loss.num_clipped);
+            for ((spec, got), expected) in
+                config.tensors().iter().zip(&got.params.tensors).zip(&expected.params.tensors)
+            {
+                assert_close(got, expected, &spec.name);
+            }
         }
     }
 }
 
-/// Every weight tensor gets a gradient that finite differences of the loss confirm: sign, weights and masks included.
+/// Every weight tensor gets a gradient that finite differences of the loss confirm: sign, weights, masks, both clips and the
+/// entropy included.
 #[test]
 fn every_weight_has_the_gradient_of_the_loss() {
     let config = config(SHAPES[0]);
     let mut params = params(&config);
     let model = Model::new(&config, Device::Cpu).unwrap();
     let sequences = sequences();
-    let weights = sequence_weights(&sequences);
-    let sequences: Vec<&Sequence> = sequences.iter().collect();
-    let loss = |params: &Params| {
-        let logprobs = model.load(params).unwrap().logprobs(&sequences).unwrap();
-        let weights = sequences.iter().zip(&weights);
-        let weights = weights.flat_map(|(sequence, weight)| sequence.chosen.iter().map(|_| f64::from(*weight)));
-        -logprobs.iter().zip(weights).map(|(logprob, weight)| f64::from(*logprob) * weight).sum::<f64>()
-    };
-    let (logprobs, gradients) = model.load(&params).unwrap().gradients(&sequences, &weights).unwrap();
-    assert_eq!(logprobs, model.load(&params).unwrap().logprobs(&sequences).unwrap());
-    for (index, spec) in config.tensors().iter().enumerate() {
-        let gradient = &gradients.tensors[index];
-        // Along the gradient the loss changes by its norm.
-        let norm: f64 = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-        assert!(norm > 1e-3, "{}: gradient {norm}", spec.name);
-        let original = params.tensors[index].clone();
-        let mut shifted = |by: f64| {
-            for ((weight, original), slope) in params.tensors[index].iter_mut().zip(&original).zip(gradient) {
-                *weight = original + (by / norm * f64::from(*slope)) as f32;
-            }
-            loss(&params)
-        };
-        let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
-        params.tensors[index] = original;
-        assert!((difference / norm - 1.0).abs() < 1e-2, "{}: gradient {norm}, difference {difference}", spec.name);
+    for objectives in [
+        cross_entropy(&sequences),
+        policy_gradient(&model, &params, &sequences, 0.0),
+        policy_gradient(&model, &params, &sequences, 0.5),
+    ] {
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let pass = |params: &Params| model.load(params).unwrap().gradients(&sequences, &objectives).unwrap();
+        let gradients = pass(&params);
+        assert_eq!(gradients.logprobs, model.load(&params).unwrap().logprobs(&sequences).unwrap());
+        for (index, spec) in config.tensors().iter().enumerate() {
+            let gradient = &gradients.params.tensors[index];
+            // Along the gradient the loss changes by its norm.
+            let norm: f64 = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            assert!(norm > 1e-3, "{}: gradient {norm}", spec.name);
+            let original = params.tensors[index].clone();
+            let mut shifted = |by: f64| {
+                for ((weight, original), slope) in params.tensors[index].iter_mut().zip(&original).zip(gradient) {
+                    *weight = original + (by / norm * f64::from(*slope)) as f32;
+                }
+                pass(&params).loss.total()
+            };
+            // Steep ones get a short step, so that no ratio crosses its clip.
+            let step = 1e-2 / norm.max(1.0);
+            let difference = (shifted(step) - shifted(-step)) / (2.0 * step);
+            params.tensors[index] = original;
+            assert!((difference / norm - 1.0).abs() < 1e-2, "{}: gradient {norm}, difference {difference}", spec.name);
+        }
     }
+}
+
+/// Figures that the policy gradient reports, for ratios that are known.
+#[test]
+fn clipped_tokens_and_ratios_are_counted() {
+    let config = config(SHAPES[0]);
+    let params = params(&config);
+    let model = Model::new(&config, Device::Cpu).unwrap();
+    let sequences = sequences();
+    let objectives = policy_gradient(&model, &params, &sequences, 0.0);
+    let (mut num_tokens, mut num_clipped, mut sum_ratio) = (0, 0, 0.0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        for token in 0..sequence.chosen.len() {
+            let case = (index + token) % 4;
+            num_tokens += 1;
+            let is_good = index % 3 == 0;
+            num_clipped += u64::from(if is_good { case == 2 } else { case == 0 || case == 3 });
+            sum_ratio += f64::from(LOG_RATIOS[case]).exp();
+        }
+    }
+    let sequences: Vec<&Sequence> = sequences.iter().collect();
+    let loss = model.load(&params).unwrap().gradients(&sequences, &objectives).unwrap().loss;
+    assert_eq!((loss.num_policy_tokens, loss.num_clipped), (num_tokens, num_clipped));
+    assert!((loss.sum_importance_ratio - sum_ratio).abs() < 1e-3, "expected {sum_ratio}, got {loss:?}");
+    assert_eq!(loss.cross_entropy, 0.0);
 }

@@ -13,13 +13,13 @@ pub mod wire;
 
 pub use digest::Digest;
 pub use mask::{ActionMask, MASK_BITS};
-pub use problem::{LadderLevel, Problem, ProblemOrigin, ProblemSource};
+pub use problem::{Difficulty, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemOrigin, ProblemSource};
 pub use rng::{CounterRng, Purpose};
 pub use rollout::{
-    Choice, Example, ExampleChoice, Group, LabelOrigin, Rollout, ScoredGroup, SearchTrace, StopReason, Verdict,
-    VersionSpan,
+    Choice, Example, ExampleChoice, Group, LabelOrigin, Proposal, Rollout, ScoredGroup, SearchTrace, StopReason,
+    Verdict, VersionSpan,
 };
-pub use task::{Behavior, Sampling, Task, TaskId, TaskKind};
+pub use task::{Behavior, Request, Sampling, Task, TaskId, TaskKind};
 
 /// An index into the vocabulary.
 pub type Token = u16;

@@ -1,6 +1,8 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
+use crate::{CounterRng, Digest, Token};
 
 /// The public part of a problem: text in a domain's problem language.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -9,6 +11,68 @@ pub struct Problem {
     pub domain: String,
     /// The problem in the domain's canonical spelling.
     pub text: String,
+}
+
+/// What only verifiers may know of a problem, as text in the domain's own form: a reference program, hidden inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProblemKey {
+    /// The key.
+    pub text: String,
+}
+
+/// A problem with its key, where it has one. Never part of a task.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyedProblem {
+    /// The public part.
+    pub problem: Problem,
+    /// The key; `None` where checking needs none.
+    pub key: Option<ProblemKey>,
+}
+
+/// A kind of problem within its domain, packed by the domain: problems compete and are measured per niche.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Niche(pub u64);
+
+impl fmt::Display for Niche {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:x}", self.0)
+    }
+}
+
+/// How a problem fares with the current policy: measured, never judged by its looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Difficulty {
+    /// No rollout solves it.
+    Unsolved,
+    /// Fewer than half of the rollouts do.
+    Hard,
+    /// Half of them or more, not all.
+    Easy,
+    /// All of them.
+    Trivial,
+}
+
+impl Difficulty {
+    /// Sorts a solve rate.
+    ///
+    /// # Panics
+    /// When nothing was played.
+    ///
+    /// ```
+    /// use proto::Difficulty;
+    /// let sorted = [0, 1, 2, 4].map(|num_correct| Difficulty::of(num_correct, 4));
+    /// assert_eq!(sorted, [Difficulty::Unsolved, Difficulty::Hard, Difficulty::Easy, Difficulty::Trivial]);
+    /// ```
+    pub fn of(num_correct: u64, num_rollouts: u64) -> Difficulty {
+        assert!(num_rollouts > 0, "difficulty: expected a rollout, got none");
+        match num_correct {
+            0 => Difficulty::Unsolved,
+            all if all == num_rollouts => Difficulty::Trivial,
+            some if 2 * some < num_rollouts => Difficulty::Hard,
+            _ => Difficulty::Easy,
+        }
+    }
 }
 
 /// Who wrote a problem.
@@ -50,7 +114,19 @@ pub trait ProblemSource: Send + Sync {
     ///
     /// # Panics
     /// When the level is not one of [`ProblemSource::ladder_levels`].
-    fn ladder(&self, level: u32, seed: u64, index: u64) -> Problem;
+    fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem;
+
+    /// Changes a problem into another one that would be admitted as a proposal; `None` when the draws led to none.
+    fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem>;
+
+    /// Writes the prompt that asks the policy for a problem of a niche and a difficulty.
+    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<Token>;
+
+    /// Gives the length of the longest problem that [`ProblemSource::propose_prompt`] can be answered with.
+    fn max_proposal_tokens(&self, niche: Niche) -> u32;
+
+    /// Writes a niche for people.
+    fn describe_niche(&self, niche: Niche) -> String;
 
     /// Hashes what makes two problems the same problem.
     fn canonical_hash(&self, problem: &Problem) -> Digest;

@@ -20,6 +20,8 @@ pub enum Purpose {
     Replay,
     /// A control that permutes labels.
     Shuffle,
+    /// A change of a problem of the archive.
+    Mutation,
 }
 
 /// Random draws that are a function of their key alone: (seed, purpose, batch, index, attempt).

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{ActionMask, ProblemOrigin, Task, Token};
+use crate::{ActionMask, KeyedProblem, Niche, ProblemOrigin, Task, Token};
 
 /// A token that was chosen rather than forced.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,9 +72,9 @@ pub struct Group {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// Solves the problem.
+    /// Solves the problem; of a proposal: it is a problem worth asking.
     Correct,
-    /// A legal answer that does not.
+    /// A legal answer that does not; of a proposal: it is not.
     Incorrect,
     /// Not in the answer language.
     Malformed,
@@ -98,6 +98,8 @@ pub enum LabelOrigin {
     Executor,
     /// Tree search found it.
     Search,
+    /// The answer is a problem, and the prompt names the niche and the difficulty that it turned out to have.
+    Proposal,
 }
 
 /// A chosen token of an example: index into [`Example::answer`] and into [`ScoredGroup::example_masks`].
@@ -126,17 +128,34 @@ pub struct Example {
     pub goal: u64,
 }
 
+/// A problem that a rollout wrote and that was admitted: it parses, has a solution, and asks something.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// Which rollout wrote it.
+    pub rollout: u32,
+    /// The problem.
+    pub keyed: KeyedProblem,
+    /// The niche that it turned out to be of.
+    pub niche: Niche,
+    /// The choices in the rollout when it is asked for that niche; masks as in [`ScoredGroup::example_masks`].
+    pub choices: Vec<ExampleChoice>,
+}
+
 /// A group with its verdicts and the examples made from it. All of it is a function of the task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoredGroup {
     /// What the actor played.
     pub group: Group,
-    /// The prompt of the problem that was posed.
+    /// The prompt that was answered.
     pub prompt: Vec<Token>,
+    /// The niche of the problem that was posed; of problems asked for: the niche that was named.
+    pub niche: Niche,
     /// One per rollout, in order.
     pub verdicts: Vec<Verdict>,
     /// Dictionary of the action masks of the examples.
     pub example_masks: Vec<ActionMask>,
     /// Training examples, in order of rollout; none of them is an exam problem.
     pub examples: Vec<Example>,
+    /// Problems that the rollouts wrote, in order of rollout; none of them is an exam problem.
+    pub proposals: Vec<Proposal>,
 }

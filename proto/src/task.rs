@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Problem, ProblemOrigin};
+use crate::{Difficulty, Digest, Niche, Problem, ProblemOrigin};
 
 /// Names a task within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -13,14 +13,55 @@ pub struct TaskId {
     pub index: u32,
 }
 
-/// What an actor does with a task.
+/// What becomes of a task's group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskKind {
-    /// Solve a problem; the rollouts train the policy.
-    Solve,
-    /// Sit one problem of an exam; never seals a batch.
+    /// It is part of a batch and trains the policy.
+    Train,
+    /// It answers one problem of an exam; it never seals a batch.
     Evaluate,
+}
+
+/// What an actor is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Answers to a problem.
+    Solve {
+        /// The problem's public part.
+        problem: Problem,
+        /// Who wrote it.
+        origin: ProblemOrigin,
+        /// Whether the verifier needs the problem's key, which travels apart.
+        has_key: bool,
+    },
+    /// Problems.
+    Propose {
+        /// Of which domain.
+        domain: String,
+        /// Of which kind.
+        niche: Niche,
+        /// How hard for the current policy.
+        difficulty: Difficulty,
+    },
+}
+
+impl Request {
+    /// Names the domain.
+    pub fn domain(&self) -> &str {
+        match self {
+            Request::Solve { problem, .. } => &problem.domain,
+            Request::Propose { domain, .. } => domain,
+        }
+    }
+
+    /// Gives the problem to solve; `None` where problems are asked for.
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Request::Solve { problem, .. } => Some(problem),
+            Request::Propose { .. } => None,
+        }
+    }
 }
 
 /// Where the tokens of a rollout come from.
@@ -53,11 +94,9 @@ pub struct Task {
     pub weights: Digest,
     /// The step after which these weights were published.
     pub policy_version: u64,
-    /// What to solve.
-    pub problem: Problem,
-    /// Who wrote it.
-    pub origin: ProblemOrigin,
-    /// What the learner planned it as, for its statistics; empty for evaluations.
+    /// What to do.
+    pub request: Request,
+    /// What the learner planned it as, for its statistics: domain and source; empty for evaluations.
     pub family: String,
     /// How many rollouts to play (k).
     pub num_rollouts: u32,

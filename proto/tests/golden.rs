@@ -1,18 +1,19 @@
 //! Wire bytes are a promise: old journals must stay readable. To change them, bump `WIRE_VERSION` and keep the old bytes.
 
 use proto::{
-    ActionMask, Behavior, Choice, Digest, Example, ExampleChoice, Group, LabelOrigin, Problem, ProblemOrigin, Rollout,
-    Sampling, ScoredGroup, StopReason, Task, TaskId, TaskKind, Verdict, VersionSpan, wire,
+    ActionMask, Behavior, Choice, Digest, Example, ExampleChoice, Group, KeyedProblem, LabelOrigin, Niche, Problem,
+    ProblemKey, ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, StopReason, Task, TaskId, TaskKind,
+    Verdict, VersionSpan, wire,
 };
 
 fn scored_group() -> ScoredGroup {
+    let problem = Problem { domain: "countdown".to_owned(), text: "7 3 -> 4".to_owned() };
     let task = Task {
-        id: TaskId { kind: TaskKind::Solve, batch: 3, index: 700 },
+        id: TaskId { kind: TaskKind::Train, batch: 3, index: 700 },
         seed: 1 << 40,
         weights: Digest::of_bytes(b"weights"),
         policy_version: 2,
-        problem: Problem { domain: "countdown".to_owned(), text: "7 3 -> 4".to_owned() },
-        origin: ProblemOrigin::Ladder,
+        request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Ladder, has_key: true },
         family: "countdown/1".to_owned(),
         num_rollouts: 1,
         sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
@@ -29,6 +30,7 @@ fn scored_group() -> ScoredGroup {
     ScoredGroup {
         group: Group { task, masks: vec![mask], rollouts: vec![rollout] },
         prompt: vec![120, 124, 4, 7, 3],
+        niche: Niche(0x0002_0002),
         verdicts: vec![Verdict::Correct],
         example_masks: vec![mask],
         examples: vec![Example {
@@ -39,14 +41,20 @@ fn scored_group() -> ScoredGroup {
             label_origin: LabelOrigin::Solved,
             goal: 9,
         }],
+        proposals: vec![Proposal {
+            rollout: 0,
+            keyed: KeyedProblem { problem, key: Some(ProblemKey { text: "7 - 3".to_owned() }) },
+            niche: Niche(0x0002_0002),
+            choices: vec![ExampleChoice { position: 0, mask: 0 }],
+        }],
     }
 }
 
 #[test]
 fn bytes_of_a_scored_group_are_fixed() {
     let bytes = wire::encode(&scored_group());
-    assert_eq!(bytes.len(), 151);
-    assert_eq!(Digest::of_bytes(&bytes).short(), "089cbb58f40b");
+    assert_eq!(bytes.len(), 190);
+    assert_eq!(Digest::of_bytes(&bytes).short(), "4f95fc57ffe8");
     assert_eq!(wire::decode::<ScoredGroup>(&bytes).unwrap(), scored_group());
 }
 
@@ -59,5 +67,5 @@ fn no_cut_and_no_extra_byte_decodes() {
     let longer = [&bytes[..], &[0]].concat();
     assert!(wire::decode::<ScoredGroup>(&longer).unwrap_err().to_string().contains("1 bytes follow the value"));
     let newer = [&[wire::WIRE_VERSION + 1], &bytes[1..]].concat();
-    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 1, got 2");
+    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 2, got 3");
 }

@@ -1,10 +1,15 @@
 //! What the binary cannot take: one line says what was expected and what was found, and nothing is lost.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::runs::{
-    Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, reference, wait_until,
+    Ended, Files, Folder, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, policy_gradient_config,
+    reference, wait_until,
 };
 
 const CHECKPOINT_REFUSED: &str = "checkpoint refused, going on from an earlier state: run/checkpoints/step_00000040/";
@@ -12,48 +17,106 @@ const CHECKPOINT_REFUSED: &str = "checkpoint refused, going on from an earlier s
 #[test]
 fn keys_and_values_out_of_range() {
     for (assignment, says) in [
-        ("learner.lr=1", ["unknown field `lr`, expected one of `learning_rate`", "`learner`"]),
-        ("lerner.reuse=1", ["expected a table of the config", "got \"lerner\""]),
-        ("local.slot=1", ["unknown field `slot`, expected one of `threads`", "local"]),
-        ("learner.reuse", ["expected key=value", "got \"learner.reuse\""]),
-        ("learner.reuse=many", ["string \"many\", expected f64", "`learner.reuse`"]),
-        ("learner.reuse=-1.0", ["learner.reuse: expected over 0", "got -1"]),
-        ("learner.learning_rate=nan", ["learner.learning_rate: expected over 0", "got NaN"]),
-        ("batch.lag=2", ["batch.lag: expected 0 or 1", "got 2"]),
-        ("seed=-1", ["integer `-1`, expected u64", "`seed`"]),
-        ("model.d_model=33", ["model.d_model: expected a multiple of 16", "got 33"]),
-        ("schedule.num_steps=0", ["schedule.num_steps: expected 1 or more", "got 0"]),
-        ("local.slots=0", ["local.slots: expected 1 to", "got 0"]),
+        ("learner.lr=1", "--set learner.lr: unknown field `lr`, expected one of `learning_rate`"),
+        ("lerner.reuse=1", "--set lerner.reuse: expected a table of the config, got \"lerner\""),
+        ("local.slot=1", "--set local.slot: unknown field `slot`, expected one of `threads`"),
+        ("learner.reuse", "--set: expected key=value, got \"learner.reuse\""),
+        ("learner.reuse=many", "--set learner.reuse: invalid type: string \"many\", expected f64"),
+        ("learner.reuse=-1.0", "--set learner.reuse: expected over 0, up to 100, got -1"),
+        ("learner.learning_rate=nan", "--set learner.learning_rate: expected over 0, up to 1, got NaN"),
+        ("batch.lag=2", "--set batch.lag: expected 0 or 1, got 2"),
+        ("seed=-1", "--set seed: invalid value: integer `-1`, expected u64"),
+        ("model.d_model=33", "--set model.d_model: expected a multiple of 16 up to 8192, got 33"),
+        ("schedule.num_steps=0", "--set schedule.num_steps: expected 1 or more, got 0"),
+        ("local.slots=0", "--set local.slots: expected 1 to 1048576, got 0"),
     ] {
-        refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", assignment], &says);
+        refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", assignment], &[says]);
     }
     refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--minutes", "0"], &["expected", "got 0"]);
     refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--minutes", "nan"], &["expected", "got NaN"]);
 }
 
 #[test]
-fn exams_that_do_not_exist() {
-    let says = ["exam: expected one of countdown-3", "got \"nonsense\""];
-    refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", "exams.names=[\"nonsense\"]"], &says);
+fn policy_gradients_out_of_range() {
+    for (assignment, says) in [
+        (
+            "learner.policy_gradient.kind=grpo",
+            ["--set learner.policy_gradient.kind: unknown variant `grpo`", "expected `dr-grpo`"],
+        ),
+        ("learner.policy_gradient.weight=0.0", ["learner.policy_gradient.weight: expected over 0", "got 0"]),
+        ("learner.policy_gradient.clip_low=1.5", ["learner.policy_gradient.clip_low: expected over 0", "got 1.5"]),
+        ("learner.policy_gradient.clip_high=nan", ["learner.policy_gradient.clip_high: expected", "got NaN"]),
+        ("learner.policy_gradient.entropy_bonus=-0.1", ["entropy_bonus: expected 0 to 1", "got -0.1"]),
+        ("learner.policy_gradient.updates_per_step=5", ["expected 1 to learner.updates_per_step", "got 5"]),
+        ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
+        ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false where", "got true"]),
+        ("actor.temperature=0.8", ["actor.temperature: expected 1 where learner.policy_gradient is on", "got 0.8"]),
+        ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more where", "got 1"]),
+    ] {
+        let updates = "learner.updates_per_step=4";
+        let command = ["train", "pg.toml", "--run-dir", "run", "--set", updates, "--set", assignment];
+        refused(&Folder::holding(&policy_gradient_config("dr-grpo")), &command, &says);
+    }
 }
 
 #[test]
+fn exams_that_cannot_be_sat() {
+    for (names, says) in [
+        ("[\"nonsense\"]", "--set exams.names: exam: expected one of countdown-3"),
+        ("[\"countdown-3\", \"countdown-3\"]", "--set exams.names: expected every exam once, got countdown-3 twice"),
+        ("[\"programs-induction\"]", "--set exams.names: programs-induction needs model.max_positions = "),
+    ] {
+        let assignment = format!("exams.names={names}");
+        refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", &assignment], &[says]);
+    }
+    // The longest prompt of countdown-3 has 6 tokens.
+    let assignment = ["train", "smoke", "--run-dir", "run", "--set", "model.max_positions=25"];
+    let says = "exams.names: countdown-3 needs model.max_positions = 26 (prompts of up to 6 tokens, \
+                actor.max_answer_tokens = 20), got 25";
+    refused(&Folder::new(), &assignment, &[says]);
+    Folder::new()
+        .call(&["train", "smoke", "--run-dir", "run", "--steps", "1", "--set", "model.max_positions=26"])
+        .success();
+}
+
+/// One line says which key, where it stands, what was expected and what was found.
+#[test]
 fn config_files() {
     for (text, says) in [
-        ("preset = \"smoke\"\n[learner]\nlr = 1\n", ["unknown field `lr`", "expected one of `learning_rate`"]),
-        ("preset = \"smoke\"\n[lerner]\nreuse = 1.0\n", ["unknown field `lerner`", "expected one of `seed`"]),
-        ("preset = \"smoke\"\n[batch]\nlag = 7\n", ["batch.lag: expected 0 or 1", "got 7"]),
-        ("preset = \"smoke\"\nbatch = 7\n", ["integer `7`", "expected struct"]),
-        ("preset = \"smok\"\n", ["expected one of ladder, smoke", "got \"smok\""]),
-        ("preset = 3\n", ["expected a name", "got 3"]),
-        ("preset = \"smoke\"\n[learner\nreuse = 1.0\n", ["mine.toml: TOML parse error at line 2", "expected `]`"]),
+        (
+            "preset = \"smoke\"\n[learner]\nlr = 1\n",
+            "mine.toml, line 3, column 1: learner.lr: unknown field `lr`, expected one of",
+        ),
+        (
+            "[lerner]\nreuse = 1.0\n",
+            "mine.toml, line 1, column 2: lerner: unknown field `lerner`, expected one of `seed`",
+        ),
+        ("preset = \"smoke\"\n[batch]\n  lag = 7\n", "mine.toml, line 3, column 3: batch.lag: expected 0 or 1, got 7"),
+        (
+            "model.d_model = 33\n",
+            "mine.toml, line 1, column 7: model.d_model: expected a multiple of 16 up to 8192, got 33",
+        ),
+        (
+            "preset = \"smoke\"\nbatch = 7\n",
+            "mine.toml, line 2, column 1: batch: invalid type: integer `7`, expected struct",
+        ),
+        ("local.slots = 0\n", "mine.toml, line 1, column 7: local.slots: expected 1 to 1048576, got 0"),
+        ("local = 0\n", "mine.toml, line 1, column 1: local: expected a table, got 0"),
+        (
+            "domains = [{name = 3, share = 1.0, levels = []}]\n",
+            "mine.toml, line 1, column 13: domains.0.name: invalid type: integer `3`, expected a string",
+        ),
+        ("exams.names = [\"chess\"]\n", "mine.toml, line 1, column 7: exams.names: exam: expected one of countdown-3"),
+        ("preset = \"smok\"\n", "mine.toml: preset: expected one of laptop, ladder, smoke, got \"smok\""),
+        ("preset = 3\n", "mine.toml: preset: expected a name, got 3"),
+        ("preset = \"smoke\"\n[learner\nreuse = 1.0\n", "mine.toml, line 2, column 9: unclosed table, expected `]`"),
     ] {
         let files = Files::from([("mine.toml".into(), text.as_bytes().to_vec())]);
-        refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &says);
+        refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &[says]);
     }
     let files = Files::from([("mine.toml".into(), b"preset = \"\xff\"".to_vec())]);
     refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &["mine.toml", "UTF-8"]);
-    let says = ["expected one of ladder, smoke, or a TOML file", "got \"absent.toml\""];
+    let says = ["expected one of laptop, ladder, smoke, or a TOML file", "got \"absent.toml\""];
     refused(&Folder::new(), &["train", "absent.toml", "--run-dir", "run"], &says);
     refused(&Folder::new(), &["config", "absent.toml"], &says);
 }
@@ -61,8 +124,12 @@ fn config_files() {
 #[test]
 fn run_directories_in_use() {
     let folder = Folder::holding(&reference(0).files);
-    let says = ["expected an empty or absent folder, found files", "`--resume --run-dir run`"];
-    refused(&folder, &["train", "smoke", "--run-dir", "run"], &says);
+    let says =
+        "--run-dir run: expected an empty or absent folder, found a run; `--resume --run-dir run` goes on with it";
+    refused(&folder, &["train", "smoke", "--run-dir", "run"], &[says]);
+    let others = Folder::holding(&Files::from([("run/note.txt".into(), b"mine".to_vec())]));
+    let says = "--run-dir run: expected an empty or absent folder, found files that are no run";
+    refused(&others, &["train", "smoke", "--run-dir", "run"], &[says]);
     refused(&folder, &["train", "--resume", "--run-dir", "absent"], &["absent: expected a run directory"]);
 }
 
@@ -87,12 +154,19 @@ fn a_changed_config_is_not_resumed() {
 }
 
 #[test]
+fn the_clock_does_not_end_a_run_that_ends_by_steps() {
+    let folder = Folder::holding(&reference(0).files);
+    let says = "--minutes: expected a run that ends by the clock, got 3 for one that ends with step 40";
+    refused(&folder, &["train", "--resume", "--run-dir", "run", "--minutes", "3"], &[says]);
+}
+
+#[test]
 fn a_broken_config_is_not_resumed() {
     let folder = Folder::holding(&reference(0).files);
     let path = folder.path("run/config.toml");
     for (line, says) in [
-        ("[learner", ["run/config.toml: TOML parse error at line", "expected `]`"]),
-        ("unheard_of = 1", ["run/config.toml: unknown field `unheard_of`", "expected one of"]),
+        ("[learner", ["run/config.toml, line ", "unclosed table, expected `]`"]),
+        ("unheard_of = 1", ["run/config.toml, line ", "unknown field `unheard_of`, expected one of"]),
     ] {
         let config = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, format!("{config}{line}\n")).unwrap();
@@ -264,6 +338,84 @@ fn a_reader_that_closes_the_pipe_ends_generate_quietly() {
     let ended = read_one_line(&folder, &["generate", "--domain", "countdown", "--count", "100000"]);
     assert!(ended.stdout.starts_with("{\"domain\":\"countdown\""), "{ended:#?}");
     assert_eq!(ended.stderr, "");
+}
+
+#[test]
+fn answers_to_verify() {
+    let right = r#"{"problem":{"domain":"countdown","numbers":[3,7],"target":4},"answer":"7 - 3 = 4"}"#;
+    let wrong = right.replace("7 - 3 = 4", "7 + 3 = 10");
+    let lines: [&[u8]; 9] = [
+        right.as_bytes(),
+        b"not JSON at all",
+        b"{\"problem\":\"\xff\"}",
+        b"",
+        b"[]",
+        br#"{"problem":{"domain":"chess"},"answer":"e4"}"#,
+        br#"{"problem":{"domain":"countdown","numbers":[3,7],"target":4}}"#,
+        wrong.as_bytes(),
+        &right.as_bytes()[..40],
+    ];
+    let folder = Folder::holding(&Files::from([("answers.jsonl".into(), lines.join(&b"\n"[..]))]));
+    let ended = folder.call(&["verify", "answers.jsonl"]);
+    let replies: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(replies.len(), lines.len(), "a line for a line: {ended:#?}");
+    for (index, says) in [
+        (1, "expected a JSON object with problem and answer: expected ident"),
+        (2, "expected UTF-8"),
+        (3, "expected a JSON object with problem and answer: EOF"),
+        (4, "expected a field problem, found none"),
+        (5, "domain: expected one of countdown"),
+        (6, "expected a field answer with text, found none"),
+        (8, "expected a JSON object with problem and answer: EOF"),
+    ] {
+        assert_eq!(replies[index]["line"], index + 1);
+        let error = replies[index]["error"].as_str().unwrap();
+        assert!(error.starts_with(says), "line {}: {error}", index + 1);
+    }
+    assert_eq!([&replies[0]["verdict"], &replies[7]["verdict"]], ["correct", "incorrect"]);
+    assert_eq!(ended.refusal(), "7 of 9 lines are no problem and answer; each has its error in its place");
+    assert!(folder.call(&["verify", "absent.jsonl"]).refusal().starts_with("open absent.jsonl: "));
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_ends_verify_quietly() {
+    let line = "{\"problem\":{\"domain\":\"countdown\",\"numbers\":[3,7],\"target\":4},\"answer\":\"7 - 3 = 4\"}\n";
+    let folder = Folder::holding(&Files::from([("answers.jsonl".into(), line.repeat(100_000).into_bytes())]));
+    let ended = read_one_line(&folder, &["verify", "answers.jsonl"]);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("{\"verdict\":\"correct\"}\n", ""));
+}
+
+#[test]
+fn standard_output_on_a_full_disk() {
+    let folder = Folder::new();
+    let mut command = Command::new("sh");
+    let script = "exec \"$0\" generate --domain countdown > /dev/full";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_autodidact")]);
+    let ended = folder.start_command(command).end();
+    assert!(ended.refusal().starts_with("write to standard output: No space left on device"), "{ended:#?}");
+}
+
+/// A terminal that was stopped reads nothing more; then the run is killed.
+#[test]
+fn a_reader_that_stops_reading_loses_no_row() {
+    let (mut output, reader) = UnixStream::pair().unwrap();
+    output.set_nonblocking(true).unwrap();
+    while output.write(&[b'.'; 4_096]).is_ok() {}
+    output.set_nonblocking(false).unwrap();
+    let folder = Folder::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
+    command.args(["train", "smoke", "--run-dir", "run"]).current_dir(folder.path("")).env_remove("AUTODIDACT_CI");
+    let mut child = command.stdout(OwnedFd::from(output)).stderr(Stdio::null()).spawn().unwrap();
+    let num_rows = |text: &[u8]| text.iter().filter(|byte| **byte == b'\n').count();
+    let expected = num_rows(&reference(0).files["run/metrics.jsonl"]);
+    wait_until("every row", || {
+        assert_eq!(child.try_wait().unwrap(), None, "it waits for its reader");
+        num_rows(&std::fs::read(folder.path("run/metrics.jsonl")).unwrap_or_default()) == expected
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(reader);
+    assert_eq!(folder.history(), reference(0).history);
 }
 
 /// Nobody watches the run any more; what it writes to its directory is whole all the same.

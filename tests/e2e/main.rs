@@ -2,5 +2,8 @@
 //! take.
 
 mod bad_input;
+mod inspect;
+mod metrics;
 mod pure_function;
 mod runs;
+mod study;

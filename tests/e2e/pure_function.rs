@@ -1,12 +1,14 @@
 //! A training run is a pure function of its config: not of threads, slots, crashes or the clock.
 
+use std::path::Path;
 use std::process::Command;
 
 use proto::{CounterRng, Purpose};
 use serde_json::Value;
 
 use crate::runs::{
-    Ended, Folder, History, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, reference, wait_until,
+    Ended, Folder, History, JournalRecord, NUM_STEPS, RESUME, SEGMENT, journal_records, policy_gradient_config,
+    reference, wait_until,
 };
 
 /// The clocked run's `--minutes`: long enough for the clock to see steps before it decides. A minute says the same.
@@ -68,9 +70,14 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
     assert_eq!(folder.checkpoints(), [stopped_at]);
     let command = ended.printed(GO_ON);
     assert_eq!(command, "autodidact train --resume --run-dir run");
-    folder.call_printed(command).success();
+    assert!(ended.stdout.contains(" of CPU time); go on with: "), "{ended:#?}");
+    let cpu_before = cpu_seconds(&folder);
+    let resumed = folder.call_printed(&format!("{command} --json")).success();
     folder.history().assert_steps_of(&reference(0).history);
     assert_eq!(folder.history().exams, reference(0).history.exams);
+    let cpu = serde_json::from_str::<Value>(&resumed.stdout).unwrap()["cpu_s"].as_f64().unwrap();
+    assert!(0.0 < cpu_before && cpu_before < cpu_seconds(&folder), "every process counts");
+    assert!(cpu_seconds(&folder) <= cpu, "the end of the run counts");
 }
 
 #[test]
@@ -178,6 +185,80 @@ fn the_printed_command_keeps_what_was_set() {
     }
 }
 
+#[test]
+fn threads_and_replay_change_nothing_with_policy_gradients() {
+    let mut kinds = Vec::new();
+    for kind in ["dr-grpo", "reinforce-plus-plus"] {
+        let folder = Folder::holding(&policy_gradient_config(kind));
+        for threads in ["1", "2"] {
+            let local = format!("local.threads={threads}");
+            // Four updates, as the table asks for; an entropy bonus, so that every part of the loss is at work.
+            let command =
+                ["train", "pg.toml", "--run-dir", threads, "--steps", "5", "--set", "learner.updates_per_step=4"];
+            let bonus = "learner.policy_gradient.entropy_bonus=0.01";
+            folder.call(&[&command[..], &["--set", &local, "--set", bonus]].concat()).success();
+        }
+        let [one, two] = ["1", "2"].map(|threads| History::read(&folder.path(threads)));
+        one.assert_steps_of(&two);
+        assert_replayed(&folder.call(&["replay", "1"]), 5);
+        let trained: Vec<Value> = metrics(&folder.path("1")).iter().map(|row| row["policy_gradient"].clone()).collect();
+        let num_rollouts = |report: &Value| report["num_rollouts"].as_u64().unwrap_or_default();
+        assert!(trained.iter().any(|report| num_rollouts(report) > 0), "some rollouts have an advantage: {trained:?}");
+        kinds.push(one.steps);
+    }
+    assert_ne!(kinds[0], kinds[1], "the kind is part of what is learned");
+    assert_ne!(kinds[0][..], reference(0).history.steps[..5], "policy gradients are part of what is learned");
+}
+
+/// Far enough for the run to pose its own problems and to train on its own proposals.
+#[test]
+fn threads_and_replay_change_nothing_in_the_variants_of_self_play() {
+    let mut variants = vec![reference(0).history.steps[..20].to_vec()];
+    for change in [
+        "self_play.proposer_loss=policy-gradient",
+        "learner.shuffle_labels=true",
+        "learner.hindsight=false",
+        "actor.behavior=uniform-legal",
+        "self_play=",
+    ] {
+        let folder = Folder::new();
+        for threads in ["1", "2"] {
+            let local = format!("local.threads={threads}");
+            let command = ["train", "smoke", "--run-dir", threads, "--steps", "20", "--set", &local, "--set", change];
+            folder.call(&command).success();
+        }
+        let [one, two] = ["1", "2"].map(|threads| History::read(&folder.path(threads)));
+        one.assert_steps_of(&two);
+        assert_replayed(&folder.call(&["replay", "1"]), 20);
+        assert!(!variants.contains(&one.steps), "{change} is part of what is learned");
+        variants.push(one.steps);
+    }
+}
+
+/// Problems of its own, from every source, are what a run learns from.
+#[test]
+fn the_run_makes_its_own_problems() {
+    let origins = &reference(0).summary["totals"]["trained_by_origin"];
+    for (problem, label) in [
+        ("proposer", "proposal"),
+        ("proposer", "hindsight"),
+        ("mutation", "hindsight"),
+        ("archive", "solved"),
+        ("ladder", "hindsight"),
+    ] {
+        let found = origins.as_array().unwrap().iter().any(|cell| cell[0] == problem && cell[1] == label);
+        assert!(found, "{problem}, {label}: {origins}");
+    }
+    let folder = Folder::holding(&reference(0).files);
+    let rows = metrics(&folder.path("run"));
+    let own: Vec<&Value> = rows.iter().map(|row| &row["self_play"]).filter(|own| own.is_object()).collect();
+    assert_eq!(own.len() as u64, NUM_STEPS);
+    let num_tried =
+        |own: &&Value| own["difficulties"].as_array().unwrap().iter().filter_map(Value::as_u64).sum::<u64>();
+    assert!(own.iter().map(num_tried).sum::<u64>() > 50, "{own:?}");
+    assert!(own.last().unwrap()["num_niches"].as_u64().unwrap() > 20);
+}
+
 /// Runs `smoke` with these arguments besides and compares every digest with the undisturbed run's.
 #[track_caller]
 fn agrees(lag: u64, args: &[&str]) {
@@ -265,8 +346,17 @@ fn assert_gives_the_same(run: &Folder, again: &Folder, printed: &str) {
 }
 
 fn learning_rates(folder: &Folder) -> Vec<f64> {
-    let bytes = std::fs::read(folder.path("run/metrics.jsonl")).unwrap_or_default();
+    metrics(&folder.path("run")).iter().filter_map(|row| row["learning_rate"].as_f64()).collect()
+}
+
+/// Reads the rows that are whole so far.
+fn metrics(run_dir: &Path) -> Vec<Value> {
+    let bytes = std::fs::read(run_dir.join("metrics.jsonl")).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    rows.filter_map(|row| row["learning_rate"].as_f64()).collect()
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// CPU time up to the last step.
+fn cpu_seconds(folder: &Folder) -> f64 {
+    metrics(&folder.path("run")).iter().rev().find_map(|row| row["cpu_s"].as_f64()).unwrap()
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::OnceLock;
@@ -84,6 +85,15 @@ pub(crate) fn reference(lag: u64) -> &'static Reference {
         assert_eq!(history.steps.len() as u64, NUM_STEPS);
         Reference { history, summary: serde_json::from_str(&ended.stdout).unwrap(), files: folder.files() }
     })
+}
+
+/// Gives the config that is shipped for a kind of policy gradients as `pg.toml`, on top of `smoke` instead of `ladder`.
+pub(crate) fn policy_gradient_config(kind: &str) -> Files {
+    let path = format!("{}/deploy/configs/{kind}.toml", env!("CARGO_MANIFEST_DIR"));
+    let shipped = std::fs::read_to_string(path).unwrap();
+    assert!(shipped.contains("preset = \"ladder\""), "{shipped}");
+    let config = shipped.replace("preset = \"ladder\"", "preset = \"smoke\"");
+    Files::from([("pg.toml".to_owned(), config.into_bytes())])
 }
 
 impl Folder {
@@ -214,6 +224,14 @@ impl Process {
     pub(crate) fn kill(mut self) -> Ended {
         self.child.kill().unwrap();
         self.ended()
+    }
+
+    /// Gives what the command has printed so far.
+    pub(crate) fn printed_so_far(&self) -> String {
+        // Reading at an offset leaves alone where the command writes next.
+        let mut bytes = vec![0; self.stdout.metadata().unwrap().len() as usize];
+        self.stdout.read_exact_at(&mut bytes, 0).unwrap();
+        String::from_utf8(bytes).unwrap()
     }
 
     /// Sends what Ctrl-C sends.

@@ -1,13 +1,17 @@
 //! The verifier: says what each answer is worth and makes training examples of it.
 //!
-//! [`score`] is a function of the group alone. It trusts nothing that an actor wrote: verdicts come from the domain's
-//! checker, and the masks of examples are derived anew from the domain's grammar.
+//! [`score`] is a function of the group and its problem's key. It trusts nothing that an actor wrote: verdicts come from
+//! the domain's checker, and the masks of examples are derived anew from the domain's grammar.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bus::Bus;
 use domains::{Domain, MaskDictionary, domain, trace};
-use proto::{Example, Group, LabelOrigin, Problem, ScoredGroup, Task, TaskKind, Token, Verdict};
+use proto::{
+    Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request,
+    ScoredGroup, TaskKind, Token, Verdict,
+};
 use tokio_util::sync::CancellationToken;
 
 /// What a verifier did.
@@ -47,58 +51,126 @@ pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summa
             group = bus.next_group() => group?,
         };
         let task = group.task.id;
-        let scored = score(group).map_err(|source| Error::Problem { task, source })?;
+        let key = match group.task.request {
+            Request::Solve { has_key: true, .. } => Some(bus.get_key(task).await?),
+            _ => None,
+        };
+        let scored = score(group, key.as_ref()).map_err(|source| Error::Problem { task, source })?;
         summary.num_groups += 1;
         summary.num_verdicts += scored.verdicts.len() as u64;
         bus.publish_scored(scored).await?;
     }
 }
 
-/// Judges every rollout of a group and makes examples of those that solve something exactly.
+/// Judges every rollout of a group, and makes examples of those that solve something exactly, or problems of those that
+/// wrote one.
 ///
 /// # Errors
 /// When the group's problem is not in its domain's language.
-pub fn score(group: Group) -> Result<ScoredGroup, domains::Error> {
-    let task = &group.task;
-    let domain = domain(&task.problem.domain)?.as_ref();
-    let mut masks = MaskDictionary::default();
-    let mut verdicts = Vec::with_capacity(group.rollouts.len());
-    let mut examples = Vec::new();
-    for rollout in &group.rollouts {
-        let verdict = domain.judge(&task.problem, &rollout.tokens)?;
-        verdicts.push(verdict);
-        if task.id.kind == TaskKind::Solve {
-            examples.extend(example(domain, task, &rollout.tokens, verdict, &mut masks)?);
+pub fn score(group: Group, key: Option<&ProblemKey>) -> Result<ScoredGroup, domains::Error> {
+    let domain = domain(group.task.request.domain())?.as_ref();
+    match group.task.request.clone() {
+        Request::Solve { problem, origin, .. } => score_answers(domain, group, &problem, key, origin),
+        Request::Propose { niche, difficulty, .. } => {
+            let prompt = domain.propose_prompt(niche, difficulty);
+            score_proposals(domain, group, niche, prompt)
         }
     }
-    let prompt = domain.prompt(&task.problem)?;
-    Ok(ScoredGroup { prompt, verdicts, example_masks: masks.into_masks(), examples, group })
 }
 
-fn example(
+fn score_answers(
     domain: &dyn Domain,
-    task: &Task,
-    answer: &[Token],
-    verdict: Verdict,
-    masks: &mut MaskDictionary,
-) -> Result<Option<Example>, domains::Error> {
-    let (problem, label_origin): (Problem, _) = match verdict {
-        Verdict::Correct => (task.problem.clone(), LabelOrigin::Solved),
-        _ => match domain.hindsight(&task.problem, answer)? {
-            Some(problem) => (problem, LabelOrigin::Hindsight),
-            None => return Ok(None),
-        },
-    };
-    if domain.is_exam(&problem) {
-        return Ok(None);
+    group: Group,
+    problem: &Problem,
+    key: Option<&ProblemKey>,
+    origin: ProblemOrigin,
+) -> Result<ScoredGroup, domains::Error> {
+    let mut verdicts = Vec::with_capacity(group.rollouts.len());
+    let mut examples = Examples { domain, origin, executed: BTreeSet::new(), masks: Default::default(), made: vec![] };
+    for rollout in &group.rollouts {
+        let verdict = domain.judge_keyed(problem, key, &rollout.tokens)?;
+        verdicts.push(verdict);
+        if group.task.id.kind == TaskKind::Train {
+            examples.learn_from(problem, &rollout.tokens, verdict)?;
+        }
     }
-    let Some(choices) = trace(domain.grammar(&problem)?, answer, masks) else { return Ok(None) };
-    Ok((!choices.is_empty()).then_some(Example {
-        prompt: domain.prompt(&problem)?,
-        answer: answer.to_vec(),
-        choices,
-        problem_origin: task.origin,
-        label_origin,
-        goal: domain.goal(&problem)?,
-    }))
+    Ok(ScoredGroup {
+        prompt: domain.prompt(problem)?,
+        niche: domain.niche(problem, key)?,
+        verdicts,
+        example_masks: examples.masks.into_masks(),
+        examples: examples.made,
+        proposals: Vec::new(),
+        group,
+    })
+}
+
+/// Training examples in the making.
+struct Examples<'a> {
+    domain: &'a dyn Domain,
+    /// Who wrote the problem that was posed.
+    origin: ProblemOrigin,
+    /// Problems that a machine has answered already.
+    executed: BTreeSet<String>,
+    masks: MaskDictionary,
+    made: Vec<Example>,
+}
+
+impl Examples<'_> {
+    /// Adds what an answer teaches: the problem that it solves, and what running it settles.
+    fn learn_from(&mut self, problem: &Problem, answer: &[Token], verdict: Verdict) -> Result<(), domains::Error> {
+        if verdict == Verdict::Correct {
+            self.add(problem, answer, LabelOrigin::Solved)?;
+        } else if let Some(solved) = self.domain.hindsight(problem, answer)? {
+            self.add(&solved, answer, LabelOrigin::Hindsight)?;
+        }
+        // One a rollout: running is cheap, and would otherwise drown what was played.
+        for (settled, output) in self.domain.executions(problem, answer)?.into_iter().take(1) {
+            let is_solved_here = verdict == Verdict::Correct && settled == *problem;
+            if !is_solved_here && self.executed.insert(settled.text.clone()) {
+                self.add(&settled, &output, LabelOrigin::Executor)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, problem: &Problem, answer: &[Token], label_origin: LabelOrigin) -> Result<(), domains::Error> {
+        if self.domain.is_exam(problem) {
+            return Ok(());
+        }
+        let Some(choices) = trace(self.domain.grammar(problem)?, answer, &mut self.masks) else { return Ok(()) };
+        if !choices.is_empty() {
+            self.made.push(Example {
+                prompt: self.domain.prompt(problem)?,
+                answer: answer.to_vec(),
+                choices,
+                problem_origin: self.origin,
+                label_origin,
+                goal: self.domain.goal(problem)?,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn score_proposals(
+    domain: &dyn Domain,
+    group: Group,
+    niche: Niche,
+    prompt: Vec<Token>,
+) -> Result<ScoredGroup, domains::Error> {
+    let mut masks = MaskDictionary::default();
+    let mut verdicts = Vec::with_capacity(group.rollouts.len());
+    let mut proposals = Vec::new();
+    for (number, rollout) in group.rollouts.iter().enumerate() {
+        let admitted = domain.admit(niche, &rollout.tokens);
+        verdicts.push(if admitted.is_some() { Verdict::Correct } else { Verdict::Incorrect });
+        let Some(keyed) = admitted else { continue };
+        let KeyedProblem { problem, key } = &keyed;
+        let niche = domain.niche(problem, key.as_ref())?;
+        let Some(choices) = trace(domain.proposal_grammar(niche), &rollout.tokens, &mut masks) else { continue };
+        proposals.push(Proposal { rollout: number as u32, keyed, niche, choices });
+    }
+    let example_masks = masks.into_masks();
+    Ok(ScoredGroup { prompt, niche, verdicts, example_masks, examples: Vec::new(), proposals, group })
 }

@@ -2,10 +2,15 @@
 
 use domains::{Next, domain, exam};
 use proto::{
-    ActionMask, Behavior, Choice, Digest, Group, LabelOrigin, Problem, ProblemOrigin, Rollout, Sampling, StopReason,
-    Task, TaskId, TaskKind, Token, Verdict,
+    ActionMask, Behavior, Choice, Difficulty, Digest, Group, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin,
+    Request, Rollout, Sampling, StopReason, Task, TaskId, TaskKind, Token, Verdict,
 };
 use verifier::score;
+
+fn solve(domain: &str, problem: &str) -> Request {
+    let problem = Problem { domain: domain.to_owned(), text: problem.to_owned() };
+    Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false }
+}
 
 fn group(problem: &str, kind: TaskKind, answers: &[&[Token]]) -> Group {
     let rollouts = answers.iter().map(|answer| Rollout {
@@ -21,8 +26,7 @@ fn group(problem: &str, kind: TaskKind, answers: &[&[Token]]) -> Group {
             seed: 0,
             weights: Digest::of_bytes(b""),
             policy_version: 0,
-            problem: Problem { domain: "countdown".to_owned(), text: problem.to_owned() },
-            origin: ProblemOrigin::Ladder,
+            request: solve("countdown", problem),
             family: String::new(),
             num_rollouts: answers.len() as u32,
             sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
@@ -38,10 +42,10 @@ const SOLVES_82: [Token; 10] = [25, 112, 3, 114, 75, 75, 110, 7, 114, 82];
 
 #[test]
 fn solved_and_missed_both_become_examples_of_what_they_solve() {
-    let scored = score(group("25 7 3 -> 82", TaskKind::Solve, &[&SOLVES_82])).unwrap();
+    let scored = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82]), None).unwrap();
     assert_eq!(scored.verdicts, [Verdict::Correct]);
     assert_eq!(scored.examples[0].label_origin, LabelOrigin::Solved);
-    let missed = score(group("25 7 3 -> 78", TaskKind::Solve, &[&SOLVES_82])).unwrap();
+    let missed = score(group("25 7 3 -> 78", TaskKind::Train, &[&SOLVES_82]), None).unwrap();
     assert_eq!(missed.verdicts, [Verdict::Incorrect]);
     assert_eq!(missed.examples[0].label_origin, LabelOrigin::Hindsight);
     assert_eq!(missed.examples[0].prompt, scored.prompt, "the prompt is the problem that was solved");
@@ -51,8 +55,8 @@ fn solved_and_missed_both_become_examples_of_what_they_solve() {
 /// Masks and positions of examples come from the grammar, never from the actor (whose are nonsense here).
 #[test]
 fn masks_are_derived_anew() {
-    let scored = score(group("25 7 3 -> 82", TaskKind::Solve, &[&SOLVES_82])).unwrap();
-    let problem = &scored.group.task.problem;
+    let scored = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82]), None).unwrap();
+    let problem = scored.group.task.request.problem().unwrap();
     let mut grammar = domain("countdown").unwrap().grammar(problem).unwrap();
     let mut expected: Vec<(usize, ActionMask)> = Vec::new();
     for (position, token) in SOLVES_82.iter().enumerate() {
@@ -78,34 +82,100 @@ fn nothing_of_an_exam_becomes_an_example() {
         // Posed as itself, and reached by hindsight from another target.
         let other = problem.text.split("->").next().unwrap().to_owned() + "-> 1";
         for text in [&problem.text, &other] {
-            assert!(score(group(text, TaskKind::Solve, &[&solution])).unwrap().examples.is_empty(), "{text}");
+            assert!(score(group(text, TaskKind::Train, &[&solution]), None).unwrap().examples.is_empty(), "{text}");
         }
     }
 }
 
 #[test]
 fn evaluations_make_no_examples_and_nonsense_makes_no_panic() {
-    assert!(score(group("25 7 3 -> 82", TaskKind::Evaluate, &[&SOLVES_82])).unwrap().examples.is_empty());
+    assert!(score(group("25 7 3 -> 82", TaskKind::Evaluate, &[&SOLVES_82]), None).unwrap().examples.is_empty());
     let nonsense: [&[Token]; 4] = [&[], &[Token::MAX; 40], &[25, 112], &[25, 112, 3, 114, 76, 76, 110, 7, 114, 83]];
-    let scored = score(group("25 7 3 -> 83", TaskKind::Solve, &nonsense)).unwrap();
+    let scored = score(group("25 7 3 -> 83", TaskKind::Train, &nonsense), None).unwrap();
     let expected = [Verdict::Incorrect, Verdict::Malformed, Verdict::Malformed, Verdict::Incorrect];
     assert_eq!(scored.verdicts, expected);
     assert!(scored.examples.is_empty());
-    assert!(score(group("no problem", TaskKind::Solve, &[])).is_err());
+    assert!(score(group("no problem", TaskKind::Train, &[]), None).is_err());
 }
 
 /// The same bytes give the same verdict after ten thousand others.
 #[test]
 fn verdicts_do_not_depend_on_what_was_judged_before() {
-    let first = score(group("25 7 3 -> 82", TaskKind::Solve, &[&SOLVES_82, &[25], &[]])).unwrap();
+    let first = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82, &[25], &[]]), None).unwrap();
     for number in 0..10_000u32 {
         let target = 1 + number % 99;
-        let scored = score(group(&format!("25 7 3 -> {target}"), TaskKind::Solve, &[&SOLVES_82])).unwrap();
+        let scored = score(group(&format!("25 7 3 -> {target}"), TaskKind::Train, &[&SOLVES_82]), None).unwrap();
         assert_eq!(scored.verdicts[0] == Verdict::Correct, target == 82);
     }
-    let last = score(group("25 7 3 -> 82", TaskKind::Solve, &[&SOLVES_82, &[25], &[]])).unwrap();
+    let last = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82, &[25], &[]]), None).unwrap();
     assert_eq!(
         (last.verdicts, last.examples, last.example_masks),
         (first.verdicts, first.examples, first.example_masks)
     );
+}
+
+fn of_programs(problem: &str, answers: &[&str]) -> Group {
+    let domain = domain("programs").unwrap();
+    let problem = domain.problem_from_text(problem).unwrap();
+    let tokens: Vec<Vec<Token>> = answers
+        .iter()
+        .map(|text| {
+            let mut legal = domains::enumerate_answers(domain.grammar(&problem).unwrap());
+            legal.find(|answer| domain.render_answer(answer) == *text).unwrap()
+        })
+        .collect();
+    let mut group = group("", TaskKind::Train, &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    group.task.request = solve("programs", &problem.text);
+    group
+}
+
+/// The visible pairs are met by `sort` and by `rev`; the key knows which one was meant.
+#[test]
+fn an_induction_answer_must_do_what_the_key_does() {
+    let pairs = "? max 1 : [3 2 1] -> [1 2 3] ; [5 4] -> [4 5]";
+    let key = ProblemKey { text: "rev".to_owned() };
+    let scored = score(of_programs(pairs, &["rev", "sort"]), Some(&key)).unwrap();
+    assert_eq!(scored.verdicts, [Verdict::Correct, Verdict::Incorrect]);
+    let without = score(of_programs(pairs, &["rev", "sort"]), None).unwrap();
+    assert_eq!(without.verdicts, [Verdict::Correct, Verdict::Correct]);
+    assert_ne!(scored.niche, without.niche, "the niche names the operations of the reference");
+    let nonsense = ProblemKey { text: "no program".to_owned() };
+    assert!(score(of_programs(pairs, &["rev"]), Some(&nonsense)).is_err());
+}
+
+/// A wrong output is answered by the executor, once, and is labelled as that.
+#[test]
+fn deductions_are_taught_by_the_executor() {
+    let scored = score(of_programs("sum : [1 2] -> ?", &["4", "5", "3"]), None).unwrap();
+    let labels: Vec<_> = scored.examples.iter().map(|example| (example.label_origin, &example.answer[..])).collect();
+    assert_eq!(labels, [(LabelOrigin::Executor, &[3][..]), (LabelOrigin::Solved, &[3][..])]);
+}
+
+#[test]
+fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
+    let countdown = domain("countdown").unwrap();
+    let propose = |niche, answers: &[&[Token]]| {
+        let mut group = group("", TaskKind::Train, answers);
+        let domain = "countdown".to_owned();
+        group.task.request = Request::Propose { domain, niche, difficulty: Difficulty::Hard };
+        score(group, None).unwrap()
+    };
+    let three_numbers = Niche(0x0003_0000);
+    // 25 7 3 -> 82 has a solution, 25 25 25 -> 90 has none; the others are not in the language.
+    let nonsense: [&[Token]; 6] =
+        [&[25, 7, 3, 82], &[25, 25, 25, 90], &[3, 7, 25, 82], &[7, 3, 82], &[], &[Token::MAX; 4]];
+    let scored = propose(three_numbers, &nonsense);
+    assert_eq!(scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count(), 1);
+    assert!(scored.examples.is_empty());
+    let [proposal] = &scored.proposals[..] else { panic!("{:?}", scored.proposals) };
+    assert_eq!((proposal.rollout, &proposal.keyed.problem.text[..]), (0, "25 7 3 -> 82"));
+    assert_eq!(proposal.niche, countdown.niche(&proposal.keyed.problem, None).unwrap());
+    assert_eq!(countdown.describe_niche(proposal.niche), "3 numbers, target 80 to 89, + *");
+    assert_eq!(proposal.choices.iter().map(|choice| choice.position).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    for problem in &exam("countdown-3").unwrap().test[..200] {
+        let (numbers, target) = problem.text.split_once(" -> ").unwrap();
+        let mut tokens: Vec<Token> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
+        tokens.push(target.parse().unwrap());
+        assert!(propose(three_numbers, &[&tokens]).proposals.is_empty(), "{}", problem.text);
+    }
 }

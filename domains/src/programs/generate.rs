@@ -162,7 +162,7 @@ pub(super) fn exam_candidate(dialect: Dialect, exam: &ExamSpec, index: u64) -> O
     None
 }
 
-fn is_short(puzzle: &Puzzle) -> bool {
+pub(super) fn is_short(puzzle: &Puzzle) -> bool {
     puzzle.prompt().len() <= MAX_DRAWN_PROMPT
 }
 
@@ -179,7 +179,7 @@ fn is_unambiguous(puzzle: &Puzzle, behavior: Behavior, machine: &mut Machine) ->
 }
 
 /// Gives the behaviour of a program that is worth asking about and that no shorter program has.
-fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> Option<Behavior> {
+pub(super) fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> Option<Behavior> {
     if !is_worthwhile(program, machine) {
         return None;
     }
@@ -189,13 +189,33 @@ fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> Option<Behav
 }
 
 /// Draws a problem about a program; `None` when the inputs that were drawn make none.
-fn draw_puzzle(rng: &mut CounterRng, mode: Mode, program: &Program, machine: &mut Machine) -> Option<Sketch> {
-    let dialect = program.dialect;
+pub(super) fn draw_puzzle(
+    rng: &mut CounterRng,
+    mode: Mode,
+    program: &Program,
+    machine: &mut Machine,
+) -> Option<Sketch> {
     let (min_len, max_len) = if mode == Mode::Induction { (3, 5) } else { (2, 6) };
-    let num_inputs = if mode == Mode::Induction { NUM_PAIRS } else { 1 };
-    let mut pairs = Vec::with_capacity(num_inputs);
-    for _ in 0..num_inputs {
-        let input = draw_input(rng, dialect, min_len, max_len);
+    let inputs = (0..num_inputs(mode)).map(|_| draw_input(rng, program.dialect, min_len, max_len));
+    pose(mode, program, inputs, machine)
+}
+
+/// Gives the number of inputs that a problem is made of.
+pub(super) fn num_inputs(mode: Mode) -> usize {
+    if mode == Mode::Induction { NUM_PAIRS } else { 1 }
+}
+
+/// Makes a problem of a program and inputs; `None` when an output is missing or empty, when the program does nothing, or
+/// when one output answers all.
+pub(super) fn pose(
+    mode: Mode,
+    program: &Program,
+    inputs: impl IntoIterator<Item = Vec<i32>>,
+    machine: &mut Machine,
+) -> Option<Sketch> {
+    let dialect = program.dialect;
+    let mut pairs = Vec::with_capacity(num_inputs(mode));
+    for input in inputs {
         let output = machine.run(program, &input).ok().filter(|output| dialect.is_output(*output))?.to_value();
         if output.view().is_empty() {
             return None;
@@ -230,10 +250,20 @@ fn draw_puzzle(rng: &mut CounterRng, mode: Mode, program: &Program, machine: &mu
 /// Draws a program of exactly `length` operations: legal words at random, those that lead from list to list thrice as
 /// likely as others, because a program that has become arithmetic on one integer stays so.
 fn draw_program(rng: &mut CounterRng, dialect: Dialect, length: usize) -> Program {
+    draw_program_from(rng, dialect, length, &[])
+}
+
+/// As [`draw_program`], beginning with tokens that begin some program of the length.
+pub(super) fn draw_program_from(rng: &mut CounterRng, dialect: Dialect, length: usize, prefix: &[Token]) -> Program {
     let mut tokens = Vec::with_capacity(2 * length);
     loop {
         tokens.clear();
         let mut grammar = ProgramGrammar::new(dialect, length, None);
+        for token in prefix {
+            let legal = grammar.push(*token);
+            debug_assert!(legal, "the prefix begins a program");
+            tokens.push(*token);
+        }
         while let Next::Choice(mask) = grammar.next() {
             let mut candidates: Vec<Token> = mask.iter().filter(|token| *token != END).collect();
             let from_list_to_list = dialect.operations().iter().filter(|operation| {

@@ -20,12 +20,16 @@ mod generate;
 mod grammar;
 mod interpreter;
 mod language;
+mod propose;
 mod puzzle;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use proto::{Digest, LadderLevel, Problem, ProblemSource, Token, Verdict};
+use proto::{
+    CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Token,
+    Verdict,
+};
 
 use self::behavior::{Behavior, Catalog};
 use self::generate::Sketch;
@@ -47,13 +51,6 @@ pub(crate) use self::language::token_name;
 pub struct Programs {
     /// Which language the programs are in.
     pub dialect: Dialect,
-}
-
-/// What only verifiers may know of a problem: the reference program of an induction problem, in canonical spelling.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub struct ProblemKey {
-    /// The program as text.
-    pub text: String,
 }
 
 /// A problem with what its generator knows.
@@ -98,9 +95,20 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// Packs the descriptor into one number.
-    pub fn niche(&self) -> u64 {
+    pub fn niche(&self) -> Niche {
         let high = u64::from(self.mode as u8) << 16 | u64::from(self.length) << 8 | u64::from(self.output_bucket);
-        high << 32 | u64::from(self.operations)
+        Niche(high << 32 | u64::from(self.operations))
+    }
+
+    /// Unpacks a niche; a mode that there is none of is brought to the nearest one.
+    pub fn of(niche: Niche) -> Descriptor {
+        let high = niche.0 >> 32;
+        let mode = match high >> 16 {
+            0 => Mode::Deduction,
+            1 => Mode::Abduction,
+            _ => Mode::Induction,
+        };
+        Descriptor { mode, length: (high >> 8) as u8, operations: niche.0 as u32, output_bucket: high as u8 }
     }
 }
 
@@ -116,8 +124,29 @@ impl ProblemSource for Programs {
         &generate::FULL_LEVELS[..3 * self.dialect.max_operations()]
     }
 
-    fn ladder(&self, level: u32, seed: u64, index: u64) -> Problem {
-        self.draw_ladder(level, seed, index).problem
+    fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
+        let drawn = self.draw_ladder(level, seed, index);
+        KeyedProblem { problem: drawn.problem, key: drawn.key }
+    }
+
+    fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem> {
+        let puzzle = self.puzzle(&parent.problem).ok()?;
+        let reference = parent.key.as_ref().map(|key| self.reference(key)).transpose().ok()?;
+        let program = puzzle.program().or(reference.as_ref())?;
+        let mutant = propose::mutate(&puzzle, program, rng, |mutant| self.is_trainable(mutant))?;
+        Some(self.keyed(mutant))
+    }
+
+    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<Token> {
+        propose::Kind::of(self.dialect, niche).prompt(difficulty)
+    }
+
+    fn max_proposal_tokens(&self, niche: Niche) -> u32 {
+        propose::Kind::of(self.dialect, niche).max_tokens()
+    }
+
+    fn describe_niche(&self, niche: Niche) -> String {
+        propose::Kind::of(self.dialect, niche).to_string()
     }
 
     /// Hashes the text. How long a program an induction problem allows does not make it another problem.
@@ -158,8 +187,8 @@ impl Domain for Programs {
         Ok(self.puzzle(problem)?.max_answer_tokens())
     }
 
-    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error> {
-        Ok(self.checker(problem, None)?.judge(answer))
+    fn judge_keyed(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &[Token]) -> Result<Verdict, Error> {
+        Ok(self.checker(problem, key)?.judge(answer))
     }
 
     fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Verdict, Error> {
@@ -187,13 +216,41 @@ impl Domain for Programs {
         Ok(Some(self.problem(&solved)))
     }
 
+    fn executions(&self, problem: &Problem, answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
+        let settled = self.puzzle(problem)?.executions(answer);
+        Ok(settled
+            .into_iter()
+            .filter_map(|puzzle| {
+                let Puzzle::Deduction { output, .. } = &puzzle else { return None };
+                let mut tokens = Vec::new();
+                output.view().spell(&mut tokens);
+                Some((self.problem(&puzzle), tokens))
+            })
+            .collect())
+    }
+
+    fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error> {
+        Ok(self.descriptor(problem, key)?.niche())
+    }
+
+    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar> {
+        Box::new(propose::Kind::of(self.dialect, niche).grammar())
+    }
+
+    /// Admits problems as the ladder draws them: about a program that depends on its input and that no shorter one
+    /// equals, with an output that is neither empty nor the input, and about no held-out behaviour.
+    fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem> {
+        let sketch = propose::Kind::of(self.dialect, niche).read(proposal)?;
+        self.is_trainable(&sketch.puzzle).then(|| self.keyed(sketch))
+    }
+
     fn goal(&self, problem: &Problem) -> Result<u64, Error> {
         let puzzle = self.puzzle(problem)?;
         let length = match &puzzle {
             Puzzle::Induction { max_operations, .. } => *max_operations,
             Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => program.num_operations,
         };
-        Ok(describe(&puzzle, puzzle.program(), length).niche())
+        Ok(describe(&puzzle, puzzle.program(), length).niche().0)
     }
 
     fn render_answer(&self, answer: &[Token]) -> String {
@@ -245,9 +302,7 @@ impl Programs {
     /// # Panics
     /// When the level is not one of the ladder's.
     pub fn draw_ladder(&self, level: u32, seed: u64, index: u64) -> Drawn {
-        let sketch = generate::ladder(self.dialect, level, seed, index, |puzzle| {
-            !self.is_exam_puzzle(puzzle, &canonical_hash(&puzzle.text()))
-        });
+        let sketch = generate::ladder(self.dialect, level, seed, index, |puzzle| self.is_trainable(puzzle));
         self.drawn(sketch)
     }
 
@@ -339,24 +394,6 @@ impl Programs {
         Ok(describe(&puzzle, program, length))
     }
 
-    /// Lists deduction problems that running an answer settles, with their answers. To train on them is executor
-    /// supervision, and [`ProblemSource::is_exam`] must be asked of each.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    pub fn executions(&self, problem: &Problem, answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
-        let settled = self.puzzle(problem)?.executions(answer);
-        Ok(settled
-            .into_iter()
-            .filter_map(|puzzle| {
-                let Puzzle::Deduction { output, .. } = &puzzle else { return None };
-                let mut tokens = Vec::new();
-                output.view().spell(&mut tokens);
-                Some((self.problem(&puzzle), tokens))
-            })
-            .collect())
-    }
-
     /// Writes the keys of an exam as their file: one program a line in the order of the exam, an empty line where a
     /// problem needs none.
     ///
@@ -377,6 +414,10 @@ impl Programs {
     pub fn exam_key(&self, problem: &Problem) -> Option<ProblemKey> {
         let reference = EXAM_REFERENCES.get(&(self.dialect, self.canonical_hash(problem)));
         reference.map(|program| ProblemKey { text: program.text() })
+    }
+
+    fn is_trainable(&self, puzzle: &Puzzle) -> bool {
+        !self.is_exam_puzzle(puzzle, &canonical_hash(&puzzle.text()))
     }
 
     fn is_exam_puzzle(&self, puzzle: &Puzzle, canonical_hash: &Digest) -> bool {
@@ -402,9 +443,15 @@ impl Programs {
     }
 
     fn drawn(&self, sketch: Sketch) -> Drawn {
+        let answer = sketch.answer.clone();
+        let KeyedProblem { problem, key } = self.keyed(sketch);
+        Drawn { problem, key, answer }
+    }
+
+    fn keyed(&self, sketch: Sketch) -> KeyedProblem {
         let has_key = sketch.puzzle.mode() == Mode::Induction;
         let key = has_key.then(|| ProblemKey { text: sketch.program.text() });
-        Drawn { problem: self.problem(&sketch.puzzle), key, answer: sketch.answer }
+        KeyedProblem { problem: self.problem(&sketch.puzzle), key }
     }
 
     fn problem(&self, puzzle: &Puzzle) -> Problem {

@@ -5,9 +5,14 @@
 //! where the problem ends in `max 9999`), and the last result is the target. As in Stream of Search (Gandhi et al. 2024)
 //! and TinyZero, except that every number must be used exactly once.
 
+mod propose;
+
 use std::fmt::Write as _;
 
-use proto::{ActionMask, CounterRng, Digest, LadderLevel, Problem, ProblemSource, Purpose, Token, Verdict};
+use proto::{
+    ActionMask, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource,
+    Purpose, Token, Verdict,
+};
 
 use crate::exam::{ExamSpec, exam_contains};
 use crate::grammar::{Grammar, Next};
@@ -89,16 +94,34 @@ impl ProblemSource for Countdown {
         &LADDER_LEVELS
     }
 
-    fn ladder(&self, level: u32, seed: u64, index: u64) -> Problem {
+    fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
         let mut rng = CounterRng::new(seed, Purpose::Ladder, u64::from(level), index, 0);
         let family = family(level);
         loop {
             let puzzle = family.draw(&mut rng);
             let problem = self.problem(&puzzle);
             if puzzle.is_solvable() && !self.is_exam(&problem) {
-                return problem;
+                return KeyedProblem { problem, key: None };
             }
         }
+    }
+
+    fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem> {
+        let puzzle = self.puzzle(&parent.problem).ok()?;
+        let mutant = propose::mutate(&puzzle, rng, |mutant| !self.is_exam(&self.problem(mutant)))?;
+        Some(KeyedProblem { problem: self.problem(&mutant), key: None })
+    }
+
+    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<Token> {
+        propose::Kind::of(niche).prompt(difficulty)
+    }
+
+    fn max_proposal_tokens(&self, niche: Niche) -> u32 {
+        propose::Kind::of(niche).num_numbers as u32 + 1
+    }
+
+    fn describe_niche(&self, niche: Niche) -> String {
+        propose::Kind::of(niche).to_string()
     }
 
     fn canonical_hash(&self, problem: &Problem) -> Digest {
@@ -145,7 +168,7 @@ impl Domain for Countdown {
         Ok((puzzle.numbers.len() as u32 - 1) * (3 * integer_tokens + 2))
     }
 
-    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error> {
+    fn judge_keyed(&self, problem: &Problem, _key: Option<&ProblemKey>, answer: &[Token]) -> Result<Verdict, Error> {
         let puzzle = self.puzzle(problem)?;
         Ok(read_steps(answer).map_or(Verdict::Malformed, |steps| puzzle.judge(&steps)))
     }
@@ -166,6 +189,21 @@ impl Domain for Countdown {
     fn goal(&self, problem: &Problem) -> Result<u64, Error> {
         let puzzle = self.puzzle(problem)?;
         Ok(u64::from(puzzle.bound) << 40 | (puzzle.numbers.len() as u64) << 32 | u64::from(puzzle.target))
+    }
+
+    fn niche(&self, problem: &Problem, _key: Option<&ProblemKey>) -> Result<Niche, Error> {
+        Ok(propose::Kind::of_puzzle(&self.puzzle(problem)?).niche())
+    }
+
+    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar> {
+        Box::new(propose::Kind::of(niche).grammar())
+    }
+
+    /// Admits what has a solution; exhaustive search tells.
+    fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem> {
+        let puzzle = propose::Kind::of(niche).read(proposal)?;
+        let problem = self.problem(&puzzle);
+        (puzzle.is_solvable() && !self.is_exam(&problem)).then_some(KeyedProblem { problem, key: None })
     }
 
     fn render_answer(&self, answer: &[Token]) -> String {
@@ -339,7 +377,17 @@ impl Puzzle {
     }
 
     fn is_solvable(&self) -> bool {
-        reaches(&self.numbers, self.bound, &mut |value| value == self.target)
+        self.first_solution().is_some()
+    }
+
+    /// Gives the operators of the first solution in the order of search, as bits in the order of [`OPERATORS`].
+    fn first_solution(&self) -> Option<u8> {
+        let mut found = None;
+        reaches(&self.numbers, self.bound, 0, &mut |value, operators| {
+            found = (value == self.target).then_some(operators);
+            found.is_some()
+        });
+        found
     }
 }
 
@@ -355,10 +403,11 @@ fn apply(first: u32, operator: Token, second: u32, bound: u32) -> Option<u32> {
     (1..=bound).contains(&result).then_some(result)
 }
 
-/// Visits every value that all the numbers can make, with repeats, until `stop` says so; tells whether it did.
-fn reaches(numbers: &[u32], bound: u32, stop: &mut impl FnMut(u32) -> bool) -> bool {
+/// Visits every value that all the numbers can make, with the operators that make it (those in `used` among them) and
+/// with repeats, until `stop` says so; tells whether it did.
+fn reaches(numbers: &[u32], bound: u32, used: u8, stop: &mut impl FnMut(u32, u8) -> bool) -> bool {
     if let [value] = numbers {
-        return stop(*value);
+        return stop(*value, used);
     }
     for i in 0..numbers.len() {
         for j in i + 1..numbers.len() {
@@ -371,10 +420,10 @@ fn reaches(numbers: &[u32], bound: u32, stop: &mut impl FnMut(u32) -> bool) -> b
                 }
             }
             let (larger, smaller) = (numbers[i].max(numbers[j]), numbers[i].min(numbers[j]));
-            for operator in OPERATORS {
+            for (index, operator) in OPERATORS.into_iter().enumerate() {
                 if let Some(result) = apply(larger, operator, smaller, bound) {
                     rest[len] = result;
-                    if reaches(&rest[..len + 1], bound, stop) {
+                    if reaches(&rest[..len + 1], bound, used | 1 << index, stop) {
                         return true;
                     }
                 }
@@ -593,7 +642,7 @@ mod tests {
         let mut count = 0;
         multisets(&mut Vec::new(), num_numbers, &mut |numbers| {
             let mut values = BTreeSet::new();
-            reaches(numbers, SMALL_BOUND, &mut |value| {
+            reaches(numbers, SMALL_BOUND, 0, &mut |value, _| {
                 values.insert(value);
                 false
             });

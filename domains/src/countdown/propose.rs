@@ -1,0 +1,153 @@
+//! Problems that are written by the policy, and changes of problems.
+//!
+//! A proposal is the numbers in descending order and the target. It is asked for by kind: how many numbers, which ten of
+//! targets, and the operators of the first solution that exhaustive search finds. Only the count of numbers binds.
+
+use std::fmt;
+
+use proto::{ActionMask, CounterRng, Difficulty, Niche, Token};
+
+use super::{LARGE_BOUND, MAX_NUMBERS, OPERATORS, Puzzle, SMALL_BOUND};
+use crate::grammar::{Grammar, Next};
+use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, ROLE_PROPOSE, difficulty_token, token_name};
+
+/// Largest number of a proposal with intermediate results up to 99; the others go to 99.
+const MAX_SMALL_NUMBER: u32 = 25;
+const MIN_TARGET: u32 = 10;
+const MAX_TARGET: u32 = 99;
+/// How often a change is drawn until one has a solution.
+const NUM_MUTATION_DRAWS: usize = 32;
+
+/// A niche, unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    pub(super) num_numbers: usize,
+    is_large: bool,
+    /// Target over 10.
+    bucket: u8,
+    /// Operators of the first solution, as bits; none when there is no solution.
+    operators: u8,
+}
+
+impl Kind {
+    pub(super) fn of_puzzle(puzzle: &Puzzle) -> Kind {
+        Kind {
+            num_numbers: puzzle.numbers.len(),
+            is_large: puzzle.bound > SMALL_BOUND,
+            bucket: (puzzle.target / 10).min(10) as u8,
+            operators: puzzle.first_solution().unwrap_or(0),
+        }
+    }
+
+    /// Unpacks a niche; whatever is out of range is brought to its nearest legal value.
+    pub(super) fn of(niche: Niche) -> Kind {
+        let [operators, bucket, num_numbers, is_large, ..] = niche.0.to_le_bytes();
+        Kind {
+            num_numbers: usize::from(num_numbers).clamp(2, MAX_NUMBERS),
+            is_large: is_large != 0,
+            bucket: bucket.min(10),
+            operators: operators & 0b1111,
+        }
+    }
+
+    pub(super) fn niche(self) -> Niche {
+        let bytes = [self.operators, self.bucket, self.num_numbers as u8, u8::from(self.is_large), 0, 0, 0, 0];
+        Niche(u64::from_le_bytes(bytes))
+    }
+
+    pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<Token> {
+        let domain = if self.is_large { COUNTDOWN_LARGE } else { COUNTDOWN };
+        let mut tokens = vec![ROLE_PROPOSE, domain, self.num_numbers as Token, Token::from(self.bucket)];
+        tokens.extend(self.operators());
+        tokens.push(difficulty_token(difficulty));
+        tokens
+    }
+
+    pub(super) fn grammar(self) -> ProposalGrammar {
+        ProposalGrammar { numbers_left: self.num_numbers, largest: self.max_number(), is_done: false }
+    }
+
+    /// Reads a proposal; does not use the grammar.
+    pub(super) fn read(self, proposal: &[Token]) -> Option<Puzzle> {
+        let (target, numbers) = proposal.split_last()?;
+        let numbers: Vec<u32> = numbers.iter().map(|number| u32::from(*number)).collect();
+        let target = u32::from(*target);
+        let is_legal = numbers.len() == self.num_numbers
+            && numbers.iter().all(|number| (1..=self.max_number()).contains(number))
+            && numbers.is_sorted_by(|left, right| left >= right)
+            && (MIN_TARGET..=MAX_TARGET).contains(&target);
+        let bound = if self.is_large { LARGE_BOUND } else { SMALL_BOUND };
+        is_legal.then_some(Puzzle { numbers, target, bound })
+    }
+
+    fn max_number(self) -> u32 {
+        if self.is_large { SMALL_BOUND } else { MAX_SMALL_NUMBER }
+    }
+
+    fn operators(self) -> impl Iterator<Item = Token> {
+        (0..OPERATORS.len()).filter(move |index| self.operators & 1 << index != 0).map(|index| OPERATORS[index])
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let operators: Vec<String> = self.operators().map(token_name).collect();
+        let (numbers, tens) = (self.num_numbers, 10 * u32::from(self.bucket));
+        write!(formatter, "{numbers} numbers, target {tens} to {}, {}", tens + 9, operators.join(" "))
+    }
+}
+
+/// Numbers in descending order, then a target; a number never ends the answer, so every prefix can be completed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProposalGrammar {
+    numbers_left: usize,
+    largest: u32,
+    is_done: bool,
+}
+
+impl Grammar for ProposalGrammar {
+    fn next(&self) -> Next {
+        if self.is_done {
+            return Next::Done;
+        }
+        let legal = if self.numbers_left > 0 { 1..=self.largest } else { MIN_TARGET..=MAX_TARGET };
+        match legal.clone().count() {
+            1 => Next::Forced(*legal.start() as Token),
+            _ => Next::Choice(legal.map(|integer| integer as Token).collect::<ActionMask>()),
+        }
+    }
+
+    fn push(&mut self, token: Token) -> bool {
+        let legal = match self.next() {
+            Next::Done => false,
+            Next::Forced(forced) => forced == token,
+            Next::Choice(mask) => mask.contains(token),
+        };
+        if legal && self.numbers_left > 0 {
+            self.numbers_left -= 1;
+            self.largest = u32::from(token);
+        } else if legal {
+            self.is_done = true;
+        }
+        legal
+    }
+
+    fn fork(&self) -> Box<dyn Grammar> {
+        Box::new(*self)
+    }
+}
+
+/// Replaces one number or the target, until the outcome has a solution and is allowed.
+pub(super) fn mutate(parent: &Puzzle, rng: &mut CounterRng, is_allowed: impl Fn(&Puzzle) -> bool) -> Option<Puzzle> {
+    let largest = if parent.bound > SMALL_BOUND { SMALL_BOUND } else { MAX_SMALL_NUMBER };
+    (0..NUM_MUTATION_DRAWS).find_map(|_| {
+        let mut mutant = parent.clone();
+        let place = rng.below(mutant.numbers.len() as u64 + 1) as usize;
+        match mutant.numbers.get_mut(place) {
+            Some(number) => *number = 1 + rng.below(u64::from(largest)) as u32,
+            None => mutant.target = MIN_TARGET + rng.below(u64::from(MAX_TARGET - MIN_TARGET + 1)) as u32,
+        }
+        mutant.numbers.sort_unstable_by(|left, right| right.cmp(left));
+        (mutant != *parent && mutant.is_solvable() && is_allowed(&mutant)).then_some(mutant)
+    })
+}

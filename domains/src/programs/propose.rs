@@ -1,0 +1,173 @@
+//! Problems that are written by the policy, and changes of problems.
+//!
+//! A proposal is a program and its inputs, whatever the mode: running it gives the rest. It is asked for by kind: mode,
+//! length, operations, and what comes out. Mode and length bind.
+
+use std::fmt;
+
+use proto::{CounterRng, Difficulty, Niche, Token};
+
+use super::Descriptor;
+use super::generate::{Sketch, draw_program_from, draw_puzzle, is_short, num_inputs, pose, worthwhile_behavior};
+use super::grammar::{ProgramGrammar, ValueGrammar};
+use super::interpreter::Machine;
+use super::language::{ABDUCE, DEDUCE, Dialect, END, INDUCE_LIST, MAX_ELEMENTS, Program, Value};
+use super::puzzle::{Mode, Puzzle};
+use crate::grammar::{Grammar, Next};
+use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_PROPOSE, difficulty_token};
+
+/// Inputs of proposals have as many elements as those of the ladder, at least.
+const MIN_ELEMENTS: usize = 2;
+/// How often a change is drawn until one is a problem.
+const NUM_MUTATION_DRAWS: usize = 64;
+
+/// A niche of a dialect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kind {
+    dialect: Dialect,
+    descriptor: Descriptor,
+}
+
+impl Kind {
+    /// Unpacks a niche; a length that is out of range is brought to the nearest legal one.
+    pub(super) fn of(dialect: Dialect, niche: Niche) -> Kind {
+        let mut descriptor = Descriptor::of(niche);
+        descriptor.length = descriptor.length.clamp(1, dialect.max_operations() as u8);
+        Kind { dialect, descriptor }
+    }
+
+    pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<Token> {
+        let domain = match self.dialect {
+            Dialect::Full => PROGRAMS,
+            Dialect::Digits => PROGRAMS_DIGITS,
+        };
+        let mode = match self.descriptor.mode {
+            Mode::Deduction => DEDUCE,
+            Mode::Abduction => ABDUCE,
+            Mode::Induction => INDUCE_LIST,
+        };
+        let mut tokens = vec![ROLE_PROPOSE, domain, mode, Token::from(self.descriptor.length)];
+        tokens.extend(self.operations().map(|operation| operation.token));
+        tokens.extend([END, Token::from(self.descriptor.output_bucket.min(99)), difficulty_token(difficulty)]);
+        tokens
+    }
+
+    pub(super) fn max_tokens(self) -> u32 {
+        let tokens_per_integer = if self.dialect.input_range().0 < 0 { 2 } else { 1 };
+        let input_tokens = tokens_per_integer * MAX_ELEMENTS + 1;
+        (2 * usize::from(self.descriptor.length) + 1 + num_inputs(self.descriptor.mode) * input_tokens) as u32
+    }
+
+    pub(super) fn grammar(self) -> ProposalGrammar {
+        ProposalGrammar {
+            range: self.dialect.input_range(),
+            inputs_left: num_inputs(self.descriptor.mode),
+            part: Part::Program(ProgramGrammar::new(self.dialect, usize::from(self.descriptor.length), None)),
+        }
+    }
+
+    /// Reads a proposal; does not use the grammar.
+    pub(super) fn read(self, proposal: &[Token]) -> Option<Sketch> {
+        let mut parts = proposal.split_inclusive(|token| *token == END);
+        let program = parts.next()?.strip_suffix(&[END])?;
+        let program = Program::read(self.dialect, program).ok()?;
+        let inputs = parts.map(|tokens| match Value::read(tokens) {
+            Some(Value::List(input)) if self.dialect.is_input(&input) && input.len() >= MIN_ELEMENTS => Some(input),
+            _ => None,
+        });
+        let inputs: Vec<Vec<i32>> = inputs.collect::<Option<_>>()?;
+        let asked = (usize::from(self.descriptor.length), num_inputs(self.descriptor.mode));
+        if (program.num_operations, inputs.len()) != asked {
+            return None;
+        }
+        let mut machine = Machine::new();
+        worthwhile_behavior(&program, &mut machine)?;
+        pose(self.descriptor.mode, &program, inputs, &mut machine).filter(|sketch| is_short(&sketch.puzzle))
+    }
+
+    fn operations(self) -> impl Iterator<Item = &'static super::language::Operation> {
+        let bits = self.descriptor.operations;
+        self.dialect.operations().iter().filter(move |operation| bits & 1 << operation.primitive as u32 != 0)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Descriptor { mode, length, output_bucket, .. } = self.descriptor;
+        let words: Vec<&str> = self.operations().map(|operation| operation.word).collect();
+        write!(formatter, "{mode:?} of length {length}, {}, output kind {output_bucket}", words.join(" "))
+    }
+}
+
+/// A program, then its inputs one after the other.
+#[derive(Clone, Debug)]
+pub(super) struct ProposalGrammar {
+    range: (i32, i32),
+    /// Inputs that are not complete.
+    inputs_left: usize,
+    part: Part,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Program(ProgramGrammar),
+    Input(ValueGrammar),
+}
+
+impl Grammar for ProposalGrammar {
+    fn next(&self) -> Next {
+        match &self.part {
+            _ if self.inputs_left == 0 => Next::Done,
+            Part::Program(program) => program.next(),
+            Part::Input(input) => input.next(),
+        }
+    }
+
+    fn push(&mut self, token: Token) -> bool {
+        let (legal, ended) = match &mut self.part {
+            _ if self.inputs_left == 0 => return false,
+            Part::Program(program) => (program.push(token), program.next() == Next::Done),
+            Part::Input(input) => {
+                let legal = input.push(token);
+                let ended = input.next() == Next::Done;
+                self.inputs_left -= usize::from(ended);
+                (legal, ended)
+            }
+        };
+        if ended {
+            self.part = Part::Input(ValueGrammar::list(self.range));
+        }
+        legal
+    }
+
+    fn fork(&self) -> Box<dyn Grammar> {
+        Box::new(self.clone())
+    }
+}
+
+/// Changes a problem: other inputs, another end of the program, or another question about it.
+pub(super) fn mutate(
+    parent: &Puzzle,
+    program: &Program,
+    rng: &mut CounterRng,
+    is_allowed: impl Fn(&Puzzle) -> bool,
+) -> Option<Sketch> {
+    let mut machine = Machine::new();
+    let mut spelled = Vec::new();
+    program.spell(&mut spelled);
+    (0..NUM_MUTATION_DRAWS).find_map(|_| {
+        let (mode, changed) = match rng.below(3) {
+            0 => (parent.mode(), None),
+            1 => {
+                let kept = rng.below(spelled.len() as u64) as usize;
+                let changed = draw_program_from(rng, program.dialect, program.num_operations, &spelled[..kept]);
+                (parent.mode(), Some(changed))
+            }
+            _ => ([Mode::Deduction, Mode::Abduction, Mode::Induction][rng.below(3) as usize], None),
+        };
+        let program = changed.as_ref().unwrap_or(program);
+        worthwhile_behavior(program, &mut machine)?;
+        let sketch = draw_puzzle(rng, mode, program, &mut machine)?;
+        (sketch.puzzle != *parent && is_short(&sketch.puzzle) && is_allowed(&sketch.puzzle)).then_some(sketch)
+    })
+}

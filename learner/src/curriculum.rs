@@ -1,0 +1,84 @@
+use std::collections::BTreeMap;
+
+use proto::{CounterRng, Niche};
+use serde::{Deserialize, Serialize};
+
+/// How much there is to learn from problems with a solve rate: most where half of the rollouts succeed, and a little
+/// everywhere, so that nothing is given up for good.
+pub(crate) fn learnability(solve_rate: f64) -> f64 {
+    solve_rate * (1.0 - solve_rate) + 0.05
+}
+
+/// A running solve rate for every niche that was ever played.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Curriculum {
+    domains: BTreeMap<String, BTreeMap<Niche, SolveRate>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct SolveRate {
+    mean: f64,
+    num_groups: u64,
+}
+
+/// The newest group counts at least this much: rates follow a policy that learns.
+const MIN_WEIGHT: f64 = 0.1;
+
+impl Curriculum {
+    /// Takes in a group's solve rate.
+    pub(crate) fn observe(&mut self, domain: &str, niche: Niche, solve_rate: f64) {
+        let rates = match self.domains.get_mut(domain) {
+            Some(rates) => rates,
+            None => self.domains.entry(domain.to_owned()).or_default(),
+        };
+        let rate = rates.entry(niche).or_default();
+        rate.num_groups += 1;
+        rate.mean += (solve_rate - rate.mean) * (1.0 / rate.num_groups as f64).max(MIN_WEIGHT);
+    }
+
+    /// Draws a niche in proportion to what there is to learn; `None` when none of the domain was played yet.
+    pub(crate) fn draw(&self, domain: &str, rng: &mut CounterRng) -> Option<Niche> {
+        let rates = self.domains.get(domain)?;
+        let total: f64 = rates.values().map(|rate| learnability(rate.mean)).sum();
+        let mut at = rng.unit_f64() * total;
+        let drawn = rates.iter().find(|(_, rate)| {
+            at -= learnability(rate.mean);
+            at < 0.0
+        });
+        drawn.or(rates.last_key_value()).map(|(niche, _)| *niche)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Purpose;
+
+    use super::*;
+
+    #[test]
+    fn niches_are_drawn_in_proportion_to_learnability() {
+        let mut curriculum = Curriculum::default();
+        for (niche, rates) in [(1, [0.5, 0.5]), (2, [0.0, 0.0]), (3, [1.0, 1.0])] {
+            rates.into_iter().for_each(|rate| curriculum.observe("countdown", Niche(niche), rate));
+        }
+        let mut rng = CounterRng::new(0, Purpose::Plan, 0, 0, 0);
+        let mut counts = BTreeMap::<Niche, u32>::new();
+        for _ in 0..8_000 {
+            *counts.entry(curriculum.draw("countdown", &mut rng).unwrap()).or_default() += 1;
+        }
+        // 0.30, 0.05 and 0.05 of 0.40
+        for (niche, expected) in [(1, 6_000), (2, 1_000), (3, 1_000)] {
+            assert!(counts[&Niche(niche)].abs_diff(expected) < 150, "{counts:?}");
+        }
+        assert_eq!(curriculum.draw("programs", &mut rng), None);
+    }
+
+    #[test]
+    fn rates_are_means_at_first_and_follow_the_policy_later() {
+        let mut curriculum = Curriculum::default();
+        [0.0, 1.0].into_iter().for_each(|rate| curriculum.observe("d", Niche(7), rate));
+        assert_eq!(curriculum.domains["d"][&Niche(7)].mean, 0.5);
+        (0..100).for_each(|_| curriculum.observe("d", Niche(7), 1.0));
+        assert!(curriculum.domains["d"][&Niche(7)].mean > 0.999);
+    }
+}

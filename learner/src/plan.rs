@@ -1,0 +1,306 @@
+//! What a batch asks for: a function of the state, the batch and the index.
+
+use std::sync::Arc;
+
+use proto::{
+    CounterRng, Difficulty, Digest, KeyedProblem, ProblemKey, ProblemOrigin, ProblemSource, Purpose, Request, Sampling,
+    Task, TaskId, TaskKind,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{DomainShare, SelfPlayConfig};
+use crate::self_play::{SelfPlay, StoredProposal};
+use crate::{Config, State};
+
+/// A task with what its actor may not know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planned {
+    /// The task.
+    pub task: Task,
+    /// Its problem's key, where it has one.
+    pub key: Option<ProblemKey>,
+    /// The proposal that its problem comes from.
+    pub(crate) proposal: Option<StoredProposal>,
+}
+
+/// Plans a batch from a state. Proposals that it poses leave the state's queue.
+pub(crate) fn plan_batch(
+    config: &Config,
+    sources: &[Arc<dyn ProblemSource>],
+    state: &mut State,
+    weights: Digest,
+    batch: u64,
+) -> Vec<Planned> {
+    let mut plan_task = |index: u32| {
+        let mut rng = CounterRng::new(config.seed, Purpose::Plan, batch, u64::from(index), 0);
+        let domain = draw(&mut rng, &config.domains, |domain| domain.share);
+        let source = sources.iter().find(|source| source.name() == domain.name);
+        let planner = Planner {
+            config,
+            domain,
+            source: source.expect("validated: every domain is known").as_ref(),
+            number: batch * u64::from(config.batch.num_tasks) + u64::from(index),
+            is_bootstrap: config.self_play.as_ref().is_none_or(|own| state.step < own.bootstrap_steps),
+        };
+        let asked = planner.ask(index, &mut state.self_play, &mut rng);
+        let task = Task {
+            id: TaskId { kind: TaskKind::Train, batch, index },
+            seed: config.seed,
+            weights,
+            policy_version: state.step,
+            request: asked.request,
+            family: asked.family,
+            num_rollouts: config.batch.num_rollouts,
+            sampling: Sampling { behavior: config.actor.behavior, temperature: config.actor.temperature },
+            max_tokens: asked.max_tokens,
+        };
+        Planned { task, key: asked.key, proposal: asked.proposal }
+    };
+    (0..config.batch.num_tasks).map(&mut plan_task).collect()
+}
+
+/// What one task is planned with.
+struct Planner<'a> {
+    config: &'a Config,
+    domain: &'a DomainShare,
+    source: &'a dyn ProblemSource,
+    /// Number of the task in the run.
+    number: u64,
+    /// Whether problems to solve come from the ladder alone.
+    is_bootstrap: bool,
+}
+
+/// What a task asks for.
+struct Asked {
+    request: Request,
+    family: String,
+    max_tokens: u32,
+    key: Option<ProblemKey>,
+    proposal: Option<StoredProposal>,
+}
+
+/// In the order in which they stand in for one another.
+const SOURCES: [ProblemOrigin; 4] =
+    [ProblemOrigin::Proposer, ProblemOrigin::Mutation, ProblemOrigin::Archive, ProblemOrigin::Ladder];
+
+impl Planner<'_> {
+    fn ask(&self, index: u32, state: &mut SelfPlay, rng: &mut CounterRng) -> Asked {
+        let Some(own) = &self.config.self_play else { return self.ladder(state, rng) };
+        let problems = if index < own.propose_tasks { self.problems(state, rng) } else { None };
+        problems.or_else(|| self.own_problem(own, state, rng)).unwrap_or_else(|| self.ladder(state, rng))
+    }
+
+    /// Asks for problems, once there are niches to ask for: hard and easy ones by turns of a coin, since there is nothing
+    /// to learn from trivial ones and little from those that nobody solves.
+    fn problems(&self, state: &SelfPlay, rng: &mut CounterRng) -> Option<Asked> {
+        let niche = state.curriculum.draw(&self.domain.name, rng)?;
+        let difficulty = if rng.below(2) == 0 { Difficulty::Hard } else { Difficulty::Easy };
+        Some(Asked {
+            request: Request::Propose { domain: self.domain.name.clone(), niche, difficulty },
+            family: format!("{} proposals", self.domain.name),
+            max_tokens: self.source.max_proposal_tokens(niche),
+            key: None,
+            proposal: None,
+        })
+    }
+
+    /// Poses a problem that the run made itself; `None` when it is the ladder's turn or there is none.
+    fn own_problem(&self, own: &SelfPlayConfig, state: &mut SelfPlay, rng: &mut CounterRng) -> Option<Asked> {
+        if self.is_bootstrap {
+            return None;
+        }
+        let shares = [own.problems.proposer, own.problems.mutation, own.problems.archive, own.problems.ladder];
+        let drawn = *draw(rng, &[0, 1, 2, 3], |place| shares[*place]);
+        SOURCES[drawn..].iter().find_map(|origin| {
+            let (keyed, proposal) = match origin {
+                ProblemOrigin::Proposer => {
+                    let (keyed, proposal) = state.next_proposal(&self.domain.name)?;
+                    (keyed, Some(proposal))
+                }
+                ProblemOrigin::Mutation => {
+                    let parent = state.archive.draw(&self.domain.name, rng)?;
+                    let mut draws = CounterRng::new(self.config.seed, Purpose::Mutation, self.number, 0, 0);
+                    let mutant = self.source.mutate(parent, &mut draws)?;
+                    let is_new = state.seen.insert(&self.source.canonical_hash(&mutant.problem));
+                    (is_new.then_some(mutant)?, None)
+                }
+                ProblemOrigin::Archive => (state.archive.draw(&self.domain.name, rng)?.clone(), None),
+                _ => return None,
+            };
+            let source = if *origin == ProblemOrigin::Proposer { "own" } else { "archive" };
+            Some(self.pose(keyed, *origin, format!("{} {source}", self.domain.name), proposal))
+        })
+    }
+
+    fn ladder(&self, state: &mut SelfPlay, rng: &mut CounterRng) -> Asked {
+        let level = draw(rng, &self.domain.levels, |level| level.weight).level;
+        let keyed = self.source.ladder(level, self.config.seed, self.number);
+        if self.config.self_play.is_some() {
+            state.seen.insert(&self.source.canonical_hash(&keyed.problem));
+        }
+        self.pose(keyed, ProblemOrigin::Ladder, format!("{}/{level}", self.domain.name), None)
+    }
+
+    fn pose(
+        &self,
+        KeyedProblem { problem, key }: KeyedProblem,
+        origin: ProblemOrigin,
+        family: String,
+        proposal: Option<StoredProposal>,
+    ) -> Asked {
+        Asked {
+            request: Request::Solve { problem, origin, has_key: key.is_some() },
+            family,
+            max_tokens: self.config.actor.max_answer_tokens,
+            key,
+            proposal,
+        }
+    }
+}
+
+/// Draws in proportion to weights that are not all 0.
+pub(crate) fn draw<'a, T>(rng: &mut CounterRng, items: &'a [T], weight: impl Fn(&T) -> f64) -> &'a T {
+    let total: f64 = items.iter().map(&weight).sum();
+    let mut at = rng.unit_f64() * total;
+    let drawn = items.iter().find(|item| {
+        at -= weight(item);
+        at < 0.0
+    });
+    // Rounding may leave a rest: it goes to the last item that can be drawn.
+    drawn.or(items.iter().rfind(|item| weight(item) > 0.0)).expect("some weight is over 0")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proto::{Group, Niche, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
+
+    use super::*;
+    use crate::config::{LevelWeight, ProblemShares, ProposerLoss};
+    use crate::{TestSource, test_config, test_problem};
+
+    fn config() -> Config {
+        let mut config = test_config();
+        let levels = vec![LevelWeight { level: 1, weight: 1.0 }];
+        config.domains = [("a", 3.0), ("b", 1.0)]
+            .map(|(name, share)| DomainShare { name: name.to_owned(), share, levels: levels.clone() })
+            .to_vec();
+        config.batch.num_tasks = 1_000;
+        let proposer_loss = ProposerLoss::CrossEntropy;
+        let problems = ProblemShares { proposer: 0.5, mutation: 0.3, archive: 0.1, ladder: 0.1 };
+        config.self_play = Some(SelfPlayConfig {
+            bootstrap_steps: 10,
+            propose_tasks: 100,
+            proposer_loss,
+            proposer_share: 0.1,
+            problems,
+        });
+        config
+    }
+
+    fn sources() -> Vec<Arc<dyn ProblemSource>> {
+        vec![Arc::new(TestSource("a")), Arc::new(TestSource("b"))]
+    }
+
+    fn plan(config: &Config, state: &mut State) -> (Vec<Planned>, BTreeMap<(String, &'static str), usize>) {
+        let step = state.step;
+        let planned = plan_batch(config, &sources(), state, Digest::of_bytes(b""), step);
+        let mut counts = BTreeMap::new();
+        for planned in &planned {
+            let kind = match &planned.task.request {
+                Request::Propose { .. } => "propose",
+                Request::Solve { origin: ProblemOrigin::Proposer, .. } => "proposer",
+                Request::Solve { origin: ProblemOrigin::Mutation, .. } => "mutation",
+                Request::Solve { origin: ProblemOrigin::Archive, .. } => "archive",
+                Request::Solve { .. } => "ladder",
+            };
+            *counts.entry((planned.task.request.domain().to_owned(), kind)).or_default() += 1;
+        }
+        (planned, counts)
+    }
+
+    /// Queues `num_proposals` in each domain.
+    fn fill(state: &mut State, num_proposals: u32) {
+        for name in ["a", "b"] {
+            state.self_play.measure(&test_problem(name, "kept"), Niche(1), 0.5);
+            let request = Request::Propose { domain: name.to_owned(), niche: Niche(1), difficulty: Difficulty::Hard };
+            let (mut tasks, _) = plan(&test_config_of_one(name), &mut State::initial(&test_config()));
+            let task = Task { request, ..tasks.remove(0).task };
+            let rollout = |number| Rollout {
+                tokens: vec![number as u16],
+                choices: Vec::new(),
+                stop: StopReason::Complete,
+                versions: Vec::new(),
+                search: None,
+            };
+            let proposal = |rollout| {
+                let keyed = test_problem(name, &format!("proposal {rollout}"));
+                Proposal { rollout, keyed, niche: Niche(1), choices: Vec::new() }
+            };
+            let scored = ScoredGroup {
+                group: Group { task, masks: Vec::new(), rollouts: (0..num_proposals).map(rollout).collect() },
+                prompt: Vec::new(),
+                niche: Niche(1),
+                verdicts: vec![Verdict::Correct; num_proposals as usize],
+                example_masks: Vec::new(),
+                examples: Vec::new(),
+                proposals: (0..num_proposals).map(proposal).collect(),
+            };
+            assert_eq!(state.self_play.take_proposals(&scored, &TestSource(name)), u64::from(num_proposals));
+            assert_eq!(state.self_play.take_proposals(&scored, &TestSource(name)), 0, "nothing is new twice");
+        }
+    }
+
+    fn test_config_of_one(name: &str) -> Config {
+        let mut config = config();
+        config.domains.retain(|domain| domain.name == name);
+        config.self_play = None;
+        config.batch.num_tasks = 1;
+        config
+    }
+
+    #[test]
+    fn the_ladder_alone_until_the_bootstrap_is_over() {
+        let config = config();
+        let mut state = State::initial(&config);
+        let (planned, counts) = plan(&config, &mut state);
+        assert!(counts.keys().all(|(_, kind)| *kind == "ladder"), "nothing was measured: {counts:?}");
+        let of_a = counts[&("a".to_owned(), "ladder")];
+        assert!(of_a.abs_diff(750) < 50, "{of_a}");
+        assert!(planned.iter().all(|planned| planned.key.is_some()), "keys travel beside their tasks");
+        fill(&mut state, 5);
+        let (_, counts) = plan(&config, &mut state);
+        let num_propose: usize = ["a", "b"].map(|name| counts[&(name.to_owned(), "propose")]).iter().sum();
+        assert_eq!(num_propose, 100);
+        assert!(counts.keys().all(|(_, kind)| ["propose", "ladder"].contains(kind)), "{counts:?}");
+    }
+
+    #[test]
+    fn problems_come_from_their_sources_in_proportion_and_stand_in_for_one_another() {
+        let config = config();
+        let mut state = State::initial(&config);
+        state.step = 10;
+        fill(&mut state, 200);
+        let (planned, counts) = plan(&config, &mut state);
+        let count = |kind| ["a", "b"].iter().filter_map(|name| counts.get(&((*name).to_owned(), kind))).sum::<usize>();
+        // 900 tasks solve: b has its 112 proposals, a only 200 of the 338 that it asks for; mutants stand in.
+        assert!(count("proposer").abs_diff(312) < 30, "{counts:?}");
+        assert!(count("mutation").abs_diff(270 + 138) < 50, "{counts:?}");
+        assert!(count("archive").abs_diff(90) < 30 && count("ladder").abs_diff(90) < 30, "{counts:?}");
+        for planned in &planned {
+            let is_proposal = matches!(planned.task.request, Request::Solve { origin: ProblemOrigin::Proposer, .. });
+            assert_eq!(planned.proposal.is_some(), is_proposal);
+        }
+        let (_, counts) = plan(&config, &mut state);
+        assert_eq!(counts.get(&("a".to_owned(), "proposer")), None, "every proposal is posed once");
+    }
+
+    #[test]
+    fn weights_of_zero_are_never_drawn() {
+        for index in 0..1_000 {
+            let mut rng = CounterRng::new(0, Purpose::Plan, 0, index, 0);
+            assert_eq!(*draw(&mut rng, &[0.0, 2.0, 0.0], |weight| *weight), 2.0);
+        }
+    }
+}

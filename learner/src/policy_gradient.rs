@@ -1,0 +1,365 @@
+//! Policy gradients on fresh groups: rewards from verdicts, advantages from rewards, an objective for every rollout.
+//!
+//! [`minibatches`] is what the fold trains on; everything here is a function of the groups.
+
+use policy::{Loss, Objective, PolicyGradient, Sequence};
+use proto::{Behavior, Rollout, ScoredGroup, Verdict};
+use serde::{Deserialize, Serialize};
+
+use crate::config::check;
+use crate::{Config, Error};
+
+/// How rollouts of the behaviour policy train it besides, or instead of, the cross-entropy on examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyGradientConfig {
+    /// Where advantages come from and what the loss is divided by: `dr-grpo` or `reinforce-plus-plus`.
+    pub kind: PolicyGradientKind,
+    /// How much its loss counts beside the cross-entropy; over 0. Ours; 1 in an update without cross-entropy.
+    pub weight: f64,
+    /// Importance ratios below 1 minus this move nothing further down; over 0, up to 1. 0.2 in PPO and DAPO.
+    pub clip_low: f64,
+    /// Importance ratios over 1 plus this move nothing further up; over 0, up to 100. 0.28 in DAPO.
+    pub clip_high: f64,
+    /// How much a nat of entropy of a token counts beside its surrogate; 0 to 1. 0 in Dr.GRPO, REINFORCE++ and DAPO.
+    pub entropy_bonus: f64,
+    /// The first so many updates of a step each train an equal part of the fresh groups; 1 to `learner.updates_per_step`.
+    /// Ours: the later an update, the further the weights are from those that played.
+    pub updates_per_step: u32,
+    /// Whether examples train by cross-entropy as well; false is the policy gradient alone.
+    pub cross_entropy: bool,
+}
+
+/// Where advantages come from and what the loss is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyGradientKind {
+    /// Reward minus the mean of the group; the loss is divided by a constant, rollouts times the longest answer allowed
+    /// (Liu et al. 2025).
+    DrGrpo,
+    /// Return, whitened over the tokens of the batch; the loss is a mean over tokens (Hu 2025).
+    ReinforcePlusPlus,
+}
+
+/// What the policy gradient did in one step. Means are over trained tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PolicyGradientReport {
+    /// Mean loss of its updates, entropy bonus included, `weight` not.
+    pub loss: f64,
+    /// Share of tokens whose surrogate was clipped.
+    pub clip_fraction: f64,
+    /// Mean probability of a token now over its probability when it was drawn.
+    pub importance_ratio: f64,
+    /// Mean entropy over the legal tokens, in nats.
+    pub entropy: f64,
+    /// Rollouts that had an advantage, and trained.
+    pub num_rollouts: u64,
+}
+
+/// The rollouts of one update.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Minibatch {
+    pub(crate) sequences: Vec<Sequence>,
+    pub(crate) objectives: Vec<Objective>,
+}
+
+impl PolicyGradientConfig {
+    /// Checks ranges, and that the rest of the config gives it what it trains on.
+    pub(crate) fn validate(&self, config: &Config) -> Result<(), Error> {
+        let within = |value: f64, last: f64| value > 0.0 && value <= last;
+        check("learner.policy_gradient.weight", "over 0, up to 1000", self.weight, within(self.weight, 1_000.0))?;
+        check("learner.policy_gradient.clip_low", "over 0, up to 1", self.clip_low, within(self.clip_low, 1.0))?;
+        check("learner.policy_gradient.clip_high", "over 0, up to 100", self.clip_high, within(self.clip_high, 100.0))?;
+        let bonus = self.entropy_bonus;
+        check("learner.policy_gradient.entropy_bonus", "0 to 1", bonus, (0.0..=1.0).contains(&bonus))?;
+        check(
+            "learner.policy_gradient.updates_per_step",
+            "1 to learner.updates_per_step",
+            self.updates_per_step,
+            (1..=config.learner.updates_per_step).contains(&self.updates_per_step),
+        )?;
+        let is_shuffled = config.learner.shuffle_labels;
+        let expected = "false where learner.policy_gradient is on, which would still see the verdicts";
+        check("learner.shuffle_labels", expected, is_shuffled, !is_shuffled)?;
+        let (behavior, temperature, num_rollouts) =
+            (config.actor.behavior, config.actor.temperature, config.batch.num_rollouts);
+        // Importance ratios compare the network with the network, at the temperature at which the learner computes.
+        check(
+            "actor.behavior",
+            "policy where learner.policy_gradient is on",
+            "uniform-legal",
+            behavior == Behavior::Policy,
+        )?;
+        check("actor.temperature", "1 where learner.policy_gradient is on", temperature, temperature == 1.0)?;
+        let is_enough = num_rollouts > 1 || self.kind != PolicyGradientKind::DrGrpo;
+        check("batch.num_rollouts", "2 or more where learner.policy_gradient is dr-grpo", num_rollouts, is_enough)
+    }
+}
+
+impl PolicyGradientReport {
+    /// Sums up a step: the loss of its updates and what they trained; `None` when no rollout had an advantage.
+    pub(crate) fn new(config: &PolicyGradientConfig, minibatches: &[Minibatch], loss: &Loss) -> Option<Self> {
+        let num_rollouts = minibatches.iter().map(|minibatch| minibatch.sequences.len() as u64).sum();
+        let mean = |sum: f64| sum / loss.num_policy_tokens as f64;
+        (num_rollouts > 0).then(|| PolicyGradientReport {
+            loss: loss.policy_gradient / (config.weight * minibatches.len() as f64),
+            clip_fraction: mean(loss.num_clipped as f64),
+            importance_ratio: mean(loss.sum_importance_ratio),
+            entropy: mean(loss.sum_entropy),
+            num_rollouts,
+        })
+    }
+}
+
+/// Deals the groups of a batch out to `updates_per_step` updates, in index order, and gives each rollout its objective.
+///
+/// Rollouts without an advantage are left out: with them go all groups that agree, whose surrogate has no gradient. They
+/// still count in what the loss is divided by, so that leaving them out makes no other rollout count more.
+pub(crate) fn minibatches(
+    config: &PolicyGradientConfig,
+    max_answer_tokens: u32,
+    groups: &[ScoredGroup],
+) -> Vec<Minibatch> {
+    // Problems that were written have no reward before somebody tries them.
+    let is_answered = |scored: &&ScoredGroup| scored.group.task.request.problem().is_some();
+    let groups: Vec<&ScoredGroup> = groups.iter().filter(is_answered).collect();
+    let advantages: Vec<Vec<f64>> = match config.kind {
+        PolicyGradientKind::DrGrpo => groups.iter().map(|scored| centred(&rewards(scored))).collect(),
+        PolicyGradientKind::ReinforcePlusPlus => whitened_over_tokens(&groups),
+    };
+    let per_update = groups.len().div_ceil(config.updates_per_step as usize).max(1);
+    let parts = groups.chunks(per_update).zip(advantages.chunks(per_update));
+    parts.map(|(groups, advantages)| minibatch(config, max_answer_tokens, groups, advantages)).collect()
+}
+
+/// Gives the sequence of a rollout as it was played.
+pub(crate) fn played_sequence(scored: &ScoredGroup, rollout: &Rollout) -> Sequence {
+    let mask = |index: u16| scored.group.masks[usize::from(index)];
+    let choices = rollout.choices.iter().map(|choice| (usize::from(choice.position), mask(choice.mask)));
+    Sequence::new(&scored.prompt, &rollout.tokens, choices)
+}
+
+fn minibatch(
+    config: &PolicyGradientConfig,
+    max_answer_tokens: u32,
+    groups: &[&ScoredGroup],
+    advantages: &[Vec<f64>],
+) -> Minibatch {
+    let rollouts = || groups.iter().flat_map(|scored| &scored.group.rollouts);
+    let divisor = match config.kind {
+        PolicyGradientKind::DrGrpo => rollouts().count() as f64 * f64::from(max_answer_tokens),
+        PolicyGradientKind::ReinforcePlusPlus => rollouts().map(|rollout| rollout.choices.len() as f64).sum(),
+    };
+    let mut minibatch = Minibatch::default();
+    for (scored, advantages) in groups.iter().zip(advantages) {
+        for (rollout, advantage) in scored.group.rollouts.iter().zip(advantages) {
+            if *advantage == 0.0 || rollout.choices.is_empty() {
+                continue;
+            }
+            minibatch.sequences.push(played_sequence(scored, rollout));
+            minibatch.objectives.push(Objective::PolicyGradient(PolicyGradient {
+                advantage: *advantage as f32,
+                behavior_logprobs: rollout.choices.iter().map(|choice| choice.logprob).collect(),
+                clip_low: config.clip_low as f32,
+                clip_high: config.clip_high as f32,
+                entropy_bonus: config.entropy_bonus as f32,
+                weight: (config.weight / divisor) as f32,
+            }));
+        }
+    }
+    minibatch
+}
+
+/// 1 for a right answer, else 0. Only verdicts feed rewards.
+fn rewards(scored: &ScoredGroup) -> Vec<f64> {
+    scored.verdicts.iter().map(|verdict| if *verdict == Verdict::Correct { 1.0 } else { 0.0 }).collect()
+}
+
+/// Advantages within a group: reward minus mean, and no division by the deviation.
+///
+/// Source: Liu et al. 2025 (Dr.GRPO), section 3.2.
+fn centred(rewards: &[f64]) -> Vec<f64> {
+    let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+    rewards.iter().map(|reward| reward - mean).collect()
+}
+
+/// Advantages within a batch, by group and rollout. A rollout is rewarded at its end and nothing is discounted, so each of
+/// its tokens has its reward as return, and the same advantage.
+fn whitened_over_tokens(groups: &[&ScoredGroup]) -> Vec<Vec<f64>> {
+    let returns: Vec<f64> = groups.iter().flat_map(|scored| rewards(scored)).collect();
+    let rollouts = groups.iter().flat_map(|scored| &scored.group.rollouts);
+    let counts: Vec<f64> = rollouts.map(|rollout| rollout.choices.len() as f64).collect();
+    let mut advantages = whitened(&returns, &counts).into_iter();
+    groups.iter().map(|scored| advantages.by_ref().take(scored.verdicts.len()).collect()).collect()
+}
+
+/// Shifts values to mean 0 and scales them to variance 1, each counted so many times; the variance is the unbiased one.
+///
+/// Source: `masked_whiten` of verl, which REINFORCE++ (Hu 2025) is computed with there.
+fn whitened(values: &[f64], counts: &[f64]) -> Vec<f64> {
+    let total: f64 = counts.iter().sum();
+    let sum = |term: fn(f64) -> f64, shift: f64| -> f64 {
+        values.iter().zip(counts).map(|(value, count)| count * term(value - shift)).sum()
+    };
+    let mean = sum(|value| value, 0.0) / total.max(1.0);
+    let variance = sum(|value| value * value, mean) / (total - 1.0).max(1.0);
+    values.iter().map(|value| (value - mean) / (variance + 1e-8).sqrt()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{
+        ActionMask, Choice, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
+        TaskKind,
+    };
+
+    use super::*;
+
+    const RIGHT: Verdict = Verdict::Correct;
+    const WRONG: Verdict = Verdict::Incorrect;
+
+    fn config(kind: PolicyGradientKind) -> PolicyGradientConfig {
+        PolicyGradientConfig {
+            kind,
+            weight: 0.5,
+            clip_low: 0.2,
+            clip_high: 0.28,
+            entropy_bonus: 0.01,
+            updates_per_step: 2,
+            cross_entropy: true,
+        }
+    }
+
+    /// A group of answers that were judged so and have so many choices.
+    fn group(answers: &[(Verdict, u16)]) -> ScoredGroup {
+        let rollout = |(_, num_choices): &(Verdict, u16)| Rollout {
+            tokens: (0..*num_choices).collect(),
+            choices: (0..*num_choices).map(|position| Choice { position, mask: 0, logprob: -0.5 }).collect(),
+            stop: StopReason::Complete,
+            versions: Vec::new(),
+            search: None,
+        };
+        let task = Task {
+            id: TaskId { kind: TaskKind::Train, batch: 0, index: 0 },
+            seed: 0,
+            weights: Digest::of_bytes(b""),
+            policy_version: 0,
+            request: Request::Solve {
+                problem: Problem { domain: "countdown".to_owned(), text: String::new() },
+                origin: ProblemOrigin::Ladder,
+                has_key: false,
+            },
+            family: String::new(),
+            num_rollouts: answers.len() as u32,
+            sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
+            max_tokens: 20,
+        };
+        let masks = vec![(0..20).collect::<ActionMask>()];
+        ScoredGroup {
+            group: Group { task, masks, rollouts: answers.iter().map(rollout).collect() },
+            prompt: vec![9],
+            niche: Niche(0),
+            verdicts: answers.iter().map(|(verdict, _)| *verdict).collect(),
+            example_masks: Vec::new(),
+            examples: Vec::new(),
+            proposals: Vec::new(),
+        }
+    }
+
+    /// Advantage and weight of every objective.
+    fn figures(minibatch: &Minibatch) -> Vec<(f32, f32)> {
+        let figures = minibatch.objectives.iter().map(|objective| match objective {
+            Objective::PolicyGradient(objective) => (objective.advantage, objective.weight),
+            Objective::CrossEntropy { .. } => panic!("a rollout trains by the policy gradient"),
+        });
+        figures.collect()
+    }
+
+    #[test]
+    fn dr_grpo_centres_in_the_group_and_divides_by_a_constant() {
+        let groups = [
+            group(&[(RIGHT, 3), (WRONG, 2), (Verdict::Malformed, 5), (Verdict::Timeout, 4)]),
+            group(&[(WRONG, 2), (WRONG, 3), (WRONG, 2), (WRONG, 4)]),
+            group(&[(RIGHT, 2), (RIGHT, 3), (WRONG, 1), (RIGHT, 1)]),
+            group(&[(RIGHT, 2), (RIGHT, 3), (RIGHT, 1), (RIGHT, 1)]),
+        ];
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, &groups);
+        // 0.5 / (2 groups x 4 rollouts x 20 tokens), groups that agree included.
+        let weight = 0.5 / 160.0;
+        let expected = [
+            vec![(0.75, weight), (-0.25, weight), (-0.25, weight), (-0.25, weight)],
+            vec![(0.25, weight), (0.25, weight), (-0.75, weight), (0.25, weight)],
+        ];
+        assert_eq!(minibatches.iter().map(figures).collect::<Vec<_>>(), expected);
+        let lengths = |minibatch: &Minibatch| minibatch.sequences.iter().map(|it| it.chosen.len()).collect::<Vec<_>>();
+        assert_eq!(minibatches.iter().map(lengths).collect::<Vec<_>>(), [[3, 2, 5, 4], [2, 3, 1, 1]]);
+    }
+
+    /// Nine tokens of return 1 and one of 0: mean 0.9, unbiased variance 0.1.
+    #[test]
+    fn reinforce_plus_plus_whitens_over_tokens_and_takes_their_mean() {
+        let groups = [group(&[(RIGHT, 4), (WRONG, 1)]), group(&[(RIGHT, 3), (RIGHT, 2)])];
+        let minibatches = minibatches(&config(PolicyGradientKind::ReinforcePlusPlus), 20, &groups);
+        let (good, bad) = (0.1 / 0.1f64.sqrt(), -0.9 / 0.1f64.sqrt());
+        // 0.5 / 5 tokens in either update. A group that agrees has an advantage here: the baseline is the batch's.
+        let expected = [[(good, 0.1), (bad, 0.1)], [(good, 0.1), (good, 0.1)]];
+        for (minibatch, expected) in minibatches.iter().zip(expected) {
+            let figures = figures(minibatch);
+            assert_eq!(figures.len(), 2);
+            for (got, expected) in figures.into_iter().zip(expected) {
+                assert!((f64::from(got.0) - expected.0).abs() < 1e-6, "expected {expected:?}, got {got:?}");
+                assert!((f64::from(got.1) - expected.1).abs() < 1e-6, "expected {expected:?}, got {got:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_that_agrees_trains_nothing() {
+        for kind in [PolicyGradientKind::DrGrpo, PolicyGradientKind::ReinforcePlusPlus] {
+            for verdict in [RIGHT, WRONG] {
+                let groups = [group(&[(verdict, 4), (verdict, 1)]), group(&[(verdict, 3), (verdict, 7)])];
+                let minibatches = minibatches(&config(kind), 20, &groups);
+                assert_eq!(minibatches, [Minibatch::default(), Minibatch::default()]);
+                assert_eq!(PolicyGradientReport::new(&config(kind), &minibatches, &Loss::default()), None);
+            }
+        }
+    }
+
+    /// Five groups for two updates: three and two, each played rollout as it was played.
+    #[test]
+    fn groups_are_dealt_out_in_order() {
+        let groups: Vec<ScoredGroup> = (1..6).map(|length| group(&[(RIGHT, length), (WRONG, length + 1)])).collect();
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, &groups);
+        let lengths = |minibatch: &Minibatch| minibatch.sequences.iter().map(|it| it.chosen.len()).collect::<Vec<_>>();
+        assert_eq!(minibatches.iter().map(lengths).collect::<Vec<_>>(), [vec![1, 2, 2, 3, 3, 4], vec![4, 5, 5, 6]]);
+        let sequence = &minibatches[0].sequences[1];
+        assert_eq!((&sequence.tokens[..], sequence.chosen[1].target), (&[9, 0][..], 1));
+        let Objective::PolicyGradient(objective) = &minibatches[0].objectives[1] else { panic!("{minibatches:?}") };
+        assert_eq!(objective.behavior_logprobs, [-0.5, -0.5]);
+        assert_eq!((objective.clip_low, objective.clip_high, objective.entropy_bonus), (0.2, 0.28, 0.01));
+    }
+
+    #[test]
+    fn the_report_is_before_the_weight_and_a_mean_over_tokens() {
+        let config = config(PolicyGradientKind::DrGrpo);
+        let groups = [group(&[(RIGHT, 2), (WRONG, 2)]), group(&[(RIGHT, 2), (RIGHT, 2)])];
+        let loss = Loss {
+            cross_entropy: 7.0,
+            policy_gradient: -0.25,
+            num_policy_tokens: 4,
+            num_clipped: 1,
+            sum_importance_ratio: 6.0,
+            sum_entropy: 2.0,
+        };
+        let report = PolicyGradientReport::new(&config, &minibatches(&config, 20, &groups), &loss);
+        // -0.25 / (0.5 x 2 updates)
+        let expected = PolicyGradientReport {
+            loss: -0.25,
+            clip_fraction: 0.25,
+            importance_ratio: 1.5,
+            entropy: 0.5,
+            num_rollouts: 2,
+        };
+        assert_eq!(report, Some(expected));
+    }
+}

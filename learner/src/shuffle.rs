@@ -1,0 +1,147 @@
+//! The control `learner.shuffle_labels`: as much training, on labels that say nothing.
+
+use std::collections::BTreeMap;
+
+use proto::{CounterRng, Example, ExampleChoice, LabelOrigin, ProblemOrigin, Request, ScoredGroup, Verdict};
+
+use crate::window::Labelled;
+
+/// Permutes verdicts among the rollouts of a batch, so that as many answers as were right are taken for right; and
+/// permutes prompts, with the goals that they name, among the other examples of equal shape. Masks stay with their
+/// answers.
+pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mut CounterRng) -> Vec<Labelled> {
+    let (_, mut relabelled): (Vec<_>, Vec<_>) =
+        examples.into_iter().partition(|labelled| labelled.example.label_origin == LabelOrigin::Solved);
+    let mut by_shape = BTreeMap::<_, Vec<usize>>::new();
+    for (index, Labelled { domain, example, .. }) in relabelled.iter().enumerate() {
+        let shape = (domain.clone(), example.label_origin, example.prompt.len(), example.answer.len());
+        by_shape.entry(shape).or_default().push(index);
+    }
+    for members in by_shape.into_values() {
+        let mut prompts: Vec<_> = members
+            .iter()
+            .map(|index| (relabelled[*index].example.prompt.clone(), relabelled[*index].example.goal))
+            .collect();
+        rng.shuffle(&mut prompts);
+        for (index, (prompt, goal)) in members.into_iter().zip(prompts) {
+            relabelled[index].example.prompt = prompt;
+            relabelled[index].example.goal = goal;
+        }
+    }
+    relabelled.extend(taken_for_right(groups, rng));
+    relabelled
+}
+
+fn taken_for_right(groups: &[ScoredGroup], rng: &mut CounterRng) -> Vec<Labelled> {
+    let answers = || {
+        groups.iter().filter_map(|scored| match &scored.group.task.request {
+            Request::Solve { problem, origin, .. } => Some((scored, &problem.domain, *origin)),
+            Request::Propose { .. } => None,
+        })
+    };
+    let mut is_right: Vec<bool> =
+        answers().flat_map(|(scored, ..)| &scored.verdicts).map(|verdict| *verdict == Verdict::Correct).collect();
+    rng.shuffle(&mut is_right);
+    let mut is_right = is_right.into_iter();
+    let mut examples = Vec::new();
+    for (scored, domain, origin) in answers() {
+        for (number, is_right) in (0..scored.group.rollouts.len()).zip(is_right.by_ref()) {
+            examples.extend(is_right.then(|| posed(scored, number, domain, origin)).flatten());
+        }
+    }
+    examples
+}
+
+/// Makes an example of a rollout as if it solved what was posed.
+fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: ProblemOrigin) -> Option<Labelled> {
+    let rollout = &scored.group.rollouts[number];
+    let choices = rollout.choices.iter().zip(0..);
+    let example = Example {
+        prompt: scored.prompt.clone(),
+        answer: rollout.tokens.clone(),
+        choices: choices.map(|(choice, mask)| ExampleChoice { position: choice.position, mask }).collect(),
+        problem_origin,
+        label_origin: LabelOrigin::Solved,
+        goal: scored.niche.0,
+    };
+    let masks = rollout.choices.iter().map(|choice| scored.group.masks[usize::from(choice.mask)]).collect();
+    (!example.choices.is_empty()).then(|| Labelled { domain: domain.to_owned(), example, masks })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{
+        Behavior, Choice, Digest, Group, Niche, Problem, Purpose, Rollout, Sampling, StopReason, Task, TaskId, TaskKind,
+    };
+
+    use super::*;
+
+    fn group(index: u32, num_right: usize) -> ScoredGroup {
+        let problem = Problem { domain: "d".to_owned(), text: index.to_string() };
+        let rollout = |number: u16| Rollout {
+            tokens: vec![number, index as u16],
+            choices: vec![Choice { position: 0, mask: 0, logprob: -1.0 }],
+            stop: StopReason::Complete,
+            versions: Vec::new(),
+            search: None,
+        };
+        let task = Task {
+            id: TaskId { kind: TaskKind::Train, batch: 0, index },
+            seed: 0,
+            weights: Digest::of_bytes(b""),
+            policy_version: 0,
+            request: Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false },
+            family: String::new(),
+            num_rollouts: 10,
+            sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
+            max_tokens: 2,
+        };
+        let verdict = |number| if number < num_right { Verdict::Correct } else { Verdict::Incorrect };
+        ScoredGroup {
+            group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: (0..10).map(rollout).collect() },
+            prompt: vec![200, index as u16],
+            niche: Niche(7),
+            verdicts: (0..10).map(verdict).collect(),
+            example_masks: Vec::new(),
+            examples: Vec::new(),
+            proposals: Vec::new(),
+        }
+    }
+
+    fn labelled(prompt: &[u16], answer: &[u16], goal: u64, label_origin: LabelOrigin) -> Labelled {
+        let example = Example {
+            prompt: prompt.to_vec(),
+            answer: answer.to_vec(),
+            choices: Vec::new(),
+            problem_origin: ProblemOrigin::Ladder,
+            label_origin,
+            goal,
+        };
+        Labelled { domain: "d".to_owned(), example, masks: Vec::new() }
+    }
+
+    #[test]
+    fn as_many_answers_count_as_right_and_prompts_move_among_equals() {
+        let groups: Vec<ScoredGroup> = (0..20).map(|index| group(index, usize::from(index == 0) * 10)).collect();
+        let mut examples = vec![labelled(&[1], &[0, 0], 1, LabelOrigin::Solved); 10];
+        for number in 0..50 {
+            examples.push(labelled(&[number], &[number, 1], u64::from(number), LabelOrigin::Hindsight));
+            examples.push(labelled(&[number, 0], &[number], u64::from(number), LabelOrigin::Hindsight));
+        }
+        let mut rng = CounterRng::new(0, Purpose::Shuffle, 0, 0, 0);
+        let shuffled = shuffled(&groups, examples, &mut rng);
+        let (right, moved): (Vec<_>, Vec<_>) =
+            shuffled.iter().partition(|labelled| labelled.example.label_origin == LabelOrigin::Solved);
+        assert_eq!((right.len(), moved.len()), (10, 100));
+        // All right answers were of one group; now they are of many, each under the prompt that it was given.
+        let prompts: std::collections::BTreeSet<_> = right.iter().map(|labelled| &labelled.example.prompt).collect();
+        assert!(prompts.len() > 4, "{prompts:?}");
+        assert!(right.iter().all(|labelled| labelled.example.prompt[1] == labelled.example.answer[1]));
+        let in_place = moved.iter().filter(|labelled| labelled.example.prompt[0] == labelled.example.answer[0]).count();
+        assert!(in_place < 20, "{in_place}");
+        for Labelled { example, .. } in moved {
+            assert_eq!(u64::from(example.prompt[0]), example.goal, "a prompt keeps its goal");
+            assert_eq!(example.prompt.len() + example.answer.len(), 3, "shapes are kept");
+        }
+    }
+}

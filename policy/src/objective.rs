@@ -1,0 +1,197 @@
+use crate::model::Sequence;
+
+/// What a sequence is trained for; the loss is a sum over chosen tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Objective {
+    /// `-weight * logprob` a token.
+    CrossEntropy {
+        /// How much each token counts.
+        weight: f32,
+    },
+    /// The clipped surrogate of a rollout that was rewarded.
+    PolicyGradient(PolicyGradient),
+}
+
+/// `-weight * (min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` a token, where `ratio` is
+/// `exp(logprob - behavior_logprob)`, `A` the advantage and `H` the entropy over the legal tokens.
+///
+/// Source: Schulman et al. 2017 (PPO), eq. 7, with the two clips of Yu et al. 2025 (DAPO), section 3.1.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyGradient {
+    /// Advantage of the rollout, for each of its tokens.
+    pub advantage: f32,
+    /// Log-probability of each chosen token when it was drawn.
+    pub behavior_logprobs: Vec<f32>,
+    /// How far below 1 the importance ratio has an effect; in (0, 1].
+    pub clip_low: f32,
+    /// How far above 1 the importance ratio has an effect; over 0.
+    pub clip_high: f32,
+    /// How much a nat of entropy counts beside the surrogate; 0 or more.
+    pub entropy_bonus: f32,
+    /// How much each token counts.
+    pub weight: f32,
+}
+
+/// What sequences cost under their objectives; sums over their chosen tokens, in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// Loss of the tokens under cross-entropy.
+    pub cross_entropy: f64,
+    /// Loss of the tokens under the policy gradient.
+    pub policy_gradient: f64,
+    /// Tokens under the policy gradient.
+    pub num_policy_tokens: u64,
+    /// Of these, those whose surrogate was clipped: only the entropy bonus moves them.
+    pub num_clipped: u64,
+    /// Sum of their importance ratios.
+    pub sum_importance_ratio: f64,
+    /// Sum of their entropies in nats.
+    pub sum_entropy: f64,
+}
+
+/// Derivatives of the loss of one token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Slopes {
+    /// By its log-probability.
+    pub(crate) logprob: f32,
+    /// By the entropy over the legal tokens, where the objective knows it.
+    pub(crate) entropy: Option<f32>,
+}
+
+/// The clipped surrogate of a token, and its derivative by the log-probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Surrogate {
+    value: f32,
+    slope: f32,
+    importance_ratio: f32,
+    is_clipped: bool,
+}
+
+impl Objective {
+    /// Computes the derivatives of the loss of the token that was chosen as number `index`.
+    pub(crate) fn slopes(&self, index: usize, logprob: f32) -> Slopes {
+        match self {
+            Objective::CrossEntropy { weight } => Slopes { logprob: -weight, entropy: None },
+            Objective::PolicyGradient(objective) => Slopes {
+                logprob: -objective.weight * objective.surrogate(index, logprob).slope,
+                entropy: Some(-objective.weight * objective.entropy_bonus),
+            },
+        }
+    }
+}
+
+impl PolicyGradient {
+    fn surrogate(&self, index: usize, logprob: f32) -> Surrogate {
+        let importance_ratio = libm::expf(logprob - self.behavior_logprobs[index]);
+        let free = importance_ratio * self.advantage;
+        let clipped = importance_ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * self.advantage;
+        let is_clipped = clipped < free;
+        // The derivative of exp is exp; a clipped ratio is a constant.
+        let slope = if is_clipped { 0.0 } else { free };
+        Surrogate { value: free.min(clipped), slope, importance_ratio, is_clipped }
+    }
+}
+
+impl Loss {
+    /// Sums up what sequences cost.
+    ///
+    /// - `logprobs`, `entropies`: of every chosen token, sequence after sequence; entropies are read where an objective
+    ///   asks for them.
+    pub(crate) fn new(sequences: &[&Sequence], objectives: &[Objective], logprobs: &[f32], entropies: &[f32]) -> Loss {
+        let mut loss = Loss::default();
+        let mut tokens = logprobs.iter().zip(entropies);
+        for (sequence, objective) in sequences.iter().zip(objectives) {
+            for (index, (logprob, entropy)) in tokens.by_ref().take(sequence.chosen.len()).enumerate() {
+                loss.add_token(objective, index, *logprob, *entropy);
+            }
+        }
+        loss
+    }
+
+    /// Gives what is minimised.
+    pub fn total(&self) -> f64 {
+        self.cross_entropy + self.policy_gradient
+    }
+
+    /// Adds what other sequences cost.
+    pub fn add(&mut self, other: &Loss) {
+        self.cross_entropy += other.cross_entropy;
+        self.policy_gradient += other.policy_gradient;
+        self.num_policy_tokens += other.num_policy_tokens;
+        self.num_clipped += other.num_clipped;
+        self.sum_importance_ratio += other.sum_importance_ratio;
+        self.sum_entropy += other.sum_entropy;
+    }
+
+    fn add_token(&mut self, objective: &Objective, index: usize, logprob: f32, entropy: f32) {
+        match objective {
+            Objective::CrossEntropy { weight } => self.cross_entropy -= f64::from(logprob) * f64::from(*weight),
+            Objective::PolicyGradient(objective) => {
+                let surrogate = objective.surrogate(index, logprob);
+                let bonus = f64::from(objective.entropy_bonus) * f64::from(entropy);
+                self.policy_gradient -= f64::from(objective.weight) * (f64::from(surrogate.value) + bonus);
+                self.num_policy_tokens += 1;
+                self.num_clipped += u64::from(surrogate.is_clipped);
+                self.sum_importance_ratio += f64::from(surrogate.importance_ratio);
+                self.sum_entropy += f64::from(entropy);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::ActionMask;
+
+    use super::*;
+
+    fn objective(advantage: f32) -> PolicyGradient {
+        PolicyGradient {
+            advantage,
+            behavior_logprobs: vec![0.25f32.ln()],
+            clip_low: 0.2,
+            clip_high: 0.28,
+            entropy_bonus: 0.5,
+            weight: 0.1,
+        }
+    }
+
+    /// By hand, for a behaviour probability of 1/4: the ratio is four times the probability.
+    #[test]
+    fn clips_above_for_good_and_below_for_bad_answers() {
+        for (advantage, probability, value, slope) in [
+            (2.0, 0.25, 2.0, 2.0),
+            (2.0, 0.5, 2.0 * 1.28, 0.0),
+            (2.0, 0.125, 2.0 * 0.5, 2.0 * 0.5),
+            (-2.0, 0.25, -2.0, -2.0),
+            (-2.0, 0.5, -2.0 * 2.0, -2.0 * 2.0),
+            (-2.0, 0.125, -2.0 * 0.8, 0.0),
+        ] {
+            let surrogate = objective(advantage).surrogate(0, f32::ln(probability));
+            let case = format!("advantage {advantage}, probability {probability}: {surrogate:?}");
+            assert!((surrogate.value - value).abs() < 1e-6, "{case}");
+            assert!((surrogate.slope - slope).abs() < 1e-6, "{case}");
+            assert!((surrogate.importance_ratio - 4.0 * probability).abs() < 1e-6, "{case}");
+            assert_eq!(surrogate.is_clipped, slope == 0.0, "{case}");
+        }
+    }
+
+    #[test]
+    fn sums_what_each_objective_counts() {
+        let mask: ActionMask = [1, 2].into_iter().collect();
+        let one = Sequence::new(&[0], &[1], [(0, mask)].into_iter());
+        let two = Sequence::new(&[0], &[1, 2], [(0, mask), (1, mask)].into_iter());
+        let objectives = [Objective::CrossEntropy { weight: 0.5 }, Objective::PolicyGradient(objective(2.0))];
+        let logprobs = [-1.0, -2.0, 0.5f32.ln()];
+        let loss = Loss::new(&[&two, &one], &objectives, &logprobs, &[0.0, 0.0, 0.75]);
+        assert_eq!(loss.cross_entropy, 1.5);
+        // -0.1 (2 * 1.28 + 0.5 * 0.75)
+        assert!((loss.policy_gradient + 0.2935).abs() < 1e-6, "{loss:?}");
+        assert_eq!((loss.num_policy_tokens, loss.num_clipped, loss.sum_entropy), (1, 1, 0.75));
+        assert!((loss.sum_importance_ratio - 2.0).abs() < 1e-6, "{loss:?}");
+        let mut twice = loss;
+        twice.add(&loss);
+        assert_eq!(twice.policy_gradient, 2.0 * loss.policy_gradient);
+        assert_eq!((twice.cross_entropy, twice.num_policy_tokens), (3.0, 2));
+    }
+}

@@ -1,0 +1,187 @@
+//! What a person sees of a run while it goes on.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use learner::{Event, Sample, StepEvent};
+
+use crate::report::{Screen, clock, count, percent, word};
+
+/// Shows events on a thread of its own: a reader that stops reading stops nothing else.
+#[derive(Debug)]
+pub(crate) struct Display {
+    events: SyncSender<Event>,
+    thread: JoinHandle<Result<()>>,
+}
+
+/// What is shown, and how.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// Printed first.
+    pub(crate) opening: String,
+    /// Whether standard output stays empty.
+    pub(crate) quiet: bool,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) num_steps: Option<u64>,
+}
+
+/// Events that wait for a reader; later ones are not shown.
+const MAX_WAITING: usize = 1_024;
+
+/// Wall time between two lines about steps.
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
+
+impl Display {
+    pub(crate) fn start(settings: Settings) -> Result<Display> {
+        let (events, receiver) = sync_channel(MAX_WAITING);
+        let printer = Printer { screen: Screen::new(settings.quiet), settings, last_line: None };
+        let thread = std::thread::Builder::new().name("display".to_owned()).spawn(move || printer.run(&receiver));
+        Ok(Display { events, thread: thread.context("start the thread of the display")? })
+    }
+
+    /// Shows an event when the reader has seen those before; never waits.
+    pub(crate) fn show(&self, event: Event) {
+        drop(self.events.try_send(event));
+    }
+
+    /// Waits until everything is shown.
+    pub(crate) fn finish(self) -> Result<()> {
+        drop(self.events);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+struct Printer {
+    screen: Screen,
+    settings: Settings,
+    /// Wall time and rollouts at the last line about a step.
+    last_line: Option<(Duration, u64)>,
+}
+
+impl Printer {
+    fn run(mut self, events: &Receiver<Event>) -> Result<()> {
+        self.screen.say(&self.settings.opening)?;
+        events.iter().try_for_each(|event| self.event(event))
+    }
+
+    fn event(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Resumed { step, truncated_bytes, unreadable, .. } => {
+                self.screen.say(&format!("resumed at step {step}\n"))?;
+                if truncated_bytes > 0 {
+                    eprintln!("journal: {truncated_bytes} bytes of an unfinished record were removed from its end");
+                }
+                for record in unreadable {
+                    eprintln!(
+                        "journal: the record at byte {} of {} is damaged and is passed over",
+                        record.offset,
+                        record.segment.display()
+                    );
+                }
+                Ok(())
+            }
+            Event::CheckpointRefused(reason) => {
+                eprintln!("checkpoint refused, going on from an earlier state: {reason}");
+                Ok(())
+            }
+            Event::Step(event) => self.step_line(*event),
+            Event::Eval(eval) => {
+                let share = percent(eval.num_correct as f64 / eval.num_problems as f64);
+                self.screen.say(&format!(
+                    "step {:>6}  exam {}: {share} of {} dev problems\n",
+                    eval.step, eval.exam, eval.num_problems
+                ))
+            }
+            Event::Control(control) => {
+                self.settings.num_steps = Some(control.stop_at);
+                self.screen.say(&format!(
+                    "the clock decides: the learning rate decays from step {}, the run ends with step {}\n",
+                    control.decay_from, control.stop_at
+                ))
+            }
+            Event::Checkpoint(path) => {
+                tracing::info!(path = %path.display(), "checkpoint written");
+                Ok(())
+            }
+        }
+    }
+
+    fn step_line(&mut self, event: StepEvent) -> Result<()> {
+        let StepEvent { report, elapsed, totals, sample, .. } = event;
+        let due = self.last_line.is_none_or(|(at, _)| elapsed.saturating_sub(at) >= BETWEEN_LINES);
+        if !due && Some(report.step) != self.settings.num_steps {
+            return Ok(());
+        }
+        let (since, before) = self.last_line.unwrap_or((Duration::ZERO, 0));
+        let rate = (totals.num_rollouts - before) as f64 / elapsed.saturating_sub(since).as_secs_f64().max(1e-3);
+        self.last_line = Some((elapsed, totals.num_rollouts));
+        let left = match (self.settings.num_steps, self.settings.time_limit) {
+            (Some(steps), _) => format!("{} steps left", steps.saturating_sub(report.step)),
+            (None, Some(limit)) => format!("{} left", clock(limit.saturating_sub(elapsed))),
+            (None, None) => String::new(),
+        };
+        self.screen.say(&format!(
+            "step {:>6}  {}  {}  loss {:.3}  {} answers/s  {left}\n",
+            report.step,
+            clock(elapsed),
+            rates(&report.solved_by_family),
+            report.loss,
+            count(rate),
+        ))?;
+        if let Some(Sample { problem, origin, answer, verdict }) = sample {
+            let domain = domains::domain(&problem.domain)?;
+            let (origin, verdict) = (word(&origin), word(&verdict));
+            let answer = domain.render_answer(&answer);
+            self.screen.say(&format!("             {origin:>10}: {}   {answer}   {verdict}\n", problem.text))?;
+        }
+        Ok(())
+    }
+}
+
+/// Sums families up by domain: `countdown 17.0 %, own 12.5 %, 31.2 % of proposals admitted`.
+fn rates(families: &BTreeMap<String, (u64, u64)>) -> String {
+    let mut domains = BTreeMap::<&str, [(u64, u64); 3]>::new();
+    for (family, (solved, played)) in families {
+        let (domain, source) = family.split_once(['/', ' ']).unwrap_or((family, ""));
+        let place = match source {
+            "own" | "archive" => 1,
+            "proposals" => 2,
+            _ => 0,
+        };
+        let counts = &mut domains.entry(domain).or_default()[place];
+        *counts = (counts.0 + solved, counts.1 + played);
+    }
+    let share = |(solved, played): (u64, u64)| percent(solved as f64 / played.max(1) as f64);
+    let of_domain = |(domain, [ladder, own, proposals]): (&&str, &[(u64, u64); 3])| {
+        let mut text = (*domain).to_owned();
+        let mut add = |counts: (u64, u64), words: String| text += if counts.1 > 0 { &words } else { "" };
+        add(*ladder, format!(" {}", share(*ladder)));
+        add(*own, format!(", own {}", share(*own)));
+        add(*proposals, format!(", {} of proposals admitted", share(*proposals)));
+        text
+    };
+    domains.iter().map(of_domain).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_summed_up_by_domain() {
+        let families = [
+            ("countdown/2", (1, 4)),
+            ("countdown/3", (0, 4)),
+            ("countdown own", (1, 2)),
+            ("countdown archive", (0, 2)),
+            ("countdown proposals", (3, 4)),
+            ("programs archive", (1, 1)),
+        ];
+        let families = families.map(|(family, counts)| (family.to_owned(), counts)).into_iter().collect();
+        let expected = "countdown 12.5 %, own 25.0 %, 75.0 % of proposals admitted; programs, own 100.0 %";
+        assert_eq!(rates(&families), expected);
+    }
+}

@@ -1,0 +1,398 @@
+//! `inspect`: what the journal of a run holds, also while the run goes on.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, bail};
+use domains::{domain, vocabulary};
+use learner::{Control, EvalRecord, JournalReader, Manifest, Record, RecordError, StepRecord};
+use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict};
+use serde::Serialize;
+
+use crate::report::{bytes, clock, folder_bytes, percent, print, table, word};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A run directory.
+    run: PathBuf,
+    /// List the groups that this step folded.
+    #[arg(long, value_name = "N", conflicts_with = "group")]
+    step: Option<u64>,
+    /// Show one group: its task, every answer with its verdict, and the examples made of it.
+    #[arg(long, value_name = "BATCH/INDEX")]
+    group: Option<GroupId>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Batch and index: step n folds batch n - 1.
+#[derive(Clone, Copy, Debug)]
+struct GroupId {
+    batch: u64,
+    index: u32,
+}
+
+impl FromStr for GroupId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GroupId, String> {
+        let parsed = text.split_once('/').and_then(|(batch, index)| Some((batch.parse().ok()?, index.parse().ok()?)));
+        let (batch, index) = parsed.ok_or_else(|| format!("expected a batch and an index as in 20/3, got {text:?}"))?;
+        Ok(GroupId { batch, index })
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match (args.step, args.group) {
+        (Some(step), _) => show(&Step::read(&args.run, step)?, Step::text, args.json),
+        (None, Some(id)) => show(&Group::read(&args.run, id)?, Group::text, args.json),
+        (None, None) => show(&Summary::read(&args.run)?, Summary::text, args.json),
+    }
+}
+
+fn show<T: Serialize>(found: &T, text: fn(&T) -> String, json: bool) -> Result<()> {
+    if json { print(&serde_json::to_string(found)?) } else { print(&text(found)) }
+}
+
+/// Visits every record that can be read, in order; gives those that cannot.
+fn read_journal(run: &Path, mut visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
+    let journal = run.join("journal");
+    if !journal.is_dir() {
+        bail!("{}: expected a run directory, with a journal", run.display());
+    }
+    let mut reader = JournalReader::open(&journal)?;
+    let mut unreadable = Vec::new();
+    while let Some(record) = reader.next()? {
+        match record {
+            Ok(record) => visit(record),
+            Err(error) => unreadable.push(error),
+        }
+    }
+    Ok(unreadable)
+}
+
+/// The run as a whole.
+#[derive(Debug, Default, Serialize)]
+struct Summary {
+    manifest: Option<Manifest>,
+    num_groups: u64,
+    num_rollouts: u64,
+    /// What the last step made; absent before the first.
+    last_step: Option<LastStep>,
+    evals: Vec<EvalRecord>,
+    /// The end of the run, where the clock fixed it.
+    control: Option<Control>,
+    size_bytes: u64,
+    unreadable: Vec<Unreadable>,
+}
+
+#[derive(Debug, Serialize)]
+struct LastStep {
+    step: u64,
+    weights_digest: Digest,
+    state_digest: Digest,
+    elapsed_s: f64,
+}
+
+/// A record that cannot be read.
+#[derive(Debug, Serialize)]
+struct Unreadable {
+    segment: PathBuf,
+    offset: u64,
+    /// Whether the journal ends inside it: a run is writing it, or was killed there.
+    truncated: bool,
+}
+
+impl Summary {
+    fn read(run: &Path) -> Result<Summary> {
+        let mut summary = Summary::default();
+        let unreadable = read_journal(run, |record| match record {
+            Record::Manifest(manifest) => summary.manifest = Some(manifest),
+            Record::Group(scored) => {
+                summary.num_groups += 1;
+                summary.num_rollouts += scored.group.rollouts.len() as u64;
+            }
+            Record::Eval(eval) => summary.evals.push(eval),
+            Record::Step(StepRecord { step, weights_digest, state_digest, elapsed_ms, .. }) => {
+                let elapsed_s = elapsed_ms as f64 / 1e3;
+                summary.last_step = Some(LastStep { step, weights_digest, state_digest, elapsed_s });
+            }
+            Record::Control(control) => summary.control = Some(control),
+        })?;
+        summary.size_bytes = folder_bytes(&run.join("journal"));
+        summary.unreadable = unreadable
+            .into_iter()
+            .map(|RecordError { segment, offset, truncated }| Unreadable { segment, offset, truncated })
+            .collect();
+        Ok(summary)
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| text += &format!("{name:<13} {value}\n");
+        match &self.manifest {
+            None => line("manifest", "not written yet".to_owned()),
+            Some(manifest) => {
+                let numerics = &manifest.numerics;
+                line("config", manifest.config.to_string());
+                line("build", manifest.build.0.clone());
+                line("arithmetic", format!("{} {} {}", numerics.kernels, numerics.device, numerics.dtype));
+                line("reproducible", if manifest.reproducible { "yes" } else { "no" }.to_owned());
+            }
+        }
+        match &self.last_step {
+            None => line("steps", "none yet".to_owned()),
+            Some(last) => {
+                let elapsed = clock(std::time::Duration::from_secs_f64(last.elapsed_s));
+                line("steps", format!("{} in {elapsed}", last.step));
+                line("weights", last.weights_digest.to_string());
+                line("state", last.state_digest.to_string());
+            }
+        }
+        line("groups", format!("{} with {} answers", self.num_groups, self.num_rollouts));
+        for EvalRecord { step, exam, num_correct, num_problems } in &self.evals {
+            let share = percent(*num_correct as f64 / *num_problems as f64);
+            line("exam", format!("{exam} at step {step}: {share} of {num_problems} dev problems"));
+        }
+        if let Some(Control { decay_from, stop_at }) = self.control {
+            line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
+        }
+        line("journal", bytes(self.size_bytes));
+        for Unreadable { segment, offset, truncated } in &self.unreadable {
+            let what = if *truncated { "ends inside a record" } else { "has a damaged record" };
+            line("unreadable", format!("{} {what} at byte {offset}", segment.display()));
+        }
+        text
+    }
+}
+
+/// What a step folded, and what it made.
+#[derive(Debug, Serialize)]
+struct Step {
+    step: u64,
+    weights_digest: Digest,
+    state_digest: Digest,
+    /// In order of index; a group that cannot be read is absent.
+    groups: Vec<GroupLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct GroupLine {
+    batch: u64,
+    index: u32,
+    digest: Digest,
+    /// The problem, or what was to be proposed.
+    asked: String,
+    /// Absent where a problem was asked for.
+    origin: Option<ProblemOrigin>,
+    family: String,
+    num_correct: usize,
+    num_rollouts: usize,
+}
+
+impl Step {
+    fn read(run: &Path, number: u64) -> Result<Step> {
+        let mut groups = BTreeMap::new();
+        let (mut last, mut found) = (0, None);
+        read_journal(run, |record| match record {
+            Record::Group(scored) if scored.group.task.id.batch + 1 == number => {
+                groups.insert(scored.group.task.id.index, scored);
+            }
+            Record::Step(step) => {
+                last = step.step;
+                found = found.take().or((step.step == number).then_some(step));
+            }
+            _ => {}
+        })?;
+        let StepRecord { step, weights_digest, state_digest, .. } =
+            found.with_context(|| format!("--step: expected one of the {last} steps of the journal, got {number}"))?;
+        let groups = groups.values().map(GroupLine::new).collect::<Result<_>>()?;
+        Ok(Step { step, weights_digest, state_digest, groups })
+    }
+
+    fn text(&self) -> String {
+        let mut rows = vec![["asked", "group", "family", "from", "right", "digest"].map(str::to_owned).to_vec()];
+        rows.extend(self.groups.iter().map(|group| {
+            vec![
+                group.asked.clone(),
+                format!("{}/{}", group.batch, group.index),
+                group.family.clone(),
+                group.origin.map_or("-".to_owned(), |origin| word(&origin)),
+                format!("{} of {}", group.num_correct, group.num_rollouts),
+                group.digest.short(),
+            ]
+        }));
+        format!(
+            "step {}\nweights {}\nstate   {}\n\n{}",
+            self.step,
+            self.weights_digest,
+            self.state_digest,
+            table(&rows)
+        )
+    }
+}
+
+impl GroupLine {
+    fn new(scored: &ScoredGroup) -> Result<GroupLine> {
+        let task = &scored.group.task;
+        let origin = match &task.request {
+            Request::Solve { origin, .. } => Some(*origin),
+            Request::Propose { .. } => None,
+        };
+        Ok(GroupLine {
+            batch: task.id.batch,
+            index: task.id.index,
+            digest: Digest::of(scored),
+            asked: asked(&task.request)?,
+            origin,
+            family: task.family.clone(),
+            num_correct: scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count(),
+            num_rollouts: scored.verdicts.len(),
+        })
+    }
+}
+
+/// One group in full.
+#[derive(Debug, Serialize)]
+struct Group {
+    task: Task,
+    asked: String,
+    /// In words of the vocabulary, as the network read it.
+    prompt: String,
+    answers: Vec<Answer>,
+    examples: Vec<ExampleLine>,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    text: String,
+    verdict: Verdict,
+    /// Of the whole answer under the behaviour policy.
+    logprob: f64,
+    /// Tokens that were chosen rather than forced.
+    num_choices: usize,
+    /// Whether it ran into the token limit.
+    cut_short: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ExampleLine {
+    prompt: String,
+    answer: String,
+    problem_origin: ProblemOrigin,
+    label_origin: LabelOrigin,
+    /// Tokens that carry loss.
+    num_choices: usize,
+}
+
+impl Group {
+    fn read(run: &Path, id: GroupId) -> Result<Group> {
+        let GroupId { batch, index } = id;
+        let (mut found, mut num_in_batch) = (None, 0);
+        read_journal(run, |record| match record {
+            Record::Group(scored) if scored.group.task.id.batch == batch => {
+                num_in_batch += 1;
+                found = found.take().or((scored.group.task.id.index == index).then_some(scored));
+            }
+            _ => {}
+        })?;
+        let found = found.with_context(|| {
+            format!("--group: expected a group of the journal, which has {num_in_batch} of batch {batch}, got {batch}/{index}")
+        })?;
+        Group::new(found)
+    }
+
+    fn new(scored: ScoredGroup) -> Result<Group> {
+        let task = scored.group.task;
+        let domain = domain(task.request.domain())?;
+        let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
+        let answers = rollouts.map(|(number, (rollout, verdict))| {
+            let proposal = scored.proposals.iter().find(|proposal| proposal.rollout as usize == number);
+            let text = match (&task.request, proposal) {
+                (Request::Solve { .. }, _) => domain.render_answer(&rollout.tokens),
+                (Request::Propose { .. }, Some(proposal)) => proposal.keyed.problem.text.clone(),
+                (Request::Propose { .. }, None) => words(&rollout.tokens),
+            };
+            Answer {
+                text,
+                verdict: *verdict,
+                logprob: rollout.choices.iter().map(|choice| f64::from(choice.logprob)).sum(),
+                num_choices: rollout.choices.len(),
+                cut_short: rollout.stop == StopReason::Length,
+            }
+        });
+        let examples = scored.examples.iter().map(|example| ExampleLine {
+            prompt: words(&example.prompt),
+            answer: domain.render_answer(&example.answer),
+            problem_origin: example.problem_origin,
+            label_origin: example.label_origin,
+            num_choices: example.choices.len(),
+        });
+        Ok(Group {
+            asked: asked(&task.request)?,
+            prompt: words(&scored.prompt),
+            answers: answers.collect(),
+            examples: examples.collect(),
+            task,
+        })
+    }
+
+    fn text(&self) -> String {
+        let task = &self.task;
+        let mut answers = vec![["answer", "verdict", "logprob", "choices"].map(str::to_owned).to_vec()];
+        answers.extend(self.answers.iter().map(|answer| {
+            let cut = if answer.cut_short { " ... (token limit)" } else { "" };
+            vec![
+                format!("{}{cut}", answer.text),
+                word(&answer.verdict),
+                format!("{:.3}", answer.logprob),
+                answer.num_choices.to_string(),
+            ]
+        }));
+        let mut text = format!(
+            "group {}/{}, folded in step {}: {}\nprompt: {}\n{} answers of version {} (weights {}), {} at temperature {}\n\n{}",
+            task.id.batch,
+            task.id.index,
+            task.id.batch + 1,
+            self.asked,
+            self.prompt,
+            self.answers.len(),
+            task.policy_version,
+            task.weights.short(),
+            word(&task.sampling.behavior),
+            task.sampling.temperature,
+            table(&answers),
+        );
+        let mut examples = vec![["example", "prompt", "label", "problem", "choices"].map(str::to_owned).to_vec()];
+        examples.extend(self.examples.iter().map(|example| {
+            vec![
+                example.answer.clone(),
+                example.prompt.clone(),
+                word(&example.label_origin),
+                word(&example.problem_origin),
+                example.num_choices.to_string(),
+            ]
+        }));
+        text += &match self.examples.len() {
+            0 => "\nno training example was made of it\n".to_owned(),
+            _ => format!("\n{}", table(&examples)),
+        };
+        text
+    }
+}
+
+/// Says what a task asks for.
+fn asked(request: &Request) -> Result<String> {
+    Ok(match request {
+        Request::Solve { problem, .. } => problem.text.clone(),
+        Request::Propose { domain: name, niche, difficulty } => {
+            format!("a problem: {}, {}", domain(name)?.describe_niche(*niche), word(difficulty))
+        }
+    })
+}
+
+fn words(tokens: &[Token]) -> String {
+    tokens.iter().map(|token| vocabulary::token_name(*token)).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,277 @@
+//! `train --metrics ADDR`: the run as Prometheus sees it. `docs/metrics.md` has a row for each metric.
+//!
+//! Counters begin at 0 with the process, as Prometheus expects of them; gauges are of the run.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use learner::{Event, StepEvent};
+use prometheus::{
+    Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Registry, TEXT_FORMAT, TextEncoder,
+    register_counter_with_registry, register_gauge_vec_with_registry, register_gauge_with_registry,
+    register_int_counter_vec_with_registry, register_int_counter_with_registry, register_int_gauge_with_registry,
+};
+
+use crate::report::folder_bytes;
+
+/// An address that is taken for this process.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    listener: TcpListener,
+    pub(crate) address: SocketAddr,
+}
+
+impl Listener {
+    /// Takes an address; port 0 takes any free one.
+    pub(crate) fn bind(address: &str) -> Result<Listener> {
+        let bind = || -> std::io::Result<Listener> {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(Listener { address: listener.local_addr()?, listener })
+        };
+        bind().map_err(|error| {
+            anyhow!("--metrics: expected an address that is free, such as 127.0.0.1:9100, got {address}: {error}")
+        })
+    }
+
+    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the process lives.
+    pub(crate) async fn serve(self, metrics: Arc<Metrics>) -> Result<()> {
+        let listener = tokio::net::TcpListener::from_std(self.listener).context("serve metrics")?;
+        loop {
+            let (stream, _) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a scrape could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let metrics = metrics.clone();
+            let answer = service_fn(move |request| {
+                let response = metrics.answer(&request);
+                async { Ok::<_, Infallible>(response) }
+            });
+            // One request a connection: a scraper that does not read holds nothing for long.
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(CONNECTION_LIMIT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(tokio::time::timeout(CONNECTION_LIMIT, connection));
+        }
+    }
+}
+
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+
+/// After a failed accept: out of file handles, for example, which does not pass at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The metrics of a run. A scrape sees whole events, so that its values are of one step.
+pub(crate) struct Metrics(Mutex<Values>);
+
+struct Values {
+    registry: Registry,
+    journal: PathBuf,
+    /// Whether anything has happened yet.
+    is_ready: bool,
+    /// Tokens that the run had trained on by the last step, earlier processes included.
+    trained_tokens_before: Option<u64>,
+
+    learner_step: IntGauge,
+    rollouts: IntCounterVec,
+    rollouts_solved: IntCounterVec,
+    trained_tokens: IntCounter,
+    wait_seconds: Counter,
+    train_seconds: Counter,
+    learning_rate: Gauge,
+    loss: Gauge,
+    grad_norm: Gauge,
+    entropy: Gauge,
+    logprob_mismatch: Gauge,
+    exam_solved: GaugeVec,
+    journal_bytes: IntGauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(run_dir: &Path) -> Result<Metrics> {
+        let registry = Registry::new_custom(Some("autodidact".to_owned()), None)?;
+        let to = &registry;
+        Ok(Metrics(Mutex::new(Values {
+            journal: run_dir.join("journal"),
+            is_ready: false,
+            trained_tokens_before: None,
+            learner_step: register_int_gauge_with_registry!("learner_step", "Steps folded by the run.", to)?,
+            rollouts: register_int_counter_vec_with_registry!("rollouts_total", "Rollouts folded.", &["family"], to)?,
+            rollouts_solved: register_int_counter_vec_with_registry!(
+                "rollouts_solved_total",
+                "Rollouts folded that solve their problem.",
+                &["family"],
+                to
+            )?,
+            trained_tokens: register_int_counter_with_registry!(
+                "trained_tokens_total",
+                "Input tokens trained on, with repeats.",
+                to
+            )?,
+            wait_seconds: register_counter_with_registry!(
+                "learner_wait_seconds_total",
+                "Time that the learner waited for batches and exams.",
+                to
+            )?,
+            train_seconds: register_counter_with_registry!(
+                "learner_train_seconds_total",
+                "Time that the learner trained.",
+                to
+            )?,
+            learning_rate: register_gauge_with_registry!(
+                "learner_learning_rate",
+                "Learning rate of the last step.",
+                to
+            )?,
+            loss: register_gauge_with_registry!("learner_loss", "Loss of the last step.", to)?,
+            grad_norm: register_gauge_with_registry!(
+                "learner_grad_norm",
+                "Mean gradient norm of the last step, before clipping.",
+                to
+            )?,
+            entropy: register_gauge_with_registry!(
+                "policy_entropy_nats",
+                "Estimated entropy of a choice of the policy that played the last batch.",
+                to
+            )?,
+            logprob_mismatch: register_gauge_with_registry!(
+                "logprob_mismatch_nats",
+                "Mean difference between the log-probabilities of actor and learner; NaN where versions differ.",
+                to
+            )?,
+            exam_solved: register_gauge_vec_with_registry!(
+                "exam_solved_ratio",
+                "Share of an exam's dev problems solved when it was last sat.",
+                &["exam"],
+                to
+            )?,
+            journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
+            registry,
+        })))
+    }
+
+    /// Takes in what happened.
+    pub(crate) fn observe(&self, event: &Event) {
+        let mut values = self.values();
+        values.is_ready = true;
+        match event {
+            Event::Step(event) => values.step(event),
+            Event::Eval(eval) => {
+                let share = eval.num_correct as f64 / eval.num_problems as f64;
+                values.exam_solved.with_label_values(&[&eval.exam]).set(share);
+            }
+            Event::Resumed { step, .. } => values.learner_step.set(*step as i64),
+            Event::CheckpointRefused(_) | Event::Control(_) | Event::Checkpoint(_) => {}
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<String> {
+        let (status, content_type, body) = match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => match self.values().text() {
+                Ok(text) => (StatusCode::OK, TEXT_FORMAT, text),
+                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+            },
+            (&Method::GET, "/healthz") => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+            (&Method::GET, "/readyz") if self.values().is_ready => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+            (&Method::GET, "/readyz") => {
+                (StatusCode::SERVICE_UNAVAILABLE, PLAIN, "no step and no exam yet\n".to_owned())
+            }
+            (&Method::GET, _) => (StatusCode::NOT_FOUND, PLAIN, "expected /metrics, /healthz or /readyz\n".to_owned()),
+            _ => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "expected GET\n".to_owned()),
+        };
+        let response = Response::builder().status(status).header(CONTENT_TYPE, content_type).body(body);
+        response.expect("status and header are constants")
+    }
+
+    fn values(&self) -> MutexGuard<'_, Values> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+impl Values {
+    fn step(&mut self, event: &StepEvent) {
+        let StepEvent { report, waited, trained, totals, .. } = event;
+        self.learner_step.set(report.step as i64);
+        for (family, (solved, played)) in &report.solved_by_family {
+            self.rollouts.with_label_values(&[family]).inc_by(*played);
+            self.rollouts_solved.with_label_values(&[family]).inc_by(*solved);
+        }
+        // Where a resumed process begins, what was trained on before is not told apart from its first step.
+        let before = self.trained_tokens_before.unwrap_or(if report.step == 1 { 0 } else { totals.num_trained_tokens });
+        self.trained_tokens.inc_by(totals.num_trained_tokens - before);
+        self.trained_tokens_before = Some(totals.num_trained_tokens);
+        self.wait_seconds.inc_by(waited.as_secs_f64());
+        self.train_seconds.inc_by(trained.as_secs_f64());
+        self.learning_rate.set(report.learning_rate);
+        self.loss.set(report.loss);
+        self.grad_norm.set(report.grad_norm);
+        self.entropy.set(report.entropy);
+        self.logprob_mismatch.set(report.logprob_mismatch.unwrap_or(f64::NAN));
+    }
+
+    fn text(&self) -> Result<String> {
+        self.journal_bytes.set(folder_bytes(&self.journal) as i64);
+        Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Labels that a run would give.
+    fn with_labels() -> Metrics {
+        let metrics = Metrics::new(Path::new("absent")).unwrap();
+        let values = metrics.values();
+        values.exam_solved.with_label_values(&["countdown-3"]).set(0.5);
+        values.rollouts.with_label_values(&["countdown/1"]).inc();
+        values.rollouts_solved.with_label_values(&["countdown/1"]).inc();
+        drop(values);
+        metrics
+    }
+
+    #[test]
+    fn every_metric_has_a_row_in_the_docs() {
+        let text = with_labels().values().text().unwrap();
+        let kinds: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let rows = include_str!("../docs/metrics.md").lines().filter_map(|line| line.strip_prefix("| `autodidact_"));
+        let documented: BTreeSet<String> = rows
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                format!("autodidact_{} {}", cells[0].trim_end_matches('`').split('{').next().unwrap(), cells[1])
+            })
+            .collect();
+        assert_eq!(documented, kinds.into_iter().map(str::to_owned).collect());
+        assert_eq!(text.matches("# HELP ").count(), documented.len(), "every metric says what it is");
+    }
+
+    #[test]
+    fn a_taken_address_is_refused() {
+        let taken = Listener::bind("127.0.0.1:0").unwrap();
+        let address = taken.address.to_string();
+        let refusal = Listener::bind(&address).unwrap_err().to_string();
+        assert!(refusal.starts_with("--metrics: expected an address that is free"), "{refusal}");
+        assert!(refusal.contains(&format!("got {address}: ")), "{refusal}");
+        assert!(Listener::bind("nonsense").unwrap_err().to_string().contains("got nonsense: "));
+    }
+}

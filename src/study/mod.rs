@@ -1,0 +1,394 @@
+//! `study`: every arm with every seed, and by how much each arm differs from the control.
+//!
+//! A study is a file, and a directory that holds its runs and `study.csv`. Every run is a process of its own: one that
+//! fails takes nothing else with it. What is finished is recognised by its manifest and not run again.
+
+mod paired;
+mod rows;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use domains::{Split, exam, exam_specs};
+use learner::{Manifest, load_checkpoint};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::Digest;
+use serde::Deserialize;
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::eval::{Player, find_checkpoint, positions_needed};
+use crate::record::mean_entropy;
+use crate::report::{Screen, print, quoted};
+use crate::run_config::{RunConfig, TomlFile, expect_preset};
+use crate::train::{self, End};
+use rows::{Row, Rows};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A study as TOML, such as deploy/studies/smoke.toml.
+    file: PathBuf,
+    /// Where its runs and `study.csv` live; `runs/study-<name of the file>` without it.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Print what would run and the table so far, and stop.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object at the end instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A study as its file has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StudyFile {
+    /// Name of the arm that the others are compared with.
+    control: String,
+    /// Every arm runs with each of these.
+    seeds: Vec<u64>,
+    /// Sampled answers a problem, the k of pass@k; 1 to 4096.
+    samples: u32,
+    /// Exams that are sat; absent for those of the domains that the arms train on.
+    exams: Option<Vec<String>>,
+    /// Which part of them.
+    #[serde(default = "test_split")]
+    split: Split,
+    /// Steps of every run; absent when the configs or `minutes` say when a run ends.
+    steps: Option<u64>,
+    /// Wall time of every run.
+    minutes: Option<f64>,
+    #[serde(rename = "arm")]
+    arms: Vec<Arm>,
+}
+
+fn test_split() -> Split {
+    Split::Test
+}
+
+/// A config under a name.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Arm {
+    /// Letters, digits, `-` and `_`.
+    name: String,
+    /// The preset that it starts from;
+    preset: Option<String>,
+    /// or the TOML file, as a path from the study's file.
+    config: Option<PathBuf>,
+    /// What it changes, as `--set` does.
+    #[serde(default)]
+    set: Vec<String>,
+}
+
+/// A study, decided.
+struct Study {
+    file: StudyFile,
+    exams: Vec<String>,
+    /// Seed by seed, so that the first pairs are there early.
+    runs: Vec<Run>,
+}
+
+/// One arm with one seed.
+#[derive(Clone)]
+struct Run {
+    arm: String,
+    seed: u64,
+    /// Arguments of `train` that start it.
+    words: Vec<String>,
+    config: RunConfig,
+    manifest: Manifest,
+    /// Named by the manifest too: a changed config or program is a new run.
+    run_dir: PathBuf,
+}
+
+/// What `train --json` says.
+#[derive(Debug, Deserialize)]
+struct Trained {
+    outcome: String,
+    step: u64,
+    elapsed_s: f64,
+    cpu_s: f64,
+    totals: TrainedTotals,
+}
+
+#[derive(Debug, Deserialize)]
+struct TrainedTotals {
+    num_trained_tokens: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let dir = args.dir.clone().unwrap_or_else(|| {
+        let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
+        PathBuf::from(format!("runs/study-{name}"))
+    });
+    let study = Study::read(&args.file, &dir)?;
+    let path = dir.join("study.csv");
+    if args.dry_run {
+        let rows = if path.exists() { rows::read(&path)?.0 } else { Vec::new() };
+        study.print_plan(&rows)?;
+        return study.print_table(&rows, args.json);
+    }
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let mut rows = Rows::open(path)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let failed = runtime.block_on(study.run(&mut rows, &mut Screen::new(args.json)));
+    // An exam that Ctrl-C stopped is not waited for.
+    runtime.shutdown_background();
+    let mut again = format!("autodidact study {}", quoted(&args.file.display().to_string()));
+    if args.dir.is_some() {
+        again += &format!(" --dir {}", quoted(&dir.display().to_string()));
+    }
+    let Some(failed) = failed? else {
+        eprintln!("stopped; go on with: {again}");
+        return Ok(());
+    };
+    study.print_table(rows.all(), args.json)?;
+    let (num_failed, num_runs) = (failed.len(), study.runs.len());
+    ensure!(failed.is_empty(), "{num_failed} of {num_runs} runs failed: {}; again: {again}", failed.join(", "));
+    Ok(())
+}
+
+impl Study {
+    fn read(path: &Path, dir: &Path) -> Result<Study> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let file: StudyFile = TomlFile { path: path.to_owned(), text }.read()?;
+        Study::decide(file, path, dir).with_context(|| path.display().to_string())
+    }
+
+    fn decide(mut file: StudyFile, path: &Path, dir: &Path) -> Result<Study> {
+        file.validate()?;
+        let mut end = End { steps: file.steps, minutes: file.minutes };
+        end.shorten_for_ci("runs are");
+        let (mut runs, mut manifest) = (Vec::new(), None);
+        for seed in &file.seeds {
+            for arm in &file.arms {
+                let at = || format!("arm {}", arm.name);
+                let (start, config) = arm.resolve(*seed, end, path).with_context(at)?;
+                // All but the config is the same for all.
+                let base = manifest.get_or_insert(train::manifest(&config)?).clone();
+                runs.push(Run::new(arm, *seed, end, start, config, base, dir));
+            }
+        }
+        let exams = match file.exams.take() {
+            Some(exams) => exams,
+            None => trained_exams(&runs, file.split)?,
+        };
+        for name in &exams {
+            let needed = positions_needed(exam(name)?.split(file.split))?;
+            for run in &runs {
+                let has = run.config.run.model.max_positions;
+                let arm = &run.arm;
+                ensure!(needed <= has, "exams: {name} needs model.max_positions = {needed}, arm {arm} has {has}");
+            }
+        }
+        Ok(Study { file, exams, runs })
+    }
+
+    /// Runs what is missing. Gives the runs that failed; `None` when Ctrl-C stopped it.
+    async fn run(&self, rows: &mut Rows, screen: &mut Screen) -> Result<Option<Vec<String>>> {
+        let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+        let mut failed = Vec::new();
+        for (index, run) in self.runs.iter().enumerate() {
+            let missing = self.missing_exams(run, rows.all());
+            if missing.is_empty() {
+                continue;
+            }
+            let label = format!("{} seed {}", run.arm, run.seed);
+            screen.say(&format!("[{}/{}] {label}: {}\n", index + 1, self.runs.len(), run.run_dir.display()))?;
+            match self.carry_out(run, missing, &mut interrupts).await {
+                Ok(Some(new)) => {
+                    for row in new {
+                        screen.say(&format!("      {}\n", row.text()))?;
+                        rows.append(row)?;
+                    }
+                }
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    eprintln!("{label} failed: {error:#}");
+                    failed.push(label);
+                }
+            }
+        }
+        Ok(Some(failed))
+    }
+
+    async fn carry_out(
+        &self,
+        run: &Run,
+        exams: Vec<String>,
+        interrupts: &mut tokio::signal::unix::Signal,
+    ) -> Result<Option<Vec<Row>>> {
+        let Some(trained) = run.train(interrupts).await? else { return Ok(None) };
+        let (run, split, samples) = (run.clone(), self.file.split, self.file.samples);
+        let examined = tokio::task::spawn_blocking(move || run.examine(&trained, &exams, split, samples));
+        tokio::select! {
+            rows = examined => Ok(Some(rows??)),
+            _ = interrupts.recv() => Ok(None),
+        }
+    }
+
+    /// Lists the exams that a run has no row of.
+    fn missing_exams(&self, run: &Run, rows: &[Row]) -> Vec<String> {
+        let has_row = |exam: &String| rows.iter().any(|row| self.is_row_of(row, run) && row.exam == *exam);
+        self.exams.iter().filter(|exam| !has_row(exam)).cloned().collect()
+    }
+
+    fn is_row_of(&self, row: &Row, run: &Run) -> bool {
+        row.manifest == Digest::of(&run.manifest) && (row.split, row.k) == (self.file.split, self.file.samples)
+    }
+
+    fn print_plan(&self, rows: &[Row]) -> Result<()> {
+        for run in &self.runs {
+            let state = match self.missing_exams(run, rows).len() {
+                0 => "finished",
+                _ if run.exists() => "to go on with",
+                _ => "to start",
+            };
+            let words: Vec<String> = run.words.iter().map(|word| quoted(word)).collect();
+            print(&format!("{state}: autodidact train {}", words.join(" ")))?;
+        }
+        print(&format!("exams: {}\n\n", self.exams.join(", ")))
+    }
+
+    /// Prints what the rows of this study's own runs say, whatever else the file holds.
+    fn print_table(&self, rows: &[Row], json: bool) -> Result<()> {
+        let rows_of = |arm: &Arm| {
+            let runs = self.runs.iter().filter(|run| run.arm == arm.name);
+            let is_of_arm = |row: &&Row| runs.clone().any(|run| self.is_row_of(row, run));
+            (arm.name.clone(), rows.iter().filter(is_of_arm).cloned().collect())
+        };
+        let arms: Vec<(String, Vec<Row>)> = self.file.arms.iter().map(rows_of).collect();
+        let table = paired::Table::new(&self.file.control, &self.exams, arms);
+        if json { print(&serde_json::to_string(&table)?) } else { print(&table.text()) }
+    }
+}
+
+impl StudyFile {
+    fn validate(&self) -> Result<()> {
+        let mut names = BTreeSet::new();
+        for Arm { name, .. } in &self.arms {
+            let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+            let is_name = !name.is_empty() && name.chars().all(is_plain);
+            ensure!(is_name, "arm.name: expected letters, digits, - and _, got {name:?}");
+            ensure!(names.insert(name.as_str()), "arm.name: expected every name once, got {name:?} twice");
+        }
+        let control = self.control.as_str();
+        let known = || names.iter().copied().collect::<Vec<_>>().join(", ");
+        ensure!(names.contains(control), "control: expected one of {}, got {control:?}", known());
+        ensure!(!self.seeds.is_empty(), "seeds: expected one or more, got none");
+        let seeds: BTreeSet<_> = self.seeds.iter().collect();
+        ensure!(seeds.len() == self.seeds.len(), "seeds: expected every seed once, got {:?}", self.seeds);
+        ensure!((1..=4_096).contains(&self.samples), "samples: expected 1 to 4096, got {}", self.samples);
+        ensure!(self.steps.is_none() || self.minutes.is_none(), "expected steps or minutes, got both");
+        Ok(())
+    }
+}
+
+impl Arm {
+    /// Gives what `train` is to start from, and the config that comes of it.
+    fn resolve(&self, seed: u64, end: End, study: &Path) -> Result<(String, RunConfig)> {
+        let start = match (&self.preset, &self.config) {
+            (Some(preset), None) => {
+                expect_preset(preset)?;
+                preset.clone()
+            }
+            (None, Some(path)) => study.with_file_name("").join(path).display().to_string(),
+            _ => bail!("expected either preset or config"),
+        };
+        let config = train::resolve(Some(&start), &self.set, Some(seed), end)?;
+        Ok((start, config))
+    }
+}
+
+impl Run {
+    fn new(arm: &Arm, seed: u64, end: End, start: String, config: RunConfig, base: Manifest, dir: &Path) -> Run {
+        let manifest = Manifest { config: config.run.digest(), ..base };
+        let run_dir = dir.join(format!("{}-{seed}-{}", arm.name, Digest::of(&manifest).short()));
+        let mut words = vec![start, "--seed".to_owned(), seed.to_string()];
+        words.extend(end.words());
+        words.extend(arm.set.iter().flat_map(|assignment| ["--set".to_owned(), assignment.clone()]));
+        words.extend(["--run-dir".to_owned(), run_dir.display().to_string()]);
+        Run { arm: arm.name.clone(), seed, words, config, manifest, run_dir }
+    }
+
+    fn exists(&self) -> bool {
+        self.run_dir.join("config.toml").exists()
+    }
+
+    /// Trains in a process of its own, from wherever an earlier one stopped. `None` when Ctrl-C stopped it.
+    async fn train(&self, interrupts: &mut tokio::signal::unix::Signal) -> Result<Option<Trained>> {
+        let mut command = Command::new(std::env::current_exe().context("find this program")?);
+        command.arg("train");
+        if self.exists() {
+            command.args(["--resume", "--run-dir"]).arg(&self.run_dir);
+        } else {
+            command.args(&self.words);
+        }
+        // In a group of its own Ctrl-C reaches it through this process alone, and so once.
+        command.arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        let child = command.spawn().context("start train")?;
+        let id = Pid::from_raw(child.id().context("train has only just started")? as i32);
+        let ended = child.wait_with_output();
+        tokio::pin!(ended);
+        let output = loop {
+            tokio::select! {
+                output = &mut ended => break output.context("wait for train")?,
+                _ = interrupts.recv() => kill(id, Signal::SIGINT).context("pass Ctrl-C on to train")?,
+            }
+        };
+        ensure!(output.status.success(), "train ended with {}", output.status);
+        let trained: Trained = serde_json::from_slice(&output.stdout).context("read what train printed")?;
+        Ok((trained.outcome == "finished").then_some(trained))
+    }
+
+    /// Sits the exams with the averaged weights that the run ended with.
+    fn examine(&self, trained: &Trained, exams: &[String], split: Split, samples: u32) -> Result<Vec<Row>> {
+        let path = self.run_dir.join("manifest.json");
+        let started = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let started: Manifest = serde_json::from_slice(&started).with_context(|| format!("read {}", path.display()))?;
+        // The program may have been replaced since the study began.
+        self.manifest.expect_same(&started)?;
+        let (model, checkpoint) = load_checkpoint(&find_checkpoint(&self.run_dir)?)?;
+        let player = Player::new(&model, &checkpoint.state.ema, self.config.local.threads)?;
+        let entropy_nats = mean_entropy(&self.run_dir)?;
+        let sit = |name: &String| {
+            let problems = exam(name)?.split(split);
+            let (greedy, sampled) = player.score(problems, samples)?;
+            Ok(Row {
+                arm: self.arm.clone(),
+                seed: self.seed,
+                manifest: Digest::of(&self.manifest),
+                steps: trained.step,
+                trained_tokens: trained.totals.num_trained_tokens,
+                cpu_seconds: trained.cpu_s,
+                wall_seconds: trained.elapsed_s,
+                exam: name.clone(),
+                split,
+                num_problems: problems.len() as u64,
+                pass_at_1_greedy: greedy.pass_at(1).0,
+                pass_at_1_sampled: sampled.pass_at(1).0,
+                pass_at_k: sampled.pass_at(samples).0,
+                k: samples,
+                entropy_nats,
+            })
+        };
+        exams.iter().map(sit).collect()
+    }
+}
+
+/// Lists the exams of the domains that the runs train on, as far as every network has room for them.
+fn trained_exams(runs: &[Run], split: Split) -> Result<Vec<String>> {
+    let domains: BTreeSet<&str> = runs.iter().flat_map(|run| run.config.domains()).collect();
+    let room = runs.iter().map(|run| run.config.run.model.max_positions).min().unwrap_or(0);
+    let mut exams = Vec::new();
+    for spec in exam_specs().into_iter().filter(|spec| domains.contains(spec.domain)) {
+        if positions_needed(exam(spec.name)?.split(split))? <= room {
+            exams.push(spec.name.to_owned());
+        }
+    }
+    Ok(exams)
+}
