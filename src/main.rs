@@ -22,6 +22,10 @@ use std::sync::Arc;
 use clap::{Parser, Subcommand};
 use proto::ProblemSource;
 
+/// Keeps the pages of freed buffers: training makes and drops the same large ones again and again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 #[command(
     version,
