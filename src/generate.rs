@@ -1,6 +1,6 @@
 //! `generate` and `domains`: problems, and what there is to choose from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use domains::{Exam, domain, exam, exam_specs, registry};
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Rebuild an exam, and compare it with the committed one.
     #[arg(long, conflicts_with_all = ["domain", "level", "count", "seed"])]
     exam: Option<String>,
-    /// Where to write the rebuilt exam's file.
+    /// Where to write the rebuilt exam's file, such as `programs-induction.jsonl.zst`; keys, where it has them, go beside it.
     #[arg(long, requires = "exam", value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -52,7 +52,16 @@ fn rebuild_exam(name: &str, out: Option<&PathBuf>) -> Result<()> {
     let spec = exam_specs().into_iter().find(|spec| spec.name == name).context("every exam has a spec")?;
     let rebuilt = Exam::generate(spec)?;
     if let Some(path) = out {
-        std::fs::write(path, rebuilt.to_file()?).with_context(|| format!("write {}", path.display()))?;
+        let write = |path: &Path, bytes: &[u8]| {
+            std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+        };
+        write(path, &rebuilt.to_file()?)?;
+        if let Some(keys) = domain(spec.domain)?.exam_keys_file(spec, &rebuilt) {
+            let text = path.display().to_string();
+            let path = PathBuf::from(format!("{}.keys.zst", text.strip_suffix(".jsonl.zst").unwrap_or(&text)));
+            write(&path, &keys)?;
+            print(&format!("keys: {}\n", path.display()))?;
+        }
     }
     let agrees = if rebuilt == *committed { "is the committed exam" } else { "differs from the committed exam" };
     print(&format!(

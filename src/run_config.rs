@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use domains::{Split, domain, exam};
+use proto::{Difficulty, KeyedProblem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
@@ -228,8 +229,35 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         error => error.into(),
     })?;
     validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
+    validate_ladder(&run).map_err(|error| error.context(named("domains")))?;
     Ok(RunConfig { name, run, local })
 }
+
+/// Checks on a few problems of every level that their answers can be written in full, and their niches proposed.
+fn validate_ladder(config: &learner::Config) -> Result<()> {
+    for entry in &config.domains {
+        let domain = domain(&entry.name)?;
+        for level in entry.levels.iter().map(|entry| entry.level) {
+            let name = format!("{} level {level}", entry.name);
+            for index in 0..NUM_CHECKED_PROBLEMS {
+                let KeyedProblem { problem, key } = domain.ladder(level, config.seed, index);
+                let (needed, available) = (domain.max_answer_tokens(&problem)?, config.actor.max_answer_tokens);
+                ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");
+                let niche = domain.niche(&problem, key.as_ref())?;
+                let prompt = domain.propose_prompt(niche, Difficulty::Hard).len();
+                let (needed, available) =
+                    (prompt + domain.max_proposal_tokens(niche) as usize, config.model.max_positions);
+                ensure!(
+                    config.self_play.is_none() || needed <= available,
+                    "{name} needs model.max_positions = {needed} for proposals, got {available}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+const NUM_CHECKED_PROBLEMS: u64 = 8;
 
 /// Checks that the exams exist, once each, and that the network has room for their problems.
 fn validate_exams(config: &learner::Config) -> Result<()> {

@@ -121,6 +121,14 @@ pub trait Domain: ProblemSource {
     /// Lists the domain's exams.
     fn exam_specs(&self) -> &'static [ExamSpec];
 
+    /// Writes the keys of an exam's problems as their file; `None` where checking needs none.
+    ///
+    /// # Panics
+    /// When the exam is not what [`Exam::generate`] gives.
+    fn exam_keys_file(&self, _spec: &ExamSpec, _exam: &Exam) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Draws candidate `index` of an exam: `None` when the draw is not a problem (no solution).
     fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem>;
 }

@@ -29,6 +29,14 @@ fn keys_and_values_out_of_range() {
         ("model.d_model=33", "--set model.d_model: expected a multiple of 16 up to 8192, got 33"),
         ("schedule.num_steps=0", "--set schedule.num_steps: expected 1 or more, got 0"),
         ("local.slots=0", "--set local.slots: expected 1 to 1048576, got 0"),
+        ("actor.max_answer_tokens=9", "domains: countdown level 2 needs actor.max_answer_tokens = 10, got 9"),
+        (
+            "self_play.proposer_loss=none",
+            "--set self_play.proposer_loss: unknown variant `none`, expected `cross-entropy`",
+        ),
+        ("self_play.propose_tasks=16", "--set self_play.propose_tasks: expected 0 to below batch.num_tasks, got 16"),
+        ("self_play.proposer_share=1.0", "--set self_play.proposer_share: expected 0 to below 1, got 1"),
+        ("self_play.problems.ladder=-0.1", "self_play.problems: expected weights of 0 or more, not all 0, got [0.5"),
     ] {
         refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", assignment], &[says]);
     }

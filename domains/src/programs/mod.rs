@@ -291,6 +291,21 @@ impl Domain for Programs {
         }
     }
 
+    /// One program a line in the order of the exam, an empty line where a problem needs none.
+    fn exam_keys_file(&self, spec: &ExamSpec, exam: &Exam) -> Option<Vec<u8>> {
+        if !self.exam_strata(spec).iter().any(|stratum| stratum.mode == Mode::Induction) {
+            return None;
+        }
+        let mut text = String::new();
+        for (problem, index) in exam.test.iter().chain(&exam.dev).zip(0..) {
+            let drawn = self.draw_exam(spec, index).filter(|drawn| drawn.problem == *problem);
+            let drawn = drawn.expect("problem n of an exam is candidate n, because no candidate repeats another");
+            text += drawn.key.as_ref().map_or("", |key| &key.text);
+            text.push('\n');
+        }
+        Some(zstd::bulk::compress(text.as_bytes(), 19).expect("compressing to memory needs nothing but memory"))
+    }
+
     fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem> {
         self.draw_exam(exam, index).map(|drawn| drawn.problem)
     }
@@ -392,22 +407,6 @@ impl Programs {
             (None, _) => 0,
         };
         Ok(describe(&puzzle, program, length))
-    }
-
-    /// Writes the keys of an exam as their file: one program a line in the order of the exam, an empty line where a
-    /// problem needs none.
-    ///
-    /// # Panics
-    /// When the exam is not what [`Exam::generate`] gives.
-    pub fn exam_keys_file(&self, spec: &ExamSpec, exam: &Exam) -> Vec<u8> {
-        let mut text = String::new();
-        for (problem, index) in exam.test.iter().chain(&exam.dev).zip(0..) {
-            let drawn = self.draw_exam(spec, index).filter(|drawn| drawn.problem == *problem);
-            let drawn = drawn.expect("problem n of an exam is candidate n, because no candidate repeats another");
-            text += drawn.key.as_ref().map_or("", |key| &key.text);
-            text.push('\n');
-        }
-        zstd::bulk::compress(text.as_bytes(), 19).expect("compressing to memory needs nothing but memory")
     }
 
     /// Gives the committed key of an exam problem.
