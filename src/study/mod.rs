@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Print what would run and the table so far, and stop.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     dry_run: bool,
     /// Print one JSON object at the end instead of text.
     #[arg(long)]
@@ -130,7 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.dry_run {
         let rows = if path.exists() { rows::read(&path)?.0 } else { Vec::new() };
         study.print_plan(&rows)?;
-        return study.print_table(&rows, args.json);
+        return study.print_table(&rows, false);
     }
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let mut rows = Rows::open(path)?;

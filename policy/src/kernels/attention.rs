@@ -268,7 +268,7 @@ fn weighted_rows_at<const ROWS: usize, const CHUNKS: usize>(
     CHUNKS * LANES
 }
 
-/// The largest tile of [`for_row_tiles`].
+/// The largest tile of `for_row_tiles`.
 pub const ROW_TILE: usize = 4;
 
 /// Runs a block for tiles of 4, 2 or 1 of `$count` rows, `$first` the first and `$rows` the constant number of a tile.
