@@ -1,6 +1,7 @@
 //! `autodidact`: trains a network on problems that a machine can check, from random weights. The command line.
 
 mod baselines;
+mod bench;
 mod curves;
 mod display;
 mod eval;
@@ -54,6 +55,8 @@ enum Command {
     Verify(verify::Args),
     /// Write problems of a ladder, or rebuild an exam.
     Generate(generate::Args),
+    /// Measure training, decoding or judging on this machine.
+    Bench(bench::Args),
     /// List domains, their levels and exams.
     Domains,
     /// Print a config in full: a preset, or a file and what it starts from.
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Solve(args) => solve::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Domains => generate::print_domains(),
         Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides)
             .and_then(|config| report::print(&run_config::to_toml(&config)?)),

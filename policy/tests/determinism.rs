@@ -33,10 +33,14 @@ fn instruction_sets() -> Vec<Arch> {
 }
 
 fn config() -> ModelConfig {
+    config_with_heads(16)
+}
+
+fn config_with_heads(head_dim: usize) -> ModelConfig {
     ModelConfig {
         vocabulary_size: 40,
-        max_positions: 40,
-        d_model: 64,
+        max_positions: 80,
+        d_model: 4 * head_dim,
         num_layers: 2,
         num_heads: 4,
         num_kv_heads: 2,
@@ -88,12 +92,14 @@ proptest! {
     /// Sequences scored alone, together, and decoded token by token or in pieces beside others: the same bits.
     #[test]
     fn logprobs_have_the_same_bits_everywhere(
-        lengths in prop::collection::vec(3usize..38, 1..6),
+        lengths in prop::collection::vec(3usize..78, 1..6),
         pieces in prop::collection::vec(1usize..5, 8),
+        head_dim in prop::sample::select(vec![16, 32, 64]),
         seed in 0u64..1000,
     ) {
-        let params = Params::init(&config(), seed);
-        let model = Model::new(&config(), Device::Cpu).unwrap();
+        let config = config_with_heads(head_dim);
+        let params = Params::init(&config, seed);
+        let model = Model::new(&config, Device::Cpu).unwrap();
         let sequences: Vec<Sequence> =
             lengths.iter().enumerate().map(|(index, len)| sequence(*len, seed + index as u64)).collect();
         let model = model.load(&params).unwrap();
@@ -101,7 +107,7 @@ proptest! {
         let alone: Vec<f32> =
             sequences.iter().flat_map(|sequence| model.logprobs(&[sequence]).unwrap()).collect();
         prop_assert_eq!(&together, &alone);
-        let decoded = decode(&params, &sequences, &pieces);
+        let decoded = decode(&config, &params, &sequences, &pieces);
         prop_assert_eq!(&together, &decoded);
     }
 }
@@ -139,8 +145,8 @@ fn gradients_have_the_same_bits_beside_others() {
 }
 
 /// Feeds all sequences side by side, in pieces of varying length, and scores what the model scores.
-fn decode(params: &Params, sequences: &[Sequence], pieces: &[usize]) -> Vec<f32> {
-    let weights = PackedWeights::new(&config(), params).unwrap();
+fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], pieces: &[usize]) -> Vec<f32> {
+    let weights = PackedWeights::new(config, params).unwrap();
     let mut decoder = Decoder::new(Arc::new(weights), sequences.len());
     let mut logprobs = vec![Vec::new(); sequences.len()];
     let mut fed = vec![0usize; sequences.len()];

@@ -2,6 +2,7 @@
 //! take.
 
 mod bad_input;
+mod bench;
 mod inspect;
 mod metrics;
 mod pure_function;

@@ -29,6 +29,7 @@ pub(crate) struct Once;
 mod attention;
 mod elementwise;
 mod matmul;
+mod peak;
 
 pub(crate) use attention::for_row_tiles;
 pub(crate) use vectorized;
@@ -41,6 +42,7 @@ pub use elementwise::{
     swiglu_backward,
 };
 pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
+pub use peak::{instruction_set, multiply_adds};
 
 /// Width of the lanes in which long sums run.
 pub const LANES: usize = 16;

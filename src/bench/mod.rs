@@ -1,0 +1,190 @@
+//! `bench`: how fast this machine trains, decodes and judges, beside what its arithmetic could do at most and, with
+//! `--peer`, beside PyTorch in the same minutes.
+
+mod network;
+mod peer;
+mod verify;
+
+use anyhow::{Result, ensure};
+use policy::kernels::instruction_set;
+use serde::Serialize;
+
+use self::network::{Decoding, Training};
+use crate::report::{count, percent, print, quoted, table};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure.
+    what: What,
+    /// Width of the network: 4 layers below 256 and 6 from there on, 4 heads, SwiGLU three times as wide.
+    #[arg(long, default_value_t = 128)]
+    d_model: usize,
+    /// Sequences in a training step, or decoded side by side.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Length of a sequence; decoding starts from a prompt of a sixth of it.
+    #[arg(long, default_value_t = 96)]
+    positions: usize,
+    /// Threads; 0 for all cores.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// How often each figure is measured; the median counts.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Measure PyTorch in turn with ours.
+    #[arg(long)]
+    peer: bool,
+    /// The Python that has PyTorch.
+    #[arg(long, default_value = "python3", value_name = "PROGRAM")]
+    python: String,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Training steps: forward, backward, AdamW.
+    Train,
+    /// Batched decoding with a key-value cache, sampling included.
+    Decode,
+    /// Judging answers.
+    Verify,
+}
+
+/// What one bench found.
+#[derive(Serialize)]
+struct Report {
+    bench: &'static str,
+    command: String,
+    cpu: String,
+    instruction_set: &'static str,
+    threads: usize,
+    /// Floating-point operations per second of multiply-adds in registers, on all threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_gflops: Option<Spread>,
+    rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer_version: Option<String>,
+}
+
+/// One figure, per second.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    unit: &'static str,
+    per_second: Spread,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gflops: Option<Spread>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_peak: Option<Spread>,
+    /// Ours over the peer's, round by round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio: Option<Spread>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(args.repeats > 0, "repeats: expected 1 or more, got 0");
+    ensure!((1..=100_000).contains(&args.batch), "batch: expected 1 to 100000, got {}", args.batch);
+    ensure!(args.positions >= 12, "positions: expected 12 or more, got {}", args.positions);
+    ensure!(args.threads <= 1_024, "threads: expected 0 to 1024, got {}", args.threads);
+    ensure!(!args.peer || args.what != What::Verify, "--peer: expected train or decode, got verify");
+    let report = match args.what {
+        What::Train => network::measure(args, &mut Training::new(args)?)?,
+        What::Decode => network::measure(args, &mut Decoding::new(args)?)?,
+        What::Verify => verify::measure(args)?,
+    };
+    if args.json { print(&serde_json::to_string(&report)?) } else { print(&report.text()) }
+}
+
+impl Args {
+    fn num_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.threads == 0 { cores() } else { self.threads }
+    }
+
+    fn report(&self, rows: Vec<Row>) -> Report {
+        let command = std::env::args().skip(1).map(|word| quoted(&word)).collect::<Vec<_>>().join(" ");
+        Report {
+            bench: match self.what {
+                What::Train => "train",
+                What::Decode => "decode",
+                What::Verify => "verify",
+            },
+            command: format!("autodidact {command}"),
+            cpu: cpu_model(),
+            instruction_set: instruction_set().0,
+            threads: self.num_threads(),
+            peak_gflops: None,
+            rows,
+            peer_version: None,
+        }
+    }
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Spread {
+        let mut sorted: Vec<f64> = values.collect();
+        sorted.sort_by(f64::total_cmp);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        Spread { median: (low + high) / 2.0, min: sorted[0], max: sorted[sorted.len() - 1] }
+    }
+
+    fn show(self, write: impl Fn(f64) -> String) -> String {
+        format!("{} ({} to {})", write(self.median), write(self.min), write(self.max))
+    }
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let mut text = format!("{}\n{}, {}, {} thread", self.command, self.cpu, self.instruction_set, self.threads);
+        text += if self.threads == 1 { "\n" } else { "s\n" };
+        if let Some(peak) = self.peak_gflops {
+            text += &format!("multiply-add peak {} GF/s\n", peak.show(|value| format!("{value:.0}")));
+        }
+        if let Some(version) = &self.peer_version {
+            text += &format!("PyTorch {version}; a ratio is ours over theirs, round by round\n");
+        }
+        text += "medians (least to most)\n\n";
+        let rows = self.rows.iter().map(|row| {
+            let mut cells = vec![row.name.clone(), format!("{} {}/s", row.per_second.show(count), row.unit)];
+            cells.extend(row.gflops.map(|value| format!("{} GF/s", value.show(|value| format!("{value:.0}")))));
+            cells.extend(row.share_of_peak.map(|value| format!("{} of peak", value.show(percent))));
+            cells.extend(row.ratio.map(|value| format!("{} x", value.show(|value| format!("{value:.2}")))));
+            cells
+        });
+        text + &table(&rows.collect::<Vec<_>>())
+    }
+}
+
+/// Reads what Linux calls the processor; elsewhere its architecture must do.
+fn cpu_model() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_owned())
+    };
+    match (field("model name"), field("cpu family"), field("model\t")) {
+        (Some(name), Some(family), Some(model)) => format!("{name} (family {family}, model {model})"),
+        (Some(name), ..) => name,
+        _ => std::env::consts::ARCH.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0].into_iter()), Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(Spread::of([4.0, 1.0].into_iter()), Spread { median: 2.5, min: 1.0, max: 4.0 });
+    }
+}

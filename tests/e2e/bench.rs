@@ -1,0 +1,77 @@
+//! `bench`: that it runs and what it says. How fast it is depends on the machine and is no test.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::Value;
+
+use crate::runs::Folder;
+
+fn report(args: &[&str]) -> Value {
+    let ended = Folder::new().call(&[&["bench", "--json", "--repeats", "2"], args].concat()).success();
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+#[test]
+fn the_network_is_measured_against_the_machine() {
+    for what in ["train", "decode"] {
+        let report = report(&[what, "--d-model", "64", "--batch", "3", "--positions", "12", "--threads", "2"]);
+        assert_eq!(report["bench"], what);
+        assert_eq!(report["threads"], 2);
+        let peak = report["peak_gflops"]["median"].as_f64().unwrap();
+        let [row] = &report["rows"].as_array().unwrap()[..] else { panic!("expected one row: {report}") };
+        let gflops = row["gflops"]["median"].as_f64().unwrap();
+        assert!(gflops > 0.0 && peak > 0.0, "{report}");
+        assert_eq!(row["unit"], "tokens");
+    }
+}
+
+#[test]
+fn every_kind_of_answer_is_judged() {
+    let report = report(&["verify"]);
+    let rows = report["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["deduction", "abduction", "induction", "programs mixed", "countdown"]);
+    for row in rows {
+        let rate = &row["per_second"];
+        let [min, median, max] = ["min", "median", "max"].map(|field| rate[field].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= max, "{row}");
+    }
+}
+
+/// A program that says what the peer would say.
+fn fake_peer(folder: &Folder, says: &str) -> String {
+    let path = folder.path("peer");
+    std::fs::write(&path, format!("#!/bin/sh\n{says}\n")).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+const TINY: [&str; 9] = ["bench", "train", "--d-model", "64", "--batch", "2", "--positions", "12", "--peer"];
+
+#[test]
+fn a_peer_is_measured_in_the_same_rounds() {
+    let folder = Folder::new();
+    let peer = fake_peer(
+        &folder,
+        r#"echo '{"version": "9.9"}'; while read line; do echo '[["eager f32", 10.0], ["compiled f32", 20.0]]'; done"#,
+    );
+    let ended = folder.call(&[&TINY[..], &["--json", "--python", &peer]].concat()).success();
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["peer_version"], "9.9");
+    let [ours, eager, compiled] = &report["rows"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!([&eager["name"], &compiled["name"]], ["PyTorch eager f32", "PyTorch compiled f32"]);
+    let median = |row: &Value, field: &str| row[field]["median"].as_f64().unwrap();
+    assert!((median(eager, "ratio") / median(ours, "per_second") * 10.0 - 1.0).abs() < 1e-9, "{report}");
+    assert!((median(eager, "ratio") / median(compiled, "ratio") - 2.0).abs() < 1e-9, "{report}");
+}
+
+#[test]
+fn a_peer_that_is_missing_is_named_with_its_remedy() {
+    let folder = Folder::new();
+    let ended = folder.call(&[&TINY[..], &["--python", "no-such-python"]].concat());
+    assert!(ended.refusal().contains("expected a Python with PyTorch (--python)"), "{ended:?}");
+    let peer = fake_peer(&folder, r#"echo '{"error": "the peer needs PyTorch: pip install torch"}'"#);
+    let ended = folder.call(&[&TINY[..], &["--python", &peer]].concat());
+    assert!(ended.refusal().contains("the peer needs PyTorch: pip install torch"), "{ended:?}");
+}
