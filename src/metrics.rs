@@ -115,7 +115,7 @@ impl Metrics {
             rollouts: register_int_counter_vec_with_registry!("rollouts_total", "Rollouts folded.", &["family"], to)?,
             rollouts_solved: register_int_counter_vec_with_registry!(
                 "rollouts_solved_total",
-                "Rollouts folded that solve their problem.",
+                "Rollouts folded that solve their problem; of proposals, the admitted ones.",
                 &["family"],
                 to
             )?,

@@ -243,6 +243,9 @@ fn validate_ladder(config: &learner::Config) -> Result<()> {
                 let KeyedProblem { problem, key } = domain.ladder(level, config.seed, index);
                 let (needed, available) = (domain.max_answer_tokens(&problem)?, config.actor.max_answer_tokens);
                 ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");
+                let (needed, positions) =
+                    (domain.max_prompt_tokens(&problem)? + available as usize, config.model.max_positions);
+                ensure!(needed <= positions, "{name} needs model.max_positions = {needed}, got {positions}");
                 let niche = domain.niche(&problem, key.as_ref())?;
                 let prompt = domain.propose_prompt(niche, Difficulty::Hard).len();
                 let (needed, available) =

@@ -37,6 +37,14 @@ pub trait Domain: ProblemSource {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error>;
 
+    /// Gives the length of the longest prompt that relabelling or changing the problem can lead to.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn max_prompt_tokens(&self, problem: &Problem) -> Result<usize, Error> {
+        Ok(self.prompt(problem)?.len())
+    }
+
     /// Gives the length of the longest legal answer, forced tokens included.
     ///
     /// # Errors

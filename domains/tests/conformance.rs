@@ -68,6 +68,7 @@ fn hindsight_names_a_problem_that_the_answer_solves() {
             assert_eq!(domain.judge(&other, &answer).unwrap(), Verdict::Correct);
             let choices = trace(domain.grammar(&other).unwrap(), &answer, &mut MaskDictionary::default());
             assert!(choices.is_some(), "the answer is legal under the relabelled problem");
+            assert!(domain.prompt(&other).unwrap().len() <= domain.max_prompt_tokens(problem).unwrap());
         }
     });
     assert!(num_found > 1_000, "hindsight found {num_found} problems");
@@ -149,6 +150,7 @@ fn illegal_tokens_change_nothing() {
 fn expect_posable(domain: &dyn Domain, keyed: &KeyedProblem) {
     assert_eq!(&domain.problem_from_text(&keyed.problem.text).unwrap(), &keyed.problem);
     assert!(!domain.is_exam(&keyed.problem), "{keyed:?}");
+    assert!(domain.prompt(&keyed.problem).unwrap().len() <= domain.max_prompt_tokens(&keyed.problem).unwrap());
     assert_eq!(domain.judge_keyed(&keyed.problem, keyed.key.as_ref(), &[]).unwrap(), Verdict::Incorrect);
     let niche = domain.niche(&keyed.problem, keyed.key.as_ref()).unwrap();
     assert!(!domain.describe_niche(niche).is_empty());
@@ -205,6 +207,15 @@ fn mutants_are_other_problems_that_may_be_posed() {
                     let Some(mutant) = domain.mutate(&parent, &mut rng) else { continue };
                     num_mutants += 1;
                     assert_ne!(mutant.problem, parent.problem);
+                    let lengths = [&mutant, &parent].map(|keyed| {
+                        let (prompt, answer) =
+                            (domain.max_prompt_tokens(&keyed.problem), domain.max_answer_tokens(&keyed.problem));
+                        (prompt.unwrap(), answer.unwrap())
+                    });
+                    assert!(
+                        lengths[0].0 <= lengths[1].0,
+                        "{lengths:?}: a change makes no prompt longer than was allowed for"
+                    );
                     expect_posable(domain.as_ref(), &mutant);
                     parent = mutant;
                 }

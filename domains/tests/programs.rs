@@ -759,3 +759,35 @@ fn exams_are_out_of_reach_of_play_without_learning() {
         assert!(num_random < 100 && num_random_of_8 < 350 && num_enumerated_of_8 < 350, "{}", spec.name);
     });
 }
+
+/// Where no catalogue tells programs of four operations apart, the reference itself must.
+#[test]
+fn nothing_held_out_is_proposed_or_made_by_a_change() {
+    let mut num_admitted = 0;
+    for index in 0..150 {
+        let parent = FULL.ladder(12, 21, index);
+        let niche = FULL.niche(&parent.problem, parent.key.as_ref()).unwrap();
+        let mut rng = CounterRng::new(21, Purpose::Mutation, 0, index, 0);
+        let mut made: Vec<_> = FULL.mutate(&parent, &mut rng).into_iter().collect();
+        for _ in 0..40 {
+            let mut grammar = FULL.proposal_grammar(niche);
+            let mut proposal = Vec::new();
+            loop {
+                let token = match grammar.next() {
+                    Next::Done => break,
+                    Next::Forced(token) => token,
+                    Next::Choice(mask) => mask.iter().nth(rng.below(mask.len() as u64) as usize).unwrap(),
+                };
+                assert!(grammar.push(token));
+                proposal.push(token);
+            }
+            made.extend(FULL.admit(niche, &proposal));
+        }
+        num_admitted += made.len();
+        for keyed in made {
+            let key = keyed.key.expect("an induction problem has a key");
+            assert!(!FULL.is_exam_with_key(&keyed.problem, &key).unwrap(), "{:?} {key:?}", keyed.problem);
+        }
+    }
+    assert!(num_admitted > 300, "{num_admitted}");
+}

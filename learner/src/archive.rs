@@ -18,13 +18,16 @@ struct Entry {
 
 /// Problems of a niche.
 const CAPACITY: usize = 8;
+/// Problems of a domain; the one with the lowest score goes first.
+const MAX_PROBLEMS: usize = 8_192;
 /// What a step leaves of a score.
 const DECAY: f64 = 0.97;
 
 impl Archive {
     /// Keeps a problem with its newest score, unless its niche is full of better ones.
     pub(crate) fn keep(&mut self, keyed: &KeyedProblem, niche: Niche, score: f64) {
-        let entries = self.domains.entry(keyed.problem.domain.clone()).or_default().entry(niche).or_default();
+        let niches = self.domains.entry(keyed.problem.domain.clone()).or_default();
+        let entries = niches.entry(niche).or_default();
         if let Some(known) = entries.iter_mut().find(|entry| entry.keyed.problem == keyed.problem) {
             known.score = score;
             return;
@@ -36,6 +39,9 @@ impl Archive {
             && worst.score < score
         {
             *worst = entry;
+        }
+        if niches.values().map(Vec::len).sum::<usize>() > MAX_PROBLEMS {
+            let_worst_go(niches);
         }
     }
 
@@ -56,6 +62,19 @@ impl Archive {
     pub(crate) fn size(&self) -> (usize, usize) {
         let niches = self.domains.values().flat_map(BTreeMap::values);
         niches.fold((0, 0), |(num_niches, num_problems), entries| (num_niches + 1, num_problems + entries.len()))
+    }
+}
+
+fn let_worst_go(niches: &mut BTreeMap<Niche, Vec<Entry>>) {
+    let scores = niches
+        .iter()
+        .flat_map(|(niche, entries)| entries.iter().enumerate().map(|(place, entry)| (entry.score, *niche, place)));
+    let Some((_, niche, place)) = scores.min_by(|left, right| left.0.total_cmp(&right.0)) else { return };
+    if let Some(entries) = niches.get_mut(&niche) {
+        entries.remove(place);
+        if entries.is_empty() {
+            niches.remove(&niche);
+        }
     }
 }
 
@@ -90,6 +109,17 @@ mod tests {
         (0..100).for_each(|_| archive.decay());
         archive.keep(&keyed("late"), Niche(1), 0.01);
         assert!(texts(&archive).contains(&"late".to_owned()));
+    }
+
+    #[test]
+    fn a_full_archive_lets_its_worst_problem_go() {
+        let mut archive = Archive::default();
+        for number in 0..=MAX_PROBLEMS {
+            let score = if number == 77 { 0.01 } else { 0.3 };
+            archive.keep(&keyed(&number.to_string()), Niche(number as u64), score);
+        }
+        assert_eq!(archive.size(), (MAX_PROBLEMS, MAX_PROBLEMS));
+        assert!(!archive.domains["d"].contains_key(&Niche(77)));
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct ActorConfig {
 pub struct DomainShare {
     /// Name of the domain.
     pub name: String,
-    /// Weight among all domains, of the tasks asked and of the tokens trained on; over 0.
+    /// Weight among all domains, of the tasks asked and of the input tokens trained on; over 0.
     pub share: f64,
     /// What its ladder asks.
     pub levels: Vec<LevelWeight>,
@@ -85,7 +85,7 @@ pub struct SelfPlayConfig {
     pub propose_tasks: u32,
     /// How proposals train the policy that wrote them, once their problems were tried.
     pub proposer_loss: ProposerLoss,
-    /// Share of the trained tokens that teach how to propose; by policy gradient, the weight of that loss. 0 to below 1.
+    /// Share of the input tokens trained on that teach how to propose; by policy gradient, the weight of that loss. 0 to below 1.
     pub proposer_share: f64,
     /// Where the problems to solve come from after the bootstrap.
     pub problems: ProblemShares,
@@ -132,7 +132,7 @@ pub struct LearnerConfig {
     pub max_grad_norm: f64,
     /// Decay of the averaged weights (for exams and export) at each update; in [0, 1).
     pub ema_decay: f64,
-    /// Examples in the replay window, first in first out; 1 or more.
+    /// Examples in a replay window, first in first out; every domain has one to solve and one to propose. 1 or more.
     pub window_examples: usize,
     /// How often an example is drawn, on average; over 0.
     pub reuse: f64,
@@ -308,6 +308,13 @@ impl SelfPlayConfig {
         let shares = [proposer, mutation, archive, ladder];
         let holds = shares.iter().all(|share| *share >= 0.0 && share.is_finite()) && shares.iter().sum::<f64>() > 0.0;
         check("self_play.problems", "weights of 0 or more, not all 0", format!("{shares:?}"), holds)?;
+        let learner = &config.learner;
+        let expected = "false with self_play, whose measurements would still see the verdicts";
+        check("learner.shuffle_labels", expected, learner.shuffle_labels, !learner.shuffle_labels)?;
+        let has_cross_entropy = learner.policy_gradient.as_ref().is_none_or(|config| config.cross_entropy);
+        let holds = has_cross_entropy || self.proposer_loss == ProposerLoss::PolicyGradient;
+        let expected = "policy-gradient where learner.policy_gradient.cross_entropy is false";
+        check("self_play.proposer_loss", expected, "cross-entropy", holds)?;
         let is_played = config.actor.behavior == Behavior::Policy && config.actor.temperature == 1.0;
         let holds = self.proposer_loss == ProposerLoss::CrossEntropy || is_played;
         let expected = "cross-entropy unless actor.behavior is policy and actor.temperature 1";

@@ -83,7 +83,8 @@ pub struct StepReport {
     pub entropy: f64,
     /// Examples that the batch brought.
     pub num_examples: u64,
-    /// Mean |log-probability of the actor - of the learner| at equal version; absent where versions differ.
+    /// Mean |log-probability of the actor - of the learner| at equal version, of the first group and the first that
+    /// answers a problem, whichever is larger; absent where versions differ.
     pub logprob_mismatch: Option<f64>,
 }
 
@@ -241,7 +242,10 @@ impl Fold {
                 reason: "it was not played for this plan".to_owned(),
             });
         }
-        let logprob_mismatch = self.logprob_mismatch(&groups[0])?;
+        let answered = groups.iter().find(|scored| scored.group.task.request.problem().is_some());
+        let (written, answered) =
+            (self.logprob_mismatch(&groups[0])?, answered.map(|scored| self.logprob_mismatch(scored)).transpose()?);
+        let logprob_mismatch = [written, answered.flatten()].into_iter().flatten().reduce(f64::max);
         let Brought { num_examples, rewarded, self_play } = self.take_groups(groups, planned);
         let learning_rate = self.config.learning_rate(batch, control);
         let trained = self.train(groups, num_examples, rewarded, learning_rate)?;

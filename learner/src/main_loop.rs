@@ -417,6 +417,9 @@ impl Learner {
                 if planned.task != scored.group.task {
                     return disagrees("it was not played for this plan");
                 }
+                if let Err(reason) = scored.check() {
+                    return disagrees(&reason);
+                }
                 let received = self.received.entry(id.batch).or_default();
                 match received.get(&id.index) {
                     Some(first) if *first != scored => disagrees("two copies differ"),

@@ -242,6 +242,7 @@ mod tests {
                 group: Group { task, masks: Vec::new(), rollouts: (0..num_proposals).map(rollout).collect() },
                 prompt: Vec::new(),
                 niche: Niche(1),
+                goal: 1,
                 verdicts: vec![Verdict::Correct; num_proposals as usize],
                 example_masks: Vec::new(),
                 examples: Vec::new(),

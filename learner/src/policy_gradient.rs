@@ -259,6 +259,7 @@ mod tests {
             group: Group { task, masks, rollouts: answers.iter().map(rollout).collect() },
             prompt: vec![9],
             niche: Niche(0),
+            goal: 0,
             verdicts: answers.iter().map(|(verdict, _)| *verdict).collect(),
             example_masks: Vec::new(),
             examples: Vec::new(),

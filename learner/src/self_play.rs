@@ -63,9 +63,9 @@ const BASELINE_DECAY: f64 = 0.95;
 const CLIP: (f32, f32) = (0.2, 0.28);
 
 impl SelfPlay {
-    /// Takes the oldest proposal that waits.
+    /// Takes the newest proposal that waits: it is nearest to the policy that it will train.
     pub(crate) fn next_proposal(&mut self, domain: &str) -> Option<(KeyedProblem, StoredProposal)> {
-        self.pending.get_mut(domain)?.pop_front()
+        self.pending.get_mut(domain)?.pop_back()
     }
 
     /// Queues the new ones among a group's proposals; gives their number.

@@ -2,31 +2,36 @@
 
 use std::collections::BTreeMap;
 
-use proto::{CounterRng, Example, ExampleChoice, LabelOrigin, ProblemOrigin, Request, ScoredGroup, Verdict};
+use proto::{CounterRng, Example, ExampleChoice, LabelOrigin, ProblemOrigin, Request, ScoredGroup, Token, Verdict};
 
 use crate::window::Labelled;
 
-/// Permutes verdicts among the rollouts of a batch, so that as many answers as were right are taken for right; and
-/// permutes prompts, with the goals that they name, among the other examples of equal shape. Masks stay with their
-/// answers.
+/// Permutes verdicts among the rollouts of a batch, so that as many answers as were right are taken for right; and gives
+/// every other example the prompt, with the goal that it names, of another one of equal shape. Masks stay with their
+/// answers. Where no other prompt is to be had the example is left out: it would keep its true label.
 pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mut CounterRng) -> Vec<Labelled> {
-    let (_, mut relabelled): (Vec<_>, Vec<_>) =
-        examples.into_iter().partition(|labelled| labelled.example.label_origin == LabelOrigin::Solved);
-    let mut by_shape = BTreeMap::<_, Vec<usize>>::new();
-    for (index, Labelled { domain, example, .. }) in relabelled.iter().enumerate() {
-        let shape = (domain.clone(), example.label_origin, example.prompt.len(), example.answer.len());
-        by_shape.entry(shape).or_default().push(index);
+    let mut by_shape = BTreeMap::<_, BTreeMap<Vec<Token>, Vec<Labelled>>>::new();
+    for labelled in examples.into_iter().filter(|it| it.example.label_origin != LabelOrigin::Solved) {
+        let example = &labelled.example;
+        let shape = (labelled.domain.clone(), example.label_origin, example.prompt.len(), example.answer.len());
+        by_shape.entry(shape).or_default().entry(example.prompt.clone()).or_default().push(labelled);
     }
-    for members in by_shape.into_values() {
-        let mut prompts: Vec<_> = members
-            .iter()
-            .map(|index| (relabelled[*index].example.prompt.clone(), relabelled[*index].example.goal))
-            .collect();
-        rng.shuffle(&mut prompts);
-        for (index, (prompt, goal)) in members.into_iter().zip(prompts) {
-            relabelled[index].example.prompt = prompt;
-            relabelled[index].example.goal = goal;
+    let mut relabelled = Vec::new();
+    for by_prompt in by_shape.into_values() {
+        let mut by_prompt: Vec<Vec<Labelled>> = by_prompt.into_values().collect();
+        rng.shuffle(&mut by_prompt);
+        // Examples of one prompt stand together, so a shift by the longest such run moves each to another prompt.
+        let shift = by_prompt.iter().map(Vec::len).max().unwrap_or(0);
+        let mut examples: Vec<Labelled> = by_prompt.into_iter().flatten().collect();
+        if 2 * shift > examples.len() {
+            continue;
         }
+        let mut labels: Vec<_> = examples.iter().map(|it| (it.example.prompt.clone(), it.example.goal)).collect();
+        labels.rotate_left(shift);
+        for (labelled, (prompt, goal)) in examples.iter_mut().zip(labels) {
+            (labelled.example.prompt, labelled.example.goal) = (prompt, goal);
+        }
+        relabelled.extend(examples);
     }
     relabelled.extend(taken_for_right(groups, rng));
     relabelled
@@ -62,7 +67,7 @@ fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: Prob
         choices: choices.map(|(choice, mask)| ExampleChoice { position: choice.position, mask }).collect(),
         problem_origin,
         label_origin: LabelOrigin::Solved,
-        goal: scored.niche.0,
+        goal: scored.goal,
     };
     let masks = rollout.choices.iter().map(|choice| scored.group.masks[usize::from(choice.mask)]).collect();
     (!example.choices.is_empty()).then(|| Labelled { domain: domain.to_owned(), example, masks })
@@ -101,6 +106,7 @@ mod tests {
             group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: (0..10).map(rollout).collect() },
             prompt: vec![200, index as u16],
             niche: Niche(7),
+            goal: 7,
             verdicts: (0..10).map(verdict).collect(),
             example_masks: Vec::new(),
             examples: Vec::new(),
@@ -126,8 +132,11 @@ mod tests {
         let mut examples = vec![labelled(&[1], &[0, 0], 1, LabelOrigin::Solved); 10];
         for number in 0..50 {
             examples.push(labelled(&[number], &[number, 1], u64::from(number), LabelOrigin::Hindsight));
-            examples.push(labelled(&[number, 0], &[number], u64::from(number), LabelOrigin::Hindsight));
+            examples.push(labelled(&[number / 2, 0], &[number], u64::from(number / 2), LabelOrigin::Hindsight));
         }
+        // Alone in its shape, and two of one prompt: nobody to trade with.
+        examples.push(labelled(&[7, 7, 7], &[7], 7, LabelOrigin::Hindsight));
+        examples.extend(vec![labelled(&[8], &[8], 8, LabelOrigin::Executor); 2]);
         let mut rng = CounterRng::new(0, Purpose::Shuffle, 0, 0, 0);
         let shuffled = shuffled(&groups, examples, &mut rng);
         let (right, moved): (Vec<_>, Vec<_>) =
@@ -137,9 +146,9 @@ mod tests {
         let prompts: std::collections::BTreeSet<_> = right.iter().map(|labelled| &labelled.example.prompt).collect();
         assert!(prompts.len() > 4, "{prompts:?}");
         assert!(right.iter().all(|labelled| labelled.example.prompt[1] == labelled.example.answer[1]));
-        let in_place = moved.iter().filter(|labelled| labelled.example.prompt[0] == labelled.example.answer[0]).count();
-        assert!(in_place < 20, "{in_place}");
         for Labelled { example, .. } in moved {
+            let own = if example.answer.len() == 2 { example.answer[0] } else { example.answer[0] / 2 };
+            assert_ne!(example.prompt[0], own, "no label stays true");
             assert_eq!(u64::from(example.prompt[0]), example.goal, "a prompt keeps its goal");
             assert_eq!(example.prompt.len() + example.answer.len(), 3, "shapes are kept");
         }

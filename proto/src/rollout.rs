@@ -150,6 +150,8 @@ pub struct ScoredGroup {
     pub prompt: Vec<Token>,
     /// The niche of the problem that was posed; of problems asked for: the niche that was named.
     pub niche: Niche,
+    /// What answers to it aim at, as in [`Example::goal`].
+    pub goal: u64,
     /// One per rollout, in order.
     pub verdicts: Vec<Verdict>,
     /// Dictionary of the action masks of the examples.
@@ -158,4 +160,46 @@ pub struct ScoredGroup {
     pub examples: Vec<Example>,
     /// Problems that the rollouts wrote, in order of rollout; none of them is an exam problem.
     pub proposals: Vec<Proposal>,
+}
+
+impl ScoredGroup {
+    /// Checks that everything in the message that points somewhere points into the message, so that its readers need not.
+    ///
+    /// # Errors
+    /// In words, the first thing that is not as it must be.
+    pub fn check(&self) -> Result<(), String> {
+        let Group { task, masks, rollouts } = &self.group;
+        let expect = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("expected {what}")) };
+        let counts = [rollouts.len(), self.verdicts.len()];
+        expect(counts == [task.num_rollouts as usize; 2], "as many rollouts and verdicts as were asked for")?;
+        expect(!self.prompt.is_empty(), "a prompt")?;
+        for Rollout { tokens, choices, .. } in rollouts {
+            expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
+            expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
+            let choices: Vec<_> = choices.iter().map(|choice| (choice.position, choice.mask)).collect();
+            expect(are_choices(tokens, &choices, masks), "choices of legal tokens, in order, in every rollout")?;
+        }
+        for Example { prompt, answer, choices, .. } in &self.examples {
+            expect(!prompt.is_empty(), "a prompt in every example")?;
+            let choices: Vec<_> = choices.iter().map(|choice| (choice.position, choice.mask)).collect();
+            expect(are_choices(answer, &choices, &self.example_masks), "choices of legal tokens in every example")?;
+        }
+        for Proposal { rollout, choices, .. } in &self.proposals {
+            let rollout = rollouts.get(*rollout as usize).ok_or("expected proposals of rollouts that are there")?;
+            let choices: Vec<_> = choices.iter().map(|choice| (choice.position, choice.mask)).collect();
+            let holds = are_choices(&rollout.tokens, &choices, &self.example_masks);
+            expect(holds, "choices of legal tokens in every proposal")?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells whether (position, mask) pairs are in order and name tokens that their masks hold.
+fn are_choices(tokens: &[Token], choices: &[(u16, u16)], masks: &[ActionMask]) -> bool {
+    let is_legal = |(position, mask): &(u16, u16)| {
+        let token = tokens.get(usize::from(*position));
+        let mask = masks.get(usize::from(*mask));
+        token.zip(mask).is_some_and(|(token, mask)| mask.contains(*token))
+    };
+    choices.is_sorted_by(|left, right| left.0 < right.0) && choices.iter().all(is_legal)
 }

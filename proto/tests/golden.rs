@@ -31,6 +31,7 @@ fn scored_group() -> ScoredGroup {
         group: Group { task, masks: vec![mask], rollouts: vec![rollout] },
         prompt: vec![120, 124, 4, 7, 3],
         niche: Niche(0x0002_0002),
+        goal: 9,
         verdicts: vec![Verdict::Correct],
         example_masks: vec![mask],
         examples: vec![Example {
@@ -45,7 +46,7 @@ fn scored_group() -> ScoredGroup {
             rollout: 0,
             keyed: KeyedProblem { problem, key: Some(ProblemKey { text: "7 - 3".to_owned() }) },
             niche: Niche(0x0002_0002),
-            choices: vec![ExampleChoice { position: 0, mask: 0 }],
+            choices: vec![ExampleChoice { position: 1, mask: 0 }],
         }],
     }
 }
@@ -53,8 +54,8 @@ fn scored_group() -> ScoredGroup {
 #[test]
 fn bytes_of_a_scored_group_are_fixed() {
     let bytes = wire::encode(&scored_group());
-    assert_eq!(bytes.len(), 190);
-    assert_eq!(Digest::of_bytes(&bytes).short(), "4f95fc57ffe8");
+    assert_eq!(bytes.len(), 191);
+    assert_eq!(Digest::of_bytes(&bytes).short(), "23a96dd6f943");
     assert_eq!(wire::decode::<ScoredGroup>(&bytes).unwrap(), scored_group());
 }
 
@@ -68,4 +69,33 @@ fn no_cut_and_no_extra_byte_decodes() {
     assert!(wire::decode::<ScoredGroup>(&longer).unwrap_err().to_string().contains("1 bytes follow the value"));
     let newer = [&[wire::WIRE_VERSION + 1], &bytes[1..]].concat();
     assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 2, got 3");
+}
+
+/// Whatever points out of the message is found before anybody follows it.
+#[test]
+fn pointers_out_of_a_scored_group_are_refused() {
+    assert_eq!(scored_group().check(), Ok(()));
+    let changes: [(&str, fn(&mut ScoredGroup)); 12] = [
+        ("as many rollouts", |scored| scored.group.rollouts.clear()),
+        ("as many rollouts", |scored| scored.verdicts.push(Verdict::Correct)),
+        ("a prompt", |scored| scored.prompt.clear()),
+        ("no more tokens", |scored| scored.group.task.max_tokens = 4),
+        ("logprobs", |scored| scored.group.rollouts[0].choices[0].logprob = f32::NAN),
+        ("logprobs", |scored| scored.group.rollouts[0].choices[0].logprob = 0.5),
+        ("choices of legal tokens, in order", |scored| scored.group.rollouts[0].choices[0].mask = 1),
+        ("choices of legal tokens, in order", |scored| scored.group.rollouts[0].choices[0].position = 2),
+        ("choices of legal tokens, in order", |scored| {
+            let again = scored.group.rollouts[0].choices[0];
+            scored.group.rollouts[0].choices.push(again);
+        }),
+        ("in every example", |scored| scored.examples[0].choices[0].position = 5),
+        ("rollouts that are there", |scored| scored.proposals[0].rollout = 1),
+        ("in every proposal", |scored| scored.proposals[0].choices[0].mask = 7),
+    ];
+    for (says, change) in changes {
+        let mut scored = scored_group();
+        change(&mut scored);
+        let reason = scored.check().unwrap_err();
+        assert!(reason.contains(says), "{says}: {reason}");
+    }
 }

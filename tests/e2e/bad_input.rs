@@ -34,6 +34,7 @@ fn keys_and_values_out_of_range() {
             "self_play.proposer_loss=none",
             "--set self_play.proposer_loss: unknown variant `none`, expected `cross-entropy`",
         ),
+        ("learner.shuffle_labels=true", "--set learner.shuffle_labels: expected false with self_play"),
         ("self_play.propose_tasks=16", "--set self_play.propose_tasks: expected 0 to below batch.num_tasks, got 16"),
         ("self_play.proposer_share=1.0", "--set self_play.proposer_share: expected 0 to below 1, got 1"),
         ("self_play.problems.ladder=-0.1", "self_play.problems: expected weights of 0 or more, not all 0, got [0.5"),
@@ -57,7 +58,7 @@ fn policy_gradients_out_of_range() {
         ("learner.policy_gradient.entropy_bonus=-0.1", ["entropy_bonus: expected 0 to 1", "got -0.1"]),
         ("learner.policy_gradient.updates_per_step=5", ["expected 1 to learner.updates_per_step", "got 5"]),
         ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
-        ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false where", "got true"]),
+        ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false", "got true"]),
         ("actor.temperature=0.8", ["actor.temperature: expected 1 where learner.policy_gradient is on", "got 0.8"]),
         ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more where", "got 1"]),
     ] {

@@ -97,6 +97,7 @@ fn score_answers(
     Ok(ScoredGroup {
         prompt: domain.prompt(problem)?,
         niche: domain.niche(problem, key)?,
+        goal: domain.goal(problem)?,
         verdicts,
         example_masks: examples.masks.into_masks(),
         examples: examples.made,
@@ -172,5 +173,6 @@ fn score_proposals(
         proposals.push(Proposal { rollout: number as u32, keyed, niche, choices });
     }
     let example_masks = masks.into_masks();
-    Ok(ScoredGroup { prompt, niche, verdicts, example_masks, examples: Vec::new(), proposals, group })
+    let goal = niche.0;
+    Ok(ScoredGroup { prompt, niche, goal, verdicts, example_masks, examples: Vec::new(), proposals, group })
 }

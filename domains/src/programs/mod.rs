@@ -179,6 +179,10 @@ impl Domain for Programs {
         Ok(self.puzzle(problem)?.prompt())
     }
 
+    fn max_prompt_tokens(&self, problem: &Problem) -> Result<usize, Error> {
+        Ok(self.prompt(problem)?.len().max(puzzle::MAX_RELABELLED_PROMPT))
+    }
+
     fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error> {
         Ok(self.puzzle(problem)?.grammar())
     }

@@ -81,7 +81,7 @@ impl Kind {
             return None;
         }
         let mut machine = Machine::new();
-        worthwhile_behavior(&program, &mut machine)?;
+        worthwhile_behavior(&program, &mut machine).filter(|behavior| !behavior.is_held_out(self.dialect))?;
         pose(self.descriptor.mode, &program, inputs, &mut machine).filter(|sketch| is_short(&sketch.puzzle))
     }
 
@@ -145,7 +145,7 @@ impl Grammar for ProposalGrammar {
     }
 }
 
-/// Changes a problem: other inputs, another end of the program, or another question about it.
+/// Changes a problem into one of its mode: other inputs, or another end of the program.
 pub(super) fn mutate(
     parent: &Puzzle,
     program: &Program,
@@ -156,18 +156,13 @@ pub(super) fn mutate(
     let mut spelled = Vec::new();
     program.spell(&mut spelled);
     (0..NUM_MUTATION_DRAWS).find_map(|_| {
-        let (mode, changed) = match rng.below(3) {
-            0 => (parent.mode(), None),
-            1 => {
-                let kept = rng.below(spelled.len() as u64) as usize;
-                let changed = draw_program_from(rng, program.dialect, program.num_operations, &spelled[..kept]);
-                (parent.mode(), Some(changed))
-            }
-            _ => ([Mode::Deduction, Mode::Abduction, Mode::Induction][rng.below(3) as usize], None),
-        };
+        let changed = (rng.below(2) == 0).then(|| {
+            let kept = rng.below(spelled.len() as u64) as usize;
+            draw_program_from(rng, program.dialect, program.num_operations, &spelled[..kept])
+        });
         let program = changed.as_ref().unwrap_or(program);
-        worthwhile_behavior(program, &mut machine)?;
-        let sketch = draw_puzzle(rng, mode, program, &mut machine)?;
+        worthwhile_behavior(program, &mut machine).filter(|behavior| !behavior.is_held_out(program.dialect))?;
+        let sketch = draw_puzzle(rng, parent.mode(), program, &mut machine)?;
         (sketch.puzzle != *parent && is_short(&sketch.puzzle) && is_allowed(&sketch.puzzle)).then_some(sketch)
     })
 }

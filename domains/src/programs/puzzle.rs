@@ -29,7 +29,7 @@ const MAX_PAIRS: usize = 4;
 /// Most tokens of the prompt of a problem that is drawn.
 pub(super) const MAX_DRAWN_PROMPT: usize = 40;
 /// Most tokens of the prompt of a problem that hindsight relabels; a person may ask for more.
-const MAX_RELABELLED_PROMPT: usize = 48;
+pub(super) const MAX_RELABELLED_PROMPT: usize = 48;
 
 /// A problem that was read: legal in every part.
 #[derive(Clone, Debug, PartialEq, Eq)]
