@@ -139,7 +139,7 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A tile's sums leave registers for a row of the right matrix and a factor: 16 sums of 32 registers, 12 of 16.
+        // A tile's sums leave registers for a row of the right matrix and a factor: 16 sums of 32 registers, 8 of 16.
         match S::F32_LANES {
             16 => self.tiles::<S, 8, 2, 1>(simd),
             8 => self.tiles::<S, 4, 1, 2>(simd),
