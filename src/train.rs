@@ -372,11 +372,13 @@ fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String>
         count(summary.totals.num_trained_tokens as f64),
     );
     text += &exam_table(summary)?;
-    let total: f64 = summary.totals.trained_by_origin.iter().map(|cell| cell.2).sum();
+    let mut cells = summary.totals.trained_by_origin.clone();
+    cells.sort_by(|left, right| right.2.total_cmp(&left.2));
+    let total: f64 = cells.iter().map(|cell| cell.2).sum();
     if total > 0.0 {
         text += "\nwhere the trained tokens came from\n";
     }
-    for (problem_origin, label_origin, weighted) in &summary.totals.trained_by_origin {
+    for (problem_origin, label_origin, weighted) in &cells {
         let (problem, label) = (word(problem_origin), word(label_origin));
         text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total));
     }
