@@ -75,7 +75,8 @@ fn no_cut_and_no_extra_byte_decodes() {
 #[test]
 fn pointers_out_of_a_scored_group_are_refused() {
     assert_eq!(scored_group().check(), Ok(()));
-    let changes: [(&str, fn(&mut ScoredGroup)); 12] = [
+    type Change = fn(&mut ScoredGroup);
+    let changes: [(&str, Change); 12] = [
         ("as many rollouts", |scored| scored.group.rollouts.clear()),
         ("as many rollouts", |scored| scored.verdicts.push(Verdict::Correct)),
         ("a prompt", |scored| scored.prompt.clear()),
