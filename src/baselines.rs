@@ -1,8 +1,8 @@
 //! What an exam gives away: scores that need no learning. They stand beside every score.
 
 use anyhow::Result;
-use domains::{Next, domain, enumerate_answers};
-use proto::{CounterRng, Problem, Purpose, Token, Verdict};
+use domains::{domain, enumerate_answers, random_answer};
+use proto::{CounterRng, Problem, Purpose, Verdict};
 
 use crate::eval::Scores;
 
@@ -14,20 +14,7 @@ pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Sc
         let mut num_correct = 0;
         for attempt in 0..num_samples {
             let mut rng = CounterRng::new(0, Purpose::Evaluation, 0, index as u64, u64::from(attempt));
-            let mut grammar = domain.grammar(problem)?;
-            let mut answer: Vec<Token> = Vec::new();
-            loop {
-                let token = match grammar.next() {
-                    Next::Done => break,
-                    Next::Forced(token) => token,
-                    Next::Choice(mask) => {
-                        let legal: Vec<Token> = mask.iter().collect();
-                        legal[rng.below(legal.len() as u64) as usize]
-                    }
-                };
-                grammar.push(token);
-                answer.push(token);
-            }
+            let answer = random_answer(domain.grammar(problem)?, &mut rng);
             num_correct += u32::from(domain.judge(problem, &answer)? == Verdict::Correct);
         }
         correct.push(num_correct);

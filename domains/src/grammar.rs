@@ -1,4 +1,4 @@
-use proto::{ActionMask, ExampleChoice, Token};
+use proto::{ActionMask, CounterRng, ExampleChoice, Token};
 
 /// What may follow a prefix of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,26 @@ pub enum Next {
     Forced(Token),
     /// Two or more tokens are legal.
     Choice(ActionMask),
+}
+
+impl Next {
+    /// Sorts a mask of one legal token or more.
+    pub(crate) fn of(mask: ActionMask) -> Next {
+        let mut tokens = mask.iter();
+        match (tokens.next(), tokens.next()) {
+            (Some(only), None) => Next::Forced(only),
+            _ => Next::Choice(mask),
+        }
+    }
+
+    /// Tells whether a token is legal.
+    pub(crate) fn allows(self, token: Token) -> bool {
+        match self {
+            Next::Done => false,
+            Next::Forced(forced) => forced == token,
+            Next::Choice(mask) => mask.contains(token),
+        }
+    }
 }
 
 /// An answer language as an automaton that stands behind some legal prefix.
@@ -64,6 +84,24 @@ impl MaskDictionary {
     /// Gives the masks by index.
     pub fn into_masks(self) -> Vec<ActionMask> {
         self.masks
+    }
+}
+
+/// Plays uniformly random legal tokens to the end.
+pub fn random_answer(mut grammar: Box<dyn Grammar>, rng: &mut CounterRng) -> Vec<Token> {
+    let mut answer = Vec::new();
+    loop {
+        let token = match grammar.next() {
+            Next::Done => return answer,
+            Next::Forced(token) => token,
+            Next::Choice(mask) => {
+                let drawn = mask.iter().nth(rng.below(mask.len() as u64) as usize);
+                drawn.expect("a choice has tokens")
+            }
+        };
+        let legal = grammar.push(token);
+        debug_assert!(legal, "the grammar offered the token");
+        answer.push(token);
     }
 }
 

@@ -15,7 +15,7 @@ use proto::{KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verd
 
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_specs};
-pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, trace};
+pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, random_answer, trace};
 pub use programs::Programs;
 
 /// A family of problems.

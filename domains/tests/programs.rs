@@ -770,17 +770,7 @@ fn nothing_held_out_is_proposed_or_made_by_a_change() {
         let mut rng = CounterRng::new(21, Purpose::Mutation, 0, index, 0);
         let mut made: Vec<_> = FULL.mutate(&parent, &mut rng).into_iter().collect();
         for _ in 0..40 {
-            let mut grammar = FULL.proposal_grammar(niche);
-            let mut proposal = Vec::new();
-            loop {
-                let token = match grammar.next() {
-                    Next::Done => break,
-                    Next::Forced(token) => token,
-                    Next::Choice(mask) => mask.iter().nth(rng.below(mask.len() as u64) as usize).unwrap(),
-                };
-                assert!(grammar.push(token));
-                proposal.push(token);
-            }
+            let proposal = domains::random_answer(FULL.proposal_grammar(niche), &mut rng);
             made.extend(FULL.admit(niche, &proposal));
         }
         num_admitted += made.len();

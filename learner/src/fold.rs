@@ -315,7 +315,7 @@ impl Fold {
     }
 
     /// Gives a group's examples, as far as the config takes their kind.
-    fn wanted_examples(&self, scored: &ScoredGroup) -> impl Iterator<Item = Labelled> {
+    fn wanted_examples(&self, scored: &ScoredGroup) -> Vec<Labelled> {
         let learner = &self.config.learner;
         let is_wanted = |label_origin| match label_origin {
             LabelOrigin::Hindsight => learner.hindsight,
@@ -328,7 +328,7 @@ impl Fold {
             example: example.clone(),
         };
         let wanted = scored.examples.iter().filter(|example| is_wanted(example.label_origin));
-        wanted.map(label).collect::<Vec<_>>().into_iter()
+        wanted.map(label).collect()
     }
 
     /// Measures the problem that was posed, or queues those that were written. Gives the proposal that the problem came

@@ -176,18 +176,18 @@ impl ScoredGroup {
         for Rollout { tokens, choices, .. } in rollouts {
             expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
             expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
-            let choices: Vec<_> = choices.iter().map(|choice| (choice.position, choice.mask)).collect();
-            expect(are_choices(tokens, &choices, masks), "choices of legal tokens, in order, in every rollout")?;
+            let choices = choices.iter().map(|choice| (choice.position, choice.mask));
+            expect(are_choices(tokens, choices, masks), "choices of legal tokens, in order, in every rollout")?;
         }
         for Example { prompt, answer, choices, .. } in &self.examples {
             expect(!prompt.is_empty(), "a prompt in every example")?;
-            let choices: Vec<_> = choices.iter().map(|choice| (choice.position, choice.mask)).collect();
-            expect(are_choices(answer, &choices, &self.example_masks), "choices of legal tokens in every example")?;
+            let choices = choices.iter().map(|choice| (choice.position, choice.mask));
+            expect(are_choices(answer, choices, &self.example_masks), "choices of legal tokens in every example")?;
         }
         for Proposal { rollout, choices, .. } in &self.proposals {
             let rollout = rollouts.get(*rollout as usize).ok_or("expected proposals of rollouts that are there")?;
-            let choices: Vec<_> = choices.iter().map(|choice| (choice.position, choice.mask)).collect();
-            let holds = are_choices(&rollout.tokens, &choices, &self.example_masks);
+            let choices = choices.iter().map(|choice| (choice.position, choice.mask));
+            let holds = are_choices(&rollout.tokens, choices, &self.example_masks);
             expect(holds, "choices of legal tokens in every proposal")?;
         }
         Ok(())
@@ -195,11 +195,11 @@ impl ScoredGroup {
 }
 
 /// Tells whether (position, mask) pairs are in order and name tokens that their masks hold.
-fn are_choices(tokens: &[Token], choices: &[(u16, u16)], masks: &[ActionMask]) -> bool {
-    let is_legal = |(position, mask): &(u16, u16)| {
-        let token = tokens.get(usize::from(*position));
-        let mask = masks.get(usize::from(*mask));
-        token.zip(mask).is_some_and(|(token, mask)| mask.contains(*token))
+fn are_choices(tokens: &[Token], choices: impl Iterator<Item = (u16, u16)> + Clone, masks: &[ActionMask]) -> bool {
+    let is_legal = |(position, mask)| {
+        let token = tokens.get(usize::from(position));
+        let mask = masks.get(usize::from(mask));
+        token.zip(mask).is_some_and(|(token, mask): (&Token, &ActionMask)| mask.contains(*token))
     };
-    choices.is_sorted_by(|left, right| left.0 < right.0) && choices.iter().all(is_legal)
+    choices.clone().is_sorted_by(|left, right| left.0 < right.0) && choices.into_iter().all(is_legal)
 }

@@ -1,6 +1,6 @@
 use anyhow::Result;
 use domains::programs::Dialect;
-use domains::{Domain, Grammar, Next, Programs, domain};
+use domains::{Domain, Programs, domain, random_answer};
 use proto::{CounterRng, Problem, Purpose, Token};
 use tokio::time::Instant;
 
@@ -99,22 +99,6 @@ fn countdown() -> Result<Checks> {
 
 fn random_answers(domain: &dyn Domain, problem: &Problem, index: u64) -> Result<Vec<Vec<Token>>> {
     let grammar = domain.grammar(problem)?;
-    Ok((0..ANSWERS).map(|attempt| random_answer(grammar.fork(), index, attempt)).collect())
-}
-
-fn random_answer(mut grammar: Box<dyn Grammar>, index: u64, attempt: u64) -> Vec<Token> {
-    let mut rng = CounterRng::new(0, Purpose::Rollout, 0, index, attempt);
-    let mut answer = Vec::new();
-    loop {
-        let token = match grammar.next() {
-            Next::Done => return answer,
-            Next::Forced(token) => token,
-            Next::Choice(mask) => {
-                let drawn = mask.iter().nth(rng.below(mask.len() as u64) as usize);
-                drawn.expect("a choice has tokens")
-            }
-        };
-        grammar.push(token);
-        answer.push(token);
-    }
+    let answer = |attempt| random_answer(grammar.fork(), &mut CounterRng::new(0, Purpose::Rollout, 0, index, attempt));
+    Ok((0..ANSWERS).map(answer).collect())
 }

@@ -527,20 +527,11 @@ impl Grammar for StepsGrammar {
             Slot::Result if self.calculator => return Next::Forced(spell(self.step.result)[self.spelled.len()]),
             Slot::Result => self.any_integer_mask(),
         };
-        let mut tokens = mask.iter();
-        match (tokens.next(), tokens.next()) {
-            (Some(only), None) => Next::Forced(only),
-            _ => Next::Choice(mask),
-        }
+        Next::of(mask)
     }
 
     fn push(&mut self, token: Token) -> bool {
-        let legal = match self.next() {
-            Next::Done => false,
-            Next::Forced(forced) => forced == token,
-            Next::Choice(mask) => mask.contains(token),
-        };
-        if !legal {
+        if !self.next().allows(token) {
             return false;
         }
         match self.slot {

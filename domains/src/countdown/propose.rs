@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use proto::{ActionMask, CounterRng, Difficulty, Niche, Token};
+use proto::{CounterRng, Difficulty, Niche, Token};
 
 use super::{LARGE_BOUND, MAX_NUMBERS, OPERATORS, Puzzle, SMALL_BOUND};
 use crate::grammar::{Grammar, Next};
@@ -111,18 +111,11 @@ impl Grammar for ProposalGrammar {
             return Next::Done;
         }
         let legal = if self.numbers_left > 0 { 1..=self.largest } else { MIN_TARGET..=MAX_TARGET };
-        match legal.clone().count() {
-            1 => Next::Forced(*legal.start() as Token),
-            _ => Next::Choice(legal.map(|integer| integer as Token).collect::<ActionMask>()),
-        }
+        Next::of(legal.map(|integer| integer as Token).collect())
     }
 
     fn push(&mut self, token: Token) -> bool {
-        let legal = match self.next() {
-            Next::Done => false,
-            Next::Forced(forced) => forced == token,
-            Next::Choice(mask) => mask.contains(token),
-        };
+        let legal = self.next().allows(token);
         if legal && self.numbers_left > 0 {
             self.numbers_left -= 1;
             self.largest = u32::from(token);

@@ -49,11 +49,11 @@ impl Grammar for ValueGrammar {
                 mask.insert(END);
             }
         }
-        choice(mask)
+        Next::of(mask)
     }
 
     fn push(&mut self, token: Token) -> bool {
-        if !is_legal(self.next(), token) {
+        if !self.next().allows(token) {
             return false;
         }
         self.negative = token == MINUS;
@@ -264,7 +264,7 @@ impl Grammar for ProgramGrammar {
             return Next::Done;
         }
         if let Some(Slot::Constant { first, last, .. }) = self.slots[..self.num_slots].last() {
-            return choice((*first..=*last).collect());
+            return Next::of((*first..=*last).collect());
         }
         let operations = self.dialect.operations().iter().filter(|operation| self.entered(operation).is_some());
         let mut mask: ActionMask = operations.map(|operation| operation.token).collect();
@@ -272,7 +272,7 @@ impl Grammar for ProgramGrammar {
         if may_end {
             mask.insert(END);
         }
-        choice(mask)
+        Next::of(mask)
     }
 
     fn push(&mut self, token: Token) -> bool {
@@ -288,7 +288,7 @@ impl Grammar for ProgramGrammar {
             return legal;
         }
         if token == END {
-            self.is_done = is_legal(self.next(), END);
+            self.is_done = self.next().allows(END);
             return self.is_done;
         }
         match self.dialect.operation(token).and_then(|operation| self.entered(operation)) {
@@ -302,22 +302,6 @@ impl Grammar for ProgramGrammar {
 
     fn fork(&self) -> Box<dyn Grammar> {
         Box::new(*self)
-    }
-}
-
-fn choice(mask: ActionMask) -> Next {
-    let mut tokens = mask.iter();
-    match (tokens.next(), tokens.next()) {
-        (Some(only), None) => Next::Forced(only),
-        _ => Next::Choice(mask),
-    }
-}
-
-fn is_legal(next: Next, token: Token) -> bool {
-    match next {
-        Next::Done => false,
-        Next::Forced(forced) => forced == token,
-        Next::Choice(mask) => mask.contains(token),
     }
 }
 
