@@ -164,6 +164,7 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
             for index in 0..40 {
                 let KeyedProblem { problem, key } = domain.ladder(level.level, 2, index);
                 let niche = domain.niche(&problem, key.as_ref()).unwrap();
+                assert_eq!(domain.level_of(niche), level.level);
                 let prompt = domain.propose_prompt(niche, Difficulty::Hard);
                 assert_ne!(prompt, domain.propose_prompt(niche, Difficulty::Easy));
                 let mut rng = CounterRng::new(2, Purpose::Rollout, u64::from(level.level), index, 0);

@@ -51,10 +51,19 @@ impl Archive {
         entries.for_each(|entry| entry.score *= DECAY);
     }
 
-    /// Draws a problem, uniformly over the domain's niches, then over the niche; `None` when there is none.
-    pub(crate) fn draw(&self, domain: &str, rng: &mut CounterRng) -> Option<&KeyedProblem> {
-        let niches = self.domains.get(domain)?;
-        let entries = niches.values().nth(rng.below(niches.len() as u64) as usize)?;
+    /// Draws a problem, uniformly over the domain's niches that are wanted, then over the niche; `None` when there is none.
+    pub(crate) fn draw(
+        &self,
+        domain: &str,
+        is_wanted: impl Fn(Niche) -> bool,
+        rng: &mut CounterRng,
+    ) -> Option<&KeyedProblem> {
+        let niches: Vec<(&Niche, &Vec<Entry>)> =
+            self.domains.get(domain)?.iter().filter(|(niche, _)| is_wanted(**niche)).collect();
+        if niches.is_empty() {
+            return None;
+        }
+        let (_, entries) = niches[rng.below(niches.len() as u64) as usize];
         Some(&entries[rng.below(entries.len() as u64) as usize].keyed)
     }
 
@@ -128,8 +137,11 @@ mod tests {
         (0..8).for_each(|number| archive.keep(&keyed(&number.to_string()), Niche(1), 1.0));
         archive.keep(&keyed("alone"), Niche(2), 1.0);
         let mut rng = CounterRng::new(0, Purpose::Plan, 0, 0, 0);
-        let num_alone = (0..2_000).filter(|_| archive.draw("d", &mut rng).unwrap().problem.text == "alone").count();
+        let num_alone =
+            (0..2_000).filter(|_| archive.draw("d", |_| true, &mut rng).unwrap().problem.text == "alone").count();
         assert!(num_alone.abs_diff(1_000) < 100, "{num_alone}");
-        assert_eq!(archive.draw("other", &mut rng), None);
+        assert_eq!(archive.draw("d", |niche| niche.0 == 2, &mut rng).unwrap().problem.text, "alone");
+        assert_eq!(archive.draw("d", |niche| niche.0 == 3, &mut rng), None);
+        assert_eq!(archive.draw("other", |_| true, &mut rng), None);
     }
 }

@@ -132,7 +132,7 @@ pub struct LearnerConfig {
     pub max_grad_norm: f64,
     /// Decay of the averaged weights (for exams and export) at each update; in [0, 1).
     pub ema_decay: f64,
-    /// Examples in a replay window, first in first out; every domain has one to solve and one to propose. 1 or more.
+    /// Examples in a replay window, no two alike, first in first out; every domain has one to solve and one to propose. 1 or more.
     pub window_examples: usize,
     /// How often an example is drawn, on average; over 0.
     pub reuse: f64,

@@ -3,6 +3,8 @@ use std::collections::BTreeMap;
 use proto::{CounterRng, Niche};
 use serde::{Deserialize, Serialize};
 
+use crate::plan::draw;
+
 /// How much there is to learn from problems with a solve rate: most where half of the rollouts succeed, and a little
 /// everywhere, so that nothing is given up for good.
 pub(crate) fn learnability(solve_rate: f64) -> f64 {
@@ -36,16 +38,11 @@ impl Curriculum {
         rate.mean += (solve_rate - rate.mean) * (1.0 / rate.num_groups as f64).max(MIN_WEIGHT);
     }
 
-    /// Draws a niche in proportion to what there is to learn; `None` when none of the domain was played yet.
-    pub(crate) fn draw(&self, domain: &str, rng: &mut CounterRng) -> Option<Niche> {
-        let rates = self.domains.get(domain)?;
-        let total: f64 = rates.values().map(|rate| learnability(rate.mean)).sum();
-        let mut at = rng.unit_f64() * total;
-        let drawn = rates.iter().find(|(_, rate)| {
-            at -= learnability(rate.mean);
-            at < 0.0
-        });
-        drawn.or(rates.last_key_value()).map(|(niche, _)| *niche)
+    /// Draws a niche that `is_wanted`, in proportion to what there is to learn; `None` when none was played yet.
+    pub(crate) fn draw(&self, domain: &str, is_wanted: impl Fn(Niche) -> bool, rng: &mut CounterRng) -> Option<Niche> {
+        let rates: Vec<(&Niche, &SolveRate)> =
+            self.domains.get(domain)?.iter().filter(|(niche, _)| is_wanted(**niche)).collect();
+        (!rates.is_empty()).then(|| *draw(rng, &rates, |(_, rate)| learnability(rate.mean)).0)
     }
 }
 
@@ -64,13 +61,15 @@ mod tests {
         let mut rng = CounterRng::new(0, Purpose::Plan, 0, 0, 0);
         let mut counts = BTreeMap::<Niche, u32>::new();
         for _ in 0..8_000 {
-            *counts.entry(curriculum.draw("countdown", &mut rng).unwrap()).or_default() += 1;
+            *counts.entry(curriculum.draw("countdown", |_| true, &mut rng).unwrap()).or_default() += 1;
         }
         // 0.30, 0.05 and 0.05 of 0.40
         for (niche, expected) in [(1, 6_000), (2, 1_000), (3, 1_000)] {
             assert!(counts[&Niche(niche)].abs_diff(expected) < 150, "{counts:?}");
         }
-        assert_eq!(curriculum.draw("programs", &mut rng), None);
+        assert_eq!(curriculum.draw("countdown", |niche| niche.0 == 2, &mut rng), Some(Niche(2)));
+        assert_eq!(curriculum.draw("countdown", |niche| niche.0 == 4, &mut rng), None);
+        assert_eq!(curriculum.draw("programs", |_| true, &mut rng), None);
     }
 
     #[test]

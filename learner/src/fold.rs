@@ -81,7 +81,7 @@ pub struct StepReport {
     pub self_play: Option<SelfPlayReport>,
     /// Mean negative log-probability of the batch's chosen tokens under the behaviour policy: an estimate of its entropy.
     pub entropy: f64,
-    /// Examples that the batch brought.
+    /// Examples of the batch that the replay windows did not hold.
     pub num_examples: u64,
     /// Mean |log-probability of the actor - of the learner| at equal version, of the first group and the first that
     /// answers a problem, whichever is larger; absent where versions differ.
@@ -302,9 +302,9 @@ impl Fold {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Shuffle, self.state.step, 0, 0);
             examples = shuffled(groups, examples, &mut rng);
         }
-        let num_examples = examples.len() as u64;
         let capacity = self.config.learner.window_examples;
-        examples.into_iter().for_each(|labelled| self.state.windows.push(labelled, capacity));
+        let windows = &mut self.state.windows;
+        let num_examples = examples.into_iter().map(|labelled| u64::from(windows.push(labelled, capacity))).sum();
         let own = &mut self.state.self_play;
         own.archive.decay();
         let (num_niches, num_archived) = own.archive.size();

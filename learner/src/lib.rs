@@ -168,7 +168,8 @@ fn test_config() -> Config {
     }
 }
 
-/// A domain whose problems are numbers: mutants follow their parents, proposals are what they say.
+/// A domain whose problems are numbers: mutants follow their parents, proposals are what they say, and the last digit of a
+/// niche is its level.
 #[cfg(test)]
 struct TestSource(&'static str);
 
@@ -180,6 +181,10 @@ impl proto::ProblemSource for TestSource {
 
     fn ladder_levels(&self) -> &'static [proto::LadderLevel] {
         &[proto::LadderLevel { level: 1, description: "numbers" }]
+    }
+
+    fn level_of(&self, niche: proto::Niche) -> u32 {
+        (niche.0 % 10) as u32
     }
 
     fn ladder(&self, _level: u32, _seed: u64, index: u64) -> proto::KeyedProblem {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use proto::{
-    CounterRng, Difficulty, Digest, KeyedProblem, ProblemKey, ProblemOrigin, ProblemSource, Purpose, Request, Sampling,
-    Task, TaskId, TaskKind,
+    CounterRng, Difficulty, Digest, KeyedProblem, Niche, ProblemKey, ProblemOrigin, ProblemSource, Purpose, Request,
+    Sampling, Task, TaskId, TaskKind,
 };
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,7 @@ pub(crate) fn plan_batch(
         let planner = Planner {
             config,
             domain,
+            level: draw(&mut rng, &domain.levels, |level| level.weight).level,
             source: source.expect("validated: every domain is known").as_ref(),
             number: batch * u64::from(config.batch.num_tasks) + u64::from(index),
             is_bootstrap: config.self_play.as_ref().is_none_or(|own| state.step < own.bootstrap_steps),
@@ -63,6 +64,8 @@ pub(crate) fn plan_batch(
 struct Planner<'a> {
     config: &'a Config,
     domain: &'a DomainShare,
+    /// What the problem is to be like, wherever it comes from.
+    level: u32,
     source: &'a dyn ProblemSource,
     /// Number of the task in the run.
     number: u64,
@@ -85,15 +88,15 @@ const SOURCES: [ProblemOrigin; 4] =
 
 impl Planner<'_> {
     fn ask(&self, index: u32, state: &mut SelfPlay, rng: &mut CounterRng) -> Asked {
-        let Some(own) = &self.config.self_play else { return self.ladder(state, rng) };
+        let Some(own) = &self.config.self_play else { return self.ladder(state) };
         let problems = if index < own.propose_tasks { self.problems(state, rng) } else { None };
-        problems.or_else(|| self.own_problem(own, state, rng)).unwrap_or_else(|| self.ladder(state, rng))
+        problems.or_else(|| self.own_problem(own, state, rng)).unwrap_or_else(|| self.ladder(state))
     }
 
     /// Asks for problems, once there are niches to ask for: hard and easy ones by turns of a coin, since there is nothing
     /// to learn from trivial ones and little from those that nobody solves.
     fn problems(&self, state: &SelfPlay, rng: &mut CounterRng) -> Option<Asked> {
-        let niche = state.curriculum.draw(&self.domain.name, rng)?;
+        let niche = state.curriculum.draw(&self.domain.name, |niche| self.is_wanted(niche), rng)?;
         let difficulty = if rng.below(2) == 0 { Difficulty::Hard } else { Difficulty::Easy };
         Some(Asked {
             request: Request::Propose { domain: self.domain.name.clone(), niche, difficulty },
@@ -111,20 +114,21 @@ impl Planner<'_> {
         }
         let shares = [own.problems.proposer, own.problems.mutation, own.problems.archive, own.problems.ladder];
         let drawn = *draw(rng, &[0, 1, 2, 3], |place| shares[*place]);
+        let is_wanted = |niche| self.is_wanted(niche);
         SOURCES[drawn..].iter().find_map(|origin| {
             let (keyed, proposal) = match origin {
                 ProblemOrigin::Proposer => {
-                    let (keyed, proposal) = state.next_proposal(&self.domain.name)?;
+                    let (keyed, proposal) = state.next_proposal(&self.domain.name, is_wanted)?;
                     (keyed, Some(proposal))
                 }
                 ProblemOrigin::Mutation => {
-                    let parent = state.archive.draw(&self.domain.name, rng)?;
+                    let parent = state.archive.draw(&self.domain.name, is_wanted, rng)?;
                     let mut draws = CounterRng::new(self.config.seed, Purpose::Mutation, self.number, 0, 0);
                     let mutant = self.source.mutate(parent, &mut draws)?;
                     let is_new = state.seen.insert(&self.source.canonical_hash(&mutant.problem));
                     (is_new.then_some(mutant)?, None)
                 }
-                ProblemOrigin::Archive => (state.archive.draw(&self.domain.name, rng)?.clone(), None),
+                ProblemOrigin::Archive => (state.archive.draw(&self.domain.name, is_wanted, rng)?.clone(), None),
                 _ => return None,
             };
             let source = if *origin == ProblemOrigin::Proposer { "own" } else { "archive" };
@@ -132,13 +136,17 @@ impl Planner<'_> {
         })
     }
 
-    fn ladder(&self, state: &mut SelfPlay, rng: &mut CounterRng) -> Asked {
-        let level = draw(rng, &self.domain.levels, |level| level.weight).level;
+    fn ladder(&self, state: &mut SelfPlay) -> Asked {
+        let level = self.level;
         let keyed = self.source.ladder(level, self.config.seed, self.number);
         if self.config.self_play.is_some() {
             state.seen.insert(&self.source.canonical_hash(&keyed.problem));
         }
         self.pose(keyed, ProblemOrigin::Ladder, format!("{}/{level}", self.domain.name), None)
+    }
+
+    fn is_wanted(&self, niche: Niche) -> bool {
+        self.source.level_of(niche) == self.level
     }
 
     fn pose(
@@ -174,7 +182,7 @@ pub(crate) fn draw<'a, T>(rng: &mut CounterRng, items: &'a [T], weight: impl Fn(
 mod tests {
     use std::collections::BTreeMap;
 
-    use proto::{Group, Niche, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
+    use proto::{Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
 
     use super::*;
     use crate::config::{LevelWeight, ProblemShares, ProposerLoss};
@@ -295,6 +303,24 @@ mod tests {
         }
         let (_, counts) = plan(&config, &mut state);
         assert_eq!(counts.get(&("a".to_owned(), "proposer")), None, "every proposal is posed once");
+    }
+
+    /// Everything that was made is of level 1: where level 2 is drawn, its ladder stands in.
+    #[test]
+    fn own_problems_are_of_the_level_that_was_drawn() {
+        let mut config = test_config_of_one("a");
+        config.self_play = self::config().self_play;
+        config.domains[0].levels =
+            vec![(1, 1.0), (2, 3.0)].into_iter().map(|(level, weight)| LevelWeight { level, weight }).collect();
+        config.batch.num_tasks = 400;
+        let mut state = State::initial(&config);
+        state.step = 10;
+        fill(&mut state, 200);
+        let (planned, _) = plan(&config, &mut state);
+        let count = |family: &str| planned.iter().filter(|planned| planned.task.family == family).count();
+        let of_level_1 = [count("a/1"), count("a own"), count("a archive"), count("a proposals")];
+        assert!(count("a/2").abs_diff(300) < 30 && of_level_1.iter().sum::<usize>() + count("a/2") == 400);
+        assert!(of_level_1.iter().all(|count| *count > 0), "{of_level_1:?}");
     }
 
     #[test]

@@ -63,9 +63,15 @@ const BASELINE_DECAY: f64 = 0.95;
 const CLIP: (f32, f32) = (0.2, 0.28);
 
 impl SelfPlay {
-    /// Takes the newest proposal that waits: it is nearest to the policy that it will train.
-    pub(crate) fn next_proposal(&mut self, domain: &str) -> Option<(KeyedProblem, StoredProposal)> {
-        self.pending.get_mut(domain)?.pop_back()
+    /// Takes the newest proposal that waits and is wanted: it is nearest to the policy that it will train.
+    pub(crate) fn next_proposal(
+        &mut self,
+        domain: &str,
+        is_wanted: impl Fn(Niche) -> bool,
+    ) -> Option<(KeyedProblem, StoredProposal)> {
+        let pending = self.pending.get_mut(domain)?;
+        let place = pending.iter().rposition(|(_, stored)| is_wanted(stored.niche))?;
+        pending.remove(place)
     }
 
     /// Queues the new ones among a group's proposals; gives their number.

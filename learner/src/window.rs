@@ -1,7 +1,7 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use policy::Sequence;
-use proto::{ActionMask, CounterRng, Example, LabelOrigin, ProblemOrigin};
+use proto::{ActionMask, CounterRng, Digest, Example, LabelOrigin, ProblemOrigin};
 use serde::{Deserialize, Serialize};
 
 use crate::Config;
@@ -34,10 +34,13 @@ pub(crate) struct Windows {
     by_stream: BTreeMap<Stream, Window>,
 }
 
-/// The newest examples of a stream, first in first out.
+/// The newest examples of a stream, first in first out; no two are alike, since a policy that knows an answer plays it again
+/// and again.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Window {
     examples: VecDeque<Stored>,
+    /// Prompts and answers of all examples.
+    digests: BTreeSet<Digest>,
     /// Examples by goal, for weighting.
     goal_counts: BTreeMap<u64, u64>,
     /// Input tokens of all examples.
@@ -48,6 +51,8 @@ struct Window {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Stored {
     example: Example,
+    /// Of prompt and answer.
+    digest: Digest,
     masks: Vec<ActionMask>,
     pub(crate) sequence: Sequence,
 }
@@ -63,11 +68,12 @@ struct SavedExample {
 }
 
 impl Windows {
-    /// Adds an example; drops the oldest ones of its stream over `capacity`.
-    pub(crate) fn push(&mut self, labelled: Labelled, capacity: usize) {
+    /// Adds an example, unless it is there already; drops the oldest ones of its stream over `capacity`. Tells whether it was
+    /// new.
+    pub(crate) fn push(&mut self, labelled: Labelled, capacity: usize) -> bool {
         let Labelled { domain, example, masks } = labelled;
         let role = if example.label_origin == LabelOrigin::Proposal { Role::Propose } else { Role::Solve };
-        self.by_stream.entry(Stream { domain, role }).or_default().push(Stored::new(example, masks), capacity);
+        self.by_stream.entry(Stream { domain, role }).or_default().push(Stored::new(example, masks), capacity)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -109,7 +115,9 @@ impl Windows {
     pub(crate) fn load(saved: Saved) -> Windows {
         let load = |(stream, examples): (Stream, Vec<SavedExample>)| {
             let mut window = Window::default();
-            examples.into_iter().for_each(|saved| window.push(Stored::new(saved.example, saved.masks), usize::MAX));
+            for saved in examples {
+                window.push(Stored::new(saved.example, saved.masks), usize::MAX);
+            }
             (stream, window)
         };
         Windows { by_stream: saved.0.into_iter().map(load).collect() }
@@ -117,12 +125,16 @@ impl Windows {
 }
 
 impl Window {
-    fn push(&mut self, stored: Stored, capacity: usize) {
+    fn push(&mut self, stored: Stored, capacity: usize) -> bool {
+        if !self.digests.insert(stored.digest) {
+            return false;
+        }
         *self.goal_counts.entry(stored.example.goal).or_default() += 1;
         self.num_tokens += stored.sequence.tokens.len() as u64;
         self.examples.push_back(stored);
         while self.examples.len() > capacity {
             let oldest = self.examples.pop_front().expect("the window is not empty");
+            self.digests.remove(&oldest.digest);
             self.num_tokens -= oldest.sequence.tokens.len() as u64;
             let count = self.goal_counts.get_mut(&oldest.example.goal).expect("every goal is counted");
             *count -= 1;
@@ -130,6 +142,7 @@ impl Window {
                 self.goal_counts.remove(&oldest.example.goal);
             }
         }
+        true
     }
 
     fn mean_tokens(&self) -> f64 {
@@ -147,7 +160,8 @@ impl Stored {
     fn new(example: Example, masks: Vec<ActionMask>) -> Stored {
         let choices = example.choices.iter().zip(&masks).map(|(choice, mask)| (usize::from(choice.position), *mask));
         let sequence = Sequence::new(&example.prompt, &example.answer, choices);
-        Stored { sequence, example, masks }
+        let digest = Digest::of(&(&example.prompt, &example.answer));
+        Stored { sequence, digest, example, masks }
     }
 
     pub(crate) fn origins(&self) -> (ProblemOrigin, LabelOrigin) {
@@ -162,10 +176,11 @@ mod tests {
     use super::*;
     use crate::config::{DomainShare, ProblemShares, ProposerLoss, SelfPlayConfig};
 
-    fn labelled(domain: &str, num_prompt_tokens: usize, goal: u64, label_origin: LabelOrigin) -> Labelled {
+    /// Examples of different numbers differ in the end of their answers.
+    fn labelled(domain: &str, num_prompt_tokens: usize, number: u16, goal: u64, label_origin: LabelOrigin) -> Labelled {
         let example = Example {
             prompt: vec![1; num_prompt_tokens],
-            answer: vec![3, 4, 5],
+            answer: vec![3, 4, number],
             choices: vec![ExampleChoice { position: 1, mask: 0 }],
             problem_origin: ProblemOrigin::Ladder,
             label_origin,
@@ -177,8 +192,8 @@ mod tests {
     #[test]
     fn rare_goals_weigh_more_and_the_oldest_go_first() {
         let mut windows = Windows::default();
-        for goal in [9, 1, 1, 1, 2] {
-            windows.push(labelled("a", 2, goal, LabelOrigin::Solved), 4);
+        for (number, goal) in [9, 1, 1, 1, 2].into_iter().enumerate() {
+            assert!(windows.push(labelled("a", 2, number as u16, goal, LabelOrigin::Solved), 4));
         }
         let window = windows.by_stream.values().next().unwrap();
         assert_eq!((window.examples.len(), window.num_tokens), (4, 12));
@@ -192,6 +207,17 @@ mod tests {
         assert_eq!((sequence.chosen[0].row, sequence.chosen[0].target), (2, 4));
     }
 
+    #[test]
+    fn no_example_is_held_twice() {
+        let mut windows = Windows::default();
+        let mut push = |number, domain| windows.push(labelled(domain, 2, number, 1, LabelOrigin::Hindsight), 2);
+        assert_eq!([push(0, "a"), push(0, "a"), push(0, "b"), push(1, "a")], [true, false, true, true]);
+        assert_eq!([push(2, "a"), push(1, "a")], [true, false], "0 made room");
+        assert!(push(0, "a"), "what is gone may come back");
+        let lengths = windows.by_stream.values().map(|window| (window.examples.len(), window.digests.len()));
+        assert_eq!(lengths.collect::<Vec<_>>(), [(2, 2), (1, 1)]);
+    }
+
     /// Long and short, many and few: what is trained follows the config all the same.
     #[test]
     fn shares_are_of_trained_tokens() {
@@ -203,12 +229,12 @@ mod tests {
         config.self_play =
             Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 1, proposer_loss, proposer_share: 0.2, problems });
         let mut windows = Windows::default();
-        for _ in 0..5 {
-            windows.push(labelled("a", 4, 1, LabelOrigin::Solved), 100);
-            windows.push(labelled("a", 2, 1, LabelOrigin::Proposal), 100);
+        for number in 0..5 {
+            windows.push(labelled("a", 4, number, 1, LabelOrigin::Solved), 100);
+            windows.push(labelled("a", 2, number, 1, LabelOrigin::Proposal), 100);
         }
-        for _ in 0..50 {
-            windows.push(labelled("b", 19, 1, LabelOrigin::Hindsight), 100);
+        for number in 0..50 {
+            windows.push(labelled("b", 19, number, 1, LabelOrigin::Hindsight), 100);
         }
         let mut rng = CounterRng::new(0, Purpose::Replay, 0, 0, 0);
         let mut num_tokens = BTreeMap::<usize, usize>::new();

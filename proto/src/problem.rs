@@ -110,6 +110,9 @@ pub trait ProblemSource: Send + Sync {
     /// Lists the ladder's levels, easiest first.
     fn ladder_levels(&self) -> &'static [LadderLevel];
 
+    /// Gives the level whose problems are of a niche; 0 where there is none.
+    fn level_of(&self, niche: Niche) -> u32;
+
     /// Writes problem `index` of a level: a function of its arguments, never an exam problem.
     ///
     /// # Panics

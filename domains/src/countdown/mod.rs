@@ -94,6 +94,12 @@ impl ProblemSource for Countdown {
         &LADDER_LEVELS
     }
 
+    fn level_of(&self, niche: Niche) -> u32 {
+        let kind = propose::Kind::of(niche);
+        let is_its = |family: &Family| kind.is_of(family.num_numbers, family.bound);
+        FAMILIES.iter().position(is_its).map_or(0, |index| index as u32 + 1)
+    }
+
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
         let mut rng = CounterRng::new(seed, Purpose::Ladder, u64::from(level), index, 0);
         let family = family(level);

@@ -55,6 +55,10 @@ impl Kind {
         Niche(u64::from_le_bytes(bytes))
     }
 
+    pub(super) fn is_of(self, num_numbers: usize, bound: u32) -> bool {
+        self.num_numbers == num_numbers && self.is_large == (bound > SMALL_BOUND)
+    }
+
     pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<Token> {
         let domain = if self.is_large { COUNTDOWN_LARGE } else { COUNTDOWN };
         let mut tokens = vec![ROLE_PROPOSE, domain, self.num_numbers as Token, Token::from(self.bucket)];

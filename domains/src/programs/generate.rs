@@ -109,6 +109,11 @@ pub(super) fn ladder(
     }
 }
 
+/// Gives the level of problems of a mode, about programs of a minimal length.
+pub(super) fn level(mode: Mode, length: usize) -> u32 {
+    (length.saturating_sub(1) * NUM_MODES + mode as usize + 1) as u32
+}
+
 /// Lists the strata of an exam.
 pub(super) fn strata(exam: &ExamSpec, dialect: Dialect) -> Vec<Stratum> {
     let modes = match exam.name {

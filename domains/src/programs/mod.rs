@@ -124,6 +124,11 @@ impl ProblemSource for Programs {
         &generate::FULL_LEVELS[..3 * self.dialect.max_operations()]
     }
 
+    fn level_of(&self, niche: Niche) -> u32 {
+        let Descriptor { mode, length, .. } = Descriptor::of(niche);
+        generate::level(mode, usize::from(length))
+    }
+
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
         let drawn = self.draw_ladder(level, seed, index);
         KeyedProblem { problem: drawn.problem, key: drawn.key }
