@@ -48,6 +48,11 @@ pub(crate) struct Scores {
 }
 
 impl Scores {
+    /// Picks the problems at these places.
+    fn at(&self, places: &[usize]) -> Scores {
+        Scores { num_samples: self.num_samples, correct: places.iter().map(|place| self.correct[*place]).collect() }
+    }
+
     /// Estimates the share of problems that k samples solve, without bias, and its standard error.
     ///
     /// Source: Chen et al. 2021, "Evaluating large language models trained on code", section 2.1.
@@ -95,88 +100,125 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             continue;
         }
         let trained = trained.score(&problems, args.samples)?;
-        let untrained = untrained.score(&problems, args.samples)?;
-        let random = baselines::uniform_legal(&problems, args.samples)?;
-        let enumerated: Vec<usize> = [1, args.samples as usize]
-            .into_iter()
-            .map(|calls| baselines::enumeration(&problems, calls))
-            .collect::<Result<_>>()?;
-        if args.json {
-            print(&json(&name, checkpoint.state.step, &trained, &untrained, &random, &enumerated).to_string())?;
-        } else {
-            print(&format!("{name}, {} problems, step {}\n", problems.len(), checkpoint.state.step))?;
-            print(&text(args.samples, &trained, &untrained, &random, &enumerated, problems.len()))?;
-        }
+        let report = Report {
+            step: checkpoint.state.step,
+            levels: by_level(&problems, &trained)?,
+            trained,
+            untrained: untrained.score(&problems, args.samples)?,
+            random: baselines::uniform_legal(&problems, args.samples)?,
+            enumerated: (
+                baselines::enumeration(&problems, 1)?,
+                baselines::enumeration(&problems, args.samples as usize)?,
+            ),
+            name,
+        };
+        print(&if args.json { report.json().to_string() } else { report.text() })?;
     }
     Ok(())
 }
 
-fn text(
-    k: u32,
-    trained: &(Scores, Scores),
-    untrained: &(Scores, Scores),
-    random: &Scores,
-    enumerated: &[usize],
-    num_problems: usize,
-) -> String {
-    let cell = |(mean, error): (f64, f64)| format!("{} ± {:.1}", percent(mean), 100.0 * error);
-    let share = |count: usize| percent(count as f64 / num_problems as f64);
-    let mut head = vec![String::new(), "pass@1 greedy".to_owned(), "pass@1 sampled".to_owned()];
-    let last = format!("pass@{k}");
-    if k > 1 {
-        head.push(last);
-    }
-    let network = |name: &str, scores: &(Scores, Scores)| {
-        vec![name.to_owned(), cell(scores.0.pass_at(1)), cell(scores.1.pass_at(1)), cell(scores.1.pass_at(k))]
-    };
-    let mut rows = vec![
-        head,
-        network("trained", trained),
-        network("untrained network, same mask", untrained),
-        vec![
-            "uniform random legal tokens".to_owned(),
-            "-".to_owned(),
-            cell(random.pass_at(1)),
-            cell(random.pass_at(k)),
-        ],
-        vec![
-            "blind enumeration, k checker calls".to_owned(),
-            share(enumerated[0]),
-            "-".to_owned(),
-            share(enumerated[1]),
-        ],
-    ];
-    rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
-    table(&rows)
+/// An exam, sat.
+struct Report {
+    name: String,
+    step: u64,
+    /// Greedy, and sampled.
+    trained: (Scores, Scores),
+    levels: Vec<LevelScores>,
+    untrained: (Scores, Scores),
+    random: Scores,
+    /// Problems that enumeration solves with one checker call, and with as many as there are samples.
+    enumerated: (usize, usize),
 }
 
-fn json(
-    name: &str,
-    step: u64,
-    trained: &(Scores, Scores),
-    untrained: &(Scores, Scores),
-    random: &Scores,
-    enumerated: &[usize],
-) -> serde_json::Value {
-    let k = random.num_samples;
-    let estimate = |(mean, error): (f64, f64)| serde_json::json!({"mean": mean, "standard_error": error});
-    let network = |scores: &(Scores, Scores)| {
-        serde_json::json!({
-            "greedy_pass_at_1": estimate(scores.0.pass_at(1)),
-            "sampled_pass_at_1": estimate(scores.1.pass_at(1)),
-            "pass_at_k": estimate(scores.1.pass_at(k)),
-        })
+/// A level of a ladder, with the scores of the problems that are of it.
+struct LevelScores {
+    domain: String,
+    level: u32,
+    description: &'static str,
+    scores: (Scores, Scores),
+}
+
+/// Splits scores by level, where problems are of several.
+fn by_level(problems: &[Problem], scores: &(Scores, Scores)) -> Result<Vec<LevelScores>> {
+    let mut places = BTreeMap::<(&str, u32), Vec<usize>>::new();
+    for (place, problem) in problems.iter().enumerate() {
+        let domain = domains::domain(&problem.domain)?;
+        let level = domain.level_of(domain.niche(problem, None)?);
+        places.entry((&problem.domain, level)).or_default().push(place);
+    }
+    if places.len() == 1 {
+        return Ok(Vec::new());
+    }
+    let of_level = |((name, level), places): ((&str, u32), Vec<usize>)| {
+        let levels = domains::domain(name)?.ladder_levels();
+        let description = levels.iter().find(|known| known.level == level).map_or("of no level", |it| it.description);
+        let scores = (scores.0.at(&places), scores.1.at(&places));
+        Ok(LevelScores { domain: name.to_owned(), level, description, scores })
     };
-    serde_json::json!({
-        "exam": name,
-        "step": step,
-        "k": k,
-        "num_problems": trained.0.correct.len(),
-        "trained": network(trained),
-        "untrained": network(untrained),
-        "uniform_legal": {"pass_at_1": estimate(random.pass_at(1)), "pass_at_k": estimate(random.pass_at(k))},
-        "enumeration": {"solved_with_1_call": enumerated[0], "solved_with_k_calls": enumerated[1]},
-    })
+    places.into_iter().map(of_level).collect()
+}
+
+impl Report {
+    fn text(&self) -> String {
+        let Report { name, step, trained, levels, untrained, random, enumerated } = self;
+        let (k, num_problems) = (random.num_samples, random.correct.len());
+        let cell = |(mean, error): (f64, f64)| format!("{} ± {:.1}", percent(mean), 100.0 * error);
+        let share = |count: usize| percent(count as f64 / num_problems as f64);
+        let network = |name: &str, scores: &(Scores, Scores)| {
+            vec![name.to_owned(), cell(scores.0.pass_at(1)), cell(scores.1.pass_at(1)), cell(scores.1.pass_at(k))]
+        };
+        let none = || "-".to_owned();
+        let head = ["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned);
+        let mut rows = vec![head.to_vec(), network("trained", trained)];
+        rows.extend(levels.iter().map(|LevelScores { description, scores, .. }| {
+            network(&format!("  {description} ({})", scores.0.correct.len()), scores)
+        }));
+        let random =
+            ["uniform random legal tokens".to_owned(), none(), cell(random.pass_at(1)), cell(random.pass_at(k))];
+        let blind = "blind enumeration, k checker calls".to_owned();
+        rows.extend([
+            network("untrained network, same mask", untrained),
+            random.to_vec(),
+            vec![blind, share(enumerated.0), none(), share(enumerated.1)],
+        ]);
+        rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
+        format!("{name}, {num_problems} problems, step {step}\n{}", table(&rows))
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let estimate = |(mean, error): (f64, f64)| serde_json::json!({"mean": mean, "standard_error": error});
+        let k = self.random.num_samples;
+        let network = |scores: &(Scores, Scores)| {
+            serde_json::json!({
+                "greedy_pass_at_1": estimate(scores.0.pass_at(1)),
+                "sampled_pass_at_1": estimate(scores.1.pass_at(1)),
+                "pass_at_k": estimate(scores.1.pass_at(k)),
+            })
+        };
+        let of_level = |of_level: &LevelScores| {
+            serde_json::json!({
+                "domain": of_level.domain,
+                "level": of_level.level,
+                "description": of_level.description,
+                "num_problems": of_level.scores.0.correct.len(),
+                "trained": network(&of_level.scores),
+            })
+        };
+        serde_json::json!({
+            "exam": self.name,
+            "step": self.step,
+            "k": k,
+            "num_problems": self.random.correct.len(),
+            "trained": network(&self.trained),
+            "trained_by_level": self.levels.iter().map(of_level).collect::<Vec<_>>(),
+            "untrained": network(&self.untrained),
+            "uniform_legal": {
+                "pass_at_1": estimate(self.random.pass_at(1)),
+                "pass_at_k": estimate(self.random.pass_at(k)),
+            },
+            "enumeration": {"solved_with_1_call": self.enumerated.0, "solved_with_k_calls": self.enumerated.1},
+        })
+    }
 }
 
 /// Plays problems with one version of the weights.
@@ -298,7 +340,9 @@ mod tests {
         assert_eq!(pass_at(8, 1, 8), 1.0);
         assert!((pass_at(8, 2, 1) - 0.25).abs() < 1e-12);
         assert!((pass_at(10, 3, 4) - (1.0 - 35.0 / 210.0)).abs() < 1e-12);
-        let (mean, error) = Scores { num_samples: 1, correct: vec![1, 0, 0, 1] }.pass_at(1);
+        let scores = Scores { num_samples: 1, correct: vec![1, 0, 0, 1] };
+        assert_eq!(scores.at(&[3, 1]), Scores { num_samples: 1, correct: vec![1, 0] });
+        let (mean, error) = scores.pass_at(1);
         assert_eq!((mean, error), (0.5, 0.25));
     }
 }

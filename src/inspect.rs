@@ -138,7 +138,7 @@ impl Summary {
                 let numerics = &manifest.numerics;
                 line("config", manifest.config.to_string());
                 line("build", manifest.build.0.clone());
-                line("arithmetic", format!("{} {} {}", numerics.kernels, numerics.device, numerics.dtype));
+                line("arithmetic", format!("{} {} {}", numerics.kernels, word(&numerics.device), numerics.dtype));
                 line("reproducible", if manifest.reproducible { "yes" } else { "no" }.to_owned());
             }
         }

@@ -216,13 +216,14 @@ pub(crate) fn manifest(config: &RunConfig) -> Result<Manifest> {
         .map(|spec| Ok((spec.name.to_owned(), exam(spec.name)?.digest())))
         .collect::<Result<_>>()?;
     let verifiers = domains::registry().iter().map(|domain| (domain.name().to_owned(), "1".to_owned())).collect();
+    let device = config.run.learner.device;
     Ok(Manifest {
         config: config.run.digest(),
         build: BuildId(env!("AUTODIDACT_BUILD_ID").to_owned()),
         verifiers,
         exams,
-        numerics: Numerics::measure()?,
-        reproducible: true,
+        numerics: Numerics::measure(device)?,
+        reproducible: device.is_reproducible(),
     })
 }
 
@@ -388,8 +389,9 @@ fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String>
         summary.weights_digest.short()
     );
     if let Some(control) = summary.control {
+        let what = if plan.manifest.reproducible { "weights" } else { "config" };
         text += &format!(
-            "the same weights again: autodidact train {} --seed {} --steps {} --set schedule.decay_from={}\n",
+            "the same {what} again: autodidact train {} --seed {} --steps {} --set schedule.decay_from={}\n",
             plan.origin.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
             plan.config.run.seed,
             control.stop_at,

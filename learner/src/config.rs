@@ -1,4 +1,4 @@
-use policy::ModelConfig;
+use policy::{DeviceKind, ModelConfig};
 use proto::{Behavior, Digest, ProblemSource};
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +120,8 @@ pub struct ProblemShares {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LearnerConfig {
+    /// Where updates are computed: `cpu`, or `cuda` in a build with that feature. Policies play on the CPU in either case.
+    pub device: DeviceKind,
     /// Peak learning rate of AdamW; over 0.
     pub learning_rate: f64,
     /// Decay of the first moment; in [0, 1).

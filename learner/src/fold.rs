@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use policy::{Device, Loaded, Loss, Model, Objective, Params, Sequence};
+use policy::{Loaded, Loss, Model, Objective, Params, Sequence};
 use proto::{
     Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
     Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
@@ -101,6 +101,8 @@ pub struct SelfPlayReport {
     pub num_archived: u64,
     /// How hard the batch's own proposals turned out to be: unsolved, hard, easy, trivial.
     pub difficulties: [u64; 4],
+    /// Steps between the version that wrote a proposal and the one that tried it, added up over the batch's own proposals.
+    pub sum_ages: u64,
 }
 
 /// What the groups of a batch brought.
@@ -166,7 +168,7 @@ impl Fold {
     /// Continues from a state; `planned` are the batches that earlier states had planned already.
     ///
     /// # Errors
-    /// [`Error::Config`] when the config is not legal.
+    /// [`Error::Config`] when the config is not legal; [`Error::Policy`] when there is no such device.
     pub fn new(
         config: Config,
         sources: Vec<Arc<dyn ProblemSource>>,
@@ -175,7 +177,7 @@ impl Fold {
         planned: BTreeMap<u64, Vec<Planned>>,
     ) -> Result<Fold, Error> {
         config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
-        let model = Model::new(&config.model, Device::Cpu)?;
+        let model = Model::new(&config.model, config.learner.device.open()?)?;
         let weights_digest = state.params.digest(&config.model);
         Ok(Fold { config, sources, model, num_threads, state, weights_digest, planned })
     }
@@ -350,6 +352,7 @@ impl Fold {
         own.measure(&KeyedProblem { problem, key: planned.key }, scored.niche, solve_rate);
         let proposal = planned.proposal?;
         report.difficulties[Difficulty::of(num_correct, num_rollouts) as usize] += 1;
+        report.sum_ages += planned.task.policy_version - proposal.policy_version;
         Some((proposal, solve_rate))
     }
 

@@ -92,6 +92,11 @@ pub enum Error {
         /// Its value now.
         is: String,
     },
+    /// A run that cannot be computed again.
+    #[error(
+        "replay: expected a run on a device whose results are the same twice (learner.device = \"cpu\"), got another"
+    )]
+    NotReproducible,
     /// Training diverged.
     #[error("training diverged: expected a finite {what}, got {got}")]
     NotFinite {
@@ -147,6 +152,7 @@ fn test_config() -> Config {
         }],
         self_play: None,
         learner: LearnerConfig {
+            device: policy::DeviceKind::Cpu,
             learning_rate: 1e-3,
             beta1: 0.9,
             beta2: 0.98,

@@ -213,6 +213,7 @@ impl Learner {
             bus.put_weights(*digest, bytes.clone()).await?;
         }
         let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+        let is_reproducible = manifest.reproducible;
         let (mut steps, mut evals, mut manifests) = (BTreeMap::new(), Vec::new(), Vec::new());
         let (journal, truncated_bytes, unreadable) =
             Journal::open(&options.run_dir.join("journal"), |record| match record {
@@ -222,7 +223,9 @@ impl Learner {
                 Record::Step(step) => drop(steps.insert(step.step, step)),
                 Record::Group(scored) => {
                     let id = scored.group.task.id;
-                    if id.batch >= state.step {
+                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
+                    // its checkpoint.
+                    if is_reproducible && id.batch >= state.step {
                         received.entry(id.batch).or_default().insert(id.index, scored);
                     }
                 }
@@ -238,7 +241,11 @@ impl Learner {
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
-        let expected_steps = steps.split_off(&(state.step + 1));
+        let mut expected_steps = steps.split_off(&(state.step + 1));
+        if !is_reproducible {
+            expected_steps.clear();
+            evals.retain(|eval| eval.step <= state.step);
+        }
         let last_checkpoint = resumes.then_some(state.step);
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {

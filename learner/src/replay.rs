@@ -25,7 +25,7 @@ pub struct ReplayReport {
 ///
 /// # Errors
 /// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
-/// [`Error::File`] when the journal has no manifest.
+/// [`Error::NotReproducible`] when the run promised no digests; [`Error::File`] when the journal has no manifest.
 pub fn replay(
     config: Config,
     journal: &Path,
@@ -45,6 +45,7 @@ pub fn replay(
     while manifest.is_none() || fold.state().step < last_step {
         let Some(record) = reader.next()? else { break };
         match record {
+            Ok(Record::Manifest(found)) if !found.reproducible => return Err(Error::NotReproducible),
             Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
             Ok(Record::Group(scored)) if scored.group.task.id.kind == TaskKind::Train => {

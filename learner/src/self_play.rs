@@ -28,6 +28,8 @@ pub(crate) struct SelfPlay {
 /// A proposal that waits for its problem to be tried: then it is known how hard it is, and it trains the proposer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredProposal {
+    /// The version that wrote it.
+    pub(crate) policy_version: u64,
     niche: Niche,
     tokens: Vec<Token>,
     /// The choices in it when it is asked for its niche.
@@ -88,6 +90,7 @@ impl SelfPlay {
             let played =
                 |choice: &Choice| (choice.position, scored.group.masks[usize::from(choice.mask)], choice.logprob);
             let stored = StoredProposal {
+                policy_version: scored.group.task.policy_version,
                 niche: proposal.niche,
                 tokens: rollout.tokens.clone(),
                 played: PlayedProposal {
@@ -215,6 +218,7 @@ mod tests {
     fn proposals_train_as_they_were_played() {
         let mask: ActionMask = [4, 7].into_iter().collect();
         let stored = |num_choices: u16| StoredProposal {
+            policy_version: 0,
             niche: Niche(1),
             tokens: vec![4, 7, 4],
             choices: Vec::new(),

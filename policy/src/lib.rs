@@ -5,6 +5,7 @@
 
 mod config;
 mod decode;
+mod device;
 pub mod kernels;
 mod model;
 mod network;
@@ -18,6 +19,7 @@ mod sampler;
 pub use candle_core::Device;
 pub use config::{ModelConfig, TensorSpec};
 pub use decode::{Decoder, Feed};
+pub use device::DeviceKind;
 pub use model::{ChosenToken, Gradients, Loaded, Model, Sequence};
 pub use numerics::Numerics;
 pub use objective::{Loss, Objective, PolicyGradient};
@@ -46,6 +48,11 @@ pub enum Error {
         /// What the file holds.
         got: String,
     },
+    /// A device that this build or this machine does not have.
+    #[error(
+        "learner.device: expected cpu, or cuda in a build with `--features cuda` on a machine with an NVIDIA GPU, got cuda: {0}"
+    )]
+    Device(candle_core::Error),
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

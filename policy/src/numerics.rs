@@ -1,8 +1,7 @@
-use candle_core::Device;
 use proto::{ActionMask, Digest};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Model, ModelConfig, Objective, Params, Sequence};
+use crate::{DeviceKind, Error, Model, ModelConfig, Objective, Params, Sequence};
 
 /// What arithmetic a process does. Two processes of one run must agree on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,7 +9,7 @@ pub struct Numerics {
     /// Which implementation of the operations.
     pub kernels: String,
     /// Where they run.
-    pub device: String,
+    pub device: DeviceKind,
     /// Type of the weights.
     pub dtype: String,
     /// Hash of a fixed forward and backward pass.
@@ -18,11 +17,11 @@ pub struct Numerics {
 }
 
 impl Numerics {
-    /// Runs the fixed pass on the CPU.
+    /// Runs the fixed pass.
     ///
     /// # Errors
-    /// [`Error::Tensor`] when the device cannot run it.
-    pub fn measure() -> Result<Numerics, Error> {
+    /// [`Error::Device`] when there is none; [`Error::Tensor`] when it cannot run the pass.
+    pub fn measure(device: DeviceKind) -> Result<Numerics, Error> {
         let config = ModelConfig {
             vocabulary_size: 32,
             max_positions: 24,
@@ -41,13 +40,13 @@ impl Numerics {
                 Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, mask)))
             })
             .collect();
-        let model = Model::new(&config, Device::Cpu)?;
+        let model = Model::new(&config, device.open()?)?;
         let sequences: Vec<&Sequence> = sequences.iter().collect();
         let objectives = [1.0, 0.5, 0.25].map(|weight| Objective::CrossEntropy { weight });
         let gradients = model.load(&params)?.gradients(&sequences, &objectives)?;
         Ok(Numerics {
-            kernels: "fixed-order/2".to_owned(),
-            device: "cpu".to_owned(),
+            kernels: if device == DeviceKind::Cpu { "fixed-order/2" } else { "candle" }.to_owned(),
+            device,
             dtype: "f32".to_owned(),
             pass_digest: Digest::of(&(gradients.logprobs, gradients.params.tensors)),
         })

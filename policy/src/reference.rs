@@ -106,39 +106,38 @@ fn forward(
     masked_scores(&logits, &choices)
 }
 
-/// Causal attention over packed sequences, one after another: `qkv [N, qkv_dim]` to `[N, D]`.
+/// Causal attention over packed sequences, one after another: `qkv [N, qkv_dim]` to `[N, D]`. B sequences are padded to the
+/// longest, T; nothing that counts attends to padding, which comes last.
 fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths: &[usize]) -> Result<Tensor> {
     let (_, dim) = qkv.dims2()?;
-    let mut outputs = Vec::new();
-    let mut start = 0;
-    for len in lengths.iter().copied() {
-        let rows = qkv.narrow(0, start, len)?;
+    let AttentionShape { num_heads, num_kv_heads, head_dim } = shape;
+    let device = qkv.device();
+    let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
+    let (mut padded, mut packed, mut start) = (Vec::<u32>::new(), Vec::<u32>::new(), 0);
+    for (sequence, len) in lengths.iter().enumerate() {
+        padded.extend((0..longest).map(|position| (start + position.min(len - 1)) as u32));
+        packed.extend((0..*len).map(|position| (sequence * longest + position) as u32));
         start += len;
-        // [1, heads, T, head_dim]
-        let heads = rows.reshape((1, len, dim / shape.head_dim, shape.head_dim))?.transpose(1, 2)?;
-        let split = |from: usize, count: usize| heads.narrow(1, from, count)?.contiguous();
-        let (cosines, sines): (Vec<&[f32]>, Vec<&[f32]>) = (0..len).map(|position| rotary.at(position)).unzip();
-        let table = |rows: Vec<&[f32]>| Tensor::from_vec(rows.concat(), (len, shape.head_dim / 2), qkv.device());
-        let (cosines, sines) = (table(cosines)?, table(sines)?);
-        let repeat = |x: Tensor| {
-            let per_head = shape.num_heads / shape.num_kv_heads;
-            x.unsqueeze(2)?.broadcast_as((1, shape.num_kv_heads, per_head, len, shape.head_dim))?.reshape((
-                1,
-                shape.num_heads,
-                len,
-                shape.head_dim,
-            ))
-        };
-        let queries = rope_slow(&split(0, shape.num_heads)?, &cosines, &sines)?;
-        let keys = repeat(rope_slow(&split(shape.num_heads, shape.num_kv_heads)?, &cosines, &sines)?)?;
-        let values = repeat(split(shape.num_heads + shape.num_kv_heads, shape.num_kv_heads)?)?;
-        let future = (0..len * len).map(|index| if index % len > index / len { -1e9f32 } else { 0.0 });
-        let future = Tensor::from_vec(future.collect::<Vec<_>>(), (len, len), qkv.device())?;
-        let scores = (queries.matmul(&keys.t()?)? * (1.0 / (shape.head_dim as f64).sqrt()))?.broadcast_add(&future)?;
-        let out = softmax(&scores, D::Minus1)?.matmul(&values)?.transpose(1, 2)?;
-        outputs.push(out.reshape((len, shape.num_heads * shape.head_dim))?);
     }
-    Tensor::cat(&outputs, 0)
+    let rows = qkv.index_select(&Tensor::new(padded, device)?, 0)?;
+    let heads = rows.reshape((batch, longest, dim / head_dim, head_dim))?.transpose(1, 2)?; // [B, heads, T, head_dim]
+    let split = |from: usize, count: usize| heads.narrow(1, from, count)?.contiguous();
+    let (cosines, sines): (Vec<&[f32]>, Vec<&[f32]>) = (0..longest).map(|position| rotary.at(position)).unzip();
+    let table = |rows: Vec<&[f32]>| Tensor::from_vec(rows.concat(), (longest, head_dim / 2), device);
+    let (cosines, sines) = (table(cosines)?, table(sines)?);
+    let repeat = |x: Tensor| {
+        let per_head = num_heads / num_kv_heads;
+        let repeated = x.unsqueeze(2)?.broadcast_as((batch, num_kv_heads, per_head, longest, head_dim))?;
+        repeated.reshape((batch, num_heads, longest, head_dim))
+    };
+    let queries = rope_slow(&split(0, num_heads)?, &cosines, &sines)?;
+    let keys = repeat(rope_slow(&split(num_heads, num_kv_heads)?, &cosines, &sines)?)?;
+    let values = repeat(split(num_heads + num_kv_heads, num_kv_heads)?)?;
+    let future = (0..longest * longest).map(|index| if index % longest > index / longest { -1e9f32 } else { 0.0 });
+    let future = Tensor::from_vec(future.collect::<Vec<_>>(), (longest, longest), device)?;
+    let scores = (queries.matmul(&keys.t()?)? * (1.0 / (head_dim as f64).sqrt()))?.broadcast_add(&future)?;
+    let out = softmax(&scores, D::Minus1)?.matmul(&values)?.transpose(1, 2)?; // [B, T, heads, head_dim]
+    out.reshape((batch * longest, num_heads * head_dim))?.index_select(&Tensor::new(packed, device)?, 0)
 }
 
 /// Log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, from `logits [M, V]`.

@@ -1,7 +1,7 @@
 //! The kernels' network against candle's autograd and against finite differences.
 
 use candle_core::Device;
-use policy::{Model, ModelConfig, Objective, Params, PolicyGradient, Sequence};
+use policy::{DeviceKind, Model, ModelConfig, Objective, Params, PolicyGradient, Sequence};
 use proto::{ActionMask, Token};
 
 fn assert_close(got: &[f32], expected: &[f32], what: &str) {
@@ -86,23 +86,30 @@ fn mixed(model: &Model, params: &Params, sequences: &[Sequence]) -> Vec<Objectiv
     pairs.enumerate().map(|(index, (first, second))| if index % 2 == 0 { first } else { second }).collect()
 }
 
+/// Where the network in candle operations is tried: on the CPU, and with the feature `cuda` on the GPU too.
+fn devices() -> Vec<Device> {
+    let gpu = cfg!(feature = "cuda").then(|| DeviceKind::Cuda.open().unwrap());
+    std::iter::once(Device::Cpu).chain(gpu).collect()
+}
+
 #[test]
 fn kernels_agree_with_candle() {
     for shape in SHAPES {
         let config = config(shape);
         let params = params(&config);
-        let (kernels, candle) =
-            (Model::new(&config, Device::Cpu).unwrap(), Model::reference(&config, Device::Cpu).unwrap());
+        let kernels = Model::new(&config, Device::Cpu).unwrap();
         let sequences = sequences();
-        for objectives in [
+        let objectives = [
             cross_entropy(&sequences),
             policy_gradient(&kernels, &params, &sequences, 0.0),
             policy_gradient(&kernels, &params, &sequences, 0.5),
             mixed(&kernels, &params, &sequences),
-        ] {
+        ];
+        for (device, objectives) in devices().iter().flat_map(|device| objectives.iter().map(move |it| (device, it))) {
+            let candle = Model::reference(&config, device.clone()).unwrap();
             let sequences: Vec<&Sequence> = sequences.iter().collect();
-            let got = kernels.load(&params).unwrap().gradients(&sequences, &objectives).unwrap();
-            let expected = candle.load(&params).unwrap().gradients(&sequences, &objectives).unwrap();
+            let got = kernels.load(&params).unwrap().gradients(&sequences, objectives).unwrap();
+            let expected = candle.load(&params).unwrap().gradients(&sequences, objectives).unwrap();
             assert_close(&got.logprobs, &expected.logprobs, "logprobs");
             assert_close(&[got.loss.total() as f32], &[expected.loss.total() as f32], "loss");
             assert_eq!(got.loss.num_clipped, expected.loss.num_clipped);

@@ -163,14 +163,13 @@ impl Study {
         file.validate()?;
         let mut end = End { steps: file.steps, minutes: file.minutes };
         end.shorten_for_ci("runs are");
-        let (mut runs, mut manifest) = (Vec::new(), None);
+        let mut runs = Vec::new();
         for seed in &file.seeds {
             for arm in &file.arms {
                 let at = || format!("arm {}", arm.name);
                 let (start, config) = arm.resolve(*seed, end, path).with_context(at)?;
-                // All but the config is the same for all.
-                let base = manifest.get_or_insert(train::manifest(&config)?).clone();
-                runs.push(Run::new(arm, *seed, end, start, config, base, dir));
+                let manifest = train::manifest(&config).with_context(at)?;
+                runs.push(Run::new(arm, *seed, end, start, config, manifest, dir));
             }
         }
         let exams = match file.exams.take() {
@@ -305,8 +304,7 @@ impl Arm {
 }
 
 impl Run {
-    fn new(arm: &Arm, seed: u64, end: End, start: String, config: RunConfig, base: Manifest, dir: &Path) -> Run {
-        let manifest = Manifest { config: config.run.digest(), ..base };
+    fn new(arm: &Arm, seed: u64, end: End, start: String, config: RunConfig, manifest: Manifest, dir: &Path) -> Run {
         let run_dir = dir.join(format!("{}-{seed}-{}", arm.name, Digest::of(&manifest).short()));
         let mut words = vec![start, "--seed".to_owned(), seed.to_string()];
         words.extend(end.words());

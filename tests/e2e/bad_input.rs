@@ -17,13 +17,18 @@ const CHECKPOINT_REFUSED: &str = "checkpoint refused, going on from an earlier s
 #[test]
 fn keys_and_values_out_of_range() {
     for (assignment, says) in [
-        ("learner.lr=1", "--set learner.lr: unknown field `lr`, expected one of `learning_rate`"),
+        ("learner.lr=1", "--set learner.lr: unknown field `lr`, expected one of `device`, `learning_rate`"),
         ("lerner.reuse=1", "--set lerner.reuse: expected a table of the config, got \"lerner\""),
         ("local.slot=1", "--set local.slot: unknown field `slot`, expected one of `threads`"),
         ("learner.reuse", "--set: expected key=value, got \"learner.reuse\""),
         ("learner.reuse=many", "--set learner.reuse: invalid type: string \"many\", expected f64"),
         ("learner.reuse=-1.0", "--set learner.reuse: expected over 0, up to 100, got -1"),
         ("learner.learning_rate=nan", "--set learner.learning_rate: expected over 0, up to 1, got NaN"),
+        ("learner.device=gpu", "--set learner.device: unknown variant `gpu`, expected `cpu` or `cuda`"),
+        (
+            "learner.device=cuda",
+            "learner.device: expected cpu, or cuda in a build with `--features cuda` on a machine with",
+        ),
         ("batch.lag=2", "--set batch.lag: expected 0 or 1, got 2"),
         ("seed=-1", "--set seed: invalid value: integer `-1`, expected u64"),
         ("model.d_model=33", "--set model.d_model: expected a multiple of 16 up to 8192, got 33"),

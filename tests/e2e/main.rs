@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod bench;
+mod device;
 mod inspect;
 mod metrics;
 mod pure_function;
