@@ -1,6 +1,6 @@
 //! `inspect`: what the journal of a run holds, also while the run goes on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -202,7 +202,8 @@ impl Step {
             }
             Record::Step(step) => {
                 last = step.step;
-                found = found.take().or((step.step == number).then_some(step));
+                // The newest: a run that is not reproducible plays steps anew when it goes on.
+                found = (step.step == number).then_some(step).or(found.take());
             }
             _ => {}
         })?;
@@ -290,16 +291,19 @@ struct ExampleLine {
 impl Group {
     fn read(run: &Path, id: GroupId) -> Result<Group> {
         let GroupId { batch, index } = id;
-        let (mut found, mut num_in_batch) = (None, 0);
+        let (mut found, mut indices) = (None, BTreeSet::new());
         read_journal(run, |record| match record {
             Record::Group(scored) if scored.group.task.id.batch == batch => {
-                num_in_batch += 1;
-                found = found.take().or((scored.group.task.id.index == index).then_some(scored));
+                indices.insert(scored.group.task.id.index);
+                found = (scored.group.task.id.index == index).then_some(scored).or(found.take());
             }
             _ => {}
         })?;
         let found = found.with_context(|| {
-            format!("--group: expected a group of the journal, which has {num_in_batch} of batch {batch}, got {batch}/{index}")
+            format!(
+                "--group: expected a group of the journal, which has {} of batch {batch}, got {batch}/{index}",
+                indices.len()
+            )
         })?;
         Group::new(found)
     }

@@ -176,6 +176,7 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
                     num_admitted += 1;
                     expect_posable(domain.as_ref(), &admitted);
                     let found = domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap();
+                    assert_eq!(domain.level_of(found), level.level, "level binds");
                     let choices = trace(domain.proposal_grammar(found), &proposal, &mut MaskDictionary::default());
                     assert!(choices.is_some(), "the proposal is legal under the niche that it turned out to have");
                     assert_eq!(domain.admit(found, &proposal), Some(admitted));
@@ -189,6 +190,8 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
         for niche in [0, u64::MAX, 0x0102_0304_0506_0708].map(proto::Niche) {
             let mut rng = CounterRng::new(3, Purpose::Rollout, 0, niche.0, 0);
             domain.propose_prompt(niche, Difficulty::Unsolved);
+            let levels = domain.ladder_levels();
+            assert!(domain.level_of(niche) <= levels.last().unwrap().level);
             let proposal = random_walk(domain.proposal_grammar(niche), domain.max_proposal_tokens(niche), &mut rng);
             domain.admit(niche, &proposal);
         }
@@ -218,6 +221,8 @@ fn mutants_are_other_problems_that_may_be_posed() {
                         "{lengths:?}: a change makes no prompt longer than was allowed for"
                     );
                     expect_posable(domain.as_ref(), &mutant);
+                    let niche = domain.niche(&mutant.problem, mutant.key.as_ref()).unwrap();
+                    assert_eq!(domain.level_of(niche), level.level, "a change keeps the level");
                     parent = mutant;
                 }
             }

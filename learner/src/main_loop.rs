@@ -220,7 +220,13 @@ impl Learner {
                 Record::Manifest(manifest) => manifests.push(manifest),
                 Record::Control(decided) => control = Some(decided),
                 Record::Eval(eval) => evals.push(eval),
-                Record::Step(step) => drop(steps.insert(step.step, step)),
+                Record::Step(step) => {
+                    if !is_reproducible {
+                        // Exams from here on were of steps that are played anew.
+                        evals.retain(|eval: &EvalRecord| eval.step < step.step);
+                    }
+                    steps.insert(step.step, step);
+                }
                 Record::Group(scored) => {
                     let id = scored.group.task.id;
                     // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
@@ -235,17 +241,17 @@ impl Learner {
         if let Some(was) = started_before {
             was.expect_same(&manifest)?;
         }
+        let mut expected_steps = steps.split_off(&(state.step + 1));
+        if !is_reproducible {
+            expected_steps.clear();
+            evals.retain(|eval| eval.step <= state.step);
+        }
         if resumes || started_before.is_some() || !unreadable.is_empty() {
             let evals = evals.clone();
             drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable, evals }));
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
-        let mut expected_steps = steps.split_off(&(state.step + 1));
-        if !is_reproducible {
-            expected_steps.clear();
-            evals.retain(|eval| eval.step <= state.step);
-        }
         let last_checkpoint = resumes.then_some(state.step);
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {

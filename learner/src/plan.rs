@@ -319,7 +319,7 @@ mod tests {
         let (planned, _) = plan(&config, &mut state);
         let count = |family: &str| planned.iter().filter(|planned| planned.task.family == family).count();
         let of_level_1 = [count("a/1"), count("a own"), count("a archive"), count("a proposals")];
-        assert!(count("a/2").abs_diff(300) < 30 && of_level_1.iter().sum::<usize>() + count("a/2") == 400);
+        assert!(count("a/2").abs_diff(300) < 30, "{of_level_1:?}");
         assert!(of_level_1.iter().all(|count| *count > 0), "{of_level_1:?}");
     }
 

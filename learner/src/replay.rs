@@ -34,6 +34,9 @@ pub fn replay(
     last_step: u64,
     mut each: impl FnMut(u64),
 ) -> Result<ReplayReport, Error> {
+    if !config.learner.device.is_reproducible() {
+        return Err(Error::NotReproducible);
+    }
     let mut control = config.control();
     let state = State::initial(&config);
     let num_tasks = config.batch.num_tasks as usize;

@@ -1,4 +1,5 @@
-//! The control `learner.shuffle_labels`: as much training, on labels that say nothing.
+//! The control `learner.shuffle_labels`: as many examples, on labels that say nothing. Fewer of them repeat, so somewhat more is
+//! trained on.
 
 use std::collections::BTreeMap;
 

@@ -115,7 +115,7 @@ fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths:
     let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
     let (mut padded, mut packed, mut start) = (Vec::<u32>::new(), Vec::<u32>::new(), 0);
     for (sequence, len) in lengths.iter().enumerate() {
-        padded.extend((0..longest).map(|position| (start + position.min(len - 1)) as u32));
+        padded.extend((0..longest).map(|position| if position < *len { (start + position) as u32 } else { 0 }));
         packed.extend((0..*len).map(|position| (sequence * longest + position) as u32));
         start += len;
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, InProcess};
-use learner::{BuildId, Config, JournalReader, Manifest, Record, RunOptions, Summary};
+use domains::Split;
+use learner::{BuildId, Config, Exam, JournalReader, Manifest, Record, RunOptions, Summary};
 use policy::{DeviceKind, Numerics};
 use proto::ProblemSource;
 use tokio::sync::mpsc;
@@ -13,13 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::runs::Folder;
 
-/// The preset `smoke`, without exams, ten steps.
+/// The preset `smoke`: ten steps, an exam every five.
 fn config() -> Config {
     let mut table: toml::Table = toml::from_str(include_str!("../../deploy/configs/smoke.toml")).unwrap();
     table.remove("local");
     let mut config: Config = table.try_into().unwrap();
     config.schedule.num_steps = Some(10);
-    config.exams.names.clear();
+    config.exams.names = vec!["countdown-3".to_owned()];
+    config.exams.every_steps = 5;
     config
 }
 
@@ -47,6 +49,8 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         numerics: Numerics::measure(DeviceKind::Cpu).unwrap(),
         reproducible,
     };
+    let problems = domains::exam("countdown-3").unwrap().split(Split::Dev)[..20].to_vec();
+    let exams = vec![Exam { name: "countdown-3".to_owned(), problems }];
     let (events, _followed) = mpsc::unbounded_channel();
     let shutdown = CancellationToken::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -54,7 +58,7 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         let bus: Arc<dyn Bus> = Arc::new(InProcess::new(64));
         tokio::spawn(actor::run(actor::Config { num_threads: 1, num_slots: 64 }, bus.clone(), shutdown.clone()));
         tokio::spawn(verifier::run(bus.clone(), shutdown.clone()));
-        learner::run(config, options, manifest, sources(), Vec::new(), bus, events, shutdown.clone()).await.unwrap()
+        learner::run(config, options, manifest, sources(), exams, bus, events, shutdown.clone()).await.unwrap()
     })
 }
 
@@ -73,13 +77,18 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
         let folder = Folder::new();
         let run_dir = folder.path("run");
         let first = run(&run_dir, reproducible);
-        assert_eq!(first.step, 10);
-        std::fs::remove_dir_all(run_dir.join("checkpoints/step_00000010")).unwrap();
-        let second = run(&run_dir, reproducible);
-        assert_eq!((second.step, second.weights_digest), (10, first.weights_digest));
         let once: Vec<u64> = (1..=10).collect();
-        let again: Vec<u64> = (1..=10).chain(6..=10).collect();
-        assert_eq!(journalled_steps(&run_dir), if reproducible { once } else { again });
+        assert_eq!(journalled_steps(&run_dir), once);
+        for num_lost in 1..=2 {
+            std::fs::remove_dir_all(run_dir.join("checkpoints/step_00000010")).unwrap();
+            let again = run(&run_dir, reproducible);
+            assert_eq!((again.step, again.weights_digest), (10, first.weights_digest));
+            let sat: Vec<u64> = again.evals.iter().map(|eval| eval.step).collect();
+            assert_eq!(sat, [0, 5, 10], "every exam counts once");
+            let anew = (6..=10).cycle().take(if reproducible { 0 } else { 5 * num_lost });
+            let expected: Vec<u64> = once.iter().copied().chain(anew).collect();
+            assert_eq!(journalled_steps(&run_dir), expected);
+        }
         let replayed = learner::replay(config(), &run_dir.join("journal"), sources(), 1, u64::MAX, |_| {});
         match replayed {
             Ok(report) => assert_eq!((reproducible, report.num_steps), (true, 10)),

@@ -111,7 +111,7 @@ pub(super) fn ladder(
 
 /// Gives the level of problems of a mode, about programs of a minimal length.
 pub(super) fn level(mode: Mode, length: usize) -> u32 {
-    (length.saturating_sub(1) * NUM_MODES + mode as usize + 1) as u32
+    ((length - 1) * NUM_MODES + mode as usize + 1) as u32
 }
 
 /// Lists the strata of an exam.

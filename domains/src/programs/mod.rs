@@ -126,7 +126,8 @@ impl ProblemSource for Programs {
 
     fn level_of(&self, niche: Niche) -> u32 {
         let Descriptor { mode, length, .. } = Descriptor::of(niche);
-        generate::level(mode, usize::from(length))
+        let length = usize::from(length);
+        if (1..=self.dialect.max_operations()).contains(&length) { generate::level(mode, length) } else { 0 }
     }
 
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
