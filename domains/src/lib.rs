@@ -11,7 +11,7 @@ pub mod vocabulary;
 
 use std::sync::Arc;
 
-use proto::{KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verdict};
+use proto::{Aim, KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verdict};
 
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_specs};
@@ -77,8 +77,8 @@ pub trait Domain: ProblemSource {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error>;
 
-    /// Lists problems whose answers follow from running an answer, with those answers. Training on them is supervision by
-    /// the machine that runs it, and is called so.
+    /// Lists problems, one of a kind, whose answers follow from running what a problem shows or an answer is, with those answers.
+    /// Training on them is supervision by the machine that runs it, and is called so.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
@@ -99,11 +99,12 @@ pub trait Domain: ProblemSource {
     /// of the text alone: whether the problem is new is for others to say.
     fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem>;
 
-    /// Gives what an answer aims at, for weighting: problems of one goal differ in their givens only.
+    /// Gives what an answer aims at. Where the answer is what a problem asks to do, as a program is, it tells more than the
+    /// problem; without tokens only the problem counts.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn goal(&self, problem: &Problem) -> Result<u64, Error>;
+    fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error>;
 
     /// Writes an answer for people.
     fn render_answer(&self, answer: &[Token]) -> String;

@@ -1,7 +1,7 @@
 //! What programs promise beyond the conformance suite: meaning by hand and by a second evaluator, hostile answers,
 //! keys, held-out behaviours, and exams that are what they say.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use domains::programs::{Dialect, ExamSplit, Mode, Programs, Stratum};
 use domains::{Domain, Exam, ExamSpec, Next, enumerate_answers, exam};
@@ -326,7 +326,7 @@ fn a_second_evaluator_agrees() {
                 Ok(deduction) => {
                     assert_eq!(deduction.text, text, "canonical");
                     let expected = expected.unwrap_or_else(|| panic!("{text}: expected no value"));
-                    let (settled, answer) = domain.executions(&deduction, &[]).unwrap().pop().unwrap();
+                    let (settled, answer) = domain.executions(&deduction, &[]).unwrap().swap_remove(0);
                     assert_eq!(settled, deduction);
                     assert_eq!(domain.render_answer(&answer), data_text(&expected), "{text}");
                     assert_eq!(domain.judge(&deduction, &answer).unwrap(), Verdict::Correct);
@@ -612,7 +612,7 @@ fn held_out_behaviors_are_recognised_in_every_mode_and_spelling() {
                 for input in ["[1 2]", "[3]", "[7 1 5]"] {
                     if let Ok(deduction) = domain.problem_from_text(&format!("{program} : {input} -> ?")) {
                         assert!(domain.is_exam(&deduction), "{deduction:?}");
-                        let (_, answer) = domain.executions(&deduction, &[]).unwrap().pop().unwrap();
+                        let (_, answer) = domain.executions(&deduction, &[]).unwrap().swap_remove(0);
                         let output = domain.render_answer(&answer);
                         assert!(domain.is_exam(&self::problem(domain, &format!("{program} : ? -> {output}"))));
                     }
@@ -659,9 +659,43 @@ fn descriptors_say_what_kind_of_problem_it_is() {
     assert_eq!((known.length, known.operations.count_ones(), known.output_bucket), (1, 1, 2));
     assert_eq!(describe("sum neg : [1 2] -> ?", None).output_bucket, 0);
     // Problems of one goal differ in their givens only.
-    let goal = |text| FULL.goal(&problem(FULL, text)).unwrap();
-    assert_eq!(goal("sum : [1 2] -> ?"), goal("sum : [3 4] -> ?"));
-    assert_ne!(goal("sum : [1 2] -> ?"), goal("max : [1 2] -> ?"));
+    let aim = |text| FULL.aim(&problem(FULL, text), &[]).unwrap();
+    assert_eq!(aim("sum : [1 2] -> ?"), aim("sum : [3 4] -> ?"));
+    assert_ne!(aim("sum : [1 2] -> ?"), aim("max : [1 2] -> ?"));
+    assert_eq!([aim("sum : [1 2] -> ?").level, aim("sort rev : ? -> [2 1]").level], [1, 5]);
+    // Of a program that was asked for, the answer tells what it does.
+    let induction = problem(FULL, "? max 2 : [1 2] -> 3 ; [4] -> 4");
+    let aim = |answer| FULL.aim(&induction, &tokens_of(FULL, &induction, answer)).unwrap();
+    assert_eq!(aim("sum").level, 6);
+    assert_ne!(aim("sum"), aim("rev sum"));
+}
+
+/// A program that a problem shows is also to be induced: by pairs that it has, from inputs that depend on the answer.
+#[test]
+fn programs_that_were_run_make_induction_problems() {
+    for domain in [FULL, DIGITS] {
+        let mut texts = BTreeSet::new();
+        let (mut num_run, mut num_made) = (0, 0);
+        for index in 0..300 {
+            let num_lengths = domain.ladder_levels().len() as u64 / 3;
+            let level = 3 * (index % num_lengths) as u32 + 2;
+            let drawn = domain.draw_ladder(level, 13, index);
+            let answer = random_answer(domain, &drawn.problem, &mut CounterRng::new(13, Purpose::Rollout, 0, index, 0));
+            let settled = domain.executions(&drawn.problem, &answer).unwrap();
+            num_run += usize::from(!settled.is_empty());
+            for (induction, program) in settled.into_iter().skip(1) {
+                num_made += 1;
+                let reference = key(&domain.render_answer(&program));
+                assert!(drawn.problem.text.starts_with(&format!("{} : ?", reference.text)));
+                assert_eq!(domain.judge_induction(&induction, &reference, &program).unwrap(), Verdict::Correct);
+                assert_eq!(domain.aim(&induction, &program).unwrap().level, level + 1);
+                assert!(domain.prompt(&induction).unwrap().len() <= 40);
+                texts.insert(induction.text);
+            }
+        }
+        assert!(num_run > 200 && num_made > num_run * 9 / 10, "{num_made} of {num_run}");
+        assert_eq!(texts.len(), num_made, "inputs are drawn anew");
+    }
 }
 
 // Exams.
@@ -723,7 +757,7 @@ fn no_shorter_program_does_what_an_exam_program_does() {
                 .iter()
                 .filter_map(|input| {
                     let deduction = domain.problem_from_text(&format!("{} : {input} -> ?", key.text)).ok()?;
-                    let (_, answer) = domain.executions(&deduction, &[]).unwrap().pop()?;
+                    let (_, answer) = domain.executions(&deduction, &[]).unwrap().into_iter().next()?;
                     Some(format!("{input} -> {}", domain.render_answer(&answer)))
                 })
                 .take(4)

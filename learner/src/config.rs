@@ -60,17 +60,17 @@ pub struct DomainShare {
     pub name: String,
     /// Weight among all domains, of the tasks asked and of the input tokens trained on; over 0.
     pub share: f64,
-    /// What its ladder asks.
+    /// What is asked and trained on.
     pub levels: Vec<LevelWeight>,
 }
 
-/// A level of a ladder and how often it is asked.
+/// A level of a ladder, how often it is asked, and how much it is trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LevelWeight {
     /// The level.
     pub level: u32,
-    /// Weight among the domain's levels; over 0.
+    /// Weight among the domain's levels, of tasks and of input tokens trained on; over 0.
     pub weight: f64,
 }
 
@@ -134,7 +134,8 @@ pub struct LearnerConfig {
     pub max_grad_norm: f64,
     /// Decay of the averaged weights (for exams and export) at each update; in [0, 1).
     pub ema_decay: f64,
-    /// Examples in a replay window, no two alike, first in first out; every domain has one to solve and one to propose. 1 or more.
+    /// Examples that a domain's replay windows hold to solve, and as many to propose; every level has its share of them. No two
+    /// are alike, first in first out. 1 or more.
     pub window_examples: usize,
     /// How often an example is drawn, on average; over 0.
     pub reuse: f64,

@@ -304,9 +304,8 @@ impl Fold {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Shuffle, self.state.step, 0, 0);
             examples = shuffled(groups, examples, &mut rng);
         }
-        let capacity = self.config.learner.window_examples;
-        let windows = &mut self.state.windows;
-        let num_examples = examples.into_iter().map(|labelled| u64::from(windows.push(labelled, capacity))).sum();
+        let (windows, config) = (&mut self.state.windows, &self.config);
+        let num_examples = examples.into_iter().map(|labelled| u64::from(windows.push(labelled, config))).sum();
         let own = &mut self.state.self_play;
         own.archive.decay();
         let (num_niches, num_archived) = own.archive.size();

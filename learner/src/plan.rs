@@ -182,7 +182,7 @@ pub(crate) fn draw<'a, T>(rng: &mut CounterRng, items: &'a [T], weight: impl Fn(
 mod tests {
     use std::collections::BTreeMap;
 
-    use proto::{Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
+    use proto::{Aim, Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
 
     use super::*;
     use crate::config::{LevelWeight, ProblemShares, ProposerLoss};
@@ -250,7 +250,7 @@ mod tests {
                 group: Group { task, masks: Vec::new(), rollouts: (0..num_proposals).map(rollout).collect() },
                 prompt: Vec::new(),
                 niche: Niche(1),
-                goal: 1,
+                aim: Aim { level: 1, goal: 1 },
                 verdicts: vec![Verdict::Correct; num_proposals as usize],
                 example_masks: Vec::new(),
                 examples: Vec::new(),

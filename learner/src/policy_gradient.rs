@@ -209,8 +209,8 @@ fn whitened(values: &[f64], counts: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use proto::{
-        ActionMask, Choice, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
-        TaskKind,
+        ActionMask, Aim, Choice, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task,
+        TaskId, TaskKind,
     };
 
     use super::*;
@@ -259,7 +259,7 @@ mod tests {
             group: Group { task, masks, rollouts: answers.iter().map(rollout).collect() },
             prompt: vec![9],
             niche: Niche(0),
-            goal: 0,
+            aim: Aim { level: 1, goal: 0 },
             verdicts: answers.iter().map(|(verdict, _)| *verdict).collect(),
             example_masks: Vec::new(),
             examples: Vec::new(),

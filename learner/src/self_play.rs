@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use policy::{Objective, PolicyGradient, Sequence};
 use proto::{
-    ActionMask, Choice, Difficulty, Digest, Example, ExampleChoice, KeyedProblem, LabelOrigin, Niche, ProblemOrigin,
-    ProblemSource, ScoredGroup, Token,
+    ActionMask, Aim, Choice, Difficulty, Digest, Example, ExampleChoice, KeyedProblem, LabelOrigin, Niche,
+    ProblemOrigin, ProblemSource, ScoredGroup, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -141,7 +141,7 @@ impl StoredProposal {
             choices: self.choices,
             problem_origin: ProblemOrigin::Proposer,
             label_origin: LabelOrigin::Proposal,
-            goal: self.niche.0,
+            aim: Aim { level: source.level_of(self.niche), goal: self.niche.0 },
         };
         (example, self.masks)
     }

@@ -8,7 +8,7 @@ use proto::{CounterRng, Example, ExampleChoice, LabelOrigin, ProblemOrigin, Requ
 use crate::window::Labelled;
 
 /// Permutes verdicts among the rollouts of a batch, so that as many answers as were right are taken for right; and gives
-/// every other example the prompt, with the goal that it names, of another one of equal shape. Masks stay with their
+/// every other example the prompt, with what it aims at, of another one of equal shape. Masks stay with their
 /// answers. Where no other prompt is to be had the example is left out: it would keep its true label.
 pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mut CounterRng) -> Vec<Labelled> {
     let mut by_shape = BTreeMap::<_, BTreeMap<Vec<Token>, Vec<Labelled>>>::new();
@@ -27,10 +27,10 @@ pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mu
         if 2 * shift > examples.len() {
             continue;
         }
-        let mut labels: Vec<_> = examples.iter().map(|it| (it.example.prompt.clone(), it.example.goal)).collect();
+        let mut labels: Vec<_> = examples.iter().map(|it| (it.example.prompt.clone(), it.example.aim)).collect();
         labels.rotate_left(shift);
-        for (labelled, (prompt, goal)) in examples.iter_mut().zip(labels) {
-            (labelled.example.prompt, labelled.example.goal) = (prompt, goal);
+        for (labelled, (prompt, aim)) in examples.iter_mut().zip(labels) {
+            (labelled.example.prompt, labelled.example.aim) = (prompt, aim);
         }
         relabelled.extend(examples);
     }
@@ -68,7 +68,7 @@ fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: Prob
         choices: choices.map(|(choice, mask)| ExampleChoice { position: choice.position, mask }).collect(),
         problem_origin,
         label_origin: LabelOrigin::Solved,
-        goal: scored.goal,
+        aim: scored.aim,
     };
     let masks = rollout.choices.iter().map(|choice| scored.group.masks[usize::from(choice.mask)]).collect();
     (!example.choices.is_empty()).then(|| Labelled { domain: domain.to_owned(), example, masks })
@@ -77,7 +77,8 @@ fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: Prob
 #[cfg(test)]
 mod tests {
     use proto::{
-        Behavior, Choice, Digest, Group, Niche, Problem, Purpose, Rollout, Sampling, StopReason, Task, TaskId, TaskKind,
+        Aim, Behavior, Choice, Digest, Group, Niche, Problem, Purpose, Rollout, Sampling, StopReason, Task, TaskId,
+        TaskKind,
     };
 
     use super::*;
@@ -107,7 +108,7 @@ mod tests {
             group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: (0..10).map(rollout).collect() },
             prompt: vec![200, index as u16],
             niche: Niche(7),
-            goal: 7,
+            aim: Aim { level: 1, goal: 7 },
             verdicts: (0..10).map(verdict).collect(),
             example_masks: Vec::new(),
             examples: Vec::new(),
@@ -122,7 +123,7 @@ mod tests {
             choices: Vec::new(),
             problem_origin: ProblemOrigin::Ladder,
             label_origin,
-            goal,
+            aim: Aim { level: 1, goal },
         };
         Labelled { domain: "d".to_owned(), example, masks: Vec::new() }
     }
@@ -150,7 +151,7 @@ mod tests {
         for Labelled { example, .. } in moved {
             let own = if example.answer.len() == 2 { example.answer[0] } else { example.answer[0] / 2 };
             assert_ne!(example.prompt[0], own, "no label stays true");
-            assert_eq!(u64::from(example.prompt[0]), example.goal, "a prompt keeps its goal");
+            assert_eq!(u64::from(example.prompt[0]), example.aim.goal, "a prompt keeps its goal");
             assert_eq!(example.prompt.len() + example.answer.len(), 3, "shapes are kept");
         }
     }

@@ -5,6 +5,7 @@ use proto::{ActionMask, CounterRng, Digest, Example, LabelOrigin, ProblemOrigin}
 use serde::{Deserialize, Serialize};
 
 use crate::Config;
+use crate::config::DomainShare;
 use crate::plan::draw;
 
 /// An example of a domain, with one mask for each of its choices.
@@ -20,6 +21,7 @@ pub(crate) struct Labelled {
 struct Stream {
     domain: String,
     role: Role,
+    level: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,7 +30,7 @@ enum Role {
     Propose,
 }
 
-/// A replay window for each domain and role, so that none crowds out another.
+/// A replay window for each domain, role and level, so that none crowds out another.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Windows {
     by_stream: BTreeMap<Stream, Window>,
@@ -68,12 +70,14 @@ struct SavedExample {
 }
 
 impl Windows {
-    /// Adds an example, unless it is there already; drops the oldest ones of its stream over `capacity`. Tells whether it was
-    /// new.
-    pub(crate) fn push(&mut self, labelled: Labelled, capacity: usize) -> bool {
+    /// Adds an example, unless it is there already or of a level that the config has not; drops the oldest ones of its
+    /// stream that there is no room for. Tells whether it was added.
+    pub(crate) fn push(&mut self, labelled: Labelled, config: &Config) -> bool {
         let Labelled { domain, example, masks } = labelled;
         let role = if example.label_origin == LabelOrigin::Proposal { Role::Propose } else { Role::Solve };
-        self.by_stream.entry(Stream { domain, role }).or_default().push(Stored::new(example, masks), capacity)
+        let stream = Stream { domain, role, level: example.aim.level };
+        let capacity = (config.learner.window_examples as f64 * stream.share_of_domain(config)).ceil() as usize;
+        capacity > 0 && self.by_stream.entry(stream).or_default().push(Stored::new(example, masks), capacity)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -83,16 +87,10 @@ impl Windows {
     /// Draws examples with their weights. Streams come up so that their shares of the trained tokens are those of the
     /// config; within a stream all examples are alike.
     pub(crate) fn sample(&self, config: &Config, num_draws: usize, rng: &mut CounterRng) -> Vec<(&Stored, f64)> {
-        let proposer_share = config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
-        let token_share = |stream: &Stream| {
-            let domain = config.domains.iter().find(|domain| domain.name == stream.domain);
-            let of_role = if stream.role == Role::Solve { 1.0 - proposer_share } else { proposer_share };
-            domain.map_or(0.0, |domain| domain.share) * of_role
-        };
         let windows: Vec<(&Window, f64)> = self
             .by_stream
             .iter()
-            .map(|(stream, window)| (window, token_share(stream) / window.mean_tokens()))
+            .map(|(stream, window)| (window, stream.token_share(config) / window.mean_tokens()))
             .filter(|(_, rate)| *rate > 0.0)
             .collect();
         if windows.is_empty() {
@@ -101,7 +99,7 @@ impl Windows {
         let draw_one = |_| {
             let (window, _) = draw(rng, &windows, |(_, rate)| *rate);
             let stored = &window.examples[rng.below(window.examples.len() as u64) as usize];
-            (stored, window.weight(stored.example.goal, config.learner.max_goal_weight))
+            (stored, window.weight(stored.example.aim.goal, config.learner.max_goal_weight))
         };
         (0..num_draws).map(draw_one).collect()
     }
@@ -124,22 +122,43 @@ impl Windows {
     }
 }
 
+impl Stream {
+    /// Gives the weight of its trained tokens among all streams'.
+    fn token_share(&self, config: &Config) -> f64 {
+        let proposer_share = config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
+        let of_role = if self.role == Role::Solve { 1.0 - proposer_share } else { proposer_share };
+        self.domain(config).map_or(0.0, |domain| domain.share) * of_role * self.share_of_domain(config)
+    }
+
+    /// Gives the level's share of its domain, 0 to 1.
+    fn share_of_domain(&self, config: &Config) -> f64 {
+        let levels = self.domain(config).map_or(&[][..], |domain| &domain.levels);
+        let own = levels.iter().filter(|entry| entry.level == self.level).map(|entry| entry.weight).sum::<f64>();
+        let all = levels.iter().map(|entry| entry.weight).sum::<f64>();
+        if own > 0.0 { own / all } else { 0.0 }
+    }
+
+    fn domain<'a>(&self, config: &'a Config) -> Option<&'a DomainShare> {
+        config.domains.iter().find(|domain| domain.name == self.domain)
+    }
+}
+
 impl Window {
     fn push(&mut self, stored: Stored, capacity: usize) -> bool {
         if !self.digests.insert(stored.digest) {
             return false;
         }
-        *self.goal_counts.entry(stored.example.goal).or_default() += 1;
+        *self.goal_counts.entry(stored.example.aim.goal).or_default() += 1;
         self.num_tokens += stored.sequence.tokens.len() as u64;
         self.examples.push_back(stored);
         while self.examples.len() > capacity {
             let oldest = self.examples.pop_front().expect("the window is not empty");
             self.digests.remove(&oldest.digest);
             self.num_tokens -= oldest.sequence.tokens.len() as u64;
-            let count = self.goal_counts.get_mut(&oldest.example.goal).expect("every goal is counted");
+            let count = self.goal_counts.get_mut(&oldest.example.aim.goal).expect("every goal is counted");
             *count -= 1;
             if *count == 0 {
-                self.goal_counts.remove(&oldest.example.goal);
+                self.goal_counts.remove(&oldest.example.aim.goal);
             }
         }
         true
@@ -171,20 +190,31 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use proto::{ExampleChoice, Purpose};
+    use proto::{Aim, ExampleChoice, Purpose};
 
     use super::*;
-    use crate::config::{DomainShare, ProblemShares, ProposerLoss, SelfPlayConfig};
+    use crate::config::{LevelWeight, ProblemShares, ProposerLoss, SelfPlayConfig};
+
+    /// Domains a and b, of which a has three times the share, with levels 1 and 2.
+    fn config(window_examples: usize, weights: [f64; 2]) -> Config {
+        let mut config = crate::test_config();
+        let levels: Vec<LevelWeight> =
+            (1..).zip(weights).map(|(level, weight)| LevelWeight { level, weight }).collect();
+        let domain = |name: &str, share| DomainShare { name: name.to_owned(), share, levels: levels.clone() };
+        config.domains = vec![domain("a", 3.0), domain("b", 1.0)];
+        config.learner.window_examples = window_examples;
+        config
+    }
 
     /// Examples of different numbers differ in the end of their answers.
-    fn labelled(domain: &str, num_prompt_tokens: usize, number: u16, goal: u64, label_origin: LabelOrigin) -> Labelled {
+    fn labelled(domain: &str, num_prompt_tokens: usize, number: u16, aim: Aim, label_origin: LabelOrigin) -> Labelled {
         let example = Example {
             prompt: vec![1; num_prompt_tokens],
             answer: vec![3, 4, number],
             choices: vec![ExampleChoice { position: 1, mask: 0 }],
             problem_origin: ProblemOrigin::Ladder,
             label_origin,
-            goal,
+            aim,
         };
         Labelled { domain: domain.to_owned(), example, masks: vec![[4, 7].into_iter().collect()] }
     }
@@ -192,8 +222,11 @@ mod tests {
     #[test]
     fn rare_goals_weigh_more_and_the_oldest_go_first() {
         let mut windows = Windows::default();
+        // A window of eight examples, half of it for the level.
+        let config = config(8, [1.0, 1.0]);
         for (number, goal) in [9, 1, 1, 1, 2].into_iter().enumerate() {
-            assert!(windows.push(labelled("a", 2, number as u16, goal, LabelOrigin::Solved), 4));
+            let aim = Aim { level: 1, goal };
+            assert!(windows.push(labelled("a", 2, number as u16, aim, LabelOrigin::Solved), &config));
         }
         let window = windows.by_stream.values().next().unwrap();
         assert_eq!((window.examples.len(), window.num_tokens), (4, 12));
@@ -208,12 +241,17 @@ mod tests {
     }
 
     #[test]
-    fn no_example_is_held_twice() {
+    fn no_example_is_held_twice_and_none_of_a_level_that_is_not_asked() {
         let mut windows = Windows::default();
-        let mut push = |number, domain| windows.push(labelled(domain, 2, number, 1, LabelOrigin::Hindsight), 2);
-        assert_eq!([push(0, "a"), push(0, "a"), push(0, "b"), push(1, "a")], [true, false, true, true]);
-        assert_eq!([push(2, "a"), push(1, "a")], [true, false], "0 made room");
-        assert!(push(0, "a"), "what is gone may come back");
+        let config = config(4, [1.0, 1.0]);
+        let mut push = |number, domain, level| {
+            let aim = Aim { level, goal: 1 };
+            windows.push(labelled(domain, 2, number, aim, LabelOrigin::Hindsight), &config)
+        };
+        assert_eq!([push(0, "a", 1), push(0, "a", 1), push(0, "b", 1), push(1, "a", 1)], [true, false, true, true]);
+        assert_eq!([push(2, "a", 1), push(1, "a", 1)], [true, false], "0 made room");
+        assert!(push(0, "a", 1), "what is gone may come back");
+        assert_eq!([push(0, "a", 0), push(0, "a", 3), push(0, "c", 1)], [false; 3]);
         let lengths = windows.by_stream.values().map(|window| (window.examples.len(), window.digests.len()));
         assert_eq!(lengths.collect::<Vec<_>>(), [(2, 2), (1, 1)]);
     }
@@ -221,20 +259,24 @@ mod tests {
     /// Long and short, many and few: what is trained follows the config all the same.
     #[test]
     fn shares_are_of_trained_tokens() {
-        let mut config = crate::test_config();
-        let domain = |name: &str, share| DomainShare { name: name.to_owned(), share, levels: Vec::new() };
-        config.domains = vec![domain("a", 3.0), domain("b", 1.0)];
+        let mut config = config(100, [1.0, 3.0]);
         let proposer_loss = ProposerLoss::CrossEntropy;
         let problems = ProblemShares { proposer: 1.0, mutation: 0.0, archive: 0.0, ladder: 0.0 };
         config.self_play =
             Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 1, proposer_loss, proposer_share: 0.2, problems });
         let mut windows = Windows::default();
+        let mut push = |domain, num_prompt_tokens, number, level, label_origin| {
+            let labelled = labelled(domain, num_prompt_tokens, number, Aim { level, goal: 1 }, label_origin);
+            assert!(windows.push(labelled, &config));
+        };
         for number in 0..5 {
-            windows.push(labelled("a", 4, number, 1, LabelOrigin::Solved), 100);
-            windows.push(labelled("a", 2, number, 1, LabelOrigin::Proposal), 100);
+            push("a", 4, number, 1, LabelOrigin::Solved);
+            push("a", 2, number, 1, LabelOrigin::Proposal);
+            push("b", 29, number, 2, LabelOrigin::Executor);
         }
         for number in 0..50 {
-            windows.push(labelled("b", 19, number, 1, LabelOrigin::Hindsight), 100);
+            push("a", 14, number, 2, LabelOrigin::Solved);
+            push("b", 19, number, 1, LabelOrigin::Hindsight);
         }
         let mut rng = CounterRng::new(0, Purpose::Replay, 0, 0, 0);
         let mut num_tokens = BTreeMap::<usize, usize>::new();
@@ -242,10 +284,13 @@ mod tests {
             *num_tokens.entry(stored.sequence.tokens.len()).or_default() += stored.sequence.tokens.len();
         }
         let total: usize = num_tokens.values().sum();
-        // a: 0.75 of the tokens, a fifth of it to propose; b proposes nothing, so its 0.25 * 0.2 is shared out.
-        for (len, expected) in [(5, 0.60 / 0.95), (3, 0.15 / 0.95), (20, 0.20 / 0.95)] {
+        // a: 0.75 of the tokens, a fifth of it to propose, a quarter of either of level 1. What has no examples is shared out.
+        let expected = [(5, 0.75 * 0.8 * 0.25), (15, 0.75 * 0.8 * 0.75), (3, 0.75 * 0.2 * 0.25)];
+        let expected = [&expected[..], &[(20, 0.25 * 0.8 * 0.25), (30, 0.25 * 0.8 * 0.75)]].concat();
+        let present: f64 = expected.iter().map(|(_, share)| share).sum();
+        for (len, expected) in expected {
             let share = num_tokens[&len] as f64 / total as f64;
-            assert!((share - expected).abs() < 0.02, "{len}: {share} {expected}");
+            assert!((share - expected / present).abs() < 0.02, "{len}: {share} {expected}");
         }
     }
 }

@@ -16,7 +16,7 @@ pub use mask::{ActionMask, MASK_BITS};
 pub use problem::{Difficulty, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemOrigin, ProblemSource};
 pub use rng::{CounterRng, Purpose};
 pub use rollout::{
-    Choice, Example, ExampleChoice, Group, LabelOrigin, Proposal, Rollout, ScoredGroup, SearchTrace, StopReason,
+    Aim, Choice, Example, ExampleChoice, Group, LabelOrigin, Proposal, Rollout, ScoredGroup, SearchTrace, StopReason,
     Verdict, VersionSpan,
 };
 pub use task::{Behavior, Request, Sampling, Task, TaskId, TaskKind};

@@ -1,6 +1,8 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::Digest;
+
 /// What a stream of random draws is for. Part of its key, so that two uses never share draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -22,6 +24,8 @@ pub enum Purpose {
     Shuffle,
     /// A change of a problem of the archive.
     Mutation,
+    /// Inputs that a verifier runs a program on.
+    Execution,
 }
 
 /// Random draws that are a function of their key alone: (seed, purpose, batch, index, attempt).
@@ -47,6 +51,12 @@ impl CounterRng {
             hasher.update(&word.to_le_bytes());
         }
         CounterRng(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
+    }
+
+    /// Opens the stream of what a digest names.
+    pub fn of_digest(digest: &Digest, purpose: Purpose) -> CounterRng {
+        let (head, _) = digest.as_bytes().split_first_chunk().expect("a digest has 32 bytes");
+        CounterRng::new(u64::from_le_bytes(*head), purpose, 0, 0, 0)
     }
 
     /// Draws 64 bits.

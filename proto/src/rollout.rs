@@ -111,6 +111,15 @@ pub struct ExampleChoice {
     pub mask: u16,
 }
 
+/// What an answer is aimed at, by which examples are balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aim {
+    /// Level of the problem on its domain's ladder, 0 where there is none. Levels are trained on in the shares of the config.
+    pub level: u32,
+    /// Within the level, problems of one goal differ in their givens only. Rare goals weigh more.
+    pub goal: u64,
+}
+
 /// What a learner trains on: a prompt and a verified answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
@@ -124,8 +133,8 @@ pub struct Example {
     pub problem_origin: ProblemOrigin,
     /// How the label came about.
     pub label_origin: LabelOrigin,
-    /// What the answer is aimed at; examples are weighted so that rare goals count more.
-    pub goal: u64,
+    /// What the answer is aimed at.
+    pub aim: Aim,
 }
 
 /// A problem that a rollout wrote and that was admitted: it parses, has a solution, and asks something.
@@ -150,8 +159,8 @@ pub struct ScoredGroup {
     pub prompt: Vec<Token>,
     /// The niche of the problem that was posed; of problems asked for: the niche that was named.
     pub niche: Niche,
-    /// What answers to it aim at, as in [`Example::goal`].
-    pub goal: u64,
+    /// What answers to it aim at, as far as the problem alone tells.
+    pub aim: Aim,
     /// One per rollout, in order.
     pub verdicts: Vec<Verdict>,
     /// Dictionary of the action masks of the examples.

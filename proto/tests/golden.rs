@@ -1,9 +1,9 @@
 //! Wire bytes are a promise: old journals must stay readable. To change them, bump `WIRE_VERSION` and keep the old bytes.
 
 use proto::{
-    ActionMask, Behavior, Choice, Digest, Example, ExampleChoice, Group, KeyedProblem, LabelOrigin, Niche, Problem,
-    ProblemKey, ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, StopReason, Task, TaskId, TaskKind,
-    Verdict, VersionSpan, wire,
+    ActionMask, Aim, Behavior, Choice, Digest, Example, ExampleChoice, Group, KeyedProblem, LabelOrigin, Niche,
+    Problem, ProblemKey, ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, StopReason, Task, TaskId,
+    TaskKind, Verdict, VersionSpan, wire,
 };
 
 fn scored_group() -> ScoredGroup {
@@ -31,7 +31,7 @@ fn scored_group() -> ScoredGroup {
         group: Group { task, masks: vec![mask], rollouts: vec![rollout] },
         prompt: vec![120, 124, 4, 7, 3],
         niche: Niche(0x0002_0002),
-        goal: 9,
+        aim: Aim { level: 2, goal: 9 },
         verdicts: vec![Verdict::Correct],
         example_masks: vec![mask],
         examples: vec![Example {
@@ -40,7 +40,7 @@ fn scored_group() -> ScoredGroup {
             choices: vec![ExampleChoice { position: 1, mask: 0 }],
             problem_origin: ProblemOrigin::Ladder,
             label_origin: LabelOrigin::Solved,
-            goal: 9,
+            aim: Aim { level: 2, goal: 9 },
         }],
         proposals: vec![Proposal {
             rollout: 0,
@@ -54,8 +54,8 @@ fn scored_group() -> ScoredGroup {
 #[test]
 fn bytes_of_a_scored_group_are_fixed() {
     let bytes = wire::encode(&scored_group());
-    assert_eq!(bytes.len(), 191);
-    assert_eq!(Digest::of_bytes(&bytes).short(), "23a96dd6f943");
+    assert_eq!(bytes.len(), 193);
+    assert_eq!(Digest::of_bytes(&bytes).short(), "e1cb95527551");
     assert_eq!(wire::decode::<ScoredGroup>(&bytes).unwrap(), scored_group());
 }
 
@@ -68,7 +68,7 @@ fn no_cut_and_no_extra_byte_decodes() {
     let longer = [&bytes[..], &[0]].concat();
     assert!(wire::decode::<ScoredGroup>(&longer).unwrap_err().to_string().contains("1 bytes follow the value"));
     let newer = [&[wire::WIRE_VERSION + 1], &bytes[1..]].concat();
-    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 2, got 3");
+    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 3, got 4");
 }
 
 /// Whatever points out of the message is found before anybody follows it.

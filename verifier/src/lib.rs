@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bus::Bus;
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
-    Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request,
+    Aim, Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request,
     ScoredGroup, TaskKind, Token, Verdict,
 };
 use tokio_util::sync::CancellationToken;
@@ -97,7 +97,7 @@ fn score_answers(
     Ok(ScoredGroup {
         prompt: domain.prompt(problem)?,
         niche: domain.niche(problem, key)?,
-        goal: domain.goal(problem)?,
+        aim: domain.aim(problem, &[])?,
         verdicts,
         example_masks: examples.masks.into_masks(),
         examples: examples.made,
@@ -125,8 +125,7 @@ impl Examples<'_> {
         } else if let Some(solved) = self.domain.hindsight(problem, answer)? {
             self.add(&solved, answer, LabelOrigin::Hindsight)?;
         }
-        // One a rollout: running is cheap, and would otherwise drown what was played.
-        for (settled, output) in self.domain.executions(problem, answer)?.into_iter().take(1) {
+        for (settled, output) in self.domain.executions(problem, answer)? {
             let is_solved_here = verdict == Verdict::Correct && settled == *problem;
             if !is_solved_here && self.executed.insert(settled.text.clone()) {
                 self.add(&settled, &output, LabelOrigin::Executor)?;
@@ -147,7 +146,7 @@ impl Examples<'_> {
                 choices,
                 problem_origin: self.origin,
                 label_origin,
-                goal: self.domain.goal(problem)?,
+                aim: self.domain.aim(problem, answer)?,
             });
         }
         Ok(())
@@ -173,6 +172,6 @@ fn score_proposals(
         proposals.push(Proposal { rollout: number as u32, keyed, niche, choices });
     }
     let example_masks = masks.into_masks();
-    let goal = niche.0;
-    Ok(ScoredGroup { prompt, niche, goal, verdicts, example_masks, examples: Vec::new(), proposals, group })
+    let aim = Aim { level: domain.level_of(niche), goal: niche.0 };
+    Ok(ScoredGroup { prompt, niche, aim, verdicts, example_masks, examples: Vec::new(), proposals, group })
 }

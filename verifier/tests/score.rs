@@ -143,12 +143,17 @@ fn an_induction_answer_must_do_what_the_key_does() {
     assert!(score(of_programs(pairs, &["rev"]), Some(&nonsense)).is_err());
 }
 
-/// A wrong output is answered by the executor, once, and is labelled as that.
+/// A wrong output is answered by the executor, once, and is labelled as that; so is the program, from inputs for every answer.
 #[test]
-fn deductions_are_taught_by_the_executor() {
+fn programs_that_are_shown_are_run_by_the_executor() {
     let scored = score(of_programs("sum : [1 2] -> ?", &["4", "5", "3"]), None).unwrap();
-    let labels: Vec<_> = scored.examples.iter().map(|example| (example.label_origin, &example.answer[..])).collect();
+    let of_mode = |level| scored.examples.iter().filter(move |example| example.aim.level == level);
+    let labels: Vec<_> = of_mode(1).map(|example| (example.label_origin, &example.answer[..])).collect();
     assert_eq!(labels, [(LabelOrigin::Executor, &[3][..]), (LabelOrigin::Solved, &[3][..])]);
+    let inductions: Vec<_> = of_mode(3).collect();
+    assert_eq!(inductions.len(), 3);
+    assert!(inductions.iter().all(|example| example.label_origin == LabelOrigin::Executor));
+    assert!(inductions.windows(2).all(|two| two[0].prompt != two[1].prompt && two[0].answer == two[1].answer));
 }
 
 #[test]

@@ -10,8 +10,8 @@ mod propose;
 use std::fmt::Write as _;
 
 use proto::{
-    ActionMask, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource,
-    Purpose, Token, Verdict,
+    ActionMask, Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey,
+    ProblemSource, Purpose, Token, Verdict,
 };
 
 use crate::exam::{ExamSpec, exam_contains};
@@ -96,8 +96,7 @@ impl ProblemSource for Countdown {
 
     fn level_of(&self, niche: Niche) -> u32 {
         let kind = propose::Kind::of(niche);
-        let is_its = |family: &Family| kind.is_of(family.num_numbers, family.bound);
-        FAMILIES.iter().position(is_its).map_or(0, |index| index as u32 + 1)
+        level(|family| kind.is_of(family.num_numbers, family.bound))
     }
 
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
@@ -192,9 +191,11 @@ impl Domain for Countdown {
             .map(|target| self.problem(&Puzzle { target, ..puzzle })))
     }
 
-    fn goal(&self, problem: &Problem) -> Result<u64, Error> {
+    fn aim(&self, problem: &Problem, _answer: &[Token]) -> Result<Aim, Error> {
         let puzzle = self.puzzle(problem)?;
-        Ok(u64::from(puzzle.bound) << 40 | (puzzle.numbers.len() as u64) << 32 | u64::from(puzzle.target))
+        let num_numbers = puzzle.numbers.len();
+        let level = level(|family| (family.num_numbers, family.bound) == (num_numbers, puzzle.bound));
+        Ok(Aim { level, goal: puzzle.target.into() })
     }
 
     fn niche(&self, problem: &Problem, _key: Option<&ProblemKey>) -> Result<Niche, Error> {
@@ -442,6 +443,11 @@ fn reaches(numbers: &[u32], bound: u32, used: u8, stop: &mut impl FnMut(u32, u8)
 fn take(available: &mut Vec<u32>, number: u32) -> bool {
     let found = available.iter().position(|candidate| *candidate == number);
     found.map(|index| available.remove(index)).is_some()
+}
+
+/// Gives the level of a family; 0 where there is none.
+fn level(is_its: impl Fn(&Family) -> bool) -> u32 {
+    FAMILIES.iter().position(is_its).map_or(0, |index| index as u32 + 1)
 }
 
 fn family(level: u32) -> &'static Family {

@@ -48,6 +48,8 @@ const NUM_PAIRS: usize = 3;
 const MIN_CHANGED_PAIRS: usize = 2;
 /// How often inputs are drawn before another program is.
 const NUM_INPUT_DRAWS: usize = 256;
+/// How often inputs are drawn to make an induction problem of a program that was run.
+const NUM_INDUCTION_DRAWS: usize = 8;
 /// How many programs an exam candidate may cost.
 const NUM_PROGRAM_DRAWS: usize = 100_000;
 /// Batch numbers of this domain's draws begin here, so that no other domain shares them.
@@ -191,6 +193,13 @@ pub(super) fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> O
     let behavior = Behavior::of(program, machine);
     let expected = (program.num_operations <= CATALOG_LENGTH).then_some(program.num_operations);
     (Catalog::get(program.dialect).minimal_length(behavior) == expected).then_some(behavior)
+}
+
+/// Draws an induction problem about a program, short enough to be posed; `None` where the first few draws made none.
+pub(super) fn induction(program: &Program, rng: &mut CounterRng) -> Option<Sketch> {
+    let mut machine = Machine::new();
+    let draw = |_| draw_puzzle(rng, Mode::Induction, program, &mut machine).filter(|sketch| is_short(&sketch.puzzle));
+    (0..NUM_INDUCTION_DRAWS).find_map(draw)
 }
 
 /// Draws a problem about a program; `None` when the inputs that were drawn make none.

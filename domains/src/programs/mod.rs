@@ -27,8 +27,8 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use proto::{
-    CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Token,
-    Verdict,
+    Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Purpose,
+    Token, Verdict,
 };
 
 use self::behavior::{Behavior, Catalog};
@@ -217,8 +217,7 @@ impl Domain for Programs {
         let Some(solved) = puzzle.hindsight(answer) else { return Ok(None) };
         let is_relabelled_program = solved != puzzle && solved.mode() == Mode::Induction;
         if is_relabelled_program {
-            let program = answer.strip_suffix(&[END]).and_then(|tokens| Program::read(self.dialect, tokens).ok());
-            let behavior = program.map(|program| Behavior::of(&program, &mut Machine::new()));
+            let behavior = self.written(answer).map(|program| Behavior::of(&program, &mut Machine::new()));
             if behavior.is_none_or(|behavior| behavior.is_held_out(self.dialect)) {
                 return Ok(None);
             }
@@ -226,17 +225,23 @@ impl Domain for Programs {
         Ok(Some(self.problem(&solved)))
     }
 
+    /// Runs the program of a problem or of an answer: an input is to be deduced from, and a program that a problem shows is
+    /// to be induced from inputs that are drawn by what was answered.
     fn executions(&self, problem: &Problem, answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
-        let settled = self.puzzle(problem)?.executions(answer);
-        Ok(settled
-            .into_iter()
-            .filter_map(|puzzle| {
-                let Puzzle::Deduction { output, .. } = &puzzle else { return None };
-                let mut tokens = Vec::new();
-                output.view().spell(&mut tokens);
-                Some((self.problem(&puzzle), tokens))
-            })
-            .collect())
+        let puzzle = self.puzzle(problem)?;
+        let Some(deduction) = puzzle.execution(answer) else { return Ok(Vec::new()) };
+        let mut settled = Vec::with_capacity(2);
+        if let Puzzle::Deduction { output, .. } = &deduction {
+            let mut tokens = Vec::new();
+            output.view().spell(&mut tokens);
+            settled.push((self.problem(&deduction), tokens));
+        }
+        if let Some(program) = puzzle.program() {
+            let mut rng = CounterRng::of_digest(&Digest::of(&(&problem.text, answer)), Purpose::Execution);
+            let induction = generate::induction(program, &mut rng);
+            settled.extend(induction.map(|sketch| (self.problem(&sketch.puzzle), sketch.answer)));
+        }
+        Ok(settled)
     }
 
     fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error> {
@@ -254,13 +259,16 @@ impl Domain for Programs {
         self.is_trainable(&sketch.puzzle).then(|| self.keyed(sketch))
     }
 
-    fn goal(&self, problem: &Problem) -> Result<u64, Error> {
+    fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error> {
         let puzzle = self.puzzle(problem)?;
+        let written = (puzzle.mode() == Mode::Induction).then(|| self.written(answer)).flatten();
+        let program = puzzle.program().or(written.as_ref());
         let length = match &puzzle {
             Puzzle::Induction { max_operations, .. } => *max_operations,
             Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => program.num_operations,
         };
-        Ok(describe(&puzzle, puzzle.program(), length).niche().0)
+        let niche = describe(&puzzle, program, length).niche();
+        Ok(Aim { level: self.level_of(niche), goal: niche.0 })
     }
 
     fn render_answer(&self, answer: &[Token]) -> String {
@@ -473,6 +481,11 @@ impl Programs {
             expected: "a key that is a program".to_owned(),
             got: format!("{:?}", key.text),
         })
+    }
+
+    /// Reads an answer that is a program.
+    fn written(&self, answer: &[Token]) -> Option<Program> {
+        Program::read(self.dialect, answer.strip_suffix(&[END])?).ok()
     }
 
     fn parse(&self, text: &str) -> Result<Puzzle, Error> {

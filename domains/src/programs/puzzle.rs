@@ -349,22 +349,19 @@ impl Puzzle {
         }
     }
 
-    /// Lists the deductions that running an answer teaches, whatever its verdict.
-    pub(super) fn executions(&self, answer: &[Token]) -> Vec<Puzzle> {
-        let (program, inputs) = match self {
-            Puzzle::Deduction { program, input, .. } => (program.clone(), vec![input.clone()]),
-            Puzzle::Abduction { program, .. } => match Value::read(answer) {
-                Some(Value::List(input)) => (program.clone(), vec![input]),
-                _ => return Vec::new(),
+    /// Gives the deduction that running an answer settles, whatever its verdict: of a program, on the first of the inputs.
+    pub(super) fn execution(&self, answer: &[Token]) -> Option<Puzzle> {
+        let (program, input) = match self {
+            Puzzle::Deduction { program, input, .. } => (program.clone(), input.clone()),
+            Puzzle::Abduction { program, .. } => match Value::read(answer)? {
+                Value::List(input) => (program.clone(), input),
+                Value::Integer(_) => return None,
             },
             Puzzle::Induction { dialect, pairs, .. } => {
-                match answer.strip_suffix(&[END]).map(|tokens| Program::read(*dialect, tokens)) {
-                    Some(Ok(program)) => (program, pairs.iter().map(|(input, _)| input.clone()).collect()),
-                    _ => return Vec::new(),
-                }
+                (Program::read(*dialect, answer.strip_suffix(&[END])?).ok()?, pairs[0].0.clone())
             }
         };
-        inputs.into_iter().filter_map(|input| Puzzle::deduction(program.clone(), input).ok()).collect()
+        Puzzle::deduction(program, input).ok()
     }
 
     /// Gives the program, where the problem shows it.
