@@ -77,8 +77,8 @@ pub trait Domain: ProblemSource {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error>;
 
-    /// Lists problems, one of a kind, whose answers follow from running what a problem shows or an answer is, with those answers.
-    /// Training on them is supervision by the machine that runs it, and is called so.
+    /// Lists problems whose answers follow from running what a problem shows or what an answer is, with those answers; at most
+    /// one of a mode. Training on them is supervision by the machine that runs it, and is called so.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
@@ -99,8 +99,8 @@ pub trait Domain: ProblemSource {
     /// of the text alone: whether the problem is new is for others to say.
     fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem>;
 
-    /// Gives what an answer aims at. Where the answer is what a problem asks to do, as a program is, it tells more than the
-    /// problem; without tokens only the problem counts.
+    /// Gives what an answer aims at: by the problem and, where the answer is a program, by what it does. Without tokens, by
+    /// the problem alone.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.

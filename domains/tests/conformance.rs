@@ -89,6 +89,10 @@ fn ladder_is_a_function_of_its_arguments_and_can_be_solved() {
             assert_eq!(draw(1, 0), draw(1, 0));
             let distinct: HashSet<_> = (0..50).map(|index| draw(2, index)).collect();
             assert!(distinct.len() > 40, "{} level {} repeats itself", domain.name(), level.level);
+            for KeyedProblem { problem, key } in distinct {
+                assert_eq!(domain.aim(&problem, &[]).unwrap().level, level.level, "{problem:?}");
+                assert_eq!(domain.level_of(domain.niche(&problem, key.as_ref()).unwrap()), level.level, "{problem:?}");
+            }
         }
     }
 }

@@ -670,32 +670,41 @@ fn descriptors_say_what_kind_of_problem_it_is() {
     assert_ne!(aim("sum"), aim("rev sum"));
 }
 
-/// A program that a problem shows is also to be induced: by pairs that it has, from inputs that depend on the answer.
+/// A program that a problem shows is also to be induced, by pairs that it has, whatever the answer; other inputs for another
+/// answer. Programs that are held out are not shown that way either.
 #[test]
 fn programs_that_were_run_make_induction_problems() {
     for domain in [FULL, DIGITS] {
-        let mut texts = BTreeSet::new();
-        let (mut num_run, mut num_made) = (0, 0);
-        for index in 0..300 {
-            let num_lengths = domain.ladder_levels().len() as u64 / 3;
-            let level = 3 * (index % num_lengths) as u32 + 2;
-            let drawn = domain.draw_ladder(level, 13, index);
-            let answer = random_answer(domain, &drawn.problem, &mut CounterRng::new(13, Purpose::Rollout, 0, index, 0));
-            let settled = domain.executions(&drawn.problem, &answer).unwrap();
-            num_run += usize::from(!settled.is_empty());
-            for (induction, program) in settled.into_iter().skip(1) {
-                num_made += 1;
-                let reference = key(&domain.render_answer(&program));
-                assert!(drawn.problem.text.starts_with(&format!("{} : ?", reference.text)));
-                assert_eq!(domain.judge_induction(&induction, &reference, &program).unwrap(), Verdict::Correct);
-                assert_eq!(domain.aim(&induction, &program).unwrap().level, level + 1);
-                assert!(domain.prompt(&induction).unwrap().len() <= 40);
-                texts.insert(induction.text);
+        let (mut num_made, mut num_distinct) = (0, 0);
+        for (level, index) in domain.ladder_levels().iter().cycle().zip(0..300) {
+            let drawn = domain.draw_ladder(level.level, 13, index);
+            let mut texts = BTreeSet::new();
+            for number in 0..4 {
+                let mut rng = CounterRng::new(13, Purpose::Rollout, 0, index, number);
+                let answer = random_answer(domain, &drawn.problem, &mut rng);
+                let settled = domain.executions(&drawn.problem, &answer).unwrap();
+                for (induction, program) in settled.iter().filter(|(problem, _)| problem.text.starts_with('?')) {
+                    num_made += 1;
+                    let reference = key(&domain.render_answer(program));
+                    assert!(drawn.problem.text.starts_with(&format!("{} : ", reference.text)));
+                    assert_eq!(domain.judge_induction(induction, &reference, program).unwrap(), Verdict::Correct);
+                    assert_eq!(domain.aim(induction, program).unwrap().level, level.level.next_multiple_of(3));
+                    assert!(domain.prompt(induction).unwrap().len() <= 40);
+                    num_distinct += usize::from(texts.insert(induction.text.clone()));
+                }
             }
         }
-        assert!(num_run > 200 && num_made > num_run * 9 / 10, "{num_made} of {num_run}");
-        assert_eq!(texts.len(), num_made, "inputs are drawn anew");
+        // Of three levels, one shows no program; a deduction has few answers.
+        assert!(num_made > 700 && num_made <= 800 && num_distinct > 400, "{num_made}, {num_distinct}");
     }
+    let held_out = exam("programs-digits").unwrap().test.iter().find_map(|problem| {
+        let program = DIGITS.exam_key(problem)?;
+        let split = DIGITS.stratum(problem, Some(&program)).unwrap().split;
+        (split == ExamSplit::NewBehaviors).then_some(program)
+    });
+    let deduction = problem(DIGITS, &format!("{} : [7 1 5] -> ?", held_out.unwrap().text));
+    let settled = DIGITS.executions(&deduction, &[]).unwrap();
+    assert!(settled.iter().all(|(problem, _)| !problem.text.starts_with('?')), "{settled:?}");
 }
 
 // Exams.

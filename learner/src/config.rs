@@ -145,7 +145,7 @@ pub struct LearnerConfig {
     pub max_goal_weight: f64,
     /// Whether rollouts that miss train as solutions of what they solve.
     pub hindsight: bool,
-    /// Whether outputs that a machine computed train as answers.
+    /// Whether problems whose givens or answers a machine computed train as well.
     pub executor_labels: bool,
     /// A control: verdicts are permuted within a batch, and prompts among its examples of equal shape.
     pub shuffle_labels: bool,

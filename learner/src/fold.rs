@@ -81,7 +81,7 @@ pub struct StepReport {
     pub self_play: Option<SelfPlayReport>,
     /// Mean negative log-probability of the batch's chosen tokens under the behaviour policy: an estimate of its entropy.
     pub entropy: f64,
-    /// Examples of the batch that the replay windows did not hold.
+    /// Examples of the batch that were new to the replay windows, and of a level that the config lists.
     pub num_examples: u64,
     /// Mean |log-probability of the actor - of the learner| at equal version, of the first group and the first that
     /// answers a problem, whichever is larger; absent where versions differ.

@@ -1,38 +1,39 @@
 //! The control `learner.shuffle_labels`: as many examples, on labels that say nothing. Fewer of them repeat, so somewhat more is
 //! trained on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{CounterRng, Example, ExampleChoice, LabelOrigin, ProblemOrigin, Request, ScoredGroup, Token, Verdict};
 
 use crate::window::Labelled;
 
 /// Permutes verdicts among the rollouts of a batch, so that as many answers as were right are taken for right; and gives
-/// every other example the prompt, with what it aims at, of another one of equal shape. Masks stay with their
-/// answers. Where no other prompt is to be had the example is left out: it would keep its true label.
+/// every other example the prompt, with what it aims at, of another one of equal level, label and lengths. Masks stay with
+/// their answers. An example is left out where the prompt that it would get is one that its answer is known to be right for.
 pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mut CounterRng) -> Vec<Labelled> {
     let mut by_shape = BTreeMap::<_, BTreeMap<Vec<Token>, Vec<Labelled>>>::new();
     for labelled in examples.into_iter().filter(|it| it.example.label_origin != LabelOrigin::Solved) {
-        let example = &labelled.example;
-        let shape = (labelled.domain.clone(), example.label_origin, example.prompt.len(), example.answer.len());
-        by_shape.entry(shape).or_default().entry(example.prompt.clone()).or_default().push(labelled);
+        let Example { prompt, answer, label_origin, aim, .. } = &labelled.example;
+        let shape = (labelled.domain.clone(), aim.level, *label_origin, prompt.len(), answer.len());
+        by_shape.entry(shape).or_default().entry(answer.clone()).or_default().push(labelled);
     }
     let mut relabelled = Vec::new();
-    for by_prompt in by_shape.into_values() {
-        let mut by_prompt: Vec<Vec<Labelled>> = by_prompt.into_values().collect();
-        rng.shuffle(&mut by_prompt);
-        // Examples of one prompt stand together, so a shift by the longest such run moves each to another prompt.
-        let shift = by_prompt.iter().map(Vec::len).max().unwrap_or(0);
-        let mut examples: Vec<Labelled> = by_prompt.into_iter().flatten().collect();
-        if 2 * shift > examples.len() {
-            continue;
-        }
+    for by_answer in by_shape.into_values() {
+        let mut by_answer: Vec<Vec<Labelled>> = by_answer.into_values().collect();
+        rng.shuffle(&mut by_answer);
+        // Examples of one answer stand together: as all inputs that a program was run on are right for it, a shift by the
+        // longest such run brings each a prompt of another answer.
+        let longest = by_answer.iter().map(Vec::len).max().unwrap_or(0);
+        let mut examples: Vec<Labelled> = by_answer.into_iter().flatten().collect();
+        let shift = longest % examples.len();
+        let label = |it: &Labelled| (it.example.prompt.clone(), it.example.answer.clone());
+        let right: BTreeSet<_> = examples.iter().map(label).collect();
         let mut labels: Vec<_> = examples.iter().map(|it| (it.example.prompt.clone(), it.example.aim)).collect();
         labels.rotate_left(shift);
         for (labelled, (prompt, aim)) in examples.iter_mut().zip(labels) {
             (labelled.example.prompt, labelled.example.aim) = (prompt, aim);
         }
-        relabelled.extend(examples);
+        relabelled.extend(examples.into_iter().filter(|labelled| !right.contains(&label(labelled))));
     }
     relabelled.extend(taken_for_right(groups, rng));
     relabelled
@@ -134,24 +135,33 @@ mod tests {
         let mut examples = vec![labelled(&[1], &[0, 0], 1, LabelOrigin::Solved); 10];
         for number in 0..50 {
             examples.push(labelled(&[number], &[number, 1], u64::from(number), LabelOrigin::Hindsight));
+            // Two answers for every prompt, and five prompts for every answer.
             examples.push(labelled(&[number / 2, 0], &[number], u64::from(number / 2), LabelOrigin::Hindsight));
+            examples.push(labelled(&[number, 0], &[number / 5], u64::from(number), LabelOrigin::Executor));
         }
-        // Alone in its shape, and two of one prompt: nobody to trade with.
+        // Alone in its shape, two of one prompt, two of one answer: nobody to trade with.
         examples.push(labelled(&[7, 7, 7], &[7], 7, LabelOrigin::Hindsight));
         examples.extend(vec![labelled(&[8], &[8], 8, LabelOrigin::Executor); 2]);
+        examples.extend([8, 9].map(|number| labelled(&[number], &[8, 8, 8], 8, LabelOrigin::Executor)));
         let mut rng = CounterRng::new(0, Purpose::Shuffle, 0, 0, 0);
         let shuffled = shuffled(&groups, examples, &mut rng);
         let (right, moved): (Vec<_>, Vec<_>) =
             shuffled.iter().partition(|labelled| labelled.example.label_origin == LabelOrigin::Solved);
-        assert_eq!((right.len(), moved.len()), (10, 100));
+        assert_eq!(right.len(), 10);
+        assert!(moved.len() > 140 && moved.len() <= 150, "{}", moved.len());
         // All right answers were of one group; now they are of many, each under the prompt that it was given.
-        let prompts: std::collections::BTreeSet<_> = right.iter().map(|labelled| &labelled.example.prompt).collect();
+        let prompts: BTreeSet<_> = right.iter().map(|labelled| &labelled.example.prompt).collect();
         assert!(prompts.len() > 4, "{prompts:?}");
         assert!(right.iter().all(|labelled| labelled.example.prompt[1] == labelled.example.answer[1]));
         for Labelled { example, .. } in moved {
-            let own = if example.answer.len() == 2 { example.answer[0] } else { example.answer[0] / 2 };
-            assert_ne!(example.prompt[0], own, "no label stays true");
-            assert_eq!(u64::from(example.prompt[0]), example.aim.goal, "a prompt keeps its goal");
+            let (prompt, answer) = (example.prompt[0], example.answer[0]);
+            let is_true = match (example.label_origin, example.answer.len()) {
+                (LabelOrigin::Executor, _) => prompt / 5 == answer,
+                (_, 2) => prompt == answer,
+                _ => prompt == answer / 2,
+            };
+            assert!(!is_true, "no label stays true: {example:?}");
+            assert_eq!(u64::from(prompt), example.aim.goal, "a prompt keeps its goal");
             assert_eq!(example.prompt.len() + example.answer.len(), 3, "shapes are kept");
         }
     }

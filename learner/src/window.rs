@@ -76,7 +76,7 @@ impl Windows {
         let Labelled { domain, example, masks } = labelled;
         let role = if example.label_origin == LabelOrigin::Proposal { Role::Propose } else { Role::Solve };
         let stream = Stream { domain, role, level: example.aim.level };
-        let capacity = (config.learner.window_examples as f64 * stream.share_of_domain(config)).ceil() as usize;
+        let capacity = (config.learner.window_examples as f64 * stream.level_share(config)).ceil() as usize;
         capacity > 0 && self.by_stream.entry(stream).or_default().push(Stored::new(example, masks), capacity)
     }
 
@@ -127,11 +127,11 @@ impl Stream {
     fn token_share(&self, config: &Config) -> f64 {
         let proposer_share = config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
         let of_role = if self.role == Role::Solve { 1.0 - proposer_share } else { proposer_share };
-        self.domain(config).map_or(0.0, |domain| domain.share) * of_role * self.share_of_domain(config)
+        self.domain(config).map_or(0.0, |domain| domain.share) * of_role * self.level_share(config)
     }
 
     /// Gives the level's share of its domain, 0 to 1.
-    fn share_of_domain(&self, config: &Config) -> f64 {
+    fn level_share(&self, config: &Config) -> f64 {
         let levels = self.domain(config).map_or(&[][..], |domain| &domain.levels);
         let own = levels.iter().filter(|entry| entry.level == self.level).map(|entry| entry.weight).sum::<f64>();
         let all = levels.iter().map(|entry| entry.weight).sum::<f64>();

@@ -53,7 +53,7 @@ impl CounterRng {
         CounterRng(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
     }
 
-    /// Opens the stream of what a digest names.
+    /// Opens the stream of what a digest names: for draws that no run may have a say in.
     pub fn of_digest(digest: &Digest, purpose: Purpose) -> CounterRng {
         let (head, _) = digest.as_bytes().split_first_chunk().expect("a digest has 32 bytes");
         CounterRng::new(u64::from_le_bytes(*head), purpose, 0, 0, 0)
@@ -95,6 +95,14 @@ mod tests {
     fn stream_is_fixed() {
         let mut rng = CounterRng::new(1, Purpose::Rollout, 2, 3, 4);
         assert_eq!(rng.next_u64(), 14_709_574_604_289_895_988);
+    }
+
+    #[test]
+    fn digests_have_streams_of_their_own() {
+        let first = |bytes, purpose| CounterRng::of_digest(&Digest::of_bytes(bytes), purpose).next_u64();
+        assert_eq!(first(b"a", Purpose::Execution), first(b"a", Purpose::Execution));
+        assert_ne!(first(b"a", Purpose::Execution), first(b"b", Purpose::Execution));
+        assert_ne!(first(b"a", Purpose::Execution), first(b"a", Purpose::Plan));
     }
 
     #[test]

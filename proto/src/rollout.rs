@@ -94,7 +94,7 @@ pub enum LabelOrigin {
     Solved,
     /// The rollout solves another problem exactly, and that problem is the prompt.
     Hindsight,
-    /// A machine computed the answer.
+    /// A machine computed the answer, or the givens for an answer that the problem showed.
     Executor,
     /// Tree search found it.
     Search,

@@ -1,4 +1,4 @@
-//! Wire bytes are a promise: old journals must stay readable. To change them, bump `WIRE_VERSION` and keep the old bytes.
+//! Wire bytes are a promise. To change them, bump `WIRE_VERSION`, which refuses what was written before.
 
 use proto::{
     ActionMask, Aim, Behavior, Choice, Digest, Example, ExampleChoice, Group, KeyedProblem, LabelOrigin, Niche,

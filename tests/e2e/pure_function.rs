@@ -237,11 +237,11 @@ fn threads_and_replay_change_nothing_in_the_variants_of_self_play() {
 }
 
 /// Induction problems have keys, which the learner stores apart from their tasks: planned, queued and archived ones are
-/// there again after a stop, at lag 1 too.
+/// there again after a stop, at lag 1 too. So are the windows of several levels, with programs that were run.
 #[test]
 fn keys_survive_a_stop() {
     let config = "preset = \"smoke\"\ndomains = [{ name = \"programs-digits\", share = 1.0, levels = [\
-                  { level = 3, weight = 1.0 }, { level = 6, weight = 1.0 }] }]\n\
+                  { level = 2, weight = 1.0 }, { level = 3, weight = 1.0 }, { level = 6, weight = 1.0 }] }]\n\
                   model.max_positions = 72\nbatch.lag = 1\nself_play.bootstrap_steps = 2\nexams.names = []\n";
     let files = Files::from([("keys.toml".into(), config.as_bytes().to_vec())]);
     let train = ["train", "keys.toml", "--run-dir", "run", "--steps", "24", "--set", "local.checkpoint_every=1000"];

@@ -125,10 +125,10 @@ impl Examples<'_> {
         } else if let Some(solved) = self.domain.hindsight(problem, answer)? {
             self.add(&solved, answer, LabelOrigin::Hindsight)?;
         }
-        for (settled, output) in self.domain.executions(problem, answer)? {
+        for (settled, settled_answer) in self.domain.executions(problem, answer)? {
             let is_solved_here = verdict == Verdict::Correct && settled == *problem;
             if !is_solved_here && self.executed.insert(settled.text.clone()) {
-                self.add(&settled, &output, LabelOrigin::Executor)?;
+                self.add(&settled, &settled_answer, LabelOrigin::Executor)?;
             }
         }
         Ok(())

@@ -225,23 +225,24 @@ impl Domain for Programs {
         Ok(Some(self.problem(&solved)))
     }
 
-    /// Runs the program of a problem or of an answer: an input is to be deduced from, and a program that a problem shows is
-    /// to be induced from inputs that are drawn by what was answered.
+    /// Runs the program of a problem or of an answer. First what it gives is to be deduced, where it gives anything; then a
+    /// program that the problem shows is to be induced, from inputs that are drawn by problem and answer.
     fn executions(&self, problem: &Problem, answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
         let puzzle = self.puzzle(problem)?;
-        let Some(deduction) = puzzle.execution(answer) else { return Ok(Vec::new()) };
-        let mut settled = Vec::with_capacity(2);
-        if let Puzzle::Deduction { output, .. } = &deduction {
+        let deduction = puzzle.execution(answer).and_then(|deduction| {
+            let Puzzle::Deduction { output, .. } = &deduction else { return None };
             let mut tokens = Vec::new();
             output.view().spell(&mut tokens);
-            settled.push((self.problem(&deduction), tokens));
-        }
-        if let Some(program) = puzzle.program() {
-            let mut rng = CounterRng::of_digest(&Digest::of(&(&problem.text, answer)), Purpose::Execution);
-            let induction = generate::induction(program, &mut rng);
-            settled.extend(induction.map(|sketch| (self.problem(&sketch.puzzle), sketch.answer)));
-        }
-        Ok(settled)
+            Some((self.problem(&deduction), tokens))
+        });
+        let teaches = |program: &&Program| !Behavior::of(program, &mut Machine::new()).is_held_out(self.dialect);
+        let induction = puzzle.program().filter(teaches).and_then(|program| {
+            let answer: Vec<u8> = answer.iter().flat_map(|token| token.to_le_bytes()).collect();
+            let run = Digest::of_digests(&[Digest::of_bytes(problem.text.as_bytes()), Digest::of_bytes(&answer)]);
+            generate::induction(program, &mut CounterRng::of_digest(&run, Purpose::Execution))
+        });
+        let induction = induction.map(|sketch| (self.problem(&sketch.puzzle), sketch.answer));
+        Ok(deduction.into_iter().chain(induction).collect())
     }
 
     fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error> {
@@ -259,6 +260,8 @@ impl Domain for Programs {
         self.is_trainable(&sketch.puzzle).then(|| self.keyed(sketch))
     }
 
+    /// Counts the operations that are there, or allowed: of a program that a shorter one equals the level is higher than its
+    /// niche's.
     fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error> {
         let puzzle = self.puzzle(problem)?;
         let written = (puzzle.mode() == Mode::Induction).then(|| self.written(answer)).flatten();
