@@ -694,7 +694,7 @@ fn programs_that_were_run_make_induction_problems() {
                 }
             }
         }
-        // Of three levels, one shows no program; a deduction has few answers.
+        // Of three levels, one shows no program.
         assert!(num_made > 700 && num_made <= 800 && num_distinct > 400, "{num_made}, {num_distinct}");
     }
     let held_out = exam("programs-digits").unwrap().test.iter().find_map(|problem| {

@@ -202,5 +202,5 @@ fn decoding_in_pieces_gives_the_same_bits() {
 fn numerics_are_fixed() {
     let numerics = Numerics::measure(DeviceKind::Cpu).unwrap();
     assert_eq!(numerics, Numerics::measure(DeviceKind::Cpu).unwrap());
-    assert_eq!(numerics.pass_digest.unwrap().short(), "7c829d711ac9");
+    assert_eq!(numerics.pass_digest.unwrap().short(), "c5b2a37c959b");
 }
