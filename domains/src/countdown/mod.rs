@@ -5,21 +5,22 @@
 //! where the problem ends in `max 9999`), and the last result is the target. As in Stream of Search (Gandhi et al. 2024)
 //! and TinyZero, except that every number must be used exactly once.
 
+mod grammar;
 mod propose;
+mod puzzle;
 
 use std::fmt::Write as _;
 
 use proto::{
-    ActionMask, Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey,
-    ProblemSource, Purpose, Token, Verdict,
+    Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Purpose,
+    Token, Verdict,
 };
 
+use self::grammar::StepsGrammar;
+use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, MAX_TEXT_BYTES, Puzzle, SMALL_BOUND, parse_steps, read_steps};
 use crate::exam::{ExamSpec, exam_contains};
-use crate::grammar::{Grammar, Next};
-use crate::vocabulary::{
-    ADD, COUNTDOWN, COUNTDOWN_LARGE, DIGIT_0, DIVIDE, EQUALS, MAX_INTEGER, MULTIPLY, NUM_DIGITS, ROLE_SOLVE, SUBTRACT,
-    read_integer, spell, token_name,
-};
+use crate::grammar::Grammar;
+use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, NUM_DIGITS, ROLE_SOLVE, spell, token_name};
 use crate::{Domain, Error};
 
 /// The countdown domain.
@@ -27,29 +28,6 @@ use crate::{Domain, Error};
 pub struct Countdown {
     /// Whether the result of a step is filled in by the mask; otherwise the policy writes it.
     pub calculator: bool,
-}
-
-const OPERATORS: [Token; 4] = [ADD, SUBTRACT, MULTIPLY, DIVIDE];
-const SMALL_BOUND: u32 = 99;
-const LARGE_BOUND: u32 = MAX_INTEGER;
-const MAX_NUMBERS: usize = 6;
-const MAX_TEXT_BYTES: usize = 1_024;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Puzzle {
-    /// Descending.
-    numbers: Vec<u32>,
-    target: u32,
-    /// Largest intermediate result.
-    bound: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Step {
-    first: u32,
-    operator: Token,
-    second: u32,
-    result: u32,
 }
 
 /// A family of puzzles: how many numbers, how large, which targets, which bound.
@@ -156,15 +134,7 @@ impl Domain for Countdown {
     }
 
     fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error> {
-        let puzzle = self.puzzle(problem)?;
-        Ok(Box::new(StepsGrammar {
-            calculator: self.calculator,
-            bound: puzzle.bound,
-            available: puzzle.numbers,
-            slot: Slot::First,
-            step: Step { first: 0, operator: ADD, second: 0, result: 0 },
-            spelled: Vec::new(),
-        }))
+        Ok(Box::new(StepsGrammar::new(self.puzzle(problem)?, self.calculator)))
     }
 
     fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error> {
@@ -354,97 +324,6 @@ impl Family {
     }
 }
 
-impl Puzzle {
-    fn judge(&self, steps: &[Step]) -> Verdict {
-        if self.value_reached(steps) == Some(self.target) { Verdict::Correct } else { Verdict::Incorrect }
-    }
-
-    /// Follows the steps; gives the last result if every step is right and every number is used exactly once.
-    fn value_reached(&self, steps: &[Step]) -> Option<u32> {
-        let mut available = self.numbers.clone();
-        for step in steps {
-            let larger = step.first.max(step.second);
-            let smaller = step.first.min(step.second);
-            let swapped = step.first < step.second;
-            if swapped && (step.operator == SUBTRACT || step.operator == DIVIDE) {
-                return None;
-            }
-            if !take(&mut available, step.first) || !take(&mut available, step.second) {
-                return None;
-            }
-            if apply(larger, step.operator, smaller, self.bound) != Some(step.result) {
-                return None;
-            }
-            available.push(step.result);
-        }
-        match available[..] {
-            [last] if !steps.is_empty() => Some(last),
-            _ => None,
-        }
-    }
-
-    fn is_solvable(&self) -> bool {
-        self.first_solution().is_some()
-    }
-
-    /// Gives the operators of the first solution in the order of search, as bits in the order of [`OPERATORS`].
-    fn first_solution(&self) -> Option<u8> {
-        let mut found = None;
-        reaches(&self.numbers, self.bound, 0, &mut |value, operators| {
-            found = (value == self.target).then_some(operators);
-            found.is_some()
-        });
-        found
-    }
-}
-
-/// Applies an operator to `first >= second`; `None` unless the result is an integer from 1 to `bound`.
-fn apply(first: u32, operator: Token, second: u32, bound: u32) -> Option<u32> {
-    let result = match operator {
-        ADD => first + second,
-        SUBTRACT => first - second,
-        MULTIPLY => first * second,
-        DIVIDE if first.is_multiple_of(second) => first / second,
-        _ => return None,
-    };
-    (1..=bound).contains(&result).then_some(result)
-}
-
-/// Visits every value that all the numbers can make, with the operators that make it (those in `used` among them) and
-/// with repeats, until `stop` says so; tells whether it did.
-fn reaches(numbers: &[u32], bound: u32, used: u8, stop: &mut impl FnMut(u32, u8) -> bool) -> bool {
-    if let [value] = numbers {
-        return stop(*value, used);
-    }
-    for i in 0..numbers.len() {
-        for j in i + 1..numbers.len() {
-            let mut rest = [0; MAX_NUMBERS];
-            let mut len = 0;
-            for (index, number) in numbers.iter().enumerate() {
-                if index != i && index != j {
-                    rest[len] = *number;
-                    len += 1;
-                }
-            }
-            let (larger, smaller) = (numbers[i].max(numbers[j]), numbers[i].min(numbers[j]));
-            for (index, operator) in OPERATORS.into_iter().enumerate() {
-                if let Some(result) = apply(larger, operator, smaller, bound) {
-                    rest[len] = result;
-                    if reaches(&rest[..len + 1], bound, used | 1 << index, stop) {
-                        return true;
-                    }
-                }
-            }
-        }
-    }
-    false
-}
-
-fn take(available: &mut Vec<u32>, number: u32) -> bool {
-    let found = available.iter().position(|candidate| *candidate == number);
-    found.map(|index| available.remove(index)).is_some()
-}
-
 /// Gives the level of a family; 0 where there is none.
 fn level(is_its: impl Fn(&Family) -> bool) -> u32 {
     FAMILIES.iter().position(is_its).map_or(0, |index| index as u32 + 1)
@@ -459,207 +338,13 @@ fn targets(bound: u32) -> std::ops::RangeInclusive<u32> {
     if bound == SMALL_BOUND { 10..=99 } else { 10..=100 }
 }
 
-/// Reads steps from tokens; `None` unless the tokens are steps and nothing else.
-fn read_steps(mut tokens: &[Token]) -> Option<Vec<Step>> {
-    let mut steps = Vec::with_capacity(MAX_NUMBERS);
-    while !tokens.is_empty() && steps.len() < MAX_NUMBERS {
-        let (first, rest) = read_integer(tokens)?;
-        let (operator, rest) = rest.split_first()?;
-        let (second, rest) = read_integer(rest)?;
-        let rest = rest.strip_prefix(&[EQUALS])?;
-        let (result, rest) = read_integer(rest)?;
-        let integers = [first, second, result];
-        if !OPERATORS.contains(operator) || integers.contains(&0) {
-            return None;
-        }
-        steps.push(Step { first, operator: *operator, second, result });
-        tokens = rest;
-    }
-    tokens.is_empty().then_some(steps)
-}
-
-/// Reads steps from text such as `25 * 3 = 75; 75 + 3 = 78`; steps end in `;`, `,` or a line break.
-fn parse_steps(text: &str) -> Option<Vec<Step>> {
-    if text.len() > MAX_TEXT_BYTES {
-        return None;
-    }
-    text.split([';', ',', '\n'])
-        .filter(|step| !step.trim().is_empty())
-        .map(parse_step)
-        .collect::<Option<Vec<_>>>()
-        .filter(|steps| !steps.is_empty())
-}
-
-fn parse_step(text: &str) -> Option<Step> {
-    let (left, result) = text.split_once('=')?;
-    let at = left.find(['+', '-', '*', '/'])?;
-    let operator = OPERATORS[['+', '-', '*', '/'].iter().position(|sign| left[at..].starts_with(*sign))?];
-    let integer = |text: &str| {
-        let digits = text.trim();
-        let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0') && digits.len() <= 4;
-        plain.then(|| digits.parse::<u32>().ok()).flatten()
-    };
-    Some(Step { first: integer(&left[..at])?, operator, second: integer(&left[at + 1..])?, result: integer(result)? })
-}
-
-/// The part of a step that is being written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    First,
-    Operator,
-    Second,
-    Equals,
-    Result,
-}
-
-/// Steps with the larger number first, so that every pair has one spelling; a step can always be completed, because two
-/// positive integers have a positive difference or are equal and have the quotient 1.
-#[derive(Clone)]
-struct StepsGrammar {
-    calculator: bool,
-    bound: u32,
-    /// Descending.
-    available: Vec<u32>,
-    slot: Slot,
-    step: Step,
-    /// Tokens of the integer that is being written.
-    spelled: Vec<Token>,
-}
-
-impl Grammar for StepsGrammar {
-    fn next(&self) -> Next {
-        let mask = match self.slot {
-            Slot::First if self.available.len() < 2 => return Next::Done,
-            Slot::First => self.integer_mask(self.available[..self.available.len() - 1].iter().copied()),
-            Slot::Operator => {
-                OPERATORS.into_iter().filter(|operator| self.partners(*operator).next().is_some()).collect()
-            }
-            Slot::Second => self.integer_mask(self.partners(self.step.operator)),
-            Slot::Equals => return Next::Forced(EQUALS),
-            Slot::Result if self.calculator => return Next::Forced(spell(self.step.result)[self.spelled.len()]),
-            Slot::Result => self.any_integer_mask(),
-        };
-        Next::of(mask)
-    }
-
-    fn push(&mut self, token: Token) -> bool {
-        if !self.next().allows(token) {
-            return false;
-        }
-        match self.slot {
-            Slot::Operator => {
-                self.step.operator = token;
-                self.slot = Slot::Second;
-            }
-            Slot::Equals => self.slot = Slot::Result,
-            Slot::First | Slot::Second | Slot::Result => {
-                self.spelled.push(token);
-                if let Some((integer, _)) = read_integer(&self.spelled) {
-                    self.spelled.clear();
-                    self.end_integer(integer);
-                }
-            }
-        }
-        true
-    }
-
-    fn fork(&self) -> Box<dyn Grammar> {
-        Box::new(self.clone())
-    }
-}
-
-impl StepsGrammar {
-    fn end_integer(&mut self, integer: u32) {
-        match self.slot {
-            Slot::First => {
-                self.step.first = integer;
-                self.slot = Slot::Operator;
-            }
-            Slot::Second => {
-                self.step.second = integer;
-                let result = apply(self.step.first, self.step.operator, integer, self.bound);
-                self.step.result = result.expect("partners are legal operands");
-                self.slot = Slot::Equals;
-            }
-            _ => {
-                take(&mut self.available, self.step.first);
-                take(&mut self.available, self.step.second);
-                let at = self.available.partition_point(|number| *number > integer);
-                self.available.insert(at, integer);
-                self.slot = Slot::First;
-            }
-        }
-    }
-
-    /// Lists the second operands that give `first operator second` a legal result.
-    fn partners(&self, operator: Token) -> impl Iterator<Item = u32> + '_ {
-        let first = self.step.first;
-        let taken = self.available.iter().position(|number| *number == first);
-        self.available.iter().enumerate().filter_map(move |(index, number)| {
-            let legal =
-                Some(index) != taken && *number <= first && apply(first, operator, *number, self.bound).is_some();
-            legal.then_some(*number)
-        })
-    }
-
-    fn integer_mask(&self, candidates: impl Iterator<Item = u32>) -> ActionMask {
-        let written = self.spelled.len();
-        candidates
-            .filter_map(|integer| {
-                let tokens = spell(integer);
-                tokens.starts_with(&self.spelled).then(|| tokens[written])
-            })
-            .collect()
-    }
-
-    /// The tokens that go on to some integer from 1 to the bound.
-    fn any_integer_mask(&self) -> ActionMask {
-        match self.spelled[..] {
-            [] => (1..=99).chain((DIGIT_0..DIGIT_0 + 10).filter(|_| self.bound > SMALL_BOUND)).collect(),
-            // 0123 is the smallest spelled hundred: 0042 would be a second spelling of 42.
-            [DIGIT_0] => (DIGIT_0 + 1..DIGIT_0 + 10).collect(),
-            _ => (DIGIT_0..DIGIT_0 + 10).collect(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
+    use crate::grammar::Next;
+    use crate::vocabulary::{DIVIDE, MULTIPLY};
 
     const DOMAIN: Countdown = Countdown { calculator: true };
-
-    fn count_problems(num_numbers: usize) -> usize {
-        fn multisets(prefix: &mut Vec<u32>, left: usize, visit: &mut impl FnMut(&[u32])) {
-            if left == 0 {
-                return visit(prefix);
-            }
-            for number in 1..=prefix.last().copied().unwrap_or(25) {
-                prefix.push(number);
-                multisets(prefix, left - 1, visit);
-                prefix.pop();
-            }
-        }
-        let mut count = 0;
-        multisets(&mut Vec::new(), num_numbers, &mut |numbers| {
-            let mut values = BTreeSet::new();
-            reaches(numbers, SMALL_BOUND, 0, &mut |value, _| {
-                values.insert(value);
-                false
-            });
-            count += values.range(10..=99).count();
-        });
-        count
-    }
-
-    /// The sizes of both problem spaces, counted by an independent prototype.
-    #[test]
-    fn problem_spaces_have_their_known_sizes() {
-        assert_eq!(count_problems(3), 20_596);
-        assert_eq!(count_problems(4), 626_706);
-    }
 
     #[test]
     fn judges_by_hand() {

@@ -7,7 +7,7 @@ use std::fmt;
 
 use proto::{CounterRng, Difficulty, Niche, Token};
 
-use super::{LARGE_BOUND, MAX_NUMBERS, OPERATORS, Puzzle, SMALL_BOUND};
+use super::puzzle::{LARGE_BOUND, MAX_NUMBERS, OPERATORS, Puzzle, SMALL_BOUND};
 use crate::grammar::{Grammar, Next};
 use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, ROLE_PROPOSE, difficulty_token, token_name};
 

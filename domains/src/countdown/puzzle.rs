@@ -1,0 +1,201 @@
+//! What a problem is: its numbers and target, steps that answer it, and the search for them.
+
+use proto::{Token, Verdict};
+
+use crate::vocabulary::{ADD, DIVIDE, EQUALS, MAX_INTEGER, MULTIPLY, SUBTRACT, read_integer};
+
+pub(super) const OPERATORS: [Token; 4] = [ADD, SUBTRACT, MULTIPLY, DIVIDE];
+pub(super) const SMALL_BOUND: u32 = 99;
+pub(super) const LARGE_BOUND: u32 = MAX_INTEGER;
+pub(super) const MAX_NUMBERS: usize = 6;
+pub(super) const MAX_TEXT_BYTES: usize = 1_024;
+
+/// A problem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Puzzle {
+    /// Descending.
+    pub(super) numbers: Vec<u32>,
+    pub(super) target: u32,
+    /// Largest intermediate result.
+    pub(super) bound: u32,
+}
+
+/// A step of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) first: u32,
+    pub(super) operator: Token,
+    pub(super) second: u32,
+    pub(super) result: u32,
+}
+
+impl Puzzle {
+    pub(super) fn judge(&self, steps: &[Step]) -> Verdict {
+        if self.value_reached(steps) == Some(self.target) { Verdict::Correct } else { Verdict::Incorrect }
+    }
+
+    /// Follows the steps; gives the last result if every step is right and every number is used exactly once.
+    pub(super) fn value_reached(&self, steps: &[Step]) -> Option<u32> {
+        let mut available = self.numbers.clone();
+        for step in steps {
+            let larger = step.first.max(step.second);
+            let smaller = step.first.min(step.second);
+            let swapped = step.first < step.second;
+            if swapped && (step.operator == SUBTRACT || step.operator == DIVIDE) {
+                return None;
+            }
+            if !take(&mut available, step.first) || !take(&mut available, step.second) {
+                return None;
+            }
+            if apply(larger, step.operator, smaller, self.bound) != Some(step.result) {
+                return None;
+            }
+            available.push(step.result);
+        }
+        match available[..] {
+            [last] if !steps.is_empty() => Some(last),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_solvable(&self) -> bool {
+        self.first_solution().is_some()
+    }
+
+    /// Gives the operators of the first solution in the order of search, as bits in the order of [`OPERATORS`].
+    pub(super) fn first_solution(&self) -> Option<u8> {
+        let mut found = None;
+        reaches(&self.numbers, self.bound, 0, &mut |value, operators| {
+            found = (value == self.target).then_some(operators);
+            found.is_some()
+        });
+        found
+    }
+}
+
+/// Applies an operator to `first >= second`; `None` unless the result is an integer from 1 to `bound`.
+pub(super) fn apply(first: u32, operator: Token, second: u32, bound: u32) -> Option<u32> {
+    let result = match operator {
+        ADD => first + second,
+        SUBTRACT => first - second,
+        MULTIPLY => first * second,
+        DIVIDE if first.is_multiple_of(second) => first / second,
+        _ => return None,
+    };
+    (1..=bound).contains(&result).then_some(result)
+}
+
+/// Visits every value that all the numbers can make, with the operators that make it (those in `used` among them) and
+/// with repeats, until `stop` says so; tells whether it did.
+fn reaches(numbers: &[u32], bound: u32, used: u8, stop: &mut impl FnMut(u32, u8) -> bool) -> bool {
+    if let [value] = numbers {
+        return stop(*value, used);
+    }
+    for i in 0..numbers.len() {
+        for j in i + 1..numbers.len() {
+            let mut rest = [0; MAX_NUMBERS];
+            let mut len = 0;
+            for (index, number) in numbers.iter().enumerate() {
+                if index != i && index != j {
+                    rest[len] = *number;
+                    len += 1;
+                }
+            }
+            let (larger, smaller) = (numbers[i].max(numbers[j]), numbers[i].min(numbers[j]));
+            for (index, operator) in OPERATORS.into_iter().enumerate() {
+                if let Some(result) = apply(larger, operator, smaller, bound) {
+                    rest[len] = result;
+                    if reaches(&rest[..len + 1], bound, used | 1 << index, stop) {
+                        return true;
+                    }
+                }
+            }
+        }
+    }
+    false
+}
+
+pub(super) fn take(available: &mut Vec<u32>, number: u32) -> bool {
+    let found = available.iter().position(|candidate| *candidate == number);
+    found.map(|index| available.remove(index)).is_some()
+}
+
+/// Reads steps from tokens; `None` unless the tokens are steps and nothing else.
+pub(super) fn read_steps(mut tokens: &[Token]) -> Option<Vec<Step>> {
+    let mut steps = Vec::with_capacity(MAX_NUMBERS);
+    while !tokens.is_empty() && steps.len() < MAX_NUMBERS {
+        let (first, rest) = read_integer(tokens)?;
+        let (operator, rest) = rest.split_first()?;
+        let (second, rest) = read_integer(rest)?;
+        let rest = rest.strip_prefix(&[EQUALS])?;
+        let (result, rest) = read_integer(rest)?;
+        let integers = [first, second, result];
+        if !OPERATORS.contains(operator) || integers.contains(&0) {
+            return None;
+        }
+        steps.push(Step { first, operator: *operator, second, result });
+        tokens = rest;
+    }
+    tokens.is_empty().then_some(steps)
+}
+
+/// Reads steps from text such as `25 * 3 = 75; 75 + 3 = 78`; steps end in `;`, `,` or a line break.
+pub(super) fn parse_steps(text: &str) -> Option<Vec<Step>> {
+    if text.len() > MAX_TEXT_BYTES {
+        return None;
+    }
+    text.split([';', ',', '\n'])
+        .filter(|step| !step.trim().is_empty())
+        .map(parse_step)
+        .collect::<Option<Vec<_>>>()
+        .filter(|steps| !steps.is_empty())
+}
+
+fn parse_step(text: &str) -> Option<Step> {
+    let (left, result) = text.split_once('=')?;
+    let at = left.find(['+', '-', '*', '/'])?;
+    let operator = OPERATORS[['+', '-', '*', '/'].iter().position(|sign| left[at..].starts_with(*sign))?];
+    let integer = |text: &str| {
+        let digits = text.trim();
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0') && digits.len() <= 4;
+        plain.then(|| digits.parse::<u32>().ok()).flatten()
+    };
+    Some(Step { first: integer(&left[..at])?, operator, second: integer(&left[at + 1..])?, result: integer(result)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn count_problems(num_numbers: usize) -> usize {
+        fn multisets(prefix: &mut Vec<u32>, left: usize, visit: &mut impl FnMut(&[u32])) {
+            if left == 0 {
+                return visit(prefix);
+            }
+            for number in 1..=prefix.last().copied().unwrap_or(25) {
+                prefix.push(number);
+                multisets(prefix, left - 1, visit);
+                prefix.pop();
+            }
+        }
+        let mut count = 0;
+        multisets(&mut Vec::new(), num_numbers, &mut |numbers| {
+            let mut values = BTreeSet::new();
+            reaches(numbers, SMALL_BOUND, 0, &mut |value, _| {
+                values.insert(value);
+                false
+            });
+            count += values.range(10..=99).count();
+        });
+        count
+    }
+
+    /// The sizes of both problem spaces, counted by an independent prototype.
+    #[test]
+    fn problem_spaces_have_their_known_sizes() {
+        assert_eq!(count_problems(3), 20_596);
+        assert_eq!(count_problems(4), 626_706);
+    }
+}
