@@ -172,8 +172,7 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
 impl Seen {
     /// Enters a problem; `false` when it is there already.
     pub(crate) fn insert(&mut self, canonical_hash: &Digest) -> bool {
-        let (head, _) = canonical_hash.as_bytes().split_first_chunk().expect("a digest has 32 bytes");
-        let head = u64::from_le_bytes(*head);
+        let head = canonical_hash.head();
         let is_new = self.hashes.insert(head);
         if is_new {
             self.order.push_back(head);

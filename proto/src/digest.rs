@@ -34,6 +34,12 @@ impl Digest {
         Digest(*hasher.finalize().as_bytes())
     }
 
+    /// Gives the first eight bytes as a number.
+    pub fn head(&self) -> u64 {
+        let (head, _) = self.0.split_first_chunk().expect("a digest has 32 bytes");
+        u64::from_le_bytes(*head)
+    }
+
     /// Wraps a finished hash.
     pub fn from_bytes(bytes: [u8; 32]) -> Digest {
         Digest(bytes)

@@ -55,8 +55,7 @@ impl CounterRng {
 
     /// Opens the stream of what a digest names: for draws that no run may have a say in.
     pub fn of_digest(digest: &Digest, purpose: Purpose) -> CounterRng {
-        let (head, _) = digest.as_bytes().split_first_chunk().expect("a digest has 32 bytes");
-        CounterRng::new(u64::from_le_bytes(*head), purpose, 0, 0, 0)
+        CounterRng::new(digest.head(), purpose, 0, 0, 0)
     }
 
     /// Draws 64 bits.

@@ -34,8 +34,8 @@ use proto::{
 use self::behavior::{Behavior, Catalog};
 use self::generate::Sketch;
 use self::interpreter::Machine;
-use self::language::{END, Program, Refusal, Value};
-use self::puzzle::{Puzzle, is_consistent, operation_bits};
+use self::language::{Program, Refusal, Value};
+use self::puzzle::{Puzzle, is_consistent, operation_bits, written_program};
 use crate::exam::{Exam, ExamSpec, exam, exam_contains};
 use crate::grammar::Grammar;
 use crate::{Domain, Error};
@@ -217,7 +217,8 @@ impl Domain for Programs {
         let Some(solved) = puzzle.hindsight(answer) else { return Ok(None) };
         let is_relabelled_program = solved != puzzle && solved.mode() == Mode::Induction;
         if is_relabelled_program {
-            let behavior = self.written(answer).map(|program| Behavior::of(&program, &mut Machine::new()));
+            let behavior =
+                written_program(self.dialect, answer).map(|program| Behavior::of(&program, &mut Machine::new()));
             if behavior.is_none_or(|behavior| behavior.is_held_out(self.dialect)) {
                 return Ok(None);
             }
@@ -264,7 +265,7 @@ impl Domain for Programs {
     /// niche's.
     fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error> {
         let puzzle = self.puzzle(problem)?;
-        let written = (puzzle.mode() == Mode::Induction).then(|| self.written(answer)).flatten();
+        let written = (puzzle.mode() == Mode::Induction).then(|| written_program(self.dialect, answer)).flatten();
         let program = puzzle.program().or(written.as_ref());
         let length = match &puzzle {
             Puzzle::Induction { max_operations, .. } => *max_operations,
@@ -280,9 +281,9 @@ impl Domain for Programs {
             value.view().write(&mut text);
             return text;
         }
-        match answer.strip_suffix(&[END]).map(|tokens| Program::read(self.dialect, tokens)) {
-            Some(Ok(program)) => program.text(),
-            _ => answer.iter().map(|token| crate::vocabulary::token_name(*token)).collect::<Vec<_>>().join(" "),
+        match written_program(self.dialect, answer) {
+            Some(program) => program.text(),
+            None => answer.iter().map(|token| crate::vocabulary::token_name(*token)).collect::<Vec<_>>().join(" "),
         }
     }
 
@@ -484,11 +485,6 @@ impl Programs {
             expected: "a key that is a program".to_owned(),
             got: format!("{:?}", key.text),
         })
-    }
-
-    /// Reads an answer that is a program.
-    fn written(&self, answer: &[Token]) -> Option<Program> {
-        Program::read(self.dialect, answer.strip_suffix(&[END])?).ok()
     }
 
     fn parse(&self, text: &str) -> Result<Puzzle, Error> {

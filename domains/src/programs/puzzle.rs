@@ -334,7 +334,7 @@ impl Puzzle {
                 told.then(|| Puzzle::abduction(program.clone(), output.to_value()).ok()).flatten()
             }
             Puzzle::Induction { dialect, max_operations, pairs } => {
-                let program = Program::read(*dialect, answer.strip_suffix(&[END])?).ok()?;
+                let program = written_program(*dialect, answer)?;
                 if program.num_operations > *max_operations {
                     return None;
                 }
@@ -357,9 +357,7 @@ impl Puzzle {
                 Value::List(input) => (program.clone(), input),
                 Value::Integer(_) => return None,
             },
-            Puzzle::Induction { dialect, pairs, .. } => {
-                (Program::read(*dialect, answer.strip_suffix(&[END])?).ok()?, pairs[0].0.clone())
-            }
+            Puzzle::Induction { dialect, pairs, .. } => (written_program(*dialect, answer)?, pairs[0].0.clone()),
         };
         Puzzle::deduction(program, input).ok()
     }
@@ -392,6 +390,11 @@ impl Puzzle {
             }
         }
     }
+}
+
+/// Reads an answer that is a program.
+pub(super) fn written_program(dialect: Dialect, answer: &[Token]) -> Option<Program> {
+    Program::read(dialect, answer.strip_suffix(&[END])?).ok()
 }
 
 /// Lists the operations of a program as bits.
