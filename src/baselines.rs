@@ -22,17 +22,19 @@ pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Sc
     Ok(Scores { num_samples, correct })
 }
 
-/// Counts the problems that enumeration in canonical order solves within `num_calls` calls of the checker.
-pub(crate) fn enumeration(problems: &[Problem], num_calls: usize) -> Result<usize> {
-    let mut num_solved = 0;
+/// Tries answers in canonical order, up to `num_calls` calls of the checker a problem.
+pub(crate) fn enumeration(problems: &[Problem], num_calls: u32) -> Result<Scores> {
+    let mut correct = Vec::with_capacity(problems.len());
     for problem in problems {
         let domain = domain(&problem.domain)?;
-        for answer in enumerate_answers(domain.grammar(problem)?).take(num_calls) {
-            if domain.judge(problem, &answer)? == Verdict::Correct {
-                num_solved += 1;
+        let mut is_solved = false;
+        for answer in enumerate_answers(domain.grammar(problem)?).take(num_calls as usize) {
+            is_solved = domain.judge(problem, &answer)? == Verdict::Correct;
+            if is_solved {
                 break;
             }
         }
+        correct.push(u32::from(is_solved));
     }
-    Ok(num_solved)
+    Ok(Scores { num_samples: 1, correct })
 }

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use learner::{Event, Sample, StepEvent};
+use learner::{Control, Event, Sample, StepEvent};
 
 use crate::report::{Screen, clock, count, percent, word};
 
@@ -25,7 +25,11 @@ pub(crate) struct Settings {
     /// Whether standard output stays empty.
     pub(crate) quiet: bool,
     pub(crate) time_limit: Option<Duration>,
-    pub(crate) num_steps: Option<u64>,
+    /// The end of the run, where the config fixes it.
+    pub(crate) control: Option<Control>,
+    pub(crate) warmup_steps: u64,
+    /// Steps on the ladder alone, of a run that makes problems of its own.
+    pub(crate) bootstrap_steps: Option<u64>,
 }
 
 /// Events that wait for a reader; later ones are not shown.
@@ -54,11 +58,31 @@ impl Display {
     }
 }
 
+impl Settings {
+    /// Names what a step is part of.
+    fn stage(&self, step: u64) -> &'static str {
+        match self.bootstrap_steps {
+            _ if self.control.is_some_and(|control| step > control.decay_from) => "decay",
+            _ if step <= self.warmup_steps => "warm-up",
+            Some(bootstrap_steps) if step <= bootstrap_steps => "bootstrap",
+            Some(_) => "self-play",
+            None => "ladder",
+        }
+    }
+}
+
 struct Printer {
     screen: Screen,
     settings: Settings,
-    /// Wall time and rollouts at the last line about a step.
-    last_line: Option<(Duration, u64)>,
+    /// At the last line about a step.
+    last_line: Option<Line>,
+}
+
+#[derive(Clone, Copy)]
+struct Line {
+    step: u64,
+    elapsed: Duration,
+    num_rollouts: u64,
 }
 
 impl Printer {
@@ -96,7 +120,7 @@ impl Printer {
                 ))
             }
             Event::Control(control) => {
-                self.settings.num_steps = Some(control.stop_at);
+                self.settings.control = Some(control);
                 self.screen.say(&format!(
                     "the clock decides: the learning rate decays from step {}, the run ends with step {}\n",
                     control.decay_from, control.stop_at
@@ -111,22 +135,29 @@ impl Printer {
 
     fn step_line(&mut self, event: StepEvent) -> Result<()> {
         let StepEvent { report, elapsed, totals, sample, .. } = event;
-        let due = self.last_line.is_none_or(|(at, _)| elapsed.saturating_sub(at) >= BETWEEN_LINES);
-        if !due && Some(report.step) != self.settings.num_steps {
+        let since = self.last_line.map_or(Duration::ZERO, |line| line.elapsed);
+        let is_last = self.settings.control.is_some_and(|control| report.step == control.stop_at);
+        if self.last_line.is_some() && elapsed.saturating_sub(since) < BETWEEN_LINES && !is_last {
             return Ok(());
         }
-        let (since, before) = self.last_line.unwrap_or((Duration::ZERO, 0));
-        let rate = (totals.num_rollouts - before) as f64 / elapsed.saturating_sub(since).as_secs_f64().max(1e-3);
-        self.last_line = Some((elapsed, totals.num_rollouts));
-        let left = match (self.settings.num_steps, self.settings.time_limit) {
-            (Some(steps), _) => format!("{} steps left", steps.saturating_sub(report.step)),
+        let line = Line { step: report.step, elapsed, num_rollouts: totals.num_rollouts };
+        let before = self.last_line.replace(line).unwrap_or(Line { step: 0, elapsed: Duration::ZERO, num_rollouts: 0 });
+        let seconds = elapsed.saturating_sub(before.elapsed).as_secs_f64().max(1e-3);
+        let rate = line.num_rollouts.saturating_sub(before.num_rollouts) as f64 / seconds;
+        let left = match (self.settings.control, self.settings.time_limit) {
+            (Some(control), _) => {
+                let num_left = control.stop_at.saturating_sub(line.step);
+                let pace = seconds / line.step.saturating_sub(before.step).max(1) as f64;
+                format!("{num_left} steps left, {}", clock(Duration::from_secs_f64(pace * num_left as f64)))
+            }
             (None, Some(limit)) => format!("{} left", clock(limit.saturating_sub(elapsed))),
             (None, None) => String::new(),
         };
         self.screen.say(&format!(
-            "step {:>6}  {}  {}  loss {:.3}  {} answers/s  {left}\n",
+            "step {:>6}  {}  {}: {}  loss {:.3}  {} answers/s  {left}\n",
             report.step,
             clock(elapsed),
+            self.settings.stage(report.step),
             rates(&report.solved_by_family),
             report.loss,
             count(rate),
@@ -169,6 +200,21 @@ fn rates(families: &BTreeMap<String, (u64, u64)>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_is_part_of_a_stage() {
+        let settings = Settings {
+            opening: String::new(),
+            quiet: true,
+            time_limit: None,
+            control: Some(Control { decay_from: 80, stop_at: 100 }),
+            warmup_steps: 20,
+            bootstrap_steps: Some(50),
+        };
+        let stages = [20, 21, 50, 51, 80, 81].map(|step| settings.stage(step));
+        assert_eq!(stages, ["warm-up", "bootstrap", "bootstrap", "self-play", "self-play", "decay"]);
+        assert_eq!(Settings { bootstrap_steps: None, ..settings }.stage(51), "ladder");
+    }
 
     #[test]
     fn families_are_summed_up_by_domain() {

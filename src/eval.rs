@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use actor::engine::Engine;
-use anyhow::{Context as _, Result, bail};
-use domains::{Split, exam, exam_specs};
-use learner::{list_checkpoints, load_checkpoint};
+use anyhow::{Context as _, Result, bail, ensure};
+use domains::{Split, exam_problems, exams_of};
+use learner::{Checkpoint, load_checkpoint, load_latest};
 use policy::{ModelConfig, PackedWeights, Params};
 use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
@@ -71,152 +71,200 @@ fn pass_at(num_samples: u32, num_correct: u32, k: u32) -> f64 {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let checkpoint = find_checkpoint(&args.run)?;
-    let (model, checkpoint) = load_checkpoint(&checkpoint)?;
+    let (model, checkpoint) = load(&args.run)?;
     let trained = Player::new(&model, &checkpoint.state.ema, args.threads)?;
     let untrained = Player::new(&model, &Params::init(&model, 0), args.threads)?;
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
     let mut sets: Vec<(String, Vec<Problem>)> = Vec::new();
+    let trained_on = trained_domains(&args.run);
+    let sit = |name: &str| exam_problems(name, split, trained_on.iter().map(String::as_str));
     match &args.problems {
         Some(path) => sets.push((path.display().to_string(), read_problems(path)?)),
         None if args.exam == "all" => {
-            let trained = trained_domains(&args.run);
-            for spec in exam_specs() {
-                if trained.as_ref().is_some_and(|trained| !trained.iter().any(|name| name == spec.domain)) {
-                    continue;
+            for spec in exams_of(trained_on.iter().map(String::as_str)) {
+                let (name, problems) = (format!("{} ({})", spec.name, args.split), sit(spec.name)?);
+                if positions_needed(&problems)? <= model.max_positions {
+                    sets.push((name, problems));
+                } else {
+                    let has = model.max_positions;
+                    eprintln!("{name}: left out, its problems need more than model.max_positions = {has}");
                 }
-                sets.push((format!("{} ({})", spec.name, args.split), exam(spec.name)?.split(split).to_vec()));
             }
+            ensure!(
+                !sets.is_empty(),
+                "--exam all: expected exams of what the run trains on, found none that fits; name one"
+            );
         }
-        None => sets.push((format!("{} ({})", args.exam, args.split), exam(&args.exam)?.split(split).to_vec())),
+        None => sets.push((format!("{} ({})", args.exam, args.split), sit(&args.exam)?)),
     }
     for (name, problems) in sets {
-        let fits = positions_needed(&problems)? <= model.max_positions;
-        if !fits && args.problems.is_none() && args.exam == "all" {
-            print(&format!(
-                "{name}: left out, its problems need more than model.max_positions = {}\n",
-                model.max_positions
-            ))?;
-            continue;
-        }
-        let trained = trained.score(&problems, args.samples)?;
-        let report = Report {
-            step: checkpoint.state.step,
-            levels: by_level(&problems, &trained)?,
-            trained,
-            untrained: untrained.score(&problems, args.samples)?,
-            random: baselines::uniform_legal(&problems, args.samples)?,
-            enumerated: (
-                baselines::enumeration(&problems, 1)?,
-                baselines::enumeration(&problems, args.samples as usize)?,
-            ),
-            name,
-        };
+        let sat = Sat::sit(&trained, &untrained, &problems, args.samples).with_context(|| name.clone())?;
+        let report = Report { parts: by_part(&problems, &sat)?, step: checkpoint.state.step, sat, name };
         print(&if args.json { report.json().to_string() } else { report.text() })?;
     }
     Ok(())
+}
+
+/// Problems, answered by the run and by those that have learned nothing.
+#[derive(Clone, Debug)]
+struct Sat {
+    /// Greedy, and sampled.
+    trained: (Scores, Scores),
+    untrained: (Scores, Scores),
+    random: Scores,
+    /// Blind enumeration with one checker call, and with as many as there are samples.
+    enumerated: (Scores, Scores),
+}
+
+impl Sat {
+    fn sit(trained: &Player, untrained: &Player, problems: &[Problem], num_samples: u32) -> Result<Sat> {
+        Ok(Sat {
+            trained: trained.score(problems, num_samples)?,
+            untrained: untrained.score(problems, num_samples)?,
+            random: baselines::uniform_legal(problems, num_samples)?,
+            enumerated: (baselines::enumeration(problems, 1)?, baselines::enumeration(problems, num_samples)?),
+        })
+    }
+
+    fn at(&self, places: &[usize]) -> Sat {
+        let both = |(left, right): &(Scores, Scores)| (left.at(places), right.at(places));
+        Sat {
+            trained: both(&self.trained),
+            untrained: both(&self.untrained),
+            random: self.random.at(places),
+            enumerated: both(&self.enumerated),
+        }
+    }
+
+    fn num_problems(&self) -> usize {
+        self.random.correct.len()
+    }
+
+    fn num_samples(&self) -> u32 {
+        self.random.num_samples
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let k = self.num_samples();
+        let estimate = |(mean, error): (f64, f64)| serde_json::json!({"mean": mean, "standard_error": error});
+        let network = |(greedy, sampled): &(Scores, Scores)| {
+            serde_json::json!({
+                "greedy_pass_at_1": estimate(greedy.pass_at(1)),
+                "sampled_pass_at_1": estimate(sampled.pass_at(1)),
+                "pass_at_k": estimate(sampled.pass_at(k)),
+            })
+        };
+        serde_json::json!({
+            "num_problems": self.num_problems(),
+            "trained": network(&self.trained),
+            "untrained": network(&self.untrained),
+            "uniform_legal": {
+                "pass_at_1": estimate(self.random.pass_at(1)),
+                "pass_at_k": estimate(self.random.pass_at(k)),
+            },
+            "enumeration": {
+                "pass_at_1": estimate(self.enumerated.0.pass_at(1)),
+                "pass_at_k": estimate(self.enumerated.1.pass_at(1)),
+            },
+        })
+    }
 }
 
 /// An exam, sat.
 struct Report {
     name: String,
     step: u64,
-    /// Greedy, and sampled.
-    trained: (Scores, Scores),
-    levels: Vec<LevelScores>,
-    untrained: (Scores, Scores),
-    random: Scores,
-    /// Problems that enumeration solves with one checker call, and with as many as there are samples.
-    enumerated: (usize, usize),
+    sat: Sat,
+    parts: Vec<Part>,
 }
 
-/// A level of a ladder, with the scores of the problems that are of it.
-struct LevelScores {
+/// Problems of one level of a ladder, about what training may meet or about what is held out of it.
+struct Part {
     domain: String,
     level: u32,
     description: &'static str,
-    scores: (Scores, Scores),
+    held_out: bool,
+    sat: Sat,
 }
 
-/// Splits scores by level, where problems are of several.
-fn by_level(problems: &[Problem], scores: &(Scores, Scores)) -> Result<Vec<LevelScores>> {
-    let mut places = BTreeMap::<(&str, u32), Vec<usize>>::new();
+/// Splits an exam by level and by what is held out, where its problems are of several kinds.
+fn by_part(problems: &[Problem], sat: &Sat) -> Result<Vec<Part>> {
+    let mut places = BTreeMap::<(&str, u32, bool), Vec<usize>>::new();
     for (place, problem) in problems.iter().enumerate() {
         let domain = domains::domain(&problem.domain)?;
         let level = domain.level_of(domain.niche(problem, None)?);
-        places.entry((&problem.domain, level)).or_default().push(place);
+        places.entry((&problem.domain, level, domain.is_held_out(problem)?)).or_default().push(place);
     }
     if places.len() == 1 {
         return Ok(Vec::new());
     }
-    let of_level = |((name, level), places): ((&str, u32), Vec<usize>)| {
+    let part = |((name, level, held_out), places): ((&str, u32, bool), Vec<usize>)| {
         let levels = domains::domain(name)?.ladder_levels();
         let description = levels.iter().find(|known| known.level == level).map_or("of no level", |it| it.description);
-        let scores = (scores.0.at(&places), scores.1.at(&places));
-        Ok(LevelScores { domain: name.to_owned(), level, description, scores })
+        Ok(Part { domain: name.to_owned(), level, description, held_out, sat: sat.at(&places) })
     };
-    places.into_iter().map(of_level).collect()
+    places.into_iter().map(part).collect()
 }
 
 impl Report {
     fn text(&self) -> String {
-        let Report { name, step, trained, levels, untrained, random, enumerated } = self;
-        let (k, num_problems) = (random.num_samples, random.correct.len());
+        let Report { name, step, sat, parts } = self;
+        let k = sat.num_samples();
         let cell = |(mean, error): (f64, f64)| format!("{} ± {:.1}", percent(mean), 100.0 * error);
-        let share = |count: usize| percent(count as f64 / num_problems as f64);
-        let network = |name: &str, scores: &(Scores, Scores)| {
-            vec![name.to_owned(), cell(scores.0.pass_at(1)), cell(scores.1.pass_at(1)), cell(scores.1.pass_at(k))]
+        let network = |name: &str, (greedy, sampled): &(Scores, Scores)| {
+            [name.to_owned(), cell(greedy.pass_at(1)), cell(sampled.pass_at(1)), cell(sampled.pass_at(k))]
         };
-        let none = || "-".to_owned();
-        let head = ["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned);
-        let mut rows = vec![head.to_vec(), network("trained", trained)];
-        rows.extend(levels.iter().map(|LevelScores { description, scores, .. }| {
-            network(&format!("  {description} ({})", scores.0.correct.len()), scores)
-        }));
-        let random =
-            ["uniform random legal tokens".to_owned(), none(), cell(random.pass_at(1)), cell(random.pass_at(k))];
-        let blind = "blind enumeration, k checker calls".to_owned();
-        rows.extend([
-            network("untrained network, same mask", untrained),
-            random.to_vec(),
-            vec![blind, share(enumerated.0), none(), share(enumerated.1)],
-        ]);
+        let alone = |name: &str, one: &Scores, many: (f64, f64)| {
+            [name.to_owned(), "-".to_owned(), cell(one.pass_at(1)), cell(many)]
+        };
+        let mut rows = [
+            ["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned),
+            network("trained", &sat.trained),
+            network("untrained network, same mask", &sat.untrained),
+            alone("uniform random legal tokens", &sat.random, sat.random.pass_at(k)),
+            alone("blind enumeration, k checker calls", &sat.enumerated.0, sat.enumerated.1.pass_at(1)),
+        ]
+        .map(Vec::from);
         rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
-        format!("{name}, {num_problems} problems, step {step}\n{}", table(&rows))
+        let mut text = format!("{name}, {} problems, step {step}\n{}", sat.num_problems(), table(&rows));
+        if !parts.is_empty() {
+            let best = format!("pass@{k}");
+            let head = ["part", "problems", "greedy", &best, "untrained", "random", "enumeration"].map(str::to_owned);
+            let row = |Part { description, held_out, sat, .. }: &Part| {
+                let what = if *held_out { ", held out" } else { "" };
+                vec![
+                    format!("{description}{what}"),
+                    sat.num_problems().to_string(),
+                    cell(sat.trained.0.pass_at(1)),
+                    cell(sat.trained.1.pass_at(k)),
+                    cell(sat.untrained.1.pass_at(k)),
+                    cell(sat.random.pass_at(k)),
+                    cell(sat.enumerated.1.pass_at(1)),
+                ]
+            };
+            let rows: Vec<_> = std::iter::once(head.to_vec()).chain(parts.iter().map(row)).collect();
+            text += &format!("\n{}(untrained, random and enumeration: pass@{k})\n", table(&rows));
+        }
+        text
     }
 
     fn json(&self) -> serde_json::Value {
-        let estimate = |(mean, error): (f64, f64)| serde_json::json!({"mean": mean, "standard_error": error});
-        let k = self.random.num_samples;
-        let network = |scores: &(Scores, Scores)| {
+        let Report { name, step, sat, parts } = self;
+        let part = |Part { domain, level, description, held_out, sat }: &Part| {
             serde_json::json!({
-                "greedy_pass_at_1": estimate(scores.0.pass_at(1)),
-                "sampled_pass_at_1": estimate(scores.1.pass_at(1)),
-                "pass_at_k": estimate(scores.1.pass_at(k)),
-            })
-        };
-        let of_level = |of_level: &LevelScores| {
-            serde_json::json!({
-                "domain": of_level.domain,
-                "level": of_level.level,
-                "description": of_level.description,
-                "num_problems": of_level.scores.0.correct.len(),
-                "trained": network(&of_level.scores),
+                "domain": domain,
+                "level": level,
+                "description": description,
+                "held_out": held_out,
+                "scores": sat.json(),
             })
         };
         serde_json::json!({
-            "exam": self.name,
-            "step": self.step,
-            "k": k,
-            "num_problems": self.random.correct.len(),
-            "trained": network(&self.trained),
-            "trained_by_level": self.levels.iter().map(of_level).collect::<Vec<_>>(),
-            "untrained": network(&self.untrained),
-            "uniform_legal": {
-                "pass_at_1": estimate(self.random.pass_at(1)),
-                "pass_at_k": estimate(self.random.pass_at(k)),
-            },
-            "enumeration": {"solved_with_1_call": self.enumerated.0, "solved_with_k_calls": self.enumerated.1},
+            "exam": name,
+            "step": step,
+            "k": sat.num_samples(),
+            "scores": sat.json(),
+            "parts": parts.iter().map(part).collect::<Vec<_>>(),
         })
     }
 }
@@ -224,6 +272,7 @@ impl Report {
 /// Plays problems with one version of the weights.
 pub(crate) struct Player {
     weights: Arc<PackedWeights>,
+    max_positions: usize,
     num_threads: usize,
 }
 
@@ -233,7 +282,8 @@ impl Player {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        Ok(Player { weights: Arc::new(PackedWeights::new(model, params)?), num_threads })
+        let weights = Arc::new(PackedWeights::new(model, params)?);
+        Ok(Player { weights, max_positions: model.max_positions, num_threads })
     }
 
     /// Scores one greedy answer a problem, and a number of sampled ones.
@@ -262,6 +312,14 @@ impl Player {
 
     /// Plays and judges, in order of the problems.
     fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
+        for problem in problems {
+            let (needed, has) = (positions_needed(std::slice::from_ref(problem))?, self.max_positions);
+            let text = &problem.text;
+            ensure!(
+                needed <= has,
+                "{text}: expected prompt and answer within model.max_positions = {has}, got {needed}"
+            );
+        }
         let (engine, mut groups) = Engine::start(actor::Config { num_threads: self.num_threads, num_slots: 512 });
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {
@@ -295,21 +353,22 @@ pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
     problems.iter().try_fold(0, |most, problem| Ok(most.max(needed(problem)?)))
 }
 
-/// Finds a checkpoint: the path itself, or the newest one of a run.
-pub(crate) fn find_checkpoint(path: &Path) -> Result<PathBuf> {
+/// Reads a checkpoint, or the newest one of a run that is whole.
+pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     if path.join("COMPLETE").exists() {
-        return Ok(path.to_owned());
+        return Ok(load_checkpoint(path)?);
     }
-    let newest = list_checkpoints(&path.join("checkpoints"))?.pop();
+    let refused = |error: &learner::Error| eprintln!("checkpoint refused, an earlier one is used: {error}");
+    let newest = load_latest(&path.join("checkpoints"), u64::MAX, refused)?;
     newest.with_context(|| {
-        format!("{}: expected a run with a checkpoint, or a checkpoint; found neither", path.display())
+        format!("{}: expected a run with a checkpoint that is whole, or a checkpoint; found neither", path.display())
     })
 }
 
-/// Lists the domains that a run trains on; `None` for a checkpoint that is not in a run directory.
-fn trained_domains(run: &Path) -> Option<Vec<String>> {
-    let config = run_config::of_run(run).ok()?;
-    Some(config.domains().map(str::to_owned).collect())
+/// Lists the domains that a run trains on; all of them for a checkpoint that is not in a run directory.
+fn trained_domains(run: &Path) -> Vec<String> {
+    let all = || domains::registry().iter().map(|domain| domain.name().to_owned()).collect();
+    run_config::of_run(run, &[]).map_or_else(|_| all(), |config| config.domains().map(str::to_owned).collect())
 }
 
 fn read_problems(path: &Path) -> Result<Vec<Problem>> {

@@ -1,10 +1,14 @@
 //! `generate` and `domains`: problems, and what there is to choose from.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
-use domains::{Exam, domain, exam, exam_specs, registry};
+use anyhow::{Context as _, Result, ensure};
+use domains::{Exam, ExamSpec, domain, exam, exam_specs, registry};
+use proto::{Digest, LadderLevel, Problem};
+use serde::Serialize;
 
+use crate::files::write_whole;
 use crate::report::print;
 
 #[derive(clap::Args)]
@@ -25,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["domain", "level", "count", "seed"])]
     exam: Option<String>,
     /// Where to write the rebuilt exam's file, such as `programs-induction.jsonl.zst`; keys, where it has them, go beside it.
-    #[arg(long, requires = "exam", value_name = "FILE")]
+    #[arg(long, conflicts_with = "domain", value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
@@ -52,43 +56,90 @@ fn rebuild_exam(name: &str, out: Option<&PathBuf>) -> Result<()> {
     let spec = exam_specs().into_iter().find(|spec| spec.name == name).context("every exam has a spec")?;
     let rebuilt = Exam::generate(spec)?;
     if let Some(path) = out {
-        let write = |path: &Path, bytes: &[u8]| {
-            std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
-        };
-        write(path, &rebuilt.to_file()?)?;
+        write_whole(path, &rebuilt.to_file()?)?;
         if let Some(keys) = domain(spec.domain)?.exam_keys_file(spec, &rebuilt) {
             let text = path.display().to_string();
             let path = PathBuf::from(format!("{}.keys.zst", text.strip_suffix(".jsonl.zst").unwrap_or(&text)));
-            write(&path, &keys)?;
+            write_whole(&path, &keys)?;
             print(&format!("keys: {}\n", path.display()))?;
         }
     }
-    let agrees = if rebuilt == *committed { "is the committed exam" } else { "differs from the committed exam" };
-    print(&format!(
-        "{name}: {} dev and {} test problems, digest {}: {agrees}\n",
-        rebuilt.dev.len(),
-        rebuilt.test.len(),
-        rebuilt.digest()
-    ))
+    let (got, expected) = (rebuilt.digest(), committed.digest());
+    ensure!(rebuilt == *committed, "{name}: expected the committed exam, {expected}, got another, {got}");
+    let (num_dev, num_test) = (rebuilt.dev.len(), rebuilt.test.len());
+    print(&format!("{name}: {num_dev} dev and {num_test} test problems, digest {got}: is the committed exam\n"))
 }
 
-pub(crate) fn print_domains() -> Result<()> {
+#[derive(clap::Args)]
+pub(crate) struct DomainsArgs {
+    /// Print one JSON object a domain instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct DomainLine<'a> {
+    domain: &'a str,
+    description: &'a str,
+    levels: Vec<LevelLine<'a>>,
+    exams: Vec<ExamLine<'a>>,
+}
+
+#[derive(Serialize)]
+struct LevelLine<'a> {
+    level: u32,
+    description: &'a str,
+}
+
+#[derive(Serialize)]
+struct ExamLine<'a> {
+    exam: &'a str,
+    num_dev: usize,
+    num_test: usize,
+    /// Of its problems.
+    levels: BTreeSet<u32>,
+    digest: Digest,
+}
+
+pub(crate) fn print_domains(args: &DomainsArgs) -> Result<()> {
     for domain in registry() {
-        print(&format!("{}: {}\n", domain.name(), domain.description()))?;
-        for level in domain.ladder_levels() {
-            print(&format!("  level {}  {}\n", level.level, level.description))?;
-        }
-        for spec in domain.exam_specs() {
+        let exam = |spec: &'static ExamSpec| {
             let exam = exam(spec.name)?;
-            print(&format!(
-                "  exam {}  {} dev, {} test, like level {}, digest {}\n",
-                spec.name,
-                exam.dev.len(),
-                exam.test.len(),
-                spec.level,
-                exam.digest().short()
-            ))?;
-        }
+            let level = |problem: &Problem| Ok(domain.level_of(domain.niche(problem, None)?));
+            Ok(ExamLine {
+                exam: spec.name,
+                num_dev: exam.dev.len(),
+                num_test: exam.test.len(),
+                levels: exam.dev.iter().map(level).collect::<Result<_>>()?,
+                digest: exam.digest(),
+            })
+        };
+        let level = |level: &LadderLevel| LevelLine { level: level.level, description: level.description };
+        let line = DomainLine {
+            domain: domain.name(),
+            description: domain.description(),
+            levels: domain.ladder_levels().iter().map(level).collect(),
+            exams: domain.exam_specs().iter().map(exam).collect::<Result<_>>()?,
+        };
+        print(&if args.json { serde_json::to_string(&line)? } else { line.text() })?;
     }
     Ok(())
+}
+
+impl DomainLine<'_> {
+    fn text(&self) -> String {
+        let mut text = format!("{}: {}\n", self.domain, self.description);
+        for LevelLine { level, description } in &self.levels {
+            text += &format!("  level {level}  {description}\n");
+        }
+        for ExamLine { exam, num_dev, num_test, levels, digest } in &self.exams {
+            let word = if levels.len() == 1 { "level" } else { "levels" };
+            let levels = levels.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            text += &format!(
+                "  exam {exam}  {num_dev} dev, {num_test} test, of {word} {levels}, digest {}\n",
+                digest.short()
+            );
+        }
+        text
+    }
 }

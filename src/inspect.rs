@@ -57,7 +57,7 @@ fn show<T: Serialize>(found: &T, text: fn(&T) -> String, json: bool) -> Result<(
 }
 
 /// Visits every record that can be read, in order; gives those that cannot.
-fn read_journal(run: &Path, mut visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
+fn read_journal(run: &Path, mut visit: impl FnMut(Record)) -> Result<Vec<Unreadable>> {
     let journal = run.join("journal");
     if !journal.is_dir() {
         bail!("{}: expected a run directory, with a journal", run.display());
@@ -67,7 +67,9 @@ fn read_journal(run: &Path, mut visit: impl FnMut(Record)) -> Result<Vec<RecordE
     while let Some(record) = reader.next()? {
         match record {
             Ok(record) => visit(record),
-            Err(error) => unreadable.push(error),
+            Err(RecordError { segment, offset, truncated }) => {
+                unreadable.push(Unreadable { segment, offset, truncated })
+            }
         }
     }
     Ok(unreadable)
@@ -122,10 +124,7 @@ impl Summary {
             Record::Control(control) => summary.control = Some(control),
         })?;
         summary.size_bytes = folder_bytes(&run.join("journal"));
-        summary.unreadable = unreadable
-            .into_iter()
-            .map(|RecordError { segment, offset, truncated }| Unreadable { segment, offset, truncated })
-            .collect();
+        summary.unreadable = unreadable;
         Ok(summary)
     }
 
@@ -160,11 +159,22 @@ impl Summary {
             line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
         }
         line("journal", bytes(self.size_bytes));
-        for Unreadable { segment, offset, truncated } in &self.unreadable {
+        text + &Unreadable::lines(&self.unreadable)
+    }
+}
+
+impl Unreadable {
+    fn lines(all: &[Unreadable]) -> String {
+        let line = |Unreadable { segment, offset, truncated }: &Unreadable| {
             let what = if *truncated { "ends inside a record" } else { "has a damaged record" };
-            line("unreadable", format!("{} {what} at byte {offset}", segment.display()));
-        }
-        text
+            format!("{:<13} {} {what} at byte {offset}\n", "unreadable", segment.display())
+        };
+        all.iter().map(line).collect()
+    }
+
+    /// Ends a message of something that was not found, where it may be in what cannot be read.
+    fn hint(all: &[Unreadable]) -> String {
+        if all.is_empty() { String::new() } else { format!(" ({} of its records cannot be read)", all.len()) }
     }
 }
 
@@ -176,6 +186,7 @@ struct Step {
     state_digest: Digest,
     /// In order of index; a group that cannot be read is absent.
     groups: Vec<GroupLine>,
+    unreadable: Vec<Unreadable>,
 }
 
 #[derive(Debug, Serialize)]
@@ -196,7 +207,7 @@ impl Step {
     fn read(run: &Path, number: u64) -> Result<Step> {
         let mut groups = BTreeMap::new();
         let (mut last, mut found) = (0, None);
-        read_journal(run, |record| match record {
+        let unreadable = read_journal(run, |record| match record {
             Record::Group(scored) if scored.group.task.id.batch + 1 == number => {
                 groups.insert(scored.group.task.id.index, scored);
             }
@@ -207,10 +218,12 @@ impl Step {
             }
             _ => {}
         })?;
-        let StepRecord { step, weights_digest, state_digest, .. } =
-            found.with_context(|| format!("--step: expected one of the {last} steps of the journal, got {number}"))?;
+        let StepRecord { step, weights_digest, state_digest, .. } = found.with_context(|| {
+            let hint = Unreadable::hint(&unreadable);
+            format!("--step: expected one of the {last} steps of the journal{hint}, got {number}")
+        })?;
         let groups = groups.values().map(GroupLine::new).collect::<Result<_>>()?;
-        Ok(Step { step, weights_digest, state_digest, groups })
+        Ok(Step { step, weights_digest, state_digest, groups, unreadable })
     }
 
     fn text(&self) -> String {
@@ -226,11 +239,12 @@ impl Step {
             ]
         }));
         format!(
-            "step {}\nweights {}\nstate   {}\n\n{}",
+            "step {}\nweights {}\nstate   {}\n\n{}{}",
             self.step,
             self.weights_digest,
             self.state_digest,
-            table(&rows)
+            table(&rows),
+            Unreadable::lines(&self.unreadable)
         )
     }
 }
@@ -292,7 +306,7 @@ impl Group {
     fn read(run: &Path, id: GroupId) -> Result<Group> {
         let GroupId { batch, index } = id;
         let (mut found, mut indices) = (None, BTreeSet::new());
-        read_journal(run, |record| match record {
+        let unreadable = read_journal(run, |record| match record {
             Record::Group(scored) if scored.group.task.id.batch == batch => {
                 indices.insert(scored.group.task.id.index);
                 found = (scored.group.task.id.index == index).then_some(scored).or(found.take());
@@ -301,8 +315,9 @@ impl Group {
         })?;
         let found = found.with_context(|| {
             format!(
-                "--group: expected a group of the journal, which has {} of batch {batch}, got {batch}/{index}",
-                indices.len()
+                "--group: expected a group of the journal, which has {} of batch {batch}{}, got {batch}/{index}",
+                indices.len(),
+                Unreadable::hint(&unreadable)
             )
         })?;
         Group::new(found)

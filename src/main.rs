@@ -5,6 +5,7 @@ mod bench;
 mod curves;
 mod display;
 mod eval;
+mod files;
 mod generate;
 mod inspect;
 mod metrics;
@@ -58,7 +59,7 @@ enum Command {
     /// Measure training, decoding or judging on this machine.
     Bench(bench::Args),
     /// List domains, their levels and exams.
-    Domains,
+    Domains(generate::DomainsArgs),
     /// Print a config in full: a preset, or a file and what it starts from.
     Config(ConfigArgs),
 }
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Domains => generate::print_domains(),
+        Command::Domains(args) => generate::print_domains(&args),
         Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides)
             .and_then(|config| report::print(&run_config::to_toml(&config)?)),
     };

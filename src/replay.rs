@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use learner::ReplayReport;
 
 use crate::report::print;
 use crate::run_config::of_run;
@@ -17,10 +18,13 @@ pub(crate) struct Args {
     /// Threads; 0 for all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut config = of_run(&args.run)?;
+    let mut config = of_run(&args.run, &[])?;
     config.local.threads = args.threads;
     let num_threads = config.local.num_threads();
     let last_step = args.to.unwrap_or(u64::MAX);
@@ -30,8 +34,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             eprintln!("step {step} agrees");
         }
     })?;
+    let ReplayReport { num_steps, num_groups, .. } = report;
+    let expected = args.to.unwrap_or(1);
+    ensure!(
+        num_steps >= expected,
+        "{}: expected a journal with step {expected}, got {num_steps} steps",
+        journal.display()
+    );
+    if args.json {
+        return print(&serde_json::json!({"num_steps": num_steps, "num_groups": num_groups}).to_string());
+    }
     print(&format!(
-        "replayed {} steps from {} groups: every weights digest and state digest agrees with the journal\n",
-        report.num_steps, report.num_groups
+        "replayed {num_steps} steps from {num_groups} groups: every weights digest and state digest agrees with the journal\n"
     ))
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use domains::{Split, domain, exam};
-use proto::{Difficulty, KeyedProblem};
+use domains::{Split, domain, exam_problems};
+use proto::{Difficulty, KeyedProblem, Problem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
@@ -18,6 +18,13 @@ pub(crate) const PRESETS: [(&str, &str); 3] = [
     ("ladder", include_str!("../deploy/configs/ladder.toml")),
     ("smoke", include_str!("../deploy/configs/smoke.toml")),
 ];
+
+/// What `model.size` stands for.
+const SIZES: &str = "
+nano = { d_model = 64, num_layers = 3, num_heads = 4, num_kv_heads = 2, ff_dim = 192 }
+micro = { d_model = 96, num_layers = 3, num_heads = 6, num_kv_heads = 3, ff_dim = 288 }
+small = { d_model = 128, num_layers = 3, num_heads = 8, num_kv_heads = 4, ff_dim = 384 }
+";
 
 /// What `train` runs when it is told nothing.
 pub(crate) const DEFAULT_PRESET: &str = "laptop";
@@ -35,6 +42,11 @@ impl RunConfig {
     /// Names the domains that the run trains on.
     pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
         self.run.domains.iter().map(|domain| domain.name.as_str())
+    }
+
+    /// Gives an exam's problems as the run sits it.
+    pub(crate) fn exam(&self, name: &str, split: Split) -> Result<Vec<Problem>> {
+        Ok(exam_problems(name, split, self.domains())?)
     }
 }
 
@@ -76,21 +88,29 @@ impl LocalConfig {
         check("slots", "1 to 1048576", self.slots as u64, (1..=1 << 20).contains(&self.slots))?;
         check("checkpoint_every", "1 or more", self.checkpoint_every, self.checkpoint_every > 0)?;
         check("keep_checkpoints", "1 or more", self.keep_checkpoints as u64, self.keep_checkpoints > 0)?;
+        if let Some(minutes) = self.minutes {
+            check_minutes(&named("local.minutes"), minutes)?;
+        }
         check("stall_seconds", "1 or more", self.stall_seconds, self.stall_seconds > 0)
     }
 }
 
+/// Checks a wall time; `named` is where it was set.
+pub(crate) fn check_minutes(named: &str, minutes: f64) -> Result<()> {
+    ensure!(minutes > 0.0 && minutes <= 1e6, "{named}: expected a number over 0, up to 1000000, got {minutes}");
+    Ok(())
+}
+
 /// Resolves a preset's name or the path of a TOML file, and `key=value` overrides on top.
 ///
-/// A file states what it changes; `preset = "smoke"` in it names what it starts from.
+/// A file states what it changes, and names what it starts from: `preset = "smoke"`. Without that it is a config in full.
 pub(crate) fn resolve(config: Option<&str>, overrides: &[String]) -> Result<RunConfig> {
     let config = config.unwrap_or(DEFAULT_PRESET);
     let (name, mut table, file) = match preset(config) {
         Some(table) => (config.to_owned(), table, None),
         None => {
             let (table, file) = read_file(Path::new(config))?;
-            let name = file.path.file_stem().map_or("run".to_owned(), |stem| stem.to_string_lossy().into_owned());
-            (name, table, Some(file))
+            (config_name(&file.path), table, Some(file))
         }
     };
     for assignment in overrides {
@@ -99,14 +119,30 @@ pub(crate) fn resolve(config: Option<&str>, overrides: &[String]) -> Result<RunC
     from_table(name, table, &Origin { file, overrides })
 }
 
-/// Reads the config that a run directory holds.
-pub(crate) fn of_run(run_dir: &Path) -> Result<RunConfig> {
+/// Reads the config that a run directory holds, and lays overrides over it.
+pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> {
+    resolve(Some(&path_in_run(run_dir)?.display().to_string()), overrides)
+}
+
+/// Finds the config that a run directory holds.
+pub(crate) fn path_in_run(run_dir: &Path) -> Result<PathBuf> {
     let path = run_dir.join("config.toml");
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("{}: expected a run directory, with a config.toml", run_dir.display()))?;
-    let file = TomlFile { path, text };
-    let name = run_dir.file_name().map_or("run".to_owned(), |name| name.to_string_lossy().into_owned());
-    from_table(name, file.parse()?, &Origin { file: Some(file), overrides: &[] })
+    ensure!(path.exists(), "{}: expected a run directory, with a config.toml", run_dir.display());
+    Ok(path)
+}
+
+/// Names a config by its file; that of a run by the run directory, without seed and number.
+fn config_name(path: &Path) -> String {
+    let is_number = |text: &str| !text.is_empty() && text.chars().all(|letter| letter.is_ascii_digit());
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let run_dir = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy());
+    match (stem.as_str(), run_dir) {
+        ("config", Some(run_dir)) => match run_dir.rsplitn(3, '-').collect::<Vec<_>>()[..] {
+            [number, seed, config] if is_number(number) && is_number(seed) => config.to_owned(),
+            _ => run_dir.to_string(),
+        },
+        _ => stem,
+    }
 }
 
 /// Writes the config in full.
@@ -265,7 +301,7 @@ const NUM_CHECKED_PROBLEMS: u64 = 8;
 /// Checks that the exams exist, once each, and that the network has room for their problems.
 fn validate_exams(config: &learner::Config) -> Result<()> {
     for (index, name) in config.exams.names.iter().enumerate() {
-        let problems = exam(name)?.split(Split::Dev);
+        let problems = exam_problems(name, Split::Dev, config.domains.iter().map(|entry| entry.name.as_str()))?;
         ensure!(!config.exams.names[..index].contains(name), "expected every exam once, got {name} twice");
         let prompts = problems.iter().map(|problem| Ok(domain(&problem.domain)?.prompt(problem)?.len()));
         let longest = prompts.collect::<Result<Vec<usize>>>()?.into_iter().max().unwrap_or(0);
@@ -276,32 +312,52 @@ fn validate_exams(config: &learner::Config) -> Result<()> {
             "{name} needs model.max_positions = {needed} (prompts of up to {longest} tokens, actor.max_answer_tokens = \
              {answer}), got {available}"
         );
+        let longest = problems.iter().map(|problem| Ok(domain(&problem.domain)?.max_answer_tokens(problem)?));
+        let needed = longest.collect::<Result<Vec<u32>>>()?.into_iter().max().unwrap_or(0);
+        let available = config.actor.max_answer_tokens;
+        ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");
     }
     Ok(())
 }
 
 fn preset(name: &str) -> Option<Table> {
     let (_, text) = PRESETS.iter().find(|(preset, _)| *preset == name)?;
-    Some(text.parse().expect("presets are tested"))
+    let mut table = text.parse().expect("presets are tested");
+    spell_out_size(&mut table).expect("presets are tested");
+    Some(table)
 }
 
-/// Reads a file and lays it over the preset that it names.
+/// Reads a file, and lays it over the preset that it names.
 fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
     let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("config: expected one of {}, or a TOML file, got {:?}", names.join(", "), path.display().to_string())
     })?;
     let file = TomlFile { path: path.to_owned(), text };
-    let mut own = file.parse()?;
-    let base = match own.remove("preset") {
-        Some(Value::String(name)) => name,
-        Some(other) => bail!("{}: preset: expected a name, got {other}", path.display()),
-        None => DEFAULT_PRESET.to_owned(),
-    };
-    expect_preset(&base).with_context(|| path.display().to_string())?;
-    let mut table = preset(&base).expect("the name is a preset's");
-    overlay(&mut table, own);
+    let table = complete(file.parse()?).with_context(|| path.display().to_string())?;
     Ok((table, file))
+}
+
+/// Lays a config over the preset that it names; without a name it must be there in full.
+fn complete(mut own: Table) -> Result<Table> {
+    spell_out_size(&mut own)?;
+    match own.remove("preset") {
+        Some(Value::String(name)) => {
+            expect_preset(&name)?;
+            let mut table = preset(&name).expect("the name is a preset's");
+            overlay(&mut table, own);
+            Ok(table)
+        }
+        Some(other) => bail!("preset: expected a name, got {other}"),
+        None => {
+            // `ladder` has what every config has.
+            let needed = preset("ladder").expect("a preset");
+            match needed.keys().find(|key| !own.contains_key(*key)) {
+                None => Ok(own),
+                Some(key) => bail!("expected a config in full, or preset = \"laptop\" or another; `{key}` is missing"),
+            }
+        }
+    }
 }
 
 fn overlay(base: &mut Table, over: Table) {
@@ -312,6 +368,27 @@ fn overlay(base: &mut Table, over: Table) {
         }
     }
 }
+
+/// Replaces `model.size` by the keys that it stands for; those beside it win.
+fn spell_out_size(config: &mut Table) -> Result<()> {
+    let Some(model) = config.get_mut("model").and_then(Value::as_table_mut) else { return Ok(()) };
+    let Some(size) = model.remove("size") else { return Ok(()) };
+    let own = std::mem::replace(model, shape(&size)?);
+    overlay(model, own);
+    Ok(())
+}
+
+/// Looks up a size.
+fn shape(size: &Value) -> Result<Table> {
+    let sizes: Table = SIZES.parse().expect("a constant");
+    let shape = size.as_str().and_then(|name| sizes.get(name)).and_then(Value::as_table);
+    let names = || sizes.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+    shape.cloned().with_context(|| format!("model.size: expected one of {}, got {size}", names()))
+}
+
+/// Keys that a config can do without.
+const MAY_BE_ABSENT: [&str; 5] =
+    ["self_play", "learner.policy_gradient", "schedule.num_steps", "schedule.decay_from", "local.minutes"];
 
 /// Carries out `learner.learning_rate=1e-3`; an empty value removes the key.
 fn set(table: &mut Table, assignment: &str) -> Result<()> {
@@ -327,12 +404,19 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
             .with_context(|| format!("--set {key}: expected a table of the config, got {part:?}"))?;
     }
     if value.is_empty() {
+        let known = MAY_BE_ABSENT.join(", ");
+        ensure!(MAY_BE_ABSENT.contains(&key), "--set {key}=: expected a key that may be absent ({known})");
         table.remove(last);
         return Ok(());
     }
     // A value is TOML; a bare word is a string.
     let parsed = format!("value = {value}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("value"));
-    table.insert(last.to_owned(), parsed.unwrap_or_else(|| Value::String(value.to_owned())));
+    let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
+    if key == "model.size" {
+        overlay(table, shape(&value).map_err(|error| anyhow!("--set {error}"))?);
+    } else {
+        table.insert(last.to_owned(), value);
+    }
     Ok(())
 }
 
@@ -349,6 +433,52 @@ mod tests {
         }
     }
 
+    /// What `config` prints of a preset is that preset, with all that it does without.
+    #[test]
+    fn a_config_in_full_is_laid_over_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        for (name, _) in PRESETS {
+            let config = resolve(Some(name), &["self_play=".to_owned()]).unwrap();
+            std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
+            let read = resolve(Some(path.to_str().unwrap()), &[]).unwrap();
+            assert_eq!((read.run, read.local), (config.run, config.local), "{name}");
+        }
+    }
+
+    #[test]
+    fn runs_are_named_by_their_config() {
+        for (path, name) in [
+            ("mine.toml", "mine"),
+            ("runs/ladder-0-12/config.toml", "ladder"),
+            ("runs/two-words-7-1/config.toml", "two-words"),
+            ("my-run/config.toml", "my-run"),
+            ("config.toml", "config"),
+        ] {
+            assert_eq!(config_name(Path::new(path)), name);
+        }
+    }
+
+    #[test]
+    fn every_key_stands_in_the_preset_smoke() {
+        let text = PRESETS.iter().find(|(name, _)| *name == "smoke").unwrap().1;
+        let optional = ["schedule.decay_from=1".to_owned(), "local.minutes=1".to_owned()];
+        let full: Table = to_toml(&resolve(Some("smoke"), &optional).unwrap()).unwrap().parse().unwrap();
+        let mut waiting = vec![Value::Table(full)];
+        while let Some(value) = waiting.pop() {
+            match value {
+                Value::Table(table) => {
+                    for (key, value) in table {
+                        assert!(text.contains(&key), "{key}");
+                        waiting.push(value);
+                    }
+                }
+                Value::Array(values) => waiting.extend(values),
+                _ => {}
+            }
+        }
+    }
+
     #[test]
     fn overrides_change_one_key() {
         let set = |overrides: &[&str]| {
@@ -358,6 +488,8 @@ mod tests {
         assert_eq!(set(&["learner.reuse=3.5"]).unwrap().run.learner.reuse, 3.5);
         assert_eq!(set(&["actor.behavior=uniform-legal"]).unwrap().run.actor.behavior, proto::Behavior::UniformLegal);
         assert_eq!(set(&["schedule.num_steps="]).unwrap().run.schedule.num_steps, None);
+        let small = set(&["model.size=small", "model.num_layers=5"]).unwrap().run.model;
+        assert_eq!((small.d_model, small.ff_dim, small.num_layers, small.max_positions), (128, 384, 5, 32));
         let local = set(&["local.slots=16"]).unwrap();
         assert_eq!(local.run.digest(), set(&[]).unwrap().run.digest(), "local keys are not part of the identity");
         for (wrong, says) in [
@@ -368,6 +500,7 @@ mod tests {
             ("learner.reuse=many", "invalid type"),
             ("model.vocabulary_size=100", "model.vocabulary_size: expected 256, got 100"),
             ("model.d_model=33", "model.d_model: expected a multiple of 16"),
+            ("model.size=huge", "expected one of micro, nano, small, got \"huge\""),
             ("local.slots=0", "local.slots: expected 1 to"),
             ("local.slot=1", "unknown field `slot`"),
             ("batch.lag=2", "batch.lag: expected 0 or 1, got 2"),

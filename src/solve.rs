@@ -4,10 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use domains::{domain, problem_from_json};
-use learner::load_checkpoint;
-use proto::Verdict;
+use proto::{Token, Verdict};
 
-use crate::eval::{Player, find_checkpoint};
+use crate::eval::{Player, load};
 use crate::report::{print, word};
 
 #[derive(clap::Args)]
@@ -22,6 +21,9 @@ pub(crate) struct Args {
     /// Answers to sample when the first, most probable one is wrong.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     samples: u32,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -30,16 +32,31 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         _ => domain(&args.domain)?.problem_from_text(&args.problem)?,
     };
     let domain = domain(&problem.domain)?;
-    let (model, checkpoint) = load_checkpoint(&find_checkpoint(&args.run)?)?;
+    let (model, checkpoint) = load(&args.run)?;
     let player = Player::new(&model, &checkpoint.state.ema, 0)?;
-    print(&format!("{}   (step {})", problem.text, checkpoint.state.step))?;
     let mut answers = player.answers(&problem, 1, 0.0)?;
     answers.extend(player.answers(&problem, args.samples, 1.0)?);
     let solved = answers.iter().position(|(_, verdict)| *verdict == Verdict::Correct);
+    let render = |(answer, verdict): &(Vec<Token>, Verdict)| (domain.render_answer(answer), word(verdict));
+    if args.json {
+        let (answer, verdict) = render(&answers[solved.unwrap_or(0)]);
+        let found = serde_json::json!({
+            "problem": domain.problem_to_json(&problem)?,
+            "step": checkpoint.state.step,
+            "answer": answer,
+            "verdict": verdict,
+            // 0 for the most probable answer; absent when none is right.
+            "solved_by_sample": solved,
+            "num_samples": args.samples,
+        });
+        return print(&found.to_string());
+    }
+    print(&format!("{}   (step {})", problem.text, checkpoint.state.step))?;
     let shown = solved.unwrap_or(0);
-    for (tried, (answer, verdict)) in answers.iter().enumerate().filter(|(tried, _)| *tried == 0 || *tried == shown) {
+    for (tried, answer) in answers.iter().enumerate().filter(|(tried, _)| *tried == 0 || *tried == shown) {
         let how = if tried == 0 { "most probable answer".to_owned() } else { format!("sample {tried}") };
-        print(&format!("{how}: {}   {}", domain.render_answer(answer), word(verdict)))?;
+        let (answer, verdict) = render(answer);
+        print(&format!("{how}: {answer}   {verdict}"))?;
     }
     match solved {
         Some(_) => Ok(()),

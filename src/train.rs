@@ -1,19 +1,20 @@
 //! `train`: all roles in one process, from random weights to a table of what was learned.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Event, Exam, Manifest, Outcome, RunOptions, Summary};
+use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunOptions, Summary};
 use policy::Numerics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::display::{self, Display};
+use crate::files::{PARTIAL, write_whole};
 use crate::metrics::{self, Metrics};
 use crate::record::Recorder;
 use crate::report::{bytes, clock, count, folder_bytes, percent, print, quoted, table, word};
@@ -31,10 +32,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
     /// Steps after which the run ends.
-    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    #[arg(long, value_name = "N", conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(1..=MAX_TOML))]
     steps: Option<u64>,
     /// Seed of the run.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_TOML))]
     seed: Option<u64>,
     /// Change one key of the config.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -56,6 +57,10 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What a run depends on, for people: the journal has it too.
+const MANIFEST: &str = "manifest.json";
+/// The largest number that a config holds.
+const MAX_TOML: u64 = i64::MAX as u64;
 /// Steps that `AUTODIDACT_CI=1` stands for: enough to see every part at work.
 const CI_STEPS: u64 = 3;
 const DEFAULT_MINUTES: f64 = 10.0;
@@ -70,7 +75,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let (summary, cpu_time) = runtime.block_on(run_roles(&plan, listener))?;
     curves::write(&plan.run_dir.join("curves.svg"), &summary.evals)?;
     if args.json {
-        print(&json(&plan, &summary, cpu_time).to_string())
+        print(&json(&plan, &summary, cpu_time)?.to_string())
     } else {
         print(&closing(&plan, &summary, cpu_time)?)
     }
@@ -100,9 +105,7 @@ impl End {
     }
 
     fn validate(self) -> Result<()> {
-        let minutes = self.minutes.unwrap_or(DEFAULT_MINUTES);
-        ensure!(minutes > 0.0 && minutes <= 1e6, "--minutes: expected a number over 0, got {minutes}");
-        Ok(())
+        self.minutes.map_or(Ok(()), |minutes| run_config::check_minutes("--minutes", minutes))
     }
 }
 
@@ -120,8 +123,7 @@ pub(crate) fn resolve(config: Option<&str>, overrides: &[String], seed: Option<u
 /// Resolves a run that goes on: its own config, and what may change.
 fn resumed(run_dir: &Path, end: End, overrides: &[String]) -> Result<RunConfig> {
     end.validate()?;
-    run_config::of_run(run_dir)?;
-    let config = run_config::resolve(Some(&run_dir.join("config.toml").display().to_string()), overrides)?;
+    let config = run_config::of_run(run_dir, overrides)?;
     if let (Some(minutes), Some(steps)) = (end.minutes, config.run.schedule.num_steps) {
         bail!("--minutes: expected a run that ends by the clock, got {minutes} for one that ends with step {steps}");
     }
@@ -153,9 +155,9 @@ impl Plan {
         let config = match &args.run_dir {
             Some(run_dir) if args.resume => resumed(run_dir, end, &args.overrides)?,
             Some(run_dir) if args.fork => {
-                run_config::of_run(run_dir)?;
                 end.shorten_for_ci("this run is");
-                resolve(Some(&run_dir.join("config.toml").display().to_string()), &args.overrides, args.seed, end)?
+                let config = run_config::path_in_run(run_dir)?;
+                resolve(Some(&config.display().to_string()), &args.overrides, args.seed, end)?
             }
             _ => {
                 end.shorten_for_ci("this run is");
@@ -166,8 +168,7 @@ impl Plan {
             Some(run_dir) if !args.fork => run_dir.clone(),
             _ => free_run_dir(&config),
         };
-        let occupied = run_dir.read_dir().is_ok_and(|mut entries| entries.next().is_some());
-        if occupied && !args.resume && !args.dry_run {
+        if is_occupied(&run_dir) && !args.resume && !args.dry_run {
             let folder = quoted(&run_dir.display().to_string());
             let found = match run_dir.join("config.toml").exists() {
                 true => format!("a run; `--resume --run-dir {folder}` goes on with it"),
@@ -184,6 +185,24 @@ impl Plan {
             resume: args.resume,
             quiet: args.json,
         })
+    }
+
+    /// Gives the command that runs the same config with this end.
+    fn again(&self, control: Control) -> String {
+        format!(
+            "autodidact train {} --seed {} --steps {} --set schedule.decay_from={}",
+            self.origin.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
+            self.config.run.seed,
+            control.stop_at,
+            control.decay_from
+        )
+    }
+
+    /// Gives the command that goes on with the run.
+    fn go_on(&self) -> String {
+        let run_dir = quoted(&self.run_dir.display().to_string());
+        let minutes = self.config.local.minutes.map_or(String::new(), |minutes| format!(" --minutes {minutes}"));
+        format!("autodidact train --resume --run-dir {run_dir}{minutes}")
     }
 
     fn display(&self, listener: Option<&metrics::Listener>) -> display::Settings {
@@ -204,7 +223,9 @@ impl Plan {
             opening,
             quiet: self.quiet,
             time_limit: self.time_limit,
-            num_steps: config.schedule.num_steps,
+            control: config.control(),
+            warmup_steps: config.schedule.warmup_steps,
+            bootstrap_steps: config.self_play.as_ref().map(|self_play| self_play.bootstrap_steps),
         }
     }
 }
@@ -237,6 +258,12 @@ fn origin(args: &Args) -> Vec<String> {
     std::iter::once(config).chain(overrides.flat_map(|assignment| ["--set".to_owned(), assignment.clone()])).collect()
 }
 
+/// Tells whether a folder holds more than what is left of a run that was killed before it was one.
+fn is_occupied(run_dir: &Path) -> bool {
+    let names = run_dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name != MANIFEST && !name.to_string_lossy().ends_with(PARTIAL))
+}
+
 fn free_run_dir(config: &RunConfig) -> PathBuf {
     let name = |number: u32| PathBuf::from(format!("runs/{}-{}-{number}", config.name, config.run.seed));
     (1..).map(name).find(|path| !path.exists()).expect("some number is free")
@@ -247,14 +274,15 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
     let (config, local) = (&plan.config.run, &plan.config.local);
     std::fs::create_dir_all(&plan.run_dir).with_context(|| format!("create {}", plan.run_dir.display()))?;
     if !plan.resume {
-        write_file(&plan.run_dir.join("config.toml"), &run_config::to_toml(&plan.config)?)?;
-        write_file(&plan.run_dir.join("manifest.json"), &serde_json::to_string_pretty(&plan.manifest)?)?;
+        write_whole(&plan.run_dir.join(MANIFEST), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
+        // Last: with it the folder is a run.
+        write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
     }
     let exams: Vec<Exam> = config
         .exams
         .names
         .iter()
-        .map(|name| Ok(Exam { name: name.clone(), problems: exam(name)?.split(Split::Dev).to_vec() }))
+        .map(|name| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? }))
         .collect::<Result<_>>()?;
     let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
     let capacity = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
@@ -344,22 +372,18 @@ fn tokenizer_json() -> String {
     serde_json::json!({"type": "word-level", "tokens": names}).to_string()
 }
 
-fn write_file(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
-}
-
 /// What a person wants to know at the end.
 fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String> {
     let run_dir = quoted(&plan.run_dir.display().to_string());
     let mut text = String::from("\n");
     if summary.outcome == Outcome::Interrupted {
-        let minutes =
-            plan.time_limit.map_or(String::new(), |limit| format!(" --minutes {}", limit.as_secs_f64() / 60.0));
+        text += &exam_table(plan, summary)?;
         text += &format!(
-            "stopped at step {} after {} ({} of CPU time); go on with: autodidact train --resume --run-dir {run_dir}{minutes}\n",
+            "\nstopped at step {} after {} ({} of CPU time); go on with: {}\n",
             summary.step,
             clock(summary.elapsed),
-            clock(cpu_time)
+            clock(cpu_time),
+            plan.go_on()
         );
         return Ok(text);
     }
@@ -372,7 +396,7 @@ fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String>
         count(summary.totals.num_correct as f64),
         count(summary.totals.num_trained_tokens as f64),
     );
-    text += &exam_table(summary)?;
+    text += &exam_table(plan, summary)?;
     let mut cells = summary.totals.trained_by_origin.clone();
     cells.sort_by(|left, right| right.2.total_cmp(&left.2));
     let total: f64 = cells.iter().map(|cell| cell.2).sum();
@@ -390,43 +414,33 @@ fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String>
     );
     if let Some(control) = summary.control {
         let what = if plan.manifest.reproducible { "weights" } else { "config" };
-        text += &format!(
-            "the same {what} again: autodidact train {} --seed {} --steps {} --set schedule.decay_from={}\n",
-            plan.origin.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
-            plan.config.run.seed,
-            control.stop_at,
-            control.decay_from
-        );
+        text += &format!("the same {what} again: {}\n", plan.again(control));
     }
     text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");
     Ok(text)
 }
 
-fn exam_table(summary: &Summary) -> Result<String> {
+fn exam_table(plan: &Plan, summary: &Summary) -> Result<String> {
     let mut rows = vec![["dev exam", "before", "after", "random legal", "1 blind try"].map(str::to_owned).to_vec()];
-    let names: std::collections::BTreeSet<&str> = summary.evals.iter().map(|eval| eval.exam.as_str()).collect();
-    for name in names {
+    for (name, baselines) in baselines_of(plan, summary)? {
         let mut of_exam: Vec<_> = summary.evals.iter().filter(|eval| eval.exam == name).collect();
         of_exam.sort_by_key(|eval| eval.step);
         let share = |eval: Option<&&learner::EvalRecord>| {
             eval.map_or("-".to_owned(), |eval| percent(eval.num_correct as f64 / eval.num_problems as f64))
         };
-        let problems = exam(name)?.split(Split::Dev);
-        let random = baselines::uniform_legal(problems, 8)?.pass_at(1).0;
-        let blind = baselines::enumeration(problems, 1)? as f64 / problems.len() as f64;
         rows.push(vec![
             name.to_owned(),
             share(of_exam.first()),
             share(of_exam.last()),
-            percent(random),
-            percent(blind),
+            percent(baselines.uniform_legal),
+            percent(baselines.enumeration_1_call),
         ]);
     }
     Ok(table(&rows))
 }
 
-fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> serde_json::Value {
-    serde_json::json!({
+fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<serde_json::Value> {
+    Ok(serde_json::json!({
         "run_dir": plan.run_dir,
         "outcome": if summary.outcome == Outcome::Finished { "finished" } else { "interrupted" },
         "step": summary.step,
@@ -435,6 +449,34 @@ fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> serde_json::Value
         "elapsed_s": summary.elapsed.as_secs_f64(),
         "cpu_s": cpu_time.as_secs_f64(),
         "evals": summary.evals,
+        "baselines": baselines_of(plan, summary)?,
         "totals": summary.totals,
-    })
+        "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
+        // The command that makes the same weights again, and the one that goes on.
+        "again": summary.control.map(|control| plan.again(control)),
+        "go_on": (summary.outcome == Outcome::Interrupted).then(|| plan.go_on()),
+    }))
+}
+
+/// What an exam gives away to those that learned nothing: shares of right answers.
+#[derive(serde::Serialize)]
+struct Baselines {
+    uniform_legal: f64,
+    enumeration_1_call: f64,
+}
+
+/// Scores baselines on every exam that was sat, in order of name.
+fn baselines_of<'a>(plan: &Plan, summary: &'a Summary) -> Result<BTreeMap<&'a str, Baselines>> {
+    let names: BTreeSet<&str> = summary.evals.iter().map(|eval| eval.exam.as_str()).collect();
+    let baselines = |name| {
+        let problems = &plan.config.exam(name, Split::Dev)?;
+        Ok((
+            name,
+            Baselines {
+                uniform_legal: baselines::uniform_legal(problems, 8)?.pass_at(1).0,
+                enumeration_1_call: baselines::enumeration(problems, 1)?.pass_at(1).0,
+            },
+        ))
+    };
+    names.into_iter().map(baselines).collect()
 }

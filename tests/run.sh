@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that must hold before a change lands: format, lints, tests, documentation, and every command of the README.
-# Needs Rust and a C compiler; installs nothing.
+# Needs Rust and a C compiler; installs what else it needs of Rust.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,8 +9,10 @@ need() {
 }
 need cargo "install Rust from https://rustup.rs"
 need cc "install a C compiler, for example: apt-get install gcc"
-cargo fmt --version >/dev/null 2>&1 || { echo "tests need rustfmt: rustup component add rustfmt" >&2; exit 1; }
-cargo clippy --version >/dev/null 2>&1 || { echo "tests need clippy: rustup component add clippy" >&2; exit 1; }
+for tool in fmt:rustfmt clippy:clippy; do
+    cargo "${tool%:*}" --version >/dev/null 2>&1 || rustup component add "${tool#*:}" ||
+        { echo "tests need ${tool#*:}: install it with your Rust" >&2; exit 1; }
+done
 
 step() {
     echo

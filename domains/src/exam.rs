@@ -118,6 +118,41 @@ pub fn exam(name: &str) -> Result<&'static Exam, Error> {
     EXAMS.get(name).ok_or_else(|| Error::UnknownExam { got: name.to_owned() })
 }
 
+/// Lists the exams that somebody can sit who trains on these domains.
+pub fn exams_of<'a>(trained: impl IntoIterator<Item = &'a str>) -> Vec<&'static ExamSpec> {
+    let known: HashSet<&str> =
+        trained.into_iter().filter_map(|name| Some(domain(name).ok()?.sits_exams_of())).collect();
+    exam_specs().into_iter().filter(|spec| known.contains(spec.domain)).collect()
+}
+
+/// Gives the problems of an exam as somebody sits it who trains on these domains: in the variant that they train on.
+///
+/// # Errors
+/// [`Error::UnknownExam`].
+///
+/// ```
+/// let asked = |trained| domains::exam_problems("countdown-3", domains::Split::Dev, [trained]).unwrap()[0].domain.clone();
+/// assert_eq!(asked("countdown"), "countdown");
+/// assert_eq!(asked("countdown-no-calculator"), "countdown-no-calculator");
+/// assert_eq!(asked("programs"), "countdown");
+/// ```
+pub fn exam_problems<'a>(
+    name: &str,
+    split: Split,
+    trained: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<Problem>, Error> {
+    let mut problems = exam(name)?.split(split).to_vec();
+    let own = &problems[0].domain;
+    let trained: Vec<&str> = trained.into_iter().collect();
+    let is_variant = |name: &&&str| domain(name).is_ok_and(|domain| domain.sits_exams_of() == own);
+    if !trained.contains(&own.as_str())
+        && let Some(variant) = trained.iter().find(is_variant)
+    {
+        problems.iter_mut().for_each(|problem| problem.domain = (*variant).to_owned());
+    }
+    Ok(problems)
+}
+
 /// Tells whether a canonical hash is one of a domain's exam problems, in either split.
 pub(crate) fn exam_contains(domain: &str, canonical_hash: &Digest) -> bool {
     EXAM_HASHES.get(domain).is_some_and(|hashes| hashes.contains(canonical_hash))

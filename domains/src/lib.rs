@@ -14,7 +14,7 @@ use std::sync::Arc;
 use proto::{Aim, KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verdict};
 
 pub use countdown::Countdown;
-pub use exam::{Exam, ExamSpec, Split, exam, exam_specs};
+pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of};
 pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, random_answer, trace};
 pub use programs::Programs;
 
@@ -106,6 +106,14 @@ pub trait Domain: ProblemSource {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error>;
 
+    /// Tells whether what a problem is about is held out of every source of training, and not the problem alone.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn is_held_out(&self, _problem: &Problem) -> Result<bool, Error> {
+        Ok(false)
+    }
+
     /// Writes an answer for people.
     fn render_answer(&self, answer: &[Token]) -> String;
 
@@ -126,6 +134,11 @@ pub trait Domain: ProblemSource {
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error>;
+
+    /// Names the domain whose exams are this one's too: another where this is a variant of it, with the same problems.
+    fn sits_exams_of(&self) -> &'static str {
+        self.name()
+    }
 
     /// Lists the domain's exams.
     fn exam_specs(&self) -> &'static [ExamSpec];

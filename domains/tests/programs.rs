@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use domains::programs::{Dialect, ExamSplit, Mode, Programs, Stratum};
-use domains::{Domain, Exam, ExamSpec, Next, enumerate_answers, exam};
+use domains::{Domain, Exam, ExamSpec, enumerate_answers, exam};
 use proto::{CounterRng, Problem, ProblemKey, ProblemSource, Purpose, Token, Verdict};
 
 use crate::evaluator::{Data, evaluate};
@@ -27,17 +27,7 @@ fn tokens_of(domain: Programs, problem: &Problem, text: &str) -> Vec<Token> {
 }
 
 fn random_answer(domain: Programs, problem: &Problem, rng: &mut CounterRng) -> Vec<Token> {
-    let mut grammar = domain.grammar(problem).unwrap();
-    let mut answer = Vec::new();
-    loop {
-        let token = match grammar.next() {
-            Next::Done => return answer,
-            Next::Forced(token) => token,
-            Next::Choice(mask) => mask.iter().nth(rng.below(mask.len() as u64) as usize).unwrap(),
-        };
-        assert!(grammar.push(token));
-        answer.push(token);
-    }
+    domains::random_answer(domain.grammar(problem).unwrap(), rng)
 }
 
 // Meaning.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use policy::{Params, read_weights, write_weights};
+use policy::{ModelConfig, Params, read_weights, write_weights};
 use proto::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,11 @@ struct Rest {
 
 const COMPLETE: &str = "COMPLETE";
 
+/// Names a checkpoint; names are in the order of steps.
+fn name(step: u64) -> String {
+    format!("step_{step:08}")
+}
+
 /// Writes a checkpoint under `folder`; a crash leaves the earlier ones alone.
 pub(crate) fn save(
     folder: &Path,
@@ -75,7 +80,7 @@ pub(crate) fn save(
         ("tokenizer.json", tokenizer_json.as_bytes().to_vec()),
         ("state.postcard", proto::wire::encode(&rest)),
     ];
-    let name = format!("step_{:08}", state.step);
+    let name = name(state.step);
     let (partial, complete) = (folder.join(format!(".{name}.partial")), folder.join(name));
     if partial.exists() {
         std::fs::remove_dir_all(&partial).map_err(Error::io("remove", &partial))?;
@@ -97,11 +102,14 @@ pub(crate) fn save(
     Ok(complete)
 }
 
-/// Removes all but the newest `keep` checkpoints.
-pub(crate) fn prune(folder: &Path, keep: usize) -> Result<(), Error> {
-    let checkpoints = list_checkpoints(folder)?;
-    for old in &checkpoints[..checkpoints.len().saturating_sub(keep)] {
-        std::fs::remove_dir_all(old).map_err(Error::io("remove", old))?;
+/// Removes all but `keep` checkpoints up to `saved`, and those after it: the run went on from before them since they were
+/// refused.
+pub(crate) fn prune(folder: &Path, saved: &Path, keep: usize) -> Result<(), Error> {
+    let mut checkpoints = list_checkpoints(folder)?;
+    let refused = checkpoints.split_off(checkpoints.partition_point(|path| path.as_path() <= saved));
+    let old = checkpoints.len().saturating_sub(keep);
+    for path in refused.iter().chain(&checkpoints[..old]) {
+        std::fs::remove_dir_all(path).map_err(Error::io("remove", path))?;
     }
     Ok(())
 }
@@ -126,14 +134,20 @@ pub fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Reads the newest checkpoint that is whole; `None` when there is none. `refused` hears of each that is not.
+/// Reads the newest checkpoint that is whole, of step `newest` at most; `None` when there is none. `refused` hears of each
+/// that is not.
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be listed.
-pub fn load_latest(folder: &Path, mut refused: impl FnMut(&Error)) -> Result<Option<Checkpoint>, Error> {
-    for path in list_checkpoints(folder)?.into_iter().rev() {
+pub fn load_latest(
+    folder: &Path,
+    newest: u64,
+    mut refused: impl FnMut(&Error),
+) -> Result<Option<(ModelConfig, Checkpoint)>, Error> {
+    let last = folder.join(name(newest));
+    for path in list_checkpoints(folder)?.into_iter().rev().filter(|path| *path <= last) {
         match load_checkpoint(&path) {
-            Ok((_, checkpoint)) => return Ok(Some(checkpoint)),
+            Ok(loaded) => return Ok(Some(loaded)),
             Err(error) => refused(&error),
         }
     }
@@ -144,7 +158,7 @@ pub fn load_latest(folder: &Path, mut refused: impl FnMut(&Error)) -> Result<Opt
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::File`] or [`Error::Policy`].
-pub fn load_checkpoint(folder: &Path) -> Result<(policy::ModelConfig, Checkpoint), Error> {
+pub fn load_checkpoint(folder: &Path) -> Result<(ModelConfig, Checkpoint), Error> {
     let read = |name: &str| {
         let path = folder.join(name);
         std::fs::read(&path).map_err(Error::io("read", &path))
@@ -152,18 +166,20 @@ pub fn load_checkpoint(folder: &Path) -> Result<(policy::ModelConfig, Checkpoint
     let refuse = |name: &str, expected: String, got: String| Error::File { path: folder.join(name), expected, got };
     let digests: BTreeMap<String, Digest> = serde_json::from_slice(&read(COMPLETE)?)
         .map_err(|error| refuse(COMPLETE, "the digests of the files".to_owned(), error.to_string()))?;
-    let read_checked = |name: &str| {
+    let mut files = BTreeMap::new();
+    for (name, expected) in &digests {
         let bytes = read(name)?;
         let got = Digest::of_bytes(&bytes);
-        match digests.get(name) {
-            Some(expected) if *expected == got => Ok(bytes),
-            Some(expected) => Err(refuse(name, format!("bytes with digest {expected:?}"), format!("{got:?}"))),
-            None => Err(refuse(COMPLETE, format!("a digest of {name}"), "none".to_owned())),
+        if got != *expected {
+            return Err(refuse(name, format!("bytes with digest {}", expected.short()), got.short()));
         }
-    };
-    let (config, mut model) = read_weights(&read_checked("model.safetensors")?, &[""])?;
-    let (_, sets) = read_weights(&read_checked("optimizer.safetensors")?, &["first.", "second.", "ema."])?;
-    let rest: Rest = proto::wire::decode(&read_checked("state.postcard")?)
+        files.insert(name.as_str(), bytes);
+    }
+    let file =
+        |name: &str| files.get(name).ok_or_else(|| refuse(COMPLETE, format!("a digest of {name}"), "none".to_owned()));
+    let (config, mut model) = read_weights(file("model.safetensors")?, &[""])?;
+    let (_, sets) = read_weights(file("optimizer.safetensors")?, &["first.", "second.", "ema."])?;
+    let rest: Rest = proto::wire::decode(file("state.postcard")?)
         .map_err(|error| refuse("state.postcard", "a state of this build".to_owned(), error.to_string()))?;
     let [first, second, ema]: [Params; 3] = sets.try_into().expect("one set for each prefix");
     let state = State {

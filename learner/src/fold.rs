@@ -215,9 +215,9 @@ impl Fold {
     }
 
     /// Writes the tasks of an exam sat by the current state's averaged weights.
-    pub fn exam_tasks(&self, ema_digest: Digest, problems: &[Problem], first_index: u32) -> Vec<Task> {
+    pub fn exam_tasks(&self, ema_digest: Digest, problems: &[Problem]) -> Vec<Task> {
         let tasks = problems.iter().enumerate().map(|(index, problem)| Task {
-            id: TaskId { kind: TaskKind::Evaluate, batch: self.state.step, index: first_index + index as u32 },
+            id: TaskId { kind: TaskKind::Evaluate, batch: self.state.step, index: index as u32 },
             seed: self.config.seed,
             weights: ema_digest,
             policy_version: self.state.step,

@@ -93,23 +93,22 @@ impl Journal {
     /// [`Error::Io`].
     pub fn open(folder: &Path, mut visit: impl FnMut(Record)) -> Result<(Journal, u64, Vec<RecordError>), Error> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let mut truncated_bytes = 0;
         let mut unreadable = Vec::new();
+        // A bad record that no other follows.
+        let mut tail = None;
         let mut reader = JournalReader::open(folder)?;
         while let Some(record) = reader.next()? {
+            unreadable.extend(tail.take());
             match record {
                 Ok(record) => visit(record),
-                Err(error) if error.truncated => {
-                    let file = OpenOptions::new().write(true).open(&error.segment);
-                    let file = file.map_err(Error::io("open", &error.segment))?;
-                    let size = file.metadata().map_err(Error::io("inspect", &error.segment))?.len();
-                    truncated_bytes = size - error.offset;
-                    file.set_len(error.offset).map_err(Error::io("truncate", &error.segment))?;
-                    file.sync_all().map_err(Error::io("sync", &error.segment))?;
-                }
-                Err(error) => unreadable.push(error),
+                Err(error) => tail = Some(error),
             }
         }
+        let truncated_bytes = match tail.take_if(|error| Some(&error.segment) == reader.segments.last()) {
+            Some(RecordError { segment, offset, .. }) => cut(&segment, offset)?,
+            None => 0,
+        };
+        unreadable.extend(tail);
         let segment_index = (reader.segments.len() as u64).saturating_sub(1);
         let (path, file, size_bytes) = open_segment(folder, segment_index)?;
         Ok((Journal { folder: folder.to_owned(), segment_index, path, file, size_bytes }, truncated_bytes, unreadable))
@@ -149,12 +148,25 @@ impl Journal {
     }
 }
 
+/// Cuts a file to its first bytes; gives how many went.
+fn cut(path: &Path, size_bytes: u64) -> Result<u64, Error> {
+    let file = OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
+    let size_before = file.metadata().map_err(Error::io("inspect", path))?.len();
+    file.set_len(size_bytes).map_err(Error::io("truncate", path))?;
+    file.sync_all().map_err(Error::io("sync", path))?;
+    Ok(size_before - size_bytes)
+}
+
 fn open_segment(folder: &Path, index: u64) -> Result<(PathBuf, BufWriter<File>, u64), Error> {
-    let path = folder.join(format!("{index:08}.log"));
+    let path = segment_path(folder, index);
     let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
     let size = file.seek(SeekFrom::End(0)).map_err(Error::io("open", &path))?;
     sync_folder(folder)?;
     Ok((path, BufWriter::new(file), size))
+}
+
+fn segment_path(folder: &Path, index: u64) -> PathBuf {
+    folder.join(format!("{index:08}.log"))
 }
 
 /// Makes a folder's entries durable.
@@ -185,6 +197,16 @@ impl JournalReader {
             }
         }
         segments.sort();
+        for (index, path) in segments.iter().enumerate() {
+            let expected = segment_path(folder, index as u64);
+            if *path != expected {
+                return Err(Error::File {
+                    path: folder.to_owned(),
+                    expected: format!("the segment {}", expected.display()),
+                    got: path.display().to_string(),
+                });
+            }
+        }
         Ok(JournalReader { segments, next_segment: 0, file: None, offset: 0 })
     }
 
@@ -220,10 +242,15 @@ impl JournalReader {
                 self.offset += (HEADER_BYTES + body.len()) as u64;
                 return Ok(Some(Ok(record)));
             }
-            // The length may be what is wrong: what follows is found by its hash.
-            if let Some(next) = next_record(&path, damaged.offset + 1)? {
+            // The length may be what is wrong: what follows is found by its hash. So is the record itself, where its end was
+            // written while it was read.
+            let start = damaged.offset + u64::from(is_whole);
+            if let Some(next) = next_record(&path, start)? {
                 self.offset = next;
                 file.seek(SeekFrom::Start(next)).map_err(Error::io("read", &path))?;
+                if next == damaged.offset {
+                    continue;
+                }
                 return Ok(Some(Err(damaged)));
             }
             self.file = None;
@@ -320,6 +347,31 @@ mod tests {
             write(folder.path(), 7..8);
             assert_eq!(read(folder.path()).0.last(), Some(&control(7)), "appending after recovery works");
         }
+    }
+
+    /// What a power failure leaves: the file is as long as it was to be, and its end was not written.
+    #[test]
+    fn a_tail_that_was_not_written_is_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), 0..3);
+        let path = folder.path().join("00000000.log");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let record_bytes = bytes.len() / 3;
+        bytes[2 * record_bytes + 20..].fill(0);
+        std::fs::write(&path, &bytes).unwrap();
+        let (records, truncated_bytes, unreadable) = read(folder.path());
+        assert_eq!((records.len(), truncated_bytes as usize, unreadable.len()), (2, record_bytes, 0));
+        write(folder.path(), 7..8);
+        assert_eq!(read(folder.path()).0, [control(0), control(1), control(7)]);
+    }
+
+    #[test]
+    fn a_segment_that_is_gone_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), 0..3);
+        std::fs::rename(folder.path().join("00000000.log"), folder.path().join("00000001.log")).unwrap();
+        let error = Journal::open(folder.path(), |_| {}).unwrap_err().to_string();
+        assert!(error.contains("expected the segment") && error.contains("00000000.log"), "{error}");
     }
 
     #[test]

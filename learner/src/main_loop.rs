@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{load_latest, prune, save};
+use crate::checkpoint::{Checkpoint, load_latest, prune, save};
 use crate::journal::{EvalRecord, Journal, Record, RecordError, StepRecord};
 use crate::{Config, Control, Error, Fold, Manifest, Planned, State, StepReport, Totals};
 
@@ -195,16 +195,22 @@ impl Learner {
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<Learner, Error> {
         let lock = lock(&options.run_dir)?;
-        let checkpoint = load_latest(&options.run_dir.join("checkpoints"), |error| {
-            drop(events.send(Event::CheckpointRefused(error.to_string())));
-        })?;
+        let is_reproducible = manifest.reproducible;
+        let mut is_refused = false;
+        let refuse = |reason: String| {
+            is_refused = true;
+            drop(events.send(Event::CheckpointRefused(reason)));
+        };
+        let Recovered { checkpoint, mut control, received, mut steps, mut evals, manifest: was, journal, lost } =
+            Recovered::read(&options.run_dir, is_reproducible, refuse)?;
+        // Before anybody hears that the run goes on: a refused config must change nothing.
+        if let Some(was) = &was {
+            was.expect_same(&manifest)?;
+        }
         let resumes = checkpoint.is_some();
-        let mut control = config.control();
+        control = config.control().or(control);
         let (state, planned, versions) = match checkpoint {
-            Some(checkpoint) => {
-                control = control.or(checkpoint.control);
-                (checkpoint.state, checkpoint.planned, checkpoint.versions)
-            }
+            Some(Checkpoint { state, planned, versions, .. }) => (state, planned, versions),
             None => (State::initial(&config), BTreeMap::new(), Vec::new()),
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
@@ -212,42 +218,13 @@ impl Learner {
         for (digest, bytes) in &versions {
             bus.put_weights(*digest, bytes.clone()).await?;
         }
-        let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
-        let is_reproducible = manifest.reproducible;
-        let (mut steps, mut evals, mut manifests) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let (journal, truncated_bytes, unreadable) =
-            Journal::open(&options.run_dir.join("journal"), |record| match record {
-                Record::Manifest(manifest) => manifests.push(manifest),
-                Record::Control(decided) => control = Some(decided),
-                Record::Eval(eval) => evals.push(eval),
-                Record::Step(step) => {
-                    if !is_reproducible {
-                        // Exams from here on were of steps that are played anew.
-                        evals.retain(|eval: &EvalRecord| eval.step < step.step);
-                    }
-                    steps.insert(step.step, step);
-                }
-                Record::Group(scored) => {
-                    let id = scored.group.task.id;
-                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
-                    // its checkpoint.
-                    if is_reproducible && id.batch >= state.step {
-                        received.entry(id.batch).or_default().insert(id.index, scored);
-                    }
-                }
-            })?;
-        // Before anybody hears that the run goes on: a refused config must change nothing.
-        let started_before = manifests.first();
-        if let Some(was) = started_before {
-            was.expect_same(&manifest)?;
-        }
         let mut expected_steps = steps.split_off(&(state.step + 1));
         if !is_reproducible {
             expected_steps.clear();
             evals.retain(|eval| eval.step <= state.step);
         }
-        if resumes || started_before.is_some() || !unreadable.is_empty() {
-            let evals = evals.clone();
+        if resumes || was.is_some() || is_refused {
+            let (Lost { truncated_bytes, unreadable }, evals) = (lost, evals.clone());
             drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable, evals }));
         }
         let elapsed_before =
@@ -273,7 +250,7 @@ impl Learner {
             versions,
             _lock: lock,
         };
-        if manifests.is_empty() {
+        if was.is_none() {
             learner.journal.append(&Record::Manifest(manifest))?;
             learner.journal.sync()?;
         }
@@ -339,7 +316,7 @@ impl Learner {
         let ema_digest = ema.digest(model);
         self.bus.put_weights(ema_digest, write_weights(model, &[("", ema)]).into()).await?;
         let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
-        let tasks = self.fold.exam_tasks(ema_digest, &problems, 0);
+        let tasks = self.fold.exam_tasks(ema_digest, &problems);
         let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();
         for task in &tasks {
             self.bus.publish_task(task.clone()).await?;
@@ -538,7 +515,7 @@ impl Learner {
             self.control,
             &self.options.tokenizer_json,
         )?;
-        prune(&folder, self.options.keep_checkpoints)?;
+        prune(&folder, &path, self.options.keep_checkpoints)?;
         self.last_checkpoint = Some(state.step);
         drop(self.events.send(Event::Checkpoint(path)));
         Ok(())
@@ -558,6 +535,89 @@ impl Learner {
             totals: self.fold.state().totals.clone(),
             evals: self.evals,
         }
+    }
+}
+
+/// What a run directory holds of a run.
+struct Recovered {
+    /// Absent where the run begins with its first step.
+    checkpoint: Option<Checkpoint>,
+    control: Option<Control>,
+    /// Groups of batches that the checkpoint has not folded.
+    received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
+    steps: BTreeMap<u64, StepRecord>,
+    evals: Vec<EvalRecord>,
+    manifest: Option<Manifest>,
+    journal: Journal,
+    lost: Lost,
+}
+
+/// What of a journal cannot be read.
+#[derive(Default)]
+struct Lost {
+    truncated_bytes: u64,
+    unreadable: Vec<RecordError>,
+}
+
+impl Recovered {
+    /// Reads the newest checkpoint that is whole and whose step the journal has: the journal is the truth of a run.
+    fn read(run_dir: &Path, is_reproducible: bool, mut refuse: impl FnMut(String)) -> Result<Recovered, Error> {
+        let (mut newest, mut truncated_bytes) = (u64::MAX, 0);
+        loop {
+            let checkpoint = load_latest(&run_dir.join("checkpoints"), newest, |error| refuse(error.to_string()))?;
+            let mut found = Recovered::beside(checkpoint.map(|(_, checkpoint)| checkpoint), run_dir, is_reproducible)?;
+            truncated_bytes += found.lost.truncated_bytes;
+            found.lost.truncated_bytes = truncated_bytes;
+            match found.checkpoint.as_ref().map(|checkpoint| checkpoint.state.step) {
+                Some(step) if step > 0 && !found.steps.contains_key(&step) => {
+                    refuse(format!("step {step} is not in the journal"));
+                    newest = step - 1;
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// Reads the journal, as far as a run needs it that goes on from a checkpoint.
+    fn beside(checkpoint: Option<Checkpoint>, run_dir: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
+        let from = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
+        let mut control = checkpoint.as_ref().and_then(|checkpoint| checkpoint.control);
+        let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+        let (mut steps, mut evals, mut manifest) = (BTreeMap::new(), Vec::new(), None);
+        let folder = run_dir.join("journal");
+        let mut num_records = 0;
+        let (journal, truncated_bytes, unreadable) = Journal::open(&folder, |record| {
+            num_records += 1;
+            match record {
+                Record::Manifest(found) => drop(manifest.get_or_insert(found)),
+                Record::Control(decided) => control = Some(decided),
+                Record::Eval(eval) => evals.push(eval),
+                Record::Step(step) => {
+                    if !is_reproducible {
+                        // Exams from here on were of steps that are played anew.
+                        evals.retain(|eval: &EvalRecord| eval.step < step.step);
+                    }
+                    steps.insert(step.step, step);
+                }
+                Record::Group(scored) => {
+                    let id = scored.group.task.id;
+                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
+                    // its checkpoint.
+                    if is_reproducible && id.batch >= from {
+                        received.entry(id.batch).or_default().insert(id.index, scored);
+                    }
+                }
+            }
+        })?;
+        if manifest.is_none() && (num_records > 0 || !unreadable.is_empty()) {
+            return Err(Error::File {
+                path: folder,
+                expected: "a journal that begins with a manifest".to_owned(),
+                got: "none that can be read".to_owned(),
+            });
+        }
+        let lost = Lost { truncated_bytes, unreadable };
+        Ok(Recovered { checkpoint, control, received, steps, evals, manifest, journal, lost })
     }
 }
 

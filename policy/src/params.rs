@@ -47,11 +47,6 @@ impl Params {
         Digest::from_bytes(*hasher.finalize().as_bytes())
     }
 
-    /// Multiplies every element.
-    pub fn scale(&mut self, factor: f32) {
-        self.tensors.iter_mut().flatten().for_each(|value| *value *= factor);
-    }
-
     /// Adds another set, element by element.
     pub fn add(&mut self, other: &Params) {
         for (own, other) in self.tensors.iter_mut().zip(&other.tensors) {

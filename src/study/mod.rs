@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use domains::{Split, exam, exam_specs};
-use learner::{Manifest, load_checkpoint};
+use domains::{Split, exams_of};
+use learner::{JournalReader, Manifest, Record};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::Digest;
@@ -20,7 +20,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::eval::{Player, find_checkpoint, positions_needed};
+use crate::eval::{Player, load, positions_needed};
 use crate::record::mean_entropy;
 use crate::report::{Screen, print, quoted};
 use crate::run_config::{RunConfig, TomlFile, expect_preset};
@@ -101,7 +101,9 @@ struct Run {
     words: Vec<String>,
     config: RunConfig,
     manifest: Manifest,
-    /// Named by the manifest too: a changed config or program is a new run.
+    /// Of manifest and wall time: where the clock ends a run, its length is no part of the manifest.
+    identity: Digest,
+    /// Named by it: a changed config or program is a new run.
     run_dir: PathBuf,
 }
 
@@ -144,7 +146,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let Some(failed) = failed? else {
         eprintln!("stopped; go on with: {again}");
-        return Ok(());
+        let outcome = serde_json::json!({"outcome": "interrupted", "go_on_with": again});
+        return if args.json { print(&outcome.to_string()) } else { Ok(()) };
     };
     study.print_table(rows.all(), args.json)?;
     let (num_failed, num_runs) = (failed.len(), study.runs.len());
@@ -176,9 +179,11 @@ impl Study {
             Some(exams) => exams,
             None => trained_exams(&runs, file.split)?,
         };
-        for name in &exams {
-            let needed = positions_needed(exam(name)?.split(file.split))?;
+        ensure!(!exams.is_empty(), "exams: expected one or more, got none");
+        for (index, name) in exams.iter().enumerate() {
+            ensure!(!exams[..index].contains(name), "exams: expected every exam once, got {name} twice");
             for run in &runs {
+                let needed = positions_needed(&run.config.exam(name, file.split)?)?;
                 let has = run.config.run.model.max_positions;
                 let arm = &run.arm;
                 ensure!(needed <= has, "exams: {name} needs model.max_positions = {needed}, arm {arm} has {has}");
@@ -237,7 +242,7 @@ impl Study {
     }
 
     fn is_row_of(&self, row: &Row, run: &Run) -> bool {
-        row.manifest == Digest::of(&run.manifest) && (row.split, row.k) == (self.file.split, self.file.samples)
+        row.manifest == run.identity && (row.split, row.k) == (self.file.split, self.file.samples)
     }
 
     fn print_plan(&self, rows: &[Row]) -> Result<()> {
@@ -305,12 +310,16 @@ impl Arm {
 
 impl Run {
     fn new(arm: &Arm, seed: u64, end: End, start: String, config: RunConfig, manifest: Manifest, dir: &Path) -> Run {
-        let run_dir = dir.join(format!("{}-{seed}-{}", arm.name, Digest::of(&manifest).short()));
+        let identity = match config.local.minutes {
+            None => Digest::of(&manifest),
+            Some(minutes) => Digest::of(&(&manifest, minutes)),
+        };
+        let run_dir = dir.join(format!("{}-{seed}-{}", arm.name, identity.short()));
         let mut words = vec![start, "--seed".to_owned(), seed.to_string()];
         words.extend(end.words());
         words.extend(arm.set.iter().flat_map(|assignment| ["--set".to_owned(), assignment.clone()]));
         words.extend(["--run-dir".to_owned(), run_dir.display().to_string()]);
-        Run { arm: arm.name.clone(), seed, words, config, manifest, run_dir }
+        Run { arm: arm.name.clone(), seed, words, config, manifest, identity, run_dir }
     }
 
     fn exists(&self) -> bool {
@@ -345,21 +354,24 @@ impl Run {
 
     /// Sits the exams with the averaged weights that the run ended with.
     fn examine(&self, trained: &Trained, exams: &[String], split: Split, samples: u32) -> Result<Vec<Row>> {
-        let path = self.run_dir.join("manifest.json");
-        let started = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let started: Manifest = serde_json::from_slice(&started).with_context(|| format!("read {}", path.display()))?;
         // The program may have been replaced since the study began.
-        self.manifest.expect_same(&started)?;
-        let (model, checkpoint) = load_checkpoint(&find_checkpoint(&self.run_dir)?)?;
+        let mut journal = JournalReader::open(&self.run_dir.join("journal"))?;
+        match journal.next()? {
+            Some(Ok(Record::Manifest(started))) => self.manifest.expect_same(&started)?,
+            _ => bail!("{}: expected a journal that begins with a manifest", self.run_dir.display()),
+        }
+        let (model, checkpoint) = load(&self.run_dir)?;
+        let (expected, got) = (trained.step, checkpoint.state.step);
+        ensure!(got == expected, "{}: expected a checkpoint of step {expected}, got {got}", self.run_dir.display());
         let player = Player::new(&model, &checkpoint.state.ema, self.config.local.threads)?;
         let entropy_nats = mean_entropy(&self.run_dir)?;
         let sit = |name: &String| {
-            let problems = exam(name)?.split(split);
-            let (greedy, sampled) = player.score(problems, samples)?;
+            let problems = self.config.exam(name, split)?;
+            let (greedy, sampled) = player.score(&problems, samples)?;
             Ok(Row {
                 arm: self.arm.clone(),
                 seed: self.seed,
-                manifest: Digest::of(&self.manifest),
+                manifest: self.identity,
                 steps: trained.step,
                 trained_tokens: trained.totals.num_trained_tokens,
                 cpu_seconds: trained.cpu_s,
@@ -380,11 +392,12 @@ impl Run {
 
 /// Lists the exams of the domains that the runs train on, as far as every network has room for them.
 fn trained_exams(runs: &[Run], split: Split) -> Result<Vec<String>> {
-    let domains: BTreeSet<&str> = runs.iter().flat_map(|run| run.config.domains()).collect();
-    let room = runs.iter().map(|run| run.config.run.model.max_positions).min().unwrap_or(0);
     let mut exams = Vec::new();
-    for spec in exam_specs().into_iter().filter(|spec| domains.contains(spec.domain)) {
-        if positions_needed(exam(spec.name)?.split(split))? <= room {
+    for spec in exams_of(runs.iter().flat_map(|run| run.config.domains())) {
+        let fits = |run: &Run| {
+            Ok(positions_needed(&run.config.exam(spec.name, split)?)? <= run.config.run.model.max_positions)
+        };
+        if runs.iter().map(fits).collect::<Result<Vec<_>>>()?.into_iter().all(|fits| fits) {
             exams.push(spec.name.to_owned());
         }
     }

@@ -16,7 +16,7 @@ use crate::report::{count, percent};
 pub(crate) struct Row {
     pub(crate) arm: String,
     pub(crate) seed: u64,
-    /// Digest of the run's manifest.
+    /// Digest of the run's manifest, and of its wall time where the clock ended it.
     pub(crate) manifest: Digest,
     pub(crate) steps: u64,
     pub(crate) trained_tokens: u64,

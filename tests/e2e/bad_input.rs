@@ -34,7 +34,10 @@ fn keys_and_values_out_of_range() {
         ("model.d_model=33", "--set model.d_model: expected a multiple of 16 up to 8192, got 33"),
         ("schedule.num_steps=0", "--set schedule.num_steps: expected 1 or more, got 0"),
         ("local.slots=0", "--set local.slots: expected 1 to 1048576, got 0"),
-        ("actor.max_answer_tokens=9", "domains: countdown level 2 needs actor.max_answer_tokens = 10, got 9"),
+        ("local.minutes=nan", "--set local.minutes: expected a number over 0, up to 1000000, got NaN"),
+        ("learner.reusee=", "--set learner.reusee=: expected a key that may be absent (self_play, "),
+        ("model.size=huge", "--set model.size: expected one of micro, nano, small, got \"huge\""),
+        ("actor.max_answer_tokens=9", "exams.names: countdown-3 needs actor.max_answer_tokens = 10, got 9"),
         (
             "self_play.proposer_loss=none",
             "--set self_play.proposer_loss: unknown variant `none`, expected `cross-entropy`",
@@ -102,25 +105,43 @@ fn config_files() {
             "mine.toml, line 3, column 1: learner.lr: unknown field `lr`, expected one of",
         ),
         (
-            "[lerner]\nreuse = 1.0\n",
-            "mine.toml, line 1, column 2: lerner: unknown field `lerner`, expected one of `seed`",
+            "preset = \"smoke\"\n[lerner]\nreuse = 1.0\n",
+            "mine.toml, line 2, column 2: lerner: unknown field `lerner`, expected one of `seed`",
         ),
         ("preset = \"smoke\"\n[batch]\n  lag = 7\n", "mine.toml, line 3, column 3: batch.lag: expected 0 or 1, got 7"),
         (
-            "model.d_model = 33\n",
-            "mine.toml, line 1, column 7: model.d_model: expected a multiple of 16 up to 8192, got 33",
+            "preset = \"smoke\"\nmodel.d_model = 33\n",
+            "mine.toml, line 2, column 7: model.d_model: expected a multiple of 16 up to 8192, got 33",
         ),
         (
             "preset = \"smoke\"\nbatch = 7\n",
             "mine.toml, line 2, column 1: batch: invalid type: integer `7`, expected struct",
         ),
-        ("local.slots = 0\n", "mine.toml, line 1, column 7: local.slots: expected 1 to 1048576, got 0"),
-        ("local = 0\n", "mine.toml, line 1, column 1: local: expected a table, got 0"),
         (
-            "domains = [{name = 3, share = 1.0, levels = []}]\n",
-            "mine.toml, line 1, column 13: domains.0.name: invalid type: integer `3`, expected a string",
+            "preset = \"smoke\"\nlocal.slots = 0\n",
+            "mine.toml, line 2, column 7: local.slots: expected 1 to 1048576, got 0",
         ),
-        ("exams.names = [\"chess\"]\n", "mine.toml, line 1, column 7: exams.names: exam: expected one of countdown-3"),
+        ("preset = \"smoke\"\nlocal = 0\n", "mine.toml, line 2, column 1: local: expected a table, got 0"),
+        (
+            "preset = \"smoke\"\nlocal.minutes = -1.0\n",
+            "mine.toml, line 2, column 7: local.minutes: expected a number over 0, up to 1000000, got -1",
+        ),
+        (
+            "preset = \"smoke\"\nmodel.size = \"huge\"\n",
+            "mine.toml: model.size: expected one of micro, nano, small, got \"huge\"",
+        ),
+        (
+            "learner.reuse = 1.0\n",
+            "mine.toml: expected a config in full, or preset = \"laptop\" or another; `actor` is missing",
+        ),
+        (
+            "preset = \"smoke\"\ndomains = [{name = 3, share = 1.0, levels = []}]\n",
+            "mine.toml, line 2, column 13: domains.0.name: invalid type: integer `3`, expected a string",
+        ),
+        (
+            "preset = \"smoke\"\nexams.names = [\"chess\"]\n",
+            "mine.toml, line 2, column 7: exams.names: exam: expected one of countdown-3",
+        ),
         ("preset = \"smok\"\n", "mine.toml: preset: expected one of laptop, ladder, smoke, got \"smok\""),
         ("preset = 3\n", "mine.toml: preset: expected a name, got 3"),
         ("preset = \"smoke\"\n[learner\nreuse = 1.0\n", "mine.toml, line 2, column 9: unclosed table, expected `]`"),
@@ -145,6 +166,9 @@ fn run_directories_in_use() {
     let says = "--run-dir run: expected an empty or absent folder, found files that are no run";
     refused(&others, &["train", "smoke", "--run-dir", "run"], &[says]);
     refused(&folder, &["train", "--resume", "--run-dir", "absent"], &["absent: expected a run directory"]);
+    let killed =
+        Files::from([("run/manifest.json".into(), b"{}".to_vec()), ("run/config.toml.partial".into(), vec![])]);
+    Folder::holding(&killed).call(&["train", "smoke", "--run-dir", "run", "--steps", "1"]).success();
 }
 
 #[test]
@@ -258,7 +282,9 @@ fn a_damaged_record_is_passed_over() {
 
 #[test]
 fn a_damaged_checkpoint_is_refused_and_the_one_before_used() {
-    for file in ["model.safetensors", "optimizer.safetensors", "state.postcard", "COMPLETE"] {
+    let files =
+        ["model.safetensors", "optimizer.safetensors", "state.postcard", "config.json", "tokenizer.json", "COMPLETE"];
+    for file in files {
         let folder = Folder::holding(&reference(0).files);
         let damaged = format!("run/checkpoints/step_{NUM_STEPS:08}/{file}");
         let middle = reference(0).files[&damaged].len() / 2;
@@ -269,6 +295,70 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_used() {
         assert!(ended.stdout.contains("resumed at step 30\n"), "{ended:#?}");
         folder.history().assert_steps_of(&reference(0).history);
         assert_eq!(folder.files()[&damaged], reference(0).files[&damaged], "{file} was written again");
+    }
+}
+
+/// A journal that was lost in part or as a whole is made again, from the newest checkpoint that it knows of.
+#[test]
+fn a_checkpoint_that_the_journal_does_not_know_is_not_used() {
+    let bytes = &reference(0).files[SEGMENT];
+    let steps: Vec<JournalRecord> =
+        journal_records(bytes).into_iter().filter(|record| record.kind == JournalRecord::STEP).collect();
+    for (kept, resumed) in [(Some(&bytes[..steps[34].offset]), "resumed at step 30\n"), (None, "resumed at step 0\n")] {
+        let folder = Folder::holding(&reference(0).files);
+        match kept {
+            Some(bytes) => std::fs::write(folder.path(SEGMENT), bytes).unwrap(),
+            None => std::fs::remove_dir_all(folder.path("run/journal")).unwrap(),
+        }
+        let ended = folder.resume().success();
+        let says = "checkpoint refused, going on from an earlier state: step 40 is not in the journal\n";
+        assert!(ended.stderr.starts_with(says), "{ended:#?}");
+        assert!(ended.stdout.contains(resumed), "{ended:#?}");
+        folder.history().assert_steps_of(&reference(0).history);
+        assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
+    }
+}
+
+#[test]
+fn a_journal_without_its_manifest_is_not_continued() {
+    let folder = Folder::holding(&reference(0).files);
+    folder.flip(SEGMENT, JournalRecord::HEADER_BYTES + 5);
+    refused(
+        &folder,
+        &RESUME,
+        &["run/journal: expected a journal that begins with a manifest, got none that can be read"],
+    );
+}
+
+#[test]
+fn what_is_not_there_is_not_replayed() {
+    let folder = Folder::holding(&reference(0).files);
+    let says = "expected a journal with step 41, got 40 steps";
+    refused(&folder, &["replay", "run", "--to", "41"], &[says]);
+}
+
+#[test]
+fn eval_and_solve_pass_over_a_damaged_checkpoint() {
+    let folder = Folder::holding(&reference(0).files);
+    folder.flip(&format!("run/checkpoints/step_{NUM_STEPS:08}/model.safetensors"), 100);
+    let says = "checkpoint refused, an earlier one is used: run/checkpoints/step_00000040/model.safetensors: expected ";
+    let eval = folder.call(&["eval", "run", "--exam", "countdown-3", "--split", "dev", "--samples", "1"]).success();
+    assert!(eval.stderr.starts_with(says) && eval.stdout.contains("step 30\n"), "{eval:#?}");
+    let solve = folder.call(&["solve", "run", "3 7 -> 21", "--json"]).success();
+    assert!(solve.stderr.starts_with(says) && solve.stdout.contains("\"step\":30"), "{solve:#?}");
+    let named = ["eval", "run/checkpoints/step_00000040", "--exam", "countdown-3"];
+    refused(&folder, &named, &["step_00000040/model.safetensors: expected bytes with digest "]);
+}
+
+#[test]
+fn exams_that_do_not_fit() {
+    let folder = Folder::holding(&reference(0).files);
+    let says = ["countdown-sos (test): ", ": expected prompt and answer within model.max_positions = 32, got 49"];
+    refused(&folder, &["eval", "run", "--exam", "countdown-sos"], &says);
+    let all = folder.call(&["eval", "run", "--samples", "1", "--json"]).success();
+    assert!(all.stderr.contains("countdown-sos (test): left out, its problems need more than "), "{all:#?}");
+    for line in all.stdout.lines() {
+        assert!(serde_json::from_str::<Value>(line).unwrap()["exam"].is_string(), "{line}");
     }
 }
 
@@ -389,6 +479,34 @@ fn answers_to_verify() {
     assert_eq!([&replies[0]["verdict"], &replies[7]["verdict"]], ["correct", "incorrect"]);
     assert_eq!(ended.refusal(), "7 of 9 lines are no problem and answer; each has its error in its place");
     assert!(folder.call(&["verify", "absent.jsonl"]).refusal().starts_with("open absent.jsonl: "));
+}
+
+#[test]
+fn a_line_without_an_end_is_refused_and_the_next_is_judged() {
+    let line = b"{\"problem\":{\"domain\":\"countdown\",\"numbers\":[3,7],\"target\":4},\"answer\":\"7 - 3 = 4\"}";
+    let text = [&vec![b' '; 3 << 20][..], b"\n", line].concat();
+    let folder = Folder::holding(&Files::from([("answers.jsonl".into(), text)]));
+    let ended = folder.call(&["verify", "answers.jsonl"]);
+    let says = "{\"error\":\"expected a line of up to 1048576 bytes, got a longer one\",\"line\":1}\n\
+                {\"verdict\":\"correct\"}\n";
+    assert_eq!(ended.stdout, says);
+    assert!(ended.refusal().starts_with("1 of 2 lines"), "{ended:#?}");
+}
+
+#[test]
+fn an_exam_is_written_whole_or_not_at_all() {
+    let folder = Folder::holding(&Files::from([("exam.zst".into(), b"mine".to_vec())]));
+    let mut command = Command::new("sh");
+    let script = "ulimit -f 1; trap '' XFSZ; exec \"$0\" generate --exam countdown-3 --out exam.zst";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_autodidact")]);
+    let ended = folder.start_command(command).end();
+    assert!(ended.stderr.contains("write exam.zst: File too large"), "{ended:#?}");
+    assert_eq!(folder.files(), Files::from([("exam.zst".into(), b"mine".to_vec())]));
+    folder.call(&["generate", "--exam", "countdown-3", "--out", "exam.zst"]).success();
+    let committed = format!("{}/domains/exams/countdown-3.jsonl.zst", env!("CARGO_MANIFEST_DIR"));
+    assert!(folder.files()["exam.zst"] == std::fs::read(committed).unwrap());
+    let usage = folder.call(&["generate", "--domain", "countdown", "--out", "x"]);
+    assert_eq!(usage.status.code(), Some(2), "{usage:#?}");
 }
 
 #[test]

@@ -28,6 +28,13 @@ fn two_runs_agree() {
     agrees(0, &[]);
 }
 
+/// Whatever changes what is learned changes this: put the new digest, and say in CHANGELOG.md what has changed.
+#[test]
+fn the_weights_are_those_that_they_were() {
+    let digest = "5c0a2edd2210719d3590b24a57bb4d9f52b6481f0b23438259b3873e866b3c65";
+    assert_eq!(reference(0).summary["weights_digest"], digest);
+}
+
 #[test]
 fn threads_change_nothing() {
     agrees(0, &["--set", "local.threads=1"]);
@@ -260,6 +267,23 @@ fn keys_survive_a_stop() {
     let tried =
         metrics(&whole.path("run")).into_iter().filter_map(|row| row["self_play"]["difficulties"].as_array().cloned());
     assert!(tried.flatten().filter_map(|count| count.as_u64()).sum::<u64>() > 0, "some problem was the policy's own");
+}
+
+/// A run that leaves out what its preset has goes on and begins anew without it.
+#[test]
+fn a_run_without_problems_of_its_own_goes_on_and_is_forked() {
+    let train = ["train", "smoke", "--run-dir", "run", "--set", "self_play=", "--steps", "20"];
+    let whole = Folder::new();
+    whole.call(&train).success();
+    let stopped = Folder::new();
+    let process = stopped.start(&train);
+    wait_until("step 5", || stopped.last_step() >= 5);
+    process.interrupt();
+    process.end().success();
+    stopped.resume().success();
+    assert_eq!(stopped.history(), whole.history());
+    whole.call(&["train", "--fork", "--run-dir", "run"]).success();
+    assert_eq!(History::read(&whole.path("runs/run-0-1")), whole.history());
 }
 
 /// Problems of its own, from every source, are what a run learns from.

@@ -179,7 +179,7 @@ fn study_files() {
         ("name = \"random\"", "name = \"policy\"", "arm.name: expected every name once, got \"policy\" twice"),
         ("name = \"random\"", "name = \"../up\"", "arm.name: expected letters, digits, - and _, got \"../up\""),
         ("steps = 4", "steps = 4\nminutes = 1", "expected steps or minutes, got both"),
-        ("steps = 4", "minutes = 0", "arm policy: --minutes: expected a number over 0, got 0"),
+        ("steps = 4", "minutes = 0", "arm policy: --minutes: expected a number over 0, up to 1000000, got 0"),
         ("steps = 4", "steps = 0", "arm policy: --set schedule.num_steps: expected 1 or more, got 0"),
         (
             "preset = \"smoke\"",
@@ -189,6 +189,12 @@ fn study_files() {
         ("preset = \"smoke\"", "", "arm policy: expected either preset or config"),
         ("random.toml", "absent.toml", "arm random: config: expected one of laptop, ladder, smoke, or a TOML file"),
         ("learner.reuse=1", "learner.lr=1", "arm random: --set learner.lr: unknown field `lr`"),
+        ("[\"countdown-3\"]", "[]", "exams: expected one or more, got none"),
+        (
+            "\"countdown-3\"",
+            "\"countdown-3\", \"countdown-3\"",
+            "exams: expected every exam once, got countdown-3 twice",
+        ),
         ("countdown-3", "nonsense", "mine.toml: exam: expected one of countdown-3"),
         ("countdown-3", "programs-induction", "exams: programs-induction needs model.max_positions = "),
     ] {

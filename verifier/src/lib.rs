@@ -122,7 +122,8 @@ impl Examples<'_> {
     fn learn_from(&mut self, problem: &Problem, answer: &[Token], verdict: Verdict) -> Result<(), domains::Error> {
         if verdict == Verdict::Correct {
             self.add(problem, answer, LabelOrigin::Solved)?;
-        } else if let Some(solved) = self.domain.hindsight(problem, answer)? {
+        } else if let Some(solved) = self.domain.hindsight(problem, answer)?.filter(|solved| solved != problem) {
+            // Not the problem itself: its key may know better than what it shows.
             self.add(&solved, answer, LabelOrigin::Hindsight)?;
         }
         for (settled, settled_answer) in self.domain.executions(problem, answer)? {

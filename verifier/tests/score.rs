@@ -136,6 +136,8 @@ fn an_induction_answer_must_do_what_the_key_does() {
     let key = ProblemKey { text: "rev".to_owned() };
     let scored = score(of_programs(pairs, &["rev", "sort"]), Some(&key)).unwrap();
     assert_eq!(scored.verdicts, [Verdict::Correct, Verdict::Incorrect]);
+    let labels = scored.examples.iter().filter(|example| example.prompt == scored.prompt).map(|it| it.label_origin);
+    assert_eq!(labels.collect::<Vec<_>>(), [LabelOrigin::Solved], "what the key refutes is not taught");
     let without = score(of_programs(pairs, &["rev", "sort"]), None).unwrap();
     assert_eq!(without.verdicts, [Verdict::Correct, Verdict::Correct]);
     assert_ne!(scored.niche, without.niche, "the niche names the operations of the reference");

@@ -112,7 +112,7 @@ impl ProblemSource for Countdown {
     }
 
     fn is_exam(&self, problem: &Problem) -> bool {
-        exam_contains("countdown", &self.canonical_hash(problem))
+        exam_contains(self.sits_exams_of(), &self.canonical_hash(problem))
     }
 }
 
@@ -232,6 +232,10 @@ impl Domain for Countdown {
             json["max_intermediate"] = puzzle.bound.into();
         }
         Ok(json)
+    }
+
+    fn sits_exams_of(&self) -> &'static str {
+        "countdown"
     }
 
     fn exam_specs(&self) -> &'static [ExamSpec] {

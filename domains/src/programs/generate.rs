@@ -23,7 +23,8 @@ pub(super) struct Sketch {
 /// Which programs an exam problem is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ExamSplit {
-    /// Programs whose behaviour training may meet, on inputs that it does not meet.
+    /// Programs whose behaviour training may meet. It never meets the problem, but it may meet the program with this input
+    /// in a problem of another mode.
     NewInputs,
     /// Programs whose behaviour is held out of every source.
     NewBehaviors,

@@ -275,6 +275,14 @@ impl Domain for Programs {
         Ok(Aim { level: self.level_of(niche), goal: niche.0 })
     }
 
+    fn is_held_out(&self, problem: &Problem) -> Result<bool, Error> {
+        let puzzle = self.puzzle(problem)?;
+        Ok(match self.committed_reference(problem) {
+            Some(program) => Behavior::of(program, &mut Machine::new()).is_held_out(self.dialect),
+            None => self.is_about_held_out(&puzzle),
+        })
+    }
+
     fn render_answer(&self, answer: &[Token]) -> String {
         if let Some(value) = Value::read(answer) {
             let mut text = String::new();
@@ -394,14 +402,6 @@ impl Programs {
         Ok(Checker { puzzle, reference, machine: Machine::new() })
     }
 
-    /// Counts the behaviours by the length of the shortest program that has them, from 1 to `max_length`.
-    pub fn count_behaviors(&self, max_length: usize) -> Vec<usize> {
-        let catalog = Catalog::enumerate(self.dialect, max_length);
-        let of_length =
-            |length| catalog.programs.iter().filter(|(_, program)| program.num_operations == length).count();
-        (1..=max_length).map(of_length).collect()
-    }
-
     /// Tells whether a problem is in an exam or its reference has a held-out behaviour.
     ///
     /// # Errors
@@ -442,9 +442,11 @@ impl Programs {
     }
 
     fn is_exam_puzzle(&self, puzzle: &Puzzle, canonical_hash: &Digest) -> bool {
-        if exam_contains(self.name(), canonical_hash) {
-            return true;
-        }
+        exam_contains(self.name(), canonical_hash) || self.is_about_held_out(puzzle)
+    }
+
+    /// Tells whether a problem's program, or one that its pairs allow, has a held-out behaviour.
+    fn is_about_held_out(&self, puzzle: &Puzzle) -> bool {
         let mut machine = Machine::new();
         match puzzle {
             Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => {
