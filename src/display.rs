@@ -93,10 +93,13 @@ impl Printer {
 
     fn event(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Resumed { step, truncated_bytes, unreadable, .. } => {
+            Event::Resumed { step, control, truncated_bytes, unreadable, .. } => {
+                self.settings.control = control;
                 self.screen.say(&format!("resumed at step {step}\n"))?;
                 if truncated_bytes > 0 {
-                    eprintln!("journal: {truncated_bytes} bytes of an unfinished record were removed from its end");
+                    eprintln!(
+                        "journal: {truncated_bytes} bytes of a record that cannot be read were removed from its end"
+                    );
                 }
                 for record in unreadable {
                     eprintln!(
@@ -135,9 +138,9 @@ impl Printer {
 
     fn step_line(&mut self, event: StepEvent) -> Result<()> {
         let StepEvent { report, elapsed, totals, sample, .. } = event;
-        let since = self.last_line.map_or(Duration::ZERO, |line| line.elapsed);
         let is_last = self.settings.control.is_some_and(|control| report.step == control.stop_at);
-        if self.last_line.is_some() && elapsed.saturating_sub(since) < BETWEEN_LINES && !is_last {
+        let is_due = |line: Line| elapsed.saturating_sub(line.elapsed) >= BETWEEN_LINES;
+        if !is_last && !self.last_line.is_none_or(is_due) {
             return Ok(());
         }
         let line = Line { step: report.step, elapsed, num_rollouts: totals.num_rollouts };

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let untrained = Player::new(&model, &Params::init(&model, 0), args.threads)?;
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
     let mut sets: Vec<(String, Vec<Problem>)> = Vec::new();
-    let trained_on = trained_domains(&args.run);
+    let trained_on = trained_domains(&args.run)?;
     let sit = |name: &str| exam_problems(name, split, trained_on.iter().map(String::as_str));
     match &args.problems {
         Some(path) => sets.push((path.display().to_string(), read_problems(path)?)),
@@ -365,10 +365,14 @@ pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     })
 }
 
-/// Lists the domains that a run trains on; all of them for a checkpoint that is not in a run directory.
-fn trained_domains(run: &Path) -> Vec<String> {
-    let all = || domains::registry().iter().map(|domain| domain.name().to_owned()).collect();
-    run_config::of_run(run, &[]).map_or_else(|_| all(), |config| config.domains().map(str::to_owned).collect())
+/// Lists the domains that a run, or the run of a checkpoint, trains on; all of them where there is no run around it.
+fn trained_domains(path: &Path) -> Result<Vec<String>> {
+    let is_folder_of_checkpoints = |folder: &&Path| folder.ends_with("checkpoints");
+    let run = path.parent().filter(is_folder_of_checkpoints).map_or(Some(path), Path::parent);
+    Ok(match run.filter(|run| run.join("config.toml").exists()) {
+        Some(run) => run_config::of_run(run, &[])?.domains().map(str::to_owned).collect(),
+        None => domains::registry().iter().map(|domain| domain.name().to_owned()).collect(),
+    })
 }
 
 fn read_problems(path: &Path) -> Result<Vec<Problem>> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use domains::{domain, vocabulary};
-use learner::{Control, EvalRecord, JournalReader, Manifest, Record, RecordError, StepRecord};
+use learner::{Control, Damage, EvalRecord, Manifest, Record, RecordError, StepRecord};
 use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict};
 use serde::Serialize;
 
@@ -57,21 +57,13 @@ fn show<T: Serialize>(found: &T, text: fn(&T) -> String, json: bool) -> Result<(
 }
 
 /// Visits every record that can be read, in order; gives those that cannot.
-fn read_journal(run: &Path, mut visit: impl FnMut(Record)) -> Result<Vec<Unreadable>> {
+fn read_journal(run: &Path, visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
     let journal = run.join("journal");
     if !journal.is_dir() {
         bail!("{}: expected a run directory, with a journal", run.display());
     }
-    let mut reader = JournalReader::open(&journal)?;
-    let mut unreadable = Vec::new();
-    while let Some(record) = reader.next()? {
-        match record {
-            Ok(record) => visit(record),
-            Err(RecordError { segment, offset, truncated }) => {
-                unreadable.push(Unreadable { segment, offset, truncated })
-            }
-        }
-    }
+    let Damage { tail, mut unreadable } = learner::read_journal(&journal, visit)?;
+    unreadable.extend(tail);
     Ok(unreadable)
 }
 
@@ -87,7 +79,7 @@ struct Summary {
     /// The end of the run, where the clock fixed it.
     control: Option<Control>,
     size_bytes: u64,
-    unreadable: Vec<Unreadable>,
+    unreadable: Vec<RecordError>,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,15 +88,6 @@ struct LastStep {
     weights_digest: Digest,
     state_digest: Digest,
     elapsed_s: f64,
-}
-
-/// A record that cannot be read.
-#[derive(Debug, Serialize)]
-struct Unreadable {
-    segment: PathBuf,
-    offset: u64,
-    /// Whether the journal ends inside it: a run is writing it, or was killed there.
-    truncated: bool,
 }
 
 impl Summary {
@@ -159,22 +142,28 @@ impl Summary {
             line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
         }
         line("journal", bytes(self.size_bytes));
-        text + &Unreadable::lines(&self.unreadable)
+        text + &unreadable_lines(&self.unreadable)
     }
 }
 
-impl Unreadable {
-    fn lines(all: &[Unreadable]) -> String {
-        let line = |Unreadable { segment, offset, truncated }: &Unreadable| {
-            let what = if *truncated { "ends inside a record" } else { "has a damaged record" };
-            format!("{:<13} {} {what} at byte {offset}\n", "unreadable", segment.display())
+/// Says where a journal cannot be read.
+fn unreadable_lines(unreadable: &[RecordError]) -> String {
+    let line = |RecordError { segment, offset, truncated, foreign }: &RecordError| {
+        let what = match (truncated, foreign) {
+            (true, _) => "ends inside a record",
+            (_, true) => "has a record of another build's format",
+            _ => "has a damaged record",
         };
-        all.iter().map(line).collect()
-    }
+        format!("{:<13} {} {what} at byte {offset}\n", "unreadable", segment.display())
+    };
+    unreadable.iter().map(line).collect()
+}
 
-    /// Ends a message of something that was not found, where it may be in what cannot be read.
-    fn hint(all: &[Unreadable]) -> String {
-        if all.is_empty() { String::new() } else { format!(" ({} of its records cannot be read)", all.len()) }
+/// Ends a message of something that was not found, where it may be in what cannot be read.
+fn unreadable_hint(unreadable: &[RecordError]) -> String {
+    match unreadable.len() {
+        0 => String::new(),
+        count => format!(" ({count} of its records cannot be read)"),
     }
 }
 
@@ -186,7 +175,7 @@ struct Step {
     state_digest: Digest,
     /// In order of index; a group that cannot be read is absent.
     groups: Vec<GroupLine>,
-    unreadable: Vec<Unreadable>,
+    unreadable: Vec<RecordError>,
 }
 
 #[derive(Debug, Serialize)]
@@ -219,7 +208,7 @@ impl Step {
             _ => {}
         })?;
         let StepRecord { step, weights_digest, state_digest, .. } = found.with_context(|| {
-            let hint = Unreadable::hint(&unreadable);
+            let hint = unreadable_hint(&unreadable);
             format!("--step: expected one of the {last} steps of the journal{hint}, got {number}")
         })?;
         let groups = groups.values().map(GroupLine::new).collect::<Result<_>>()?;
@@ -244,7 +233,7 @@ impl Step {
             self.weights_digest,
             self.state_digest,
             table(&rows),
-            Unreadable::lines(&self.unreadable)
+            unreadable_lines(&self.unreadable)
         )
     }
 }
@@ -317,7 +306,7 @@ impl Group {
             format!(
                 "--group: expected a group of the journal, which has {} of batch {batch}{}, got {batch}/{index}",
                 indices.len(),
-                Unreadable::hint(&unreadable)
+                unreadable_hint(&unreadable)
             )
         })?;
         Group::new(found)

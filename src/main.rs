@@ -18,6 +18,7 @@ mod study;
 mod train;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -67,7 +68,7 @@ enum Command {
 #[derive(clap::Args)]
 struct ConfigArgs {
     /// A preset (laptop, ladder, smoke) or a TOML file.
-    config: Option<String>,
+    config: Option<PathBuf>,
     /// Change one key.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,

@@ -104,12 +104,12 @@ pub(crate) fn check_minutes(named: &str, minutes: f64) -> Result<()> {
 /// Resolves a preset's name or the path of a TOML file, and `key=value` overrides on top.
 ///
 /// A file states what it changes, and names what it starts from: `preset = "smoke"`. Without that it is a config in full.
-pub(crate) fn resolve(config: Option<&str>, overrides: &[String]) -> Result<RunConfig> {
-    let config = config.unwrap_or(DEFAULT_PRESET);
-    let (name, mut table, file) = match preset(config) {
-        Some(table) => (config.to_owned(), table, None),
+pub(crate) fn resolve(config: Option<&Path>, overrides: &[String]) -> Result<RunConfig> {
+    let config = config.unwrap_or(Path::new(DEFAULT_PRESET));
+    let (name, mut table, file) = match config.to_str().and_then(|name| Some((name, preset(name)?))) {
+        Some((name, table)) => (name.to_owned(), table, None),
         None => {
-            let (table, file) = read_file(Path::new(config))?;
+            let (table, file) = read_file(config)?;
             (config_name(&file.path), table, Some(file))
         }
     };
@@ -121,7 +121,7 @@ pub(crate) fn resolve(config: Option<&str>, overrides: &[String]) -> Result<RunC
 
 /// Reads the config that a run directory holds, and lays overrides over it.
 pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> {
-    resolve(Some(&path_in_run(run_dir)?.display().to_string()), overrides)
+    resolve(Some(&path_in_run(run_dir)?), overrides)
 }
 
 /// Finds the config that a run directory holds.
@@ -427,7 +427,7 @@ mod tests {
     #[test]
     fn presets_resolve_and_survive_their_file() {
         for (name, _) in PRESETS {
-            let config = resolve(Some(name), &[]).unwrap();
+            let config = resolve(Some(Path::new(name)), &[]).unwrap();
             let table = to_toml(&config).unwrap().parse().unwrap();
             assert_eq!(from_table(config.name.clone(), table, &Origin { file: None, overrides: &[] }).unwrap(), config);
         }
@@ -439,9 +439,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.toml");
         for (name, _) in PRESETS {
-            let config = resolve(Some(name), &["self_play=".to_owned()]).unwrap();
+            let config = resolve(Some(Path::new(name)), &["self_play=".to_owned()]).unwrap();
             std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
-            let read = resolve(Some(path.to_str().unwrap()), &[]).unwrap();
+            let read = resolve(Some(&path), &[]).unwrap();
             assert_eq!((read.run, read.local), (config.run, config.local), "{name}");
         }
     }
@@ -463,7 +463,7 @@ mod tests {
     fn every_key_stands_in_the_preset_smoke() {
         let text = PRESETS.iter().find(|(name, _)| *name == "smoke").unwrap().1;
         let optional = ["schedule.decay_from=1".to_owned(), "local.minutes=1".to_owned()];
-        let full: Table = to_toml(&resolve(Some("smoke"), &optional).unwrap()).unwrap().parse().unwrap();
+        let full: Table = to_toml(&resolve(Some(Path::new("smoke")), &optional).unwrap()).unwrap().parse().unwrap();
         let mut waiting = vec![Value::Table(full)];
         while let Some(value) = waiting.pop() {
             match value {
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn overrides_change_one_key() {
         let set = |overrides: &[&str]| {
-            resolve(Some("smoke"), &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+            resolve(Some(Path::new("smoke")), &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
         };
         assert_eq!(set(&["learner.reuse=3"]).unwrap().run.learner.reuse, 3.0);
         assert_eq!(set(&["learner.reuse=3.5"]).unwrap().run.learner.reuse, 3.5);

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "step": checkpoint.state.step,
             "answer": answer,
             "verdict": verdict,
-            // 0 for the most probable answer; absent when none is right.
+            // 0 for the most probable answer; null when none is right.
             "solved_by_sample": solved,
             "num_samples": args.samples,
         });

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::display::{self, Display};
-use crate::files::{PARTIAL, write_whole};
+use crate::files::{partial, write_whole};
 use crate::metrics::{self, Metrics};
 use crate::record::Recorder;
 use crate::report::{bytes, clock, count, folder_bytes, percent, print, quoted, table, word};
@@ -57,8 +57,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What a run depends on, for people: the journal has it too.
-const MANIFEST: &str = "manifest.json";
 /// The largest number that a config holds.
 const MAX_TOML: u64 = i64::MAX as u64;
 /// Steps that `AUTODIDACT_CI=1` stands for: enough to see every part at work.
@@ -110,7 +108,7 @@ impl End {
 }
 
 /// Resolves a new run: a preset or a TOML file, and what the command line changes.
-pub(crate) fn resolve(config: Option<&str>, overrides: &[String], seed: Option<u64>, end: End) -> Result<RunConfig> {
+pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], seed: Option<u64>, end: End) -> Result<RunConfig> {
     end.validate()?;
     let mut overrides = overrides.to_vec();
     overrides.extend(seed.map(|seed| format!("seed={seed}")));
@@ -156,12 +154,11 @@ impl Plan {
             Some(run_dir) if args.resume => resumed(run_dir, end, &args.overrides)?,
             Some(run_dir) if args.fork => {
                 end.shorten_for_ci("this run is");
-                let config = run_config::path_in_run(run_dir)?;
-                resolve(Some(&config.display().to_string()), &args.overrides, args.seed, end)?
+                resolve(Some(&run_config::path_in_run(run_dir)?), &args.overrides, args.seed, end)?
             }
             _ => {
                 end.shorten_for_ci("this run is");
-                resolve(args.config.as_deref(), &args.overrides, args.seed, end)?
+                resolve(args.config.as_deref().map(Path::new), &args.overrides, args.seed, end)?
             }
         };
         let run_dir = match &args.run_dir {
@@ -225,7 +222,7 @@ impl Plan {
             time_limit: self.time_limit,
             control: config.control(),
             warmup_steps: config.schedule.warmup_steps,
-            bootstrap_steps: config.self_play.as_ref().map(|self_play| self_play.bootstrap_steps),
+            bootstrap_steps: config.self_play.as_ref().map(|own| own.bootstrap_steps + config.batch.lag),
         }
     }
 }
@@ -260,8 +257,8 @@ fn origin(args: &Args) -> Vec<String> {
 
 /// Tells whether a folder holds more than what is left of a run that was killed before it was one.
 fn is_occupied(run_dir: &Path) -> bool {
-    let names = run_dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
-    names.into_iter().any(|name| name != MANIFEST && !name.to_string_lossy().ends_with(PARTIAL))
+    let mut entries = run_dir.read_dir().into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name() != partial(Path::new("config.toml")))
 }
 
 fn free_run_dir(config: &RunConfig) -> PathBuf {
@@ -274,9 +271,9 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
     let (config, local) = (&plan.config.run, &plan.config.local);
     std::fs::create_dir_all(&plan.run_dir).with_context(|| format!("create {}", plan.run_dir.display()))?;
     if !plan.resume {
-        write_whole(&plan.run_dir.join(MANIFEST), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
-        // Last: with it the folder is a run.
+        // First: with it the folder is a run. The manifest is for people; the journal has it too.
         write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
+        write_whole(&plan.run_dir.join("manifest.json"), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
     }
     let exams: Vec<Exam> = config
         .exams
@@ -291,6 +288,7 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
     let (events, followed) = mpsc::unbounded_channel();
     let options = RunOptions {
         run_dir: plan.run_dir.clone(),
+        resume: plan.resume,
         num_threads: local.num_threads(),
         time_limit: plan.time_limit,
         checkpoint_every: local.checkpoint_every,
@@ -421,6 +419,9 @@ fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String>
 }
 
 fn exam_table(plan: &Plan, summary: &Summary) -> Result<String> {
+    if summary.evals.is_empty() {
+        return Ok(String::new());
+    }
     let mut rows = vec![["dev exam", "before", "after", "random legal", "1 blind try"].map(str::to_owned).to_vec()];
     for (name, baselines) in baselines_of(plan, summary)? {
         let mut of_exam: Vec<_> = summary.evals.iter().filter(|eval| eval.exam == name).collect();
@@ -452,8 +453,8 @@ fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<serde_json
         "baselines": baselines_of(plan, summary)?,
         "totals": summary.totals,
         "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
-        // The command that makes the same weights again, and the one that goes on.
-        "again": summary.control.map(|control| plan.again(control)),
+        // Commands: one runs the same config again, one goes on.
+        "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),
         "go_on": (summary.outcome == Outcome::Interrupted).then(|| plan.go_on()),
     }))
 }

@@ -115,10 +115,7 @@ pub(crate) fn prune(folder: &Path, saved: &Path, keep: usize) -> Result<(), Erro
 }
 
 /// Lists complete-looking checkpoints, oldest first.
-///
-/// # Errors
-/// [`Error::Io`].
-pub fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     if !folder.exists() {
         return Ok(Vec::new());
     }

@@ -1,7 +1,7 @@
 //! The truth of a run: append-only segments of records `[length | type | blake3 | zstd(postcard)]`.
 //!
-//! A record is whole or it is not there: a tail that a crash cut short is dropped when the journal is opened, and a
-//! record whose hash does not fit is reported and passed over.
+//! A record is whole or it is not there: a bad one at the end, which a crash left or the disk damaged, is dropped when the
+//! journal is opened for appending; one whose hash does not fit before others is reported and passed over.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -56,7 +56,7 @@ pub struct StepRecord {
 }
 
 /// A record that cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordError {
     /// In which segment.
     pub segment: PathBuf,
@@ -64,6 +64,17 @@ pub struct RecordError {
     pub offset: u64,
     /// Whether the journal ends inside the record; otherwise its bytes do not fit its hash or its length is wrong.
     pub truncated: bool,
+    /// Whether its bytes are those that were written: a build with another format wrote them.
+    pub foreign: bool,
+}
+
+/// What of a journal cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// A bad record that no other follows, and that [`Journal::open`] removes.
+    pub tail: Option<RecordError>,
+    /// The others.
+    pub unreadable: Vec<RecordError>,
 }
 
 const HEADER_BYTES: usize = 4 + 1 + 32;
@@ -84,34 +95,20 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts a journal in an empty folder, or continues the one that is there.
-    ///
-    /// `visit` sees every record in order. A tail that was cut short is removed; the second result says how many bytes
-    /// that were, and which records in the middle could not be read.
+    /// Starts a journal in an empty folder, or continues the one that is there, of which [`read_journal`] gave the damage. Says
+    /// how many bytes were removed from its end.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn open(folder: &Path, mut visit: impl FnMut(Record)) -> Result<(Journal, u64, Vec<RecordError>), Error> {
+    /// [`Error::Io`], or [`Error::File`] when a segment is missing.
+    pub fn open(folder: &Path, damage: &Damage) -> Result<(Journal, u64), Error> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let mut unreadable = Vec::new();
-        // A bad record that no other follows.
-        let mut tail = None;
-        let mut reader = JournalReader::open(folder)?;
-        while let Some(record) = reader.next()? {
-            unreadable.extend(tail.take());
-            match record {
-                Ok(record) => visit(record),
-                Err(error) => tail = Some(error),
-            }
-        }
-        let truncated_bytes = match tail.take_if(|error| Some(&error.segment) == reader.segments.last()) {
-            Some(RecordError { segment, offset, .. }) => cut(&segment, offset)?,
+        let truncated_bytes = match &damage.tail {
+            Some(RecordError { segment, offset, .. }) => cut(segment, *offset)?,
             None => 0,
         };
-        unreadable.extend(tail);
-        let segment_index = (reader.segments.len() as u64).saturating_sub(1);
+        let segment_index = (segments(folder)?.len() as u64).saturating_sub(1);
         let (path, file, size_bytes) = open_segment(folder, segment_index)?;
-        Ok((Journal { folder: folder.to_owned(), segment_index, path, file, size_bytes }, truncated_bytes, unreadable))
+        Ok((Journal { folder: folder.to_owned(), segment_index, path, file, size_bytes }, truncated_bytes))
     }
 
     /// Adds a record; it is durable after the next [`Journal::sync`].
@@ -148,6 +145,29 @@ impl Journal {
     }
 }
 
+/// Shows every record of a journal, in order, to `visit`, and gives what cannot be read. Changes nothing.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::File`] when a segment is missing.
+pub fn read_journal(folder: &Path, mut visit: impl FnMut(Record)) -> Result<Damage, Error> {
+    let mut damage = Damage::default();
+    if !folder.exists() {
+        return Ok(damage);
+    }
+    let mut reader = JournalReader::open(folder)?;
+    while let Some(record) = reader.next()? {
+        damage.unreadable.extend(damage.tail.take());
+        match record {
+            Ok(record) => visit(record),
+            Err(error) => damage.tail = Some(error),
+        }
+    }
+    let is_cut = |error: &mut RecordError| !error.foreign && Some(&error.segment) == reader.segments.last();
+    let tail = damage.tail.take_if(is_cut);
+    damage.unreadable.extend(std::mem::replace(&mut damage.tail, tail));
+    Ok(damage)
+}
+
 /// Cuts a file to its first bytes; gives how many went.
 fn cut(path: &Path, size_bytes: u64) -> Result<u64, Error> {
     let file = OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
@@ -163,6 +183,29 @@ fn open_segment(folder: &Path, index: u64) -> Result<(PathBuf, BufWriter<File>, 
     let size = file.seek(SeekFrom::End(0)).map_err(Error::io("open", &path))?;
     sync_folder(folder)?;
     Ok((path, BufWriter::new(file), size))
+}
+
+/// Lists the segments of a journal, in order.
+fn segments(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut segments = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let path = entry.map_err(Error::io("list", folder))?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            segments.push(path);
+        }
+    }
+    segments.sort();
+    for (index, path) in segments.iter().enumerate() {
+        let expected = segment_path(folder, index as u64);
+        if *path != expected {
+            return Err(Error::File {
+                path: folder.to_owned(),
+                expected: format!("the segment {}", expected.display()),
+                got: path.display().to_string(),
+            });
+        }
+    }
+    Ok(segments)
 }
 
 fn segment_path(folder: &Path, index: u64) -> PathBuf {
@@ -187,27 +230,9 @@ impl JournalReader {
     /// Opens a journal at its first record.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`], or [`Error::File`] when a segment is missing.
     pub fn open(folder: &Path) -> Result<JournalReader, Error> {
-        let mut segments = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
-            let path = entry.map_err(Error::io("list", folder))?.path();
-            if path.extension().is_some_and(|extension| extension == "log") {
-                segments.push(path);
-            }
-        }
-        segments.sort();
-        for (index, path) in segments.iter().enumerate() {
-            let expected = segment_path(folder, index as u64);
-            if *path != expected {
-                return Err(Error::File {
-                    path: folder.to_owned(),
-                    expected: format!("the segment {}", expected.display()),
-                    got: path.display().to_string(),
-                });
-            }
-        }
-        Ok(JournalReader { segments, next_segment: 0, file: None, offset: 0 })
+        Ok(JournalReader { segments: segments(folder)?, next_segment: 0, file: None, offset: 0 })
     }
 
     /// Reads the next record; `None` at the end.
@@ -225,7 +250,7 @@ impl JournalReader {
             }
             let path = self.segments[self.next_segment - 1].clone();
             let file = self.file.as_mut().expect("a segment is open");
-            let damaged = RecordError { segment: path.clone(), offset: self.offset, truncated: false };
+            let damaged = RecordError { segment: path.clone(), offset: self.offset, truncated: false, foreign: false };
             let mut header = [0; HEADER_BYTES];
             let header_bytes = read_up_to(file, &mut header).map_err(Error::io("read", &path))?;
             if header_bytes == 0 {
@@ -238,9 +263,9 @@ impl JournalReader {
                 file.take(u64::from(length)).read_to_end(&mut body).map_err(Error::io("read", &path))?;
             }
             let is_whole = header_bytes == HEADER_BYTES && body.len() == length as usize;
-            if let Some(record) = is_whole.then(|| decode(&header, &body)).flatten() {
+            if is_whole && header[5..] == record_hash(header[4], &body) {
                 self.offset += (HEADER_BYTES + body.len()) as u64;
-                return Ok(Some(Ok(record)));
+                return Ok(Some(decode(&body).ok_or(RecordError { foreign: true, ..damaged })));
             }
             // The length may be what is wrong: what follows is found by its hash. So is the record itself, where its end was
             // written while it was read.
@@ -286,10 +311,7 @@ fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize>
     Ok(filled)
 }
 
-fn decode(header: &[u8; HEADER_BYTES], body: &[u8]) -> Option<Record> {
-    if header[5..] != record_hash(header[4], body) {
-        return None;
-    }
+fn decode(body: &[u8]) -> Option<Record> {
     let bytes = zstd::stream::decode_all(body).ok()?;
     proto::wire::decode(&bytes).ok()
 }
@@ -320,15 +342,16 @@ mod tests {
     }
 
     fn write(folder: &Path, records: std::ops::Range<u64>) {
-        let (mut journal, _, _) = Journal::open(folder, |_| {}).unwrap();
+        let (mut journal, _) = Journal::open(folder, &Damage::default()).unwrap();
         records.for_each(|stop_at| journal.append(&control(stop_at)).unwrap());
         journal.sync().unwrap();
     }
 
     fn read(folder: &Path) -> (Vec<Record>, u64, Vec<RecordError>) {
         let mut records = Vec::new();
-        let (_, truncated_bytes, unreadable) = Journal::open(folder, |record| records.push(record)).unwrap();
-        (records, truncated_bytes, unreadable)
+        let damage = read_journal(folder, |record| records.push(record)).unwrap();
+        let (_, truncated_bytes) = Journal::open(folder, &damage).unwrap();
+        (records, truncated_bytes, damage.unreadable)
     }
 
     #[test]
@@ -365,12 +388,31 @@ mod tests {
         assert_eq!(read(folder.path()).0, [control(0), control(1), control(7)]);
     }
 
+    /// What another build wrote is whole, and stays.
+    #[test]
+    fn a_record_of_another_format_is_not_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), 0..2);
+        let path = folder.path().join("00000000.log");
+        let body = zstd::bulk::compress(&[250; 9], 1).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.push(4);
+        bytes.extend(record_hash(4, &body));
+        bytes.extend(&body);
+        std::fs::write(&path, &bytes).unwrap();
+        let (records, truncated_bytes, unreadable) = read(folder.path());
+        assert_eq!((records.len(), truncated_bytes), (2, 0));
+        assert!(unreadable.len() == 1 && unreadable[0].foreign, "{unreadable:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    }
+
     #[test]
     fn a_segment_that_is_gone_is_missed() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), 0..3);
         std::fs::rename(folder.path().join("00000000.log"), folder.path().join("00000001.log")).unwrap();
-        let error = Journal::open(folder.path(), |_| {}).unwrap_err().to_string();
+        let error = Journal::open(folder.path(), &Damage::default()).unwrap_err().to_string();
         assert!(error.contains("expected the segment") && error.contains("00000000.log"), "{error}");
     }
 

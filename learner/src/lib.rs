@@ -20,13 +20,13 @@ mod window;
 
 use std::path::PathBuf;
 
-pub use checkpoint::{Checkpoint, list_checkpoints, load_checkpoint, load_latest};
+pub use checkpoint::{Checkpoint, load_checkpoint, load_latest};
 pub use config::{
     ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
     ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
-pub use journal::{EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord};
+pub use journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
 pub use main_loop::{Event, Exam, Outcome, RunOptions, Sample, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::Planned;

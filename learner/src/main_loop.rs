@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{Checkpoint, load_latest, prune, save};
-use crate::journal::{EvalRecord, Journal, Record, RecordError, StepRecord};
+use crate::journal::{Damage, EvalRecord, Journal, Record, RecordError, StepRecord, read_journal};
 use crate::{Config, Control, Error, Fold, Manifest, Planned, State, StepReport, Totals};
 
 /// How this process runs; changes when things happen, never what.
@@ -22,6 +22,8 @@ use crate::{Config, Control, Error, Fold, Manifest, Planned, State, StepReport, 
 pub struct RunOptions {
     /// Where the run lives.
     pub run_dir: PathBuf,
+    /// Whether an earlier process began the run.
+    pub resume: bool,
     /// Threads that train.
     pub num_threads: usize,
     /// Wall time after which the clock ends the run, where the config does not.
@@ -52,14 +54,16 @@ pub enum Event {
     Resumed {
         /// From which state.
         step: u64,
-        /// Bytes of an unfinished record that were removed from the journal's end.
+        /// The end of the run, where it is fixed.
+        control: Option<Control>,
+        /// Bytes of a bad record that were removed from the journal's end.
         truncated_bytes: u64,
         /// Records in the middle of the journal that could not be read.
         unreadable: Vec<RecordError>,
         /// Exams that are in the journal and will not be sat again.
         evals: Vec<EvalRecord>,
     },
-    /// A checkpoint is broken; an earlier one is used.
+    /// A checkpoint is broken, or of another course than the journal's; an earlier one is used.
     CheckpointRefused(String),
     /// A step is done.
     Step(Box<StepEvent>),
@@ -196,12 +200,8 @@ impl Learner {
     ) -> Result<Learner, Error> {
         let lock = lock(&options.run_dir)?;
         let is_reproducible = manifest.reproducible;
-        let mut is_refused = false;
-        let refuse = |reason: String| {
-            is_refused = true;
-            drop(events.send(Event::CheckpointRefused(reason)));
-        };
-        let Recovered { checkpoint, mut control, received, mut steps, mut evals, manifest: was, journal, lost } =
+        let refuse = |reason| drop(events.send(Event::CheckpointRefused(reason)));
+        let Recovered { checkpoint, mut control, received, mut steps, mut evals, manifest: was, damage } =
             Recovered::read(&options.run_dir, is_reproducible, refuse)?;
         // Before anybody hears that the run goes on: a refused config must change nothing.
         if let Some(was) = &was {
@@ -223,9 +223,10 @@ impl Learner {
             expected_steps.clear();
             evals.retain(|eval| eval.step <= state.step);
         }
-        if resumes || was.is_some() || is_refused {
-            let (Lost { truncated_bytes, unreadable }, evals) = (lost, evals.clone());
-            drop(events.send(Event::Resumed { step: state.step, truncated_bytes, unreadable, evals }));
+        let (journal, truncated_bytes) = Journal::open(&options.run_dir.join("journal"), &damage)?;
+        if options.resume {
+            let (step, unreadable, evals) = (state.step, damage.unreadable, evals.clone());
+            drop(events.send(Event::Resumed { step, control, truncated_bytes, unreadable, evals }));
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
@@ -538,7 +539,7 @@ impl Learner {
     }
 }
 
-/// What a run directory holds of a run.
+/// What a run directory holds of a run. Reading it changes nothing.
 struct Recovered {
     /// Absent where the run begins with its first step.
     checkpoint: Option<Checkpoint>,
@@ -548,45 +549,38 @@ struct Recovered {
     steps: BTreeMap<u64, StepRecord>,
     evals: Vec<EvalRecord>,
     manifest: Option<Manifest>,
-    journal: Journal,
-    lost: Lost,
-}
-
-/// What of a journal cannot be read.
-#[derive(Default)]
-struct Lost {
-    truncated_bytes: u64,
-    unreadable: Vec<RecordError>,
+    damage: Damage,
 }
 
 impl Recovered {
-    /// Reads the newest checkpoint that is whole and whose step the journal has: the journal is the truth of a run.
+    /// Reads the newest checkpoint that is whole and that the journal leads to: the journal is the truth of a run.
     fn read(run_dir: &Path, is_reproducible: bool, mut refuse: impl FnMut(String)) -> Result<Recovered, Error> {
-        let (mut newest, mut truncated_bytes) = (u64::MAX, 0);
+        let mut newest = u64::MAX;
         loop {
             let checkpoint = load_latest(&run_dir.join("checkpoints"), newest, |error| refuse(error.to_string()))?;
-            let mut found = Recovered::beside(checkpoint.map(|(_, checkpoint)| checkpoint), run_dir, is_reproducible)?;
-            truncated_bytes += found.lost.truncated_bytes;
-            found.lost.truncated_bytes = truncated_bytes;
-            match found.checkpoint.as_ref().map(|checkpoint| checkpoint.state.step) {
-                Some(step) if step > 0 && !found.steps.contains_key(&step) => {
-                    refuse(format!("step {step} is not in the journal"));
-                    newest = step - 1;
-                }
-                _ => return Ok(found),
+            let step = checkpoint.as_ref().map_or(0, |(_, checkpoint)| checkpoint.state.step);
+            let found = Recovered::after(step, &run_dir.join("journal"), is_reproducible)?;
+            let Some((model, checkpoint)) = checkpoint else { return Ok(found) };
+            let is_known = match found.steps.get(&step) {
+                Some(record) => record.weights_digest == checkpoint.state.params.digest(&model),
+                // Its record may be damaged; what came after it is there.
+                None => step == 0 || found.steps.range(step..).next().is_some(),
+            };
+            if is_known {
+                let control = found.control.or(checkpoint.control);
+                return Ok(Recovered { checkpoint: Some(checkpoint), control, ..found });
             }
+            refuse(format!("its step {step} is not in the journal"));
+            newest = step - 1;
         }
     }
 
-    /// Reads the journal, as far as a run needs it that goes on from a checkpoint.
-    fn beside(checkpoint: Option<Checkpoint>, run_dir: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
-        let from = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.state.step);
-        let mut control = checkpoint.as_ref().and_then(|checkpoint| checkpoint.control);
+    /// Reads the journal, as far as a run needs it that goes on from a step.
+    fn after(step: u64, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
         let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
-        let (mut steps, mut evals, mut manifest) = (BTreeMap::new(), Vec::new(), None);
-        let folder = run_dir.join("journal");
+        let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
         let mut num_records = 0;
-        let (journal, truncated_bytes, unreadable) = Journal::open(&folder, |record| {
+        let damage = read_journal(journal, |record| {
             num_records += 1;
             match record {
                 Record::Manifest(found) => drop(manifest.get_or_insert(found)),
@@ -603,21 +597,20 @@ impl Recovered {
                     let id = scored.group.task.id;
                     // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
                     // its checkpoint.
-                    if is_reproducible && id.batch >= from {
+                    if is_reproducible && id.batch >= step {
                         received.entry(id.batch).or_default().insert(id.index, scored);
                     }
                 }
             }
         })?;
-        if manifest.is_none() && (num_records > 0 || !unreadable.is_empty()) {
+        if manifest.is_none() && (num_records > 0 || !damage.unreadable.is_empty()) {
             return Err(Error::File {
-                path: folder,
+                path: journal.to_owned(),
                 expected: "a journal that begins with a manifest".to_owned(),
                 got: "none that can be read".to_owned(),
             });
         }
-        let lost = Lost { truncated_bytes, unreadable };
-        Ok(Recovered { checkpoint, control, received, steps, evals, manifest, journal, lost })
+        Ok(Recovered { checkpoint: None, control, received, steps, evals, manifest, damage })
     }
 }
 

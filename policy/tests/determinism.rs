@@ -156,7 +156,7 @@ fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: 
             // The first piece is the prompt; a later piece must end where a choice is scored, so it is one token long
             // unless the sequence scores only its end.
             let piece = if fed[slot] == 0 { 2 } else { 1 };
-            // In one round of all nobody waits, so that there is an end.
+            // In one round of nine a sequence does not wait, so that there is an end.
             let wait = waits.get((round + slot) % (waits.len() + 1)) == Some(&true);
             let end = (fed[slot] + piece).min(sequence.tokens.len());
             if end > fed[slot] && !wait {

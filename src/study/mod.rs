@@ -146,7 +146,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let Some(failed) = failed? else {
         eprintln!("stopped; go on with: {again}");
-        let outcome = serde_json::json!({"outcome": "interrupted", "go_on_with": again});
+        let outcome = serde_json::json!({"outcome": "interrupted", "go_on": again});
         return if args.json { print(&outcome.to_string()) } else { Ok(()) };
     };
     study.print_table(rows.all(), args.json)?;
@@ -303,7 +303,7 @@ impl Arm {
             (None, Some(path)) => study.with_file_name("").join(path).display().to_string(),
             _ => bail!("expected either preset or config"),
         };
-        let config = train::resolve(Some(&start), &self.set, Some(seed), end)?;
+        let config = train::resolve(Some(Path::new(&start)), &self.set, Some(seed), end)?;
         Ok((start, config))
     }
 }

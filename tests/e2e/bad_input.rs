@@ -166,8 +166,7 @@ fn run_directories_in_use() {
     let says = "--run-dir run: expected an empty or absent folder, found files that are no run";
     refused(&others, &["train", "smoke", "--run-dir", "run"], &[says]);
     refused(&folder, &["train", "--resume", "--run-dir", "absent"], &["absent: expected a run directory"]);
-    let killed =
-        Files::from([("run/manifest.json".into(), b"{}".to_vec()), ("run/config.toml.partial".into(), vec![])]);
+    let killed = Files::from([("run/config.toml.partial".into(), vec![])]);
     Folder::holding(&killed).call(&["train", "smoke", "--run-dir", "run", "--steps", "1"]).success();
 }
 
@@ -244,7 +243,7 @@ fn a_cut_journal_is_recovered() {
         let ended = folder.resume().success();
         assert_eq!(
             ended.stderr,
-            format!("journal: {kept_bytes} bytes of an unfinished record were removed from its end\n")
+            format!("journal: {kept_bytes} bytes of a record that cannot be read were removed from its end\n")
         );
         folder.history().assert_steps_of(&reference(0).history);
         assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
@@ -311,12 +310,24 @@ fn a_checkpoint_that_the_journal_does_not_know_is_not_used() {
             None => std::fs::remove_dir_all(folder.path("run/journal")).unwrap(),
         }
         let ended = folder.resume().success();
-        let says = "checkpoint refused, going on from an earlier state: step 40 is not in the journal\n";
+        let says = "checkpoint refused, going on from an earlier state: its step 40 is not in the journal\n";
         assert!(ended.stderr.starts_with(says), "{ended:#?}");
         assert!(ended.stdout.contains(resumed), "{ended:#?}");
         folder.history().assert_steps_of(&reference(0).history);
         assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
     }
+}
+
+#[test]
+fn a_damaged_record_of_a_step_costs_no_checkpoint() {
+    let records = journal_records(&reference(0).files[SEGMENT]);
+    let step = records.iter().filter(|record| record.kind == JournalRecord::STEP).nth(29).unwrap();
+    let folder = Folder::holding(&reference(0).files);
+    remove_checkpoint(&folder, NUM_STEPS);
+    folder.flip(SEGMENT, step.offset + JournalRecord::HEADER_BYTES);
+    let ended = folder.resume().success();
+    assert!(ended.stdout.contains("resumed at step 30\n"), "{ended:#?}");
+    folder.history().assert_steps_of(&reference(0).history);
 }
 
 #[test]
@@ -348,6 +359,22 @@ fn eval_and_solve_pass_over_a_damaged_checkpoint() {
     assert!(solve.stderr.starts_with(says) && solve.stdout.contains("\"step\":30"), "{solve:#?}");
     let named = ["eval", "run/checkpoints/step_00000040", "--exam", "countdown-3"];
     refused(&folder, &named, &["step_00000040/model.safetensors: expected bytes with digest "]);
+}
+
+/// Without a calculator an exam of countdown is another exam, whether the run is named or its checkpoint.
+#[test]
+fn a_run_without_a_calculator_sits_exams_without_one() {
+    let folder = Folder::new();
+    let domains =
+        "domains=[{ name = \"countdown-no-calculator\", share = 1.0, levels = [{ level = 2, weight = 1.0 }] }]";
+    folder.call(&["train", "smoke", "--run-dir", "run", "--steps", "2", "--set", domains]).success();
+    let eval =
+        |path| folder.call(&["eval", path, "--exam", "countdown-3", "--samples", "1", "--json"]).success().stdout;
+    let of_run: Value = serde_json::from_str(&eval("run")).unwrap();
+    assert_eq!(eval("run/checkpoints/step_00000002"), eval("run"));
+    let calculated = reference(0).summary["baselines"]["countdown-3"]["uniform_legal"].as_f64().unwrap();
+    let guessed = of_run["scores"]["uniform_legal"]["pass_at_1"]["mean"].as_f64().unwrap();
+    assert!(guessed < 0.2 * calculated, "{guessed} and {calculated}");
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
     let config = config();
     let options = RunOptions {
         run_dir: run_dir.to_owned(),
+        resume: run_dir.join("journal").exists(),
         num_threads: 2,
         time_limit: None,
         checkpoint_every: 5,
