@@ -2,6 +2,7 @@
 
 mod baselines;
 mod bench;
+mod closing;
 mod curves;
 mod display;
 mod eval;

@@ -1,6 +1,6 @@
 //! `train`: all roles in one process, from random weights to a table of what was learned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,18 +8,19 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunOptions, Summary};
+use learner::{BuildId, Control, Event, Exam, Manifest, RunOptions, Summary};
 use policy::Numerics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::closing::Closing;
+use crate::curves;
 use crate::display::{self, Display};
 use crate::files::{partial, write_whole};
 use crate::metrics::{self, Metrics};
 use crate::record::Recorder;
-use crate::report::{bytes, clock, count, folder_bytes, percent, print, quoted, table, word};
+use crate::report::{count, print, quoted};
 use crate::run_config::{self, RunConfig};
-use crate::{baselines, curves};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -72,11 +73,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (summary, cpu_time) = runtime.block_on(run_roles(&plan, listener))?;
     curves::write(&plan.run_dir.join("curves.svg"), &summary.evals)?;
-    if args.json {
-        print(&json(&plan, &summary, cpu_time)?.to_string())
-    } else {
-        print(&closing(&plan, &summary, cpu_time)?)
-    }
+    let closing = Closing { plan: &plan, summary: &summary, cpu_time };
+    print(&if args.json { closing.json()?.to_string() } else { closing.text()? })
 }
 
 /// When a run ends, where the command line says so: after a number of steps, or by the clock.
@@ -136,12 +134,12 @@ fn clocked(mut config: RunConfig, end: End) -> RunConfig {
 }
 
 /// A run, decided.
-struct Plan {
-    config: RunConfig,
+pub(crate) struct Plan {
+    pub(crate) config: RunConfig,
     /// What leads to the config again, as arguments of `train`: all but the seed and the end of the schedule.
     origin: Vec<String>,
-    manifest: Manifest,
-    run_dir: PathBuf,
+    pub(crate) manifest: Manifest,
+    pub(crate) run_dir: PathBuf,
     resume: bool,
     time_limit: Option<Duration>,
     quiet: bool,
@@ -185,7 +183,7 @@ impl Plan {
     }
 
     /// Gives the command that runs the same config with this end.
-    fn again(&self, control: Control) -> String {
+    pub(crate) fn again(&self, control: Control) -> String {
         format!(
             "autodidact train {} --seed {} --steps {} --set schedule.decay_from={}",
             self.origin.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
@@ -196,7 +194,7 @@ impl Plan {
     }
 
     /// Gives the command that goes on with the run.
-    fn go_on(&self) -> String {
+    pub(crate) fn go_on(&self) -> String {
         let run_dir = quoted(&self.run_dir.display().to_string());
         let minutes = self.config.local.minutes.map_or(String::new(), |minutes| format!(" --minutes {minutes}"));
         format!("autodidact train --resume --run-dir {run_dir}{minutes}")
@@ -368,116 +366,4 @@ async fn stop_on_interrupt(shutdown: CancellationToken) {
 fn tokenizer_json() -> String {
     let names: Vec<String> = (0..vocabulary::VOCABULARY_SIZE as proto::Token).map(vocabulary::token_name).collect();
     serde_json::json!({"type": "word-level", "tokens": names}).to_string()
-}
-
-/// What a person wants to know at the end.
-fn closing(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<String> {
-    let run_dir = quoted(&plan.run_dir.display().to_string());
-    let mut text = String::from("\n");
-    if summary.outcome == Outcome::Interrupted {
-        text += &exam_table(plan, summary)?;
-        text += &format!(
-            "\nstopped at step {} after {} ({} of CPU time); go on with: {}\n",
-            summary.step,
-            clock(summary.elapsed),
-            clock(cpu_time),
-            plan.go_on()
-        );
-        return Ok(text);
-    }
-    text += &format!(
-        "{} steps in {} ({} of CPU time): {} answers, {} of them right, {} tokens trained on\n\n",
-        summary.step,
-        clock(summary.elapsed),
-        clock(cpu_time),
-        count(summary.totals.num_rollouts as f64),
-        count(summary.totals.num_correct as f64),
-        count(summary.totals.num_trained_tokens as f64),
-    );
-    text += &exam_table(plan, summary)?;
-    let mut cells = summary.totals.trained_by_origin.clone();
-    cells.sort_by(|left, right| right.2.total_cmp(&left.2));
-    let total: f64 = cells.iter().map(|cell| cell.2).sum();
-    if total > 0.0 {
-        text += "\nwhere the trained tokens came from\n";
-    }
-    for (problem_origin, label_origin, weighted) in &cells {
-        let (problem, label) = (word(problem_origin), word(label_origin));
-        text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total));
-    }
-    text += &format!(
-        "\njournal {}, weights {}\n",
-        bytes(folder_bytes(&plan.run_dir.join("journal"))),
-        summary.weights_digest.short()
-    );
-    if let Some(control) = summary.control {
-        let what = if plan.manifest.reproducible { "weights" } else { "config" };
-        text += &format!("the same {what} again: {}\n", plan.again(control));
-    }
-    text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");
-    Ok(text)
-}
-
-fn exam_table(plan: &Plan, summary: &Summary) -> Result<String> {
-    if summary.evals.is_empty() {
-        return Ok(String::new());
-    }
-    let mut rows = vec![["dev exam", "before", "after", "random legal", "1 blind try"].map(str::to_owned).to_vec()];
-    for (name, baselines) in baselines_of(plan, summary)? {
-        let mut of_exam: Vec<_> = summary.evals.iter().filter(|eval| eval.exam == name).collect();
-        of_exam.sort_by_key(|eval| eval.step);
-        let share = |eval: Option<&&learner::EvalRecord>| {
-            eval.map_or("-".to_owned(), |eval| percent(eval.num_correct as f64 / eval.num_problems as f64))
-        };
-        rows.push(vec![
-            name.to_owned(),
-            share(of_exam.first()),
-            share(of_exam.last()),
-            percent(baselines.uniform_legal),
-            percent(baselines.enumeration_1_call),
-        ]);
-    }
-    Ok(table(&rows))
-}
-
-fn json(plan: &Plan, summary: &Summary, cpu_time: Duration) -> Result<serde_json::Value> {
-    Ok(serde_json::json!({
-        "run_dir": plan.run_dir,
-        "outcome": if summary.outcome == Outcome::Finished { "finished" } else { "interrupted" },
-        "step": summary.step,
-        "weights_digest": summary.weights_digest,
-        "control": summary.control,
-        "elapsed_s": summary.elapsed.as_secs_f64(),
-        "cpu_s": cpu_time.as_secs_f64(),
-        "evals": summary.evals,
-        "baselines": baselines_of(plan, summary)?,
-        "totals": summary.totals,
-        "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
-        // Commands: one runs the same config again, one goes on.
-        "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),
-        "go_on": (summary.outcome == Outcome::Interrupted).then(|| plan.go_on()),
-    }))
-}
-
-/// What an exam gives away to those that learned nothing: shares of right answers.
-#[derive(serde::Serialize)]
-struct Baselines {
-    uniform_legal: f64,
-    enumeration_1_call: f64,
-}
-
-/// Scores baselines on every exam that was sat, in order of name.
-fn baselines_of<'a>(plan: &Plan, summary: &'a Summary) -> Result<BTreeMap<&'a str, Baselines>> {
-    let names: BTreeSet<&str> = summary.evals.iter().map(|eval| eval.exam.as_str()).collect();
-    let baselines = |name| {
-        let problems = &plan.config.exam(name, Split::Dev)?;
-        Ok((
-            name,
-            Baselines {
-                uniform_legal: baselines::uniform_legal(problems, 8)?.pass_at(1).0,
-                enumeration_1_call: baselines::enumeration(problems, 1)?.pass_at(1).0,
-            },
-        ))
-    };
-    names.into_iter().map(baselines).collect()
 }

@@ -1,0 +1,139 @@
+//! What `train` says when it stops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::Result;
+use domains::Split;
+use learner::{EvalRecord, Outcome, Summary};
+
+use crate::baselines;
+use crate::report::{bytes, clock, count, folder_bytes, percent, quoted, table, word};
+use crate::train::Plan;
+
+/// A run that stopped.
+#[derive(Clone, Copy)]
+pub(crate) struct Closing<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) summary: &'a Summary,
+    /// Of the run, earlier processes included.
+    pub(crate) cpu_time: Duration,
+}
+
+/// What an exam gives away to those that learned nothing: shares of right answers.
+#[derive(serde::Serialize)]
+struct Baselines {
+    uniform_legal: f64,
+    enumeration_1_call: f64,
+}
+
+impl Closing<'_> {
+    /// Says what a person wants to know.
+    pub(crate) fn text(&self) -> Result<String> {
+        let Closing { plan, summary, cpu_time } = *self;
+        let run_dir = quoted(&plan.run_dir.display().to_string());
+        let mut text = String::from("\n");
+        if summary.outcome == Outcome::Interrupted {
+            text += &self.exam_table()?;
+            text += &format!(
+                "\nstopped at step {} after {} ({} of CPU time); go on with: {}\n",
+                summary.step,
+                clock(summary.elapsed),
+                clock(cpu_time),
+                plan.go_on()
+            );
+            return Ok(text);
+        }
+        text += &format!(
+            "{} steps in {} ({} of CPU time): {} answers, {} of them right, {} tokens trained on\n\n",
+            summary.step,
+            clock(summary.elapsed),
+            clock(cpu_time),
+            count(summary.totals.num_rollouts as f64),
+            count(summary.totals.num_correct as f64),
+            count(summary.totals.num_trained_tokens as f64),
+        );
+        text += &self.exam_table()?;
+        let mut cells = summary.totals.trained_by_origin.clone();
+        cells.sort_by(|left, right| right.2.total_cmp(&left.2));
+        let total: f64 = cells.iter().map(|cell| cell.2).sum();
+        if total > 0.0 {
+            text += "\nwhere the trained tokens came from\n";
+        }
+        for (problem_origin, label_origin, weighted) in &cells {
+            let (problem, label) = (word(problem_origin), word(label_origin));
+            text += &format!("  problem: {problem}, label: {label}  {}\n", percent(weighted / total));
+        }
+        text += &format!(
+            "\njournal {}, weights {}\n",
+            bytes(folder_bytes(&plan.run_dir.join("journal"))),
+            summary.weights_digest.short()
+        );
+        if let Some(control) = summary.control {
+            let what = if plan.manifest.reproducible { "weights" } else { "config" };
+            text += &format!("the same {what} again: {}\n", plan.again(control));
+        }
+        text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");
+        Ok(text)
+    }
+
+    fn exam_table(&self) -> Result<String> {
+        let summary = self.summary;
+        if summary.evals.is_empty() {
+            return Ok(String::new());
+        }
+        let mut rows = vec![["dev exam", "before", "after", "random legal", "1 blind try"].map(str::to_owned).to_vec()];
+        for (name, baselines) in self.baselines()? {
+            let mut of_exam: Vec<_> = summary.evals.iter().filter(|eval| eval.exam == name).collect();
+            of_exam.sort_by_key(|eval| eval.step);
+            let share = |eval: Option<&&EvalRecord>| {
+                eval.map_or("-".to_owned(), |eval| percent(eval.num_correct as f64 / eval.num_problems as f64))
+            };
+            rows.push(vec![
+                name.to_owned(),
+                share(of_exam.first()),
+                share(of_exam.last()),
+                percent(baselines.uniform_legal),
+                percent(baselines.enumeration_1_call),
+            ]);
+        }
+        Ok(table(&rows))
+    }
+
+    /// Says the same to a machine.
+    pub(crate) fn json(&self) -> Result<serde_json::Value> {
+        let Closing { plan, summary, cpu_time } = *self;
+        Ok(serde_json::json!({
+            "run_dir": plan.run_dir,
+            "outcome": if summary.outcome == Outcome::Finished { "finished" } else { "interrupted" },
+            "step": summary.step,
+            "weights_digest": summary.weights_digest,
+            "control": summary.control,
+            "elapsed_s": summary.elapsed.as_secs_f64(),
+            "cpu_s": cpu_time.as_secs_f64(),
+            "evals": summary.evals,
+            "baselines": self.baselines()?,
+            "totals": summary.totals,
+            "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
+            // Commands: one runs the same config again, one goes on.
+            "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),
+            "go_on": (summary.outcome == Outcome::Interrupted).then(|| plan.go_on()),
+        }))
+    }
+
+    /// Scores baselines on every exam that was sat, in order of name.
+    fn baselines(&self) -> Result<BTreeMap<&str, Baselines>> {
+        let names: BTreeSet<&str> = self.summary.evals.iter().map(|eval| eval.exam.as_str()).collect();
+        let baselines = |name| {
+            let problems = &self.plan.config.exam(name, Split::Dev)?;
+            Ok((
+                name,
+                Baselines {
+                    uniform_legal: baselines::uniform_legal(problems, 8)?.pass_at(1).0,
+                    enumeration_1_call: baselines::enumeration(problems, 1)?.pass_at(1).0,
+                },
+            ))
+        };
+        names.into_iter().map(baselines).collect()
+    }
+}
