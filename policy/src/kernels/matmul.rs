@@ -2,8 +2,8 @@ use pulp::{Arch, Simd, WithSimd, bytemuck};
 
 /// Columns of a panel.
 const PANEL: usize = 16;
-/// Rows of the right matrix that are multiplied before the next ones: they stay in the second-level cache.
-const BLOCK: usize = 256;
+/// Rows of the right matrix that are multiplied before the next ones: two panels of them stay in the first-level cache.
+const BLOCK: usize = 128;
 
 /// A matrix in a slice.
 #[derive(Clone, Copy, Debug)]
@@ -172,9 +172,14 @@ impl Product<'_> {
                     });
                     tile.run::<PANELS, ROWS>(|k| std::array::from_fn(|row| rows[row][k]), out, right.num_columns);
                 } else if left.row_stride == 1 && tile.len == ROWS {
+                    // Side by side: where columns are far apart they share few places of the first-level cache.
+                    let mut factors = [[0.0; ROWS]; BLOCK];
                     let columns = &left.data[first_k * left.column_stride + first_row..];
-                    let column = |k: usize| columns[k * left.column_stride..].first_chunk::<ROWS>();
-                    tile.run::<PANELS, ROWS>(|k| *column(k).expect("the tile is full"), out, right.num_columns);
+                    for (k, factors) in factors[..block_len].iter_mut().enumerate() {
+                        let column = columns[k * left.column_stride..].first_chunk::<ROWS>();
+                        *factors = *column.expect("the tile is full");
+                    }
+                    tile.run::<PANELS, ROWS>(|k| factors[k], out, right.num_columns);
                 } else {
                     let at = |row: usize, k: usize| left.at(first_row + row.min(tile.len - 1), first_k + k);
                     tile.run::<PANELS, ROWS>(|k| std::array::from_fn(|row| at(row, k)), out, right.num_columns);
