@@ -81,14 +81,8 @@ pub(crate) struct DomainsArgs {
 struct DomainLine<'a> {
     domain: &'a str,
     description: &'a str,
-    levels: Vec<LevelLine<'a>>,
+    levels: &'static [LadderLevel],
     exams: Vec<ExamLine<'a>>,
-}
-
-#[derive(Serialize)]
-struct LevelLine<'a> {
-    level: u32,
-    description: &'a str,
 }
 
 #[derive(Serialize)]
@@ -114,11 +108,10 @@ pub(crate) fn print_domains(args: &DomainsArgs) -> Result<()> {
                 digest: exam.digest(),
             })
         };
-        let level = |level: &LadderLevel| LevelLine { level: level.level, description: level.description };
         let line = DomainLine {
             domain: domain.name(),
             description: domain.description(),
-            levels: domain.ladder_levels().iter().map(level).collect(),
+            levels: domain.ladder_levels(),
             exams: domain.exam_specs().iter().map(exam).collect::<Result<_>>()?,
         };
         print(&if args.json { serde_json::to_string(&line)? } else { line.text() })?;
@@ -129,7 +122,7 @@ pub(crate) fn print_domains(args: &DomainsArgs) -> Result<()> {
 impl DomainLine<'_> {
     fn text(&self) -> String {
         let mut text = format!("{}: {}\n", self.domain, self.description);
-        for LevelLine { level, description } in &self.levels {
+        for LadderLevel { level, description } in self.levels {
             text += &format!("  level {level}  {description}\n");
         }
         for ExamLine { exam, num_dev, num_test, levels, digest } in &self.exams {

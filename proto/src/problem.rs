@@ -94,7 +94,7 @@ pub enum ProblemOrigin {
 }
 
 /// One rung of a domain's ladder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LadderLevel {
     /// The level's number, as in [`ProblemSource::ladder`].
     pub level: u32,
