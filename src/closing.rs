@@ -114,6 +114,8 @@ impl Closing<'_> {
             "evals": summary.evals,
             "baselines": self.baselines()?,
             "totals": summary.totals,
+            "num_reissued": summary.num_reissued,
+            "num_duplicates": summary.num_duplicates,
             "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
             // Commands: one runs the same config again, one goes on.
             "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),

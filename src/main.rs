@@ -3,6 +3,7 @@
 mod baselines;
 mod bench;
 mod closing;
+mod cluster;
 mod curves;
 mod display;
 mod eval;
@@ -19,6 +20,7 @@ mod study;
 mod train;
 mod verify;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -44,6 +46,12 @@ struct Cli {
 enum Command {
     /// Train from random weights, all roles in this process.
     Train(train::Args),
+    /// Train, with actors and verifiers that come and go over a NATS server.
+    Learner(cluster::LearnerArgs),
+    /// Play for a learner.
+    Actor(cluster::ActorArgs),
+    /// Judge for a learner.
+    Verifier(cluster::VerifierArgs),
     /// Score a run or a checkpoint on an exam, beside its baselines.
     Eval(eval::Args),
     /// Run every arm of a study with every seed, and compare the arms with the control.
@@ -79,9 +87,13 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let result = match Cli::parse().command {
-        Command::Train(args) => train::run(args),
+        Command::Train(args) => train::start(&args, None),
+        Command::Learner(args) => cluster::run_learner(args),
+        Command::Actor(args) => cluster::run_actor(&args),
+        Command::Verifier(args) => cluster::run_verifier(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bus::Faults;
 use domains::{Split, domain, exam_problems};
 use proto::{Difficulty, KeyedProblem, Problem};
 use serde::de::DeserializeOwned;
@@ -66,12 +67,38 @@ pub(crate) struct LocalConfig {
     pub(crate) stall_seconds: u64,
     /// Wall time after which the clock ends a run whose config has no number of steps; `--minutes`.
     pub(crate) minutes: Option<f64>,
+    /// How a run uses a NATS server, where it has one.
+    pub(crate) bus: BusConfig,
+}
+
+/// How a run uses a NATS server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BusConfig {
+    /// Seconds without a word after which what a worker has taken goes to another.
+    pub(crate) ack_wait_seconds: f64,
+    /// Seconds after which a task that nobody was heard of is asked for again.
+    pub(crate) reissue_seconds: f64,
+    /// Seconds without a sign of life after which a learner has lost its run.
+    pub(crate) lease_seconds: f64,
+    /// Servers that keep a copy of each stream.
+    pub(crate) num_replicas: usize,
+    /// What every process does wrong on purpose, to see that it changes nothing.
+    pub(crate) fault: Option<Faults>,
 }
 
 impl LocalConfig {
     pub(crate) fn num_threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        if self.threads == 0 { cores() } else { self.threads }
+        if self.threads == 0 { LocalConfig::num_cores() } else { self.threads }
+    }
+
+    pub(crate) fn num_cores() -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
+    /// After how long a task that nobody was heard of is asked for again.
+    pub(crate) fn reissue_after(&self) -> Duration {
+        Duration::from_secs_f64(self.bus.reissue_seconds)
     }
 
     pub(crate) fn stall_limit(&self) -> Duration {
@@ -91,7 +118,23 @@ impl LocalConfig {
         if let Some(minutes) = self.minutes {
             check_minutes(&named("local.minutes"), minutes)?;
         }
-        check("stall_seconds", "1 or more", self.stall_seconds, self.stall_seconds > 0)
+        check("stall_seconds", "1 or more", self.stall_seconds, self.stall_seconds > 0)?;
+        check("bus.num_replicas", "1 to 5", self.bus.num_replicas as u64, (1..=5).contains(&self.bus.num_replicas))?;
+        let BusConfig { ack_wait_seconds, reissue_seconds, lease_seconds, fault, .. } = self.bus;
+        let waits = [("ack_wait", ack_wait_seconds), ("reissue", reissue_seconds), ("lease", lease_seconds)];
+        for (key, seconds) in waits {
+            let key = named(&format!("local.bus.{key}_seconds"));
+            ensure!((0.1..=86_400.0).contains(&seconds), "{key}: expected 0.1 to 86400, got {seconds}");
+        }
+        let Some(Faults { drop, duplicate, reorder, .. }) = fault else { return Ok(()) };
+        let shares = [drop, duplicate, reorder];
+        let is_share = |share: &f64| (0.0..=1.0).contains(share);
+        ensure!(
+            shares.iter().all(is_share) && shares.iter().sum::<f64>() < 1.0,
+            "{}: expected shares that are less than 1 together, got {shares:?}",
+            named("local.bus.fault")
+        );
+        Ok(())
     }
 }
 
@@ -122,6 +165,11 @@ pub(crate) fn resolve(config: Option<&Path>, overrides: &[String]) -> Result<Run
 /// Reads the config that a run directory holds, and lays overrides over it.
 pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> {
     resolve(Some(&path_in_run(run_dir)?), overrides)
+}
+
+/// Reads a config in full, as [`to_toml`] writes it.
+pub(crate) fn from_toml(name: &str, text: &str) -> Result<RunConfig> {
+    from_table(name.to_owned(), text.parse()?, &Origin { file: None, overrides: &[] })
 }
 
 /// Finds the config that a run directory holds.
@@ -387,8 +435,14 @@ fn shape(size: &Value) -> Result<Table> {
 }
 
 /// Keys that a config can do without.
-const MAY_BE_ABSENT: [&str; 5] =
-    ["self_play", "learner.policy_gradient", "schedule.num_steps", "schedule.decay_from", "local.minutes"];
+const MAY_BE_ABSENT: [&str; 6] = [
+    "self_play",
+    "learner.policy_gradient",
+    "schedule.num_steps",
+    "schedule.decay_from",
+    "local.minutes",
+    "local.bus.fault",
+];
 
 /// Carries out `learner.learning_rate=1e-3`; an empty value removes the key.
 fn set(table: &mut Table, assignment: &str) -> Result<()> {

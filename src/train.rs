@@ -1,26 +1,29 @@
-//! `train`: all roles in one process, from random weights to a table of what was learned.
+//! `train`: from random weights to a table of what was learned; all roles in one process, or the learner alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Control, Event, Exam, Manifest, RunOptions, Summary};
+use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary};
 use policy::Numerics;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::closing::Closing;
+use crate::cluster::{Led, Meeting};
 use crate::curves;
 use crate::display::{self, Display};
 use crate::files::{partial, write_whole};
 use crate::metrics::{self, Metrics};
 use crate::record::Recorder;
 use crate::report::{count, print, quoted};
-use crate::run_config::{self, RunConfig};
+use crate::run_config::{self, LocalConfig, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -64,8 +67,9 @@ const MAX_TOML: u64 = i64::MAX as u64;
 const CI_STEPS: u64 = 3;
 const DEFAULT_MINUTES: f64 = 10.0;
 
-pub(crate) fn run(args: Args) -> Result<()> {
-    let plan = Plan::new(&args)?;
+/// Trains; `meeting` is where actors and verifiers come to, which are threads of this process without it.
+pub(crate) fn start(args: &Args, meeting: Option<Meeting>) -> Result<()> {
+    let plan = Plan::new(args, meeting)?;
     if args.dry_run {
         return print(&run_config::to_toml(&plan.config)?);
     }
@@ -143,10 +147,11 @@ pub(crate) struct Plan {
     resume: bool,
     time_limit: Option<Duration>,
     quiet: bool,
+    meeting: Option<Meeting>,
 }
 
 impl Plan {
-    fn new(args: &Args) -> Result<Plan> {
+    fn new(args: &Args, meeting: Option<Meeting>) -> Result<Plan> {
         let mut end = End { steps: args.steps, minutes: args.minutes };
         let config = match &args.run_dir {
             Some(run_dir) if args.resume => resumed(run_dir, end, &args.overrides)?,
@@ -179,6 +184,7 @@ impl Plan {
             run_dir,
             resume: args.resume,
             quiet: args.json,
+            meeting,
         })
     }
 
@@ -197,7 +203,14 @@ impl Plan {
     pub(crate) fn go_on(&self) -> String {
         let run_dir = quoted(&self.run_dir.display().to_string());
         let minutes = self.config.local.minutes.map_or(String::new(), |minutes| format!(" --minutes {minutes}"));
-        format!("autodidact train --resume --run-dir {run_dir}{minutes}")
+        let command = match &self.meeting {
+            None => "train".to_owned(),
+            Some(meeting) => {
+                let words: Vec<String> = meeting.words().iter().map(|word| quoted(word)).collect();
+                format!("learner {}", words.join(" "))
+            }
+        };
+        format!("autodidact {command} --resume --run-dir {run_dir}{minutes}")
     }
 
     fn display(&self, listener: Option<&metrics::Listener>) -> display::Settings {
@@ -211,6 +224,10 @@ impl Plan {
             self.config.local.num_threads(),
             config.digest().short(),
         );
+        if let Some(meeting) = &self.meeting {
+            let (bus, run) = (&meeting.bus, meeting.run_id(&self.manifest));
+            opening += &format!("run {run}; actors and verifiers join with --bus {} --run {run}\n", quoted(bus));
+        }
         if let Some(listener) = listener {
             opening += &format!("metrics: http://{}/metrics\n", listener.address);
         }
@@ -256,7 +273,8 @@ fn origin(args: &Args) -> Vec<String> {
 /// Tells whether a folder holds more than what is left of a run that was killed before it was one.
 fn is_occupied(run_dir: &Path) -> bool {
     let mut entries = run_dir.read_dir().into_iter().flatten().flatten();
-    entries.any(|entry| entry.file_name() != partial(Path::new("config.toml")))
+    let may_be_left = [partial(Path::new("config.toml")), RunLock::FILE_NAME.into()];
+    entries.any(|entry| !may_be_left.contains(&entry.file_name()))
 }
 
 fn free_run_dir(config: &RunConfig) -> PathBuf {
@@ -264,25 +282,38 @@ fn free_run_dir(config: &RunConfig) -> PathBuf {
     (1..).map(name).find(|path| !path.exists()).expect("some number is free")
 }
 
-/// Starts actor, verifier and learner, and follows what they do. Gives the CPU time of the run besides.
+/// Starts the roles, and follows what they do. Gives the CPU time of this process besides.
 async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(Summary, Duration)> {
     let (config, local) = (&plan.config.run, &plan.config.local);
-    std::fs::create_dir_all(&plan.run_dir).with_context(|| format!("create {}", plan.run_dir.display()))?;
-    if !plan.resume {
-        // First: with it the folder is a run. The manifest is for people; the journal has it too.
-        write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
-        write_whole(&plan.run_dir.join("manifest.json"), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
-    }
+    let lock = RunLock::take(&plan.run_dir)?;
     let exams: Vec<Exam> = config
         .exams
         .names
         .iter()
         .map(|name| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? }))
         .collect::<Result<_>>()?;
-    let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
-    let capacity = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
-    let bus: Arc<dyn Bus> = Arc::new(InProcess::new(capacity));
     let shutdown = CancellationToken::new();
+    let mut others = match &plan.meeting {
+        None => Others::here(local, &shutdown),
+        Some(meeting) => {
+            let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
+            let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
+            match meeting.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks).await {
+                Ok(led) => Others::Elsewhere(Box::new(led)),
+                Err(error) => {
+                    if !plan.resume {
+                        lock.discard();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    };
+    if !plan.resume {
+        // First: with it the folder is a run. The manifest is for people; the journal has it too.
+        write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
+        write_whole(&plan.run_dir.join("manifest.json"), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
+    }
     let (events, followed) = mpsc::unbounded_channel();
     let options = RunOptions {
         run_dir: plan.run_dir.clone(),
@@ -292,6 +323,8 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
         checkpoint_every: local.checkpoint_every,
         keep_checkpoints: local.keep_checkpoints,
         stall_limit: local.stall_limit(),
+        epoch: others.epoch(),
+        reissue_after: plan.meeting.as_ref().map(|_| local.reissue_after()),
         tokenizer_json: tokenizer_json(),
     };
     let recorder = Recorder::open(&plan.run_dir)?;
@@ -300,36 +333,85 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
     if let Some(listener) = listener {
         tokio::spawn(listener.serve(metrics.clone()));
     }
-    let actor_config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
-    let mut actor = tokio::spawn(actor::run(actor_config, bus.clone(), shutdown.clone()));
-    let mut verifier = tokio::spawn(verifier::run(bus.clone(), shutdown.clone()));
     let mut learner = tokio::spawn(learner::run(
         config.clone(),
         options,
+        lock,
         plan.manifest.clone(),
         crate::sources(),
         exams,
-        bus,
+        others.bus(),
         events,
         shutdown.clone(),
     ));
     let follower = tokio::spawn(follow(followed, recorder, metrics, display, shutdown.clone()));
-    tokio::spawn(stop_on_interrupt(shutdown.clone()));
+    tokio::spawn(stop_on_signal(shutdown.clone(), "writing a checkpoint"));
     // The learner ends by itself; the others end only by failing, and their failure ends the run.
     let (summary, failure) = tokio::select! {
         summary = &mut learner => (Some(summary?), None),
-        ended = &mut actor => (None, ended?.err().map(anyhow::Error::from)),
-        ended = &mut verifier => (None, ended?.err().map(anyhow::Error::from)),
+        failure = others.failure() => (None, Some(failure)),
     };
     shutdown.cancel();
     let summary = match summary {
         Some(summary) => summary,
         None => learner.await?,
     };
+    if let Others::Elsewhere(led) = others {
+        let is_over = summary.as_ref().is_ok_and(|summary| summary.outcome == Outcome::Finished);
+        led.leave(is_over).await?;
+    }
     let cpu_time = follower.await??;
     match failure {
         Some(error) => Err(error),
         None => Ok((summary?, cpu_time)),
+    }
+}
+
+/// Who plays and judges.
+enum Others {
+    /// Threads of this process.
+    Here { bus: Arc<dyn Bus>, roles: JoinSet<Result<()>> },
+    /// Whoever comes.
+    Elsewhere(Box<Led>),
+}
+
+impl Others {
+    fn here(local: &LocalConfig, shutdown: &CancellationToken) -> Others {
+        let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
+        let config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
+        let (actor, verifier) =
+            (actor::run(config, bus.clone(), shutdown.clone()), verifier::run(bus.clone(), shutdown.clone()));
+        let mut roles = JoinSet::new();
+        roles.spawn(async { Ok(actor.await.map(drop)?) });
+        roles.spawn(async { Ok(verifier.await.map(drop)?) });
+        Others::Here { bus, roles }
+    }
+
+    fn bus(&self) -> Arc<dyn Bus> {
+        match self {
+            Others::Here { bus, .. } => bus.clone(),
+            Others::Elsewhere(led) => led.bus.clone(),
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        match self {
+            Others::Here { .. } => 0,
+            Others::Elsewhere(led) => led.epoch(),
+        }
+    }
+
+    /// Waits until the run cannot go on for what happens outside the learner.
+    async fn failure(&mut self) -> anyhow::Error {
+        let roles = match self {
+            Others::Here { roles, .. } => roles,
+            Others::Elsewhere(led) => return led.lost().await,
+        };
+        match roles.join_next().await {
+            Some(Ok(Err(error))) => error,
+            Some(Err(panic)) => panic.into(),
+            Some(Ok(Ok(()))) | None => std::future::pending().await,
+        }
     }
 }
 
@@ -352,13 +434,23 @@ async fn follow(
     Ok(cpu_time)
 }
 
-/// Ctrl-C once stops at the next chance; twice quits.
-async fn stop_on_interrupt(shutdown: CancellationToken) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        eprintln!("stopping: writing a checkpoint (Ctrl-C again quits at once)");
+/// Ctrl-C or SIGTERM once stops at the next chance; twice quits.
+pub(crate) async fn stop_on_signal(shutdown: CancellationToken, how: &str) {
+    let mut terminate = match signal(SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(error) => return tracing::warn!(%error, "signals cannot be heard"),
+    };
+    let mut told = async || {
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted.is_ok(),
+            terminated = terminate.recv() => terminated.is_some(),
+        }
+    };
+    if told().await {
+        eprintln!("stopping: {how} (again quits at once)");
         shutdown.cancel();
     }
-    if tokio::signal::ctrl_c().await.is_ok() {
+    if told().await {
         std::process::exit(130);
     }
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that must hold before a change lands: format, lints, tests, documentation, and every command of the README.
-# Needs Rust and a C compiler; installs what else it needs of Rust.
+# Needs Rust, a C compiler and Python; installs what else it needs.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,6 +13,8 @@ for tool in fmt:rustfmt clippy:clippy; do
     cargo "${tool%:*}" --version >/dev/null 2>&1 || rustup component add "${tool#*:}" ||
         { echo "tests need ${tool#*:}: install it with your Rust" >&2; exit 1; }
 done
+
+sh tests/setup.sh
 
 step() {
     echo

@@ -20,7 +20,8 @@ pub struct Engine {
 }
 
 type GroupSender = mpsc::UnboundedSender<Result<Group, Error>>;
-type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
+/// Where finished groups come out.
+pub(crate) type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
 
 /// One rollout to play.
 #[derive(Clone, Debug)]

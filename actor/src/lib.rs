@@ -8,13 +8,14 @@ pub mod engine;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, Delivery};
 use policy::{PackedWeights, read_weights};
-use proto::{Digest, TaskId};
+use proto::{Digest, Group, Task, TaskId};
 use tokio_util::sync::CancellationToken;
 
-use engine::Engine;
+use engine::{Engine, GroupReceiver};
 
 /// How an actor uses its machine; changes when rollouts come, never what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,45 +65,110 @@ pub enum Error {
 /// How many versions are kept unpacked: the one that is played, the next, and an exam's.
 const KEPT_VERSIONS: usize = 4;
 
-/// Plays tasks from the bus until told to stop.
+/// After how long a task is tried again whose weights could not be had.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Plays tasks from the bus until told to stop; what is unfinished then goes to others.
 ///
 /// # Errors
 /// Any [`Error`]: a task that fails is a fault, never a rollout.
 pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
-    let (engine, mut groups) = Engine::start(config);
-    let mut versions: VecDeque<(Digest, Arc<PackedWeights>)> = VecDeque::new();
-    let mut summary = Summary::default();
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(summary),
-            group = groups.recv() => {
-                let group = group.ok_or(Error::EngineStopped)??;
-                summary.num_groups += 1;
-                summary.num_tokens += group.rollouts.iter().map(|rollout| rollout.tokens.len() as u64).sum::<u64>();
-                bus.publish_group(group).await?;
-            }
-            task = bus.next_task() => {
-                let task = task?;
-                let weights = weights_of(bus.as_ref(), task.weights, &mut versions).await?;
-                engine.submit(task, weights)?;
-            }
-        }
-    }
+    let (engine, groups) = Engine::start(config);
+    let actor = Actor {
+        bus,
+        engine,
+        groups,
+        max_rollouts: 2 * config.num_slots.max(1),
+        held: Vec::new(),
+        versions: VecDeque::new(),
+        summary: Summary::default(),
+    };
+    actor.run(shutdown).await
 }
 
-async fn weights_of(
-    bus: &dyn Bus,
-    digest: Digest,
-    versions: &mut VecDeque<(Digest, Arc<PackedWeights>)>,
-) -> Result<Arc<PackedWeights>, Error> {
-    if let Some((_, weights)) = versions.iter().find(|(known, _)| *known == digest) {
-        return Ok(weights.clone());
+struct Actor {
+    bus: Arc<dyn Bus>,
+    engine: Engine,
+    groups: GroupReceiver,
+    /// Rollouts that are taken on at a time: those in slots, and as many to follow. What others could play is left to them.
+    max_rollouts: usize,
+    /// Tasks that are being played.
+    held: Vec<Delivery<Task>>,
+    versions: VecDeque<(Digest, Arc<PackedWeights>)>,
+    summary: Summary,
+}
+
+impl Actor {
+    async fn run(mut self, shutdown: CancellationToken) -> Result<Summary, Error> {
+        let bus = self.bus.clone();
+        let mut keep = tokio::time::interval(bus.keep_every());
+        loop {
+            let has_room = self.num_rollouts() < self.max_rollouts;
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                group = self.groups.recv() => self.publish(group.ok_or(Error::EngineStopped)??).await?,
+                task = bus.next_task(), if has_room => self.begin(task?).await?,
+                _ = keep.tick() => self.keep().await?,
+            }
+        }
+        for task in &self.held {
+            task.hand_back(Duration::ZERO).await?;
+        }
+        Ok(self.summary)
     }
-    let bytes = bus.get_weights(digest).await?;
-    let weights = Arc::new(unpack(digest, &bytes)?);
-    versions.push_front((digest, weights.clone()));
-    versions.truncate(KEPT_VERSIONS);
-    Ok(weights)
+
+    fn num_rollouts(&self) -> usize {
+        self.held.iter().map(|task| task.message.body.num_rollouts as usize).sum()
+    }
+
+    async fn begin(&mut self, task: Delivery<Task>) -> Result<(), Error> {
+        let body = &task.message.body;
+        if self.held.iter().any(|held| held.message.body == *body) {
+            // Its group is on the way.
+            return Ok(task.acknowledge().await?);
+        }
+        match self.weights(body.weights).await {
+            Ok(weights) => {
+                self.engine.submit(body.clone(), weights)?;
+                self.held.push(task);
+            }
+            Err(error @ (Error::Bus(bus::Error::NoWeights { .. }) | Error::Weights { .. })) => {
+                tracing::warn!(%error, "a task waits");
+                task.hand_back(RETRY_PAUSE).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Sends a group on its way; only then is its task done.
+    async fn publish(&mut self, group: Group) -> Result<(), Error> {
+        let Some(index) = self.held.iter().position(|held| held.message.body == group.task) else { return Ok(()) };
+        let task = self.held.swap_remove(index);
+        self.summary.num_groups += 1;
+        self.summary.num_tokens += group.rollouts.iter().map(|rollout| rollout.tokens.len() as u64).sum::<u64>();
+        self.bus.publish_group(task.message.reply(group)).await?;
+        Ok(task.acknowledge().await?)
+    }
+
+    /// Says of every task that it is still being played.
+    async fn keep(&self) -> Result<(), Error> {
+        for task in &self.held {
+            task.keep().await?;
+        }
+        Ok(())
+    }
+
+    async fn weights(&mut self, digest: Digest) -> Result<Arc<PackedWeights>, Error> {
+        if let Some((_, weights)) = self.versions.iter().find(|(known, _)| *known == digest) {
+            return Ok(weights.clone());
+        }
+        let bytes = self.bus.get_weights(digest).await?;
+        let weights = Arc::new(unpack(digest, &bytes)?);
+        self.versions.push_front((digest, weights.clone()));
+        self.versions.truncate(KEPT_VERSIONS);
+        Ok(weights)
+    }
 }
 
 /// Reads and packs weights, and checks that they are the ones that were asked for.

@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Digest, Group, ProblemKey, ScoredGroup, Task, TaskId};
+use proto::{Digest, Group, Message, ProblemKey, ScoredGroup, Task, TaskId, TaskKind};
 use tokio::sync::mpsc;
 
-use crate::{Bus, Error};
+use crate::{Bus, Delivery, Error, Receipt};
 
-/// Bounded queues in memory, for all roles in one process.
+/// Queues in memory, for all roles in one process. What is in them is bounded by what the learner asks for.
 #[derive(Debug)]
 pub struct InProcess {
     tasks: Queue<Task>,
@@ -20,63 +21,98 @@ pub struct InProcess {
 #[derive(Debug)]
 struct Queue<T> {
     name: &'static str,
-    sender: mpsc::Sender<T>,
-    receiver: tokio::sync::Mutex<mpsc::Receiver<T>>,
+    sender: mpsc::UnboundedSender<Message<T>>,
+    receiver: tokio::sync::Mutex<mpsc::UnboundedReceiver<Message<T>>>,
 }
 
 impl InProcess {
-    /// Makes queues that hold `capacity` messages each: at least as many as there are ever tasks outstanding, so that no
-    /// role can wait for another in a circle.
-    pub fn new(capacity: usize) -> InProcess {
+    /// Makes empty queues.
+    pub fn new() -> InProcess {
         InProcess {
-            tasks: Queue::new("tasks", capacity),
-            groups: Queue::new("groups", capacity),
-            scored: Queue::new("scored groups", capacity),
+            tasks: Queue::new("tasks"),
+            groups: Queue::new("groups"),
+            scored: Queue::new("scored groups"),
             keys: Mutex::default(),
             weights: Mutex::default(),
         }
     }
 }
 
-impl<T> Queue<T> {
-    fn new(name: &'static str, capacity: usize) -> Queue<T> {
-        let (sender, receiver) = mpsc::channel(capacity);
+impl Default for InProcess {
+    fn default() -> InProcess {
+        InProcess::new()
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Queue<T> {
+    fn new(name: &'static str) -> Queue<T> {
+        let (sender, receiver) = mpsc::unbounded_channel();
         Queue { name, sender, receiver: tokio::sync::Mutex::new(receiver) }
     }
 
-    async fn push(&self, message: T) -> Result<(), Error> {
-        self.sender.send(message).await.map_err(|_| Error::Closed { queue: self.name })
+    fn push(&self, message: Message<T>) -> Result<(), Error> {
+        self.sender.send(message).map_err(|_| Error::Closed { queue: self.name })
     }
 
-    async fn pop(&self) -> Result<T, Error> {
-        self.receiver.lock().await.recv().await.ok_or(Error::Closed { queue: self.name })
+    async fn pop(&self) -> Result<Delivery<T>, Error> {
+        let message = self.receiver.lock().await.recv().await.ok_or(Error::Closed { queue: self.name })?;
+        Ok(Delivery { message, receipt: Box::new(Origin(self.sender.clone())) })
+    }
+}
+
+/// The queue that a delivery comes from. Threads of one process end together, so nothing is delivered again by itself.
+struct Origin<T>(mpsc::UnboundedSender<Message<T>>);
+
+#[async_trait]
+impl<T: Clone + Send + Sync + 'static> Receipt<T> for Origin<T> {
+    async fn acknowledge(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn keep(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn hand_back(&self, message: &Message<T>, pause: Duration) -> Result<(), Error> {
+        let (sender, message) = (self.0.clone(), message.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            // Without the queue there is nobody to deliver it to.
+            drop(sender.send(message));
+        });
+        Ok(())
     }
 }
 
 #[async_trait]
 impl Bus for InProcess {
-    async fn publish_task(&self, task: Task) -> Result<(), Error> {
-        self.tasks.push(task).await
+    async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
+        self.tasks.push(task)
     }
 
-    async fn publish_group(&self, group: Group) -> Result<(), Error> {
-        self.groups.push(group).await
+    async fn publish_group(&self, group: Message<Group>) -> Result<(), Error> {
+        self.groups.push(group)
     }
 
-    async fn publish_scored(&self, scored: ScoredGroup) -> Result<(), Error> {
-        self.scored.push(scored).await
+    async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error> {
+        self.scored.push(scored)
     }
 
-    async fn next_task(&self) -> Result<Task, Error> {
+    async fn next_task(&self) -> Result<Delivery<Task>, Error> {
         self.tasks.pop().await
     }
 
-    async fn next_group(&self) -> Result<Group, Error> {
+    async fn next_group(&self) -> Result<Delivery<Group>, Error> {
         self.groups.pop().await
     }
 
-    async fn next_scored(&self) -> Result<ScoredGroup, Error> {
+    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
         self.scored.pop().await
+    }
+
+    fn keep_every(&self) -> Duration {
+        // Nobody else waits for it.
+        Duration::from_secs(3600)
     }
 
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
@@ -89,8 +125,9 @@ impl Bus for InProcess {
         keys.get(&task).cloned().ok_or(Error::NoKey { task })
     }
 
-    async fn forget_keys(&self, first_kept_batch: u64) -> Result<(), Error> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).retain(|task, _| task.batch >= first_kept_batch);
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.retain(|task, _| (task.kind, task.batch) != (kind, batch));
         Ok(())
     }
 
@@ -107,5 +144,9 @@ impl Bus for InProcess {
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).retain(|digest, _| digests.contains(digest));
         Ok(())
+    }
+
+    async fn restore(&self) -> Result<bool, Error> {
+        Ok(false)
     }
 }

@@ -1,37 +1,47 @@
 //! What carries tasks, groups and weights between the roles.
 //!
-//! One process uses [`InProcess`]; every message that crosses it could cross a network. A bus may deliver late, out of
-//! order and more than once: what is learned depends on none of that.
+//! One process uses [`InProcess`], a cluster [`nats`]. A bus may deliver late, out of order, more than once or, when its
+//! store is lost, not at all: what is learned depends on none of that. [`Faulty`] does all of it on purpose.
 
+mod fault;
 mod in_process;
+pub mod nats;
 
+use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Digest, Group, ProblemKey, ScoredGroup, Task, TaskId};
+use proto::{Digest, Group, Message, ProblemKey, ScoredGroup, Task, TaskId, TaskKind};
 
+pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
 
 /// Carries messages between the roles.
+///
+/// What is taken from a queue and neither acknowledged nor handed back is delivered again, to some worker.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
-    /// Hands a task to some actor.
-    async fn publish_task(&self, task: Task) -> Result<(), Error>;
+    /// Hands a task to some actor. Two issues of a task are two messages; a bus may drop copies of one issue only.
+    async fn publish_task(&self, task: Message<Task>) -> Result<(), Error>;
 
     /// Hands a played group to some verifier.
-    async fn publish_group(&self, group: Group) -> Result<(), Error>;
+    async fn publish_group(&self, group: Message<Group>) -> Result<(), Error>;
 
     /// Hands a scored group to the learner.
-    async fn publish_scored(&self, scored: ScoredGroup) -> Result<(), Error>;
+    async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error>;
 
-    /// Waits for a task.
-    async fn next_task(&self) -> Result<Task, Error>;
+    /// Waits for a task. Loses nothing when the wait is given up.
+    async fn next_task(&self) -> Result<Delivery<Task>, Error>;
 
-    /// Waits for a played group.
-    async fn next_group(&self) -> Result<Group, Error>;
+    /// Waits for a played group, as [`Bus::next_task`] does.
+    async fn next_group(&self) -> Result<Delivery<Group>, Error>;
 
-    /// Waits for a scored group.
-    async fn next_scored(&self) -> Result<ScoredGroup, Error>;
+    /// Waits for a scored group, as [`Bus::next_task`] does.
+    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error>;
+
+    /// Says how often a worker must say that it still holds a delivery, lest it be delivered again.
+    fn keep_every(&self) -> Duration;
 
     /// Stores the key of a task's problem; only verifiers may read it.
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error>;
@@ -39,8 +49,8 @@ pub trait Bus: Send + Sync + 'static {
     /// Fetches the key of a task's problem.
     async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error>;
 
-    /// Forgets the keys of all batches before one.
-    async fn forget_keys(&self, first_kept_batch: u64) -> Result<(), Error>;
+    /// Forgets a batch that is sealed, or evaluations that are over: keys, and messages that nobody needs any more.
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error>;
 
     /// Stores weights under their digest.
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error>;
@@ -50,6 +60,57 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Forgets all weights but these.
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error>;
+
+    /// Makes again what the bus has lost of its queues and stores; tells whether anything was missing, and with it perhaps
+    /// messages, keys and weights.
+    async fn restore(&self) -> Result<bool, Error>;
+}
+
+/// A message that was taken from a queue.
+pub struct Delivery<T> {
+    /// What it says.
+    pub message: Message<T>,
+    receipt: Box<dyn Receipt<T>>,
+}
+
+impl<T: Send + Sync> Delivery<T> {
+    /// Says that its effect is safe: it is not delivered again.
+    ///
+    /// # Errors
+    /// When the bus is gone; then it may be delivered again.
+    pub async fn acknowledge(&self) -> Result<(), Error> {
+        self.receipt.acknowledge().await
+    }
+
+    /// Says that it is still being worked on.
+    ///
+    /// # Errors
+    /// When the bus is gone.
+    pub async fn keep(&self) -> Result<(), Error> {
+        self.receipt.keep().await
+    }
+
+    /// Has it delivered again, to some worker, after a pause.
+    ///
+    /// # Errors
+    /// When the bus is gone; then it is delivered again when the bus has not heard of it for long enough.
+    pub async fn hand_back(&self, pause: Duration) -> Result<(), Error> {
+        self.receipt.hand_back(&self.message, pause).await
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Delivery<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Delivery").field("message", &self.message).finish_non_exhaustive()
+    }
+}
+
+/// Where a bus hears what became of a delivery.
+#[async_trait]
+trait Receipt<T>: Send + Sync {
+    async fn acknowledge(&self) -> Result<(), Error>;
+    async fn keep(&self) -> Result<(), Error>;
+    async fn hand_back(&self, message: &Message<T>, pause: Duration) -> Result<(), Error>;
 }
 
 /// What can go wrong on a bus.
@@ -72,5 +133,49 @@ pub enum Error {
     NoWeights {
         /// What was asked for.
         digest: Digest,
+    },
+    /// The server did not do it for too long.
+    #[error("bus: could not {what} within {seconds} s: {reason}")]
+    Unreachable {
+        /// What was tried.
+        what: String,
+        /// For how long.
+        seconds: u64,
+        /// What the last try ended with.
+        reason: String,
+    },
+    /// The server, or what it made of a request, is not what is needed.
+    #[error("bus: {what}: expected {expected}, got {got}")]
+    Unfit {
+        /// Of what.
+        what: String,
+        /// What is needed.
+        expected: String,
+        /// What there is.
+        got: String,
+    },
+    /// This user may not do that.
+    #[error("bus: not permitted: {reason}")]
+    Denied {
+        /// What the server said, which names the subject.
+        reason: String,
+    },
+    /// Another learner has the run.
+    #[error("bus: run {run:?} has a learner ({holder}); one run has one learner at a time")]
+    Taken {
+        /// The run.
+        run: String,
+        /// Who it is.
+        holder: String,
+    },
+    /// A message is larger than the server takes.
+    #[error("bus: {what} has {size_bytes} bytes, the server takes messages of up to {limit_bytes} (max_payload)")]
+    TooLarge {
+        /// What it is.
+        what: String,
+        /// Its size.
+        size_bytes: usize,
+        /// The server's limit.
+        limit_bytes: usize,
     },
 }

@@ -1,13 +1,63 @@
 //! What every bus promises.
 
+mod nats_server;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bus::{Bus, InProcess};
-use proto::{Behavior, Digest, Problem, ProblemKey, ProblemOrigin, Request, Sampling, Task, TaskId, TaskKind};
+use bus::nats::{Lease, Server, Settings, Terms};
+use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess};
+use nats_server::NatsServer;
+use proto::{
+    Behavior, Digest, Envelope, Group, Message, Problem, ProblemKey, ProblemOrigin, Request, Sampling, Task, TaskId,
+    TaskKind,
+};
+use tokio::time::timeout;
 
-fn buses() -> Vec<Arc<dyn Bus>> {
-    vec![Arc::new(InProcess::new(64))]
+const RUN: &str = "test";
+const ACK_WAIT: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(2);
+/// Long enough for a message to have come, if it comes.
+const SOON: Duration = Duration::from_millis(500);
+/// The longest wait for something that must come.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A bus as a learner and as two workers see it.
+struct Seen {
+    name: &'static str,
+    learner: Arc<dyn Bus>,
+    workers: [Arc<dyn Bus>; 2],
+    /// Kept for as long as the bus is used.
+    _kept: Option<(Lease, NatsServer)>,
+}
+
+async fn buses() -> Vec<Seen> {
+    let in_process = || -> Arc<dyn Bus> { Arc::new(InProcess::new()) };
+    let one = |name, bus: Arc<dyn Bus>| Seen { name, learner: bus.clone(), workers: [bus.clone(), bus], _kept: None };
+    let faultless = |bus| -> Arc<dyn Bus> { Arc::new(Faulty::new(bus, Faults::default())) };
+    let plain = nats().await;
+    let mut wrapped = nats().await;
+    wrapped.name = "faulty NATS";
+    wrapped.learner = faultless(wrapped.learner);
+    wrapped.workers = wrapped.workers.map(faultless);
+    vec![one("in-process", in_process()), one("faulty in-process", faultless(in_process())), plain, wrapped]
+}
+
+async fn nats() -> Seen {
+    let server = NatsServer::start();
+    let (lease, learner) = connect(&server).await.lead(RUN, "learner", terms()).await.unwrap();
+    let worker = async |name| connect(&server).await.join(RUN, name, ACK_WAIT);
+    let workers: [Arc<dyn Bus>; 2] = [Arc::new(worker("one").await), Arc::new(worker("two").await)];
+    Seen { name: "NATS", learner: Arc::new(learner), workers, _kept: Some((lease, server)) }
+}
+
+async fn connect(server: &NatsServer) -> Server {
+    Server::connect(Settings { url: server.url(), patience: LIMIT }, "test").await.unwrap()
+}
+
+fn terms() -> Terms {
+    Terms { max_tasks: 64, ack_wait: ACK_WAIT, lease: LEASE, num_replicas: 1 }
 }
 
 fn task(index: u32) -> Task {
@@ -28,68 +78,302 @@ fn task(index: u32) -> Task {
     }
 }
 
-#[tokio::test]
+/// A task, as it is asked for the nth time.
+fn issued(index: u32, issue: u32) -> Message<Task> {
+    Message { envelope: Envelope { epoch: 1, issue }, body: task(index) }
+}
+
+async fn take(bus: &Arc<dyn Bus>) -> Delivery<Task> {
+    timeout(LIMIT, bus.next_task()).await.expect("a task comes").unwrap()
+}
+
+async fn expect_none(bus: &Arc<dyn Bus>, wait: Duration) {
+    let delivery = timeout(wait, bus.next_task()).await;
+    assert!(delivery.is_err(), "expected no task, got {delivery:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_task_is_taken_by_one_of_many_workers() {
-    for bus in buses() {
-        let workers: Vec<_> = (0..4)
-            .map(|_| {
-                let bus = bus.clone();
-                tokio::spawn(async move {
-                    let mut taken = Vec::new();
-                    for _ in 0..8 {
-                        taken.push(bus.next_task().await.unwrap().id.index);
-                    }
-                    taken
-                })
-            })
-            .collect();
+    for bus in buses().await {
         for index in 0..32 {
-            bus.publish_task(task(index)).await.unwrap();
+            bus.learner.publish_task(issued(index, 0)).await.unwrap();
         }
-        let mut taken = BTreeSet::new();
-        for worker in workers {
-            taken.extend(worker.await.unwrap());
-        }
-        assert_eq!(taken, (0..32).collect());
+        let take_all = |bus: Arc<dyn Bus>| async move {
+            let mut taken = Vec::new();
+            while let Ok(delivery) = timeout(SOON, bus.next_task()).await {
+                let delivery = delivery.unwrap();
+                delivery.acknowledge().await.unwrap();
+                taken.push(delivery.message.body.id.index);
+            }
+            taken
+        };
+        let [one, two] = bus.workers.clone().map(|worker| tokio::spawn(take_all(worker)));
+        let mut taken = [one.await.unwrap(), two.await.unwrap()].concat();
+        taken.sort();
+        assert_eq!(taken, (0..32).collect::<Vec<_>>(), "{}", bus.name);
     }
 }
 
-/// A task that is asked for again is delivered again: the bus may not mistake it for a copy.
-#[tokio::test]
+/// A task that is asked for again is delivered again, also while the bus remembers the first time: it may not take it for a
+/// copy.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reissue_is_delivered() {
-    for bus in buses() {
-        for _ in 0..2 {
-            bus.publish_task(task(7)).await.unwrap();
+    for bus in buses().await {
+        for issue in 0..2 {
+            bus.learner.publish_task(issued(7, issue)).await.unwrap();
         }
-        assert_eq!(bus.next_task().await.unwrap(), task(7));
-        assert_eq!(bus.next_task().await.unwrap(), task(7));
+        for issue in 0..2 {
+            let delivery = take(&bus.workers[0]).await;
+            delivery.acknowledge().await.unwrap();
+            assert_eq!(delivery.message, issued(7, issue), "{}", bus.name);
+        }
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_back_is_delivered_to_another() {
+    for bus in buses().await {
+        bus.learner.publish_task(issued(1, 0)).await.unwrap();
+        let [one, two] = &bus.workers;
+        take(one).await.hand_back(Duration::from_millis(50)).await.unwrap();
+        assert_eq!(take(two).await.message, issued(1, 0), "{}", bus.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_that_is_given_up_loses_nothing() {
+    for bus in buses().await {
+        let worker = &bus.workers[0];
+        for index in 0..8 {
+            expect_none(worker, Duration::from_millis(20)).await;
+            bus.learner.publish_task(issued(index, 0)).await.unwrap();
+            let delivery = match timeout(Duration::ZERO, worker.next_task()).await {
+                Ok(delivery) => delivery.unwrap(),
+                Err(_) => take(worker).await,
+            };
+            delivery.acknowledge().await.unwrap();
+            assert_eq!(delivery.message, issued(index, 0), "{}", bus.name);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_goes_in_the_envelope_of_its_task() {
+    for bus in buses().await {
+        bus.learner.publish_task(issued(1, 3)).await.unwrap();
+        let delivery = take(&bus.workers[0]).await;
+        let group = Group { task: task(1), masks: Vec::new(), rollouts: Vec::new() };
+        bus.workers[0].publish_group(delivery.message.reply(group.clone())).await.unwrap();
+        let played = timeout(LIMIT, bus.workers[1].next_group()).await.unwrap().unwrap();
+        assert_eq!((played.message.envelope, &played.message.body), (issued(1, 3).envelope, &group), "{}", bus.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn weights_are_kept_until_they_are_let_go() {
-    for bus in buses() {
-        let digests = [b"a", b"b"].map(|bytes| Digest::of_bytes(bytes));
-        for digest in digests {
-            bus.put_weights(digest, digest.as_bytes()[..].into()).await.unwrap();
+    for bus in buses().await {
+        // The second is larger than a message may be.
+        let weights: [Arc<[u8]>; 2] = [vec![7; 3].into(), (0..3_000_000_u32).map(|byte| byte as u8).collect()];
+        let digests = weights.clone().map(|bytes| Digest::of_bytes(&bytes));
+        for (digest, bytes) in digests.iter().zip(&weights) {
+            bus.learner.put_weights(*digest, bytes.clone()).await.unwrap();
+            bus.learner.put_weights(*digest, bytes.clone()).await.unwrap();
+            assert!(bus.workers[0].get_weights(*digest).await.unwrap() == *bytes, "{}", bus.name);
         }
-        bus.retain_weights(&digests[..1]).await.unwrap();
-        assert_eq!(*bus.get_weights(digests[0]).await.unwrap(), digests[0].as_bytes()[..]);
-        let missing = bus.get_weights(digests[1]).await.unwrap_err();
-        assert!(missing.to_string().contains(&digests[1].short()), "{missing}");
+        bus.learner.retain_weights(&digests[1..]).await.unwrap();
+        assert!(bus.workers[0].get_weights(digests[1]).await.unwrap() == weights[1], "{}", bus.name);
+        let missing = bus.workers[0].get_weights(digests[0]).await.unwrap_err();
+        assert!(missing.to_string().contains(&digests[0].short()), "{}: {missing}", bus.name);
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_are_kept_until_their_batch_is_over() {
-    for bus in buses() {
+    for bus in buses().await {
         let id = |batch| TaskId { batch, ..task(3).id };
         for batch in [4, 5] {
-            bus.put_key(id(batch), ProblemKey { text: batch.to_string() }).await.unwrap();
+            bus.learner.put_key(id(batch), ProblemKey { text: batch.to_string() }).await.unwrap();
         }
-        bus.forget_keys(5).await.unwrap();
-        assert_eq!(bus.get_key(id(5)).await.unwrap().text, "5");
-        let missing = bus.get_key(id(4)).await.unwrap_err();
-        assert!(missing.to_string().contains("batch: 4"), "{missing}");
+        bus.learner.forget_batch(TaskKind::Train, 4).await.unwrap();
+        assert_eq!(bus.workers[0].get_key(id(5)).await.unwrap().text, "5", "{}", bus.name);
+        let missing = bus.workers[0].get_key(id(4)).await.unwrap_err();
+        assert!(missing.to_string().contains("batch: 4"), "{}: {missing}", bus.name);
     }
+}
+
+#[tokio::test]
+async fn faults_are_what_was_asked_for() {
+    const NUM_TASKS: u32 = 1000;
+    let shares = [(0.1, 0.0, 0.0), (0.0, 0.1, 0.0), (0.0, 0.0, 0.1), (0.1, 0.2, 0.3)];
+    for (drop, duplicate, reorder) in shares {
+        let bus = Faulty::new(Arc::new(InProcess::new()), Faults { drop, duplicate, reorder, seed: 5 });
+        for index in 0..NUM_TASKS {
+            bus.publish_task(issued(index, 0)).await.unwrap();
+        }
+        let mut taken = Vec::new();
+        while let Ok(delivery) = timeout(SOON, bus.next_task()).await {
+            taken.push(delivery.unwrap().message.body.id.index);
+        }
+        let counts = bus.counts();
+        for (share, count) in [(drop, counts.dropped), (duplicate, counts.duplicated), (reorder, counts.reordered)] {
+            assert!((share * 1000.0 - count as f64).abs() < 50.0, "{share} of {NUM_TASKS}: {counts:?}");
+        }
+        assert_eq!(taken.len() as u64, u64::from(NUM_TASKS) - counts.dropped + counts.duplicated);
+        let seen: BTreeSet<u32> = taken.iter().copied().collect();
+        assert_eq!(seen.len() as u64, u64::from(NUM_TASKS) - counts.dropped, "nothing else is lost");
+        assert_eq!(taken.is_sorted(), duplicate + reorder == 0.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_worker_held_goes_to_another_and_what_is_kept_does_not() {
+    let bus = nats().await;
+    let [one, two] = &bus.workers;
+    bus.learner.publish_task(issued(1, 0)).await.unwrap();
+    let held = take(one).await;
+    for _ in 0..6 {
+        held.keep().await.unwrap();
+        expect_none(two, ACK_WAIT / 2).await;
+    }
+    drop(held);
+    assert_eq!(take(two).await.message, issued(1, 0));
+}
+
+/// A publisher that did not hear that it was heard says it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issue_is_delivered_once_however_often_it_is_published() {
+    let bus = nats().await;
+    for _ in 0..3 {
+        bus.learner.publish_task(issued(1, 0)).await.unwrap();
+    }
+    take(&bus.workers[0]).await.acknowledge().await.unwrap();
+    bus.learner.publish_task(issued(1, 0)).await.unwrap();
+    expect_none(&bus.workers[0], SOON).await;
+}
+
+/// Nobody plays what nobody needs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tasks_of_a_sealed_batch_are_forgotten() {
+    let bus = nats().await;
+    let mut of_next = issued(2, 0);
+    of_next.body.id.batch = 1;
+    for message in [issued(1, 0), issued(2, 0), of_next.clone()] {
+        bus.learner.publish_task(message).await.unwrap();
+    }
+    bus.learner.forget_batch(TaskKind::Train, 0).await.unwrap();
+    assert_eq!(take(&bus.workers[0]).await.message, of_next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_thrown_away() {
+    let bus = nats().await;
+    let (_, server) = bus._kept.as_ref().unwrap();
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let subject = format!("autodidact.{RUN}.task.t0.1");
+    let whole = proto::wire::encode(&issued(1, 0));
+    for bytes in [&b""[..], b"\xff\xff\xff", &whole[..whole.len() - 1], &[whole.clone(), vec![0]].concat()] {
+        client.publish(subject.clone(), bytes.to_vec().into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    bus.learner.publish_task(issued(2, 0)).await.unwrap();
+    let delivery = take(&bus.workers[0]).await;
+    delivery.acknowledge().await.unwrap();
+    assert_eq!(delivery.message, issued(2, 0));
+    expect_none(&bus.workers[0], 2 * ACK_WAIT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_server_would_not_take_is_refused_with_both_sizes() {
+    let bus = nats().await;
+    let mut large = issued(1, 0);
+    large.body.family = "x".repeat(2 << 20);
+    let refused = bus.learner.publish_task(large).await.unwrap_err().to_string();
+    assert!(refused.contains("a task has 2097") && refused.contains("up to 1048576"), "{refused}");
+}
+
+/// A server that comes back, as it was or empty, is used again; what it has lost is made again, and that is said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_may_come_back_empty() {
+    let mut bus = nats().await;
+    let weights = Digest::of_bytes(b"weights");
+    for wipes in [false, true] {
+        bus.learner.publish_task(issued(1, u32::from(wipes))).await.unwrap();
+        bus.learner.put_weights(weights, b"weights"[..].into()).await.unwrap();
+        let (_, server) = bus._kept.as_mut().unwrap();
+        server.kill();
+        if wipes {
+            server.wipe();
+        }
+        server.restart();
+        // Before anything is lost for good, a worker that waits must find the streams again by itself.
+        let worker = bus.workers[0].clone();
+        let taken = tokio::spawn(async move { take(&worker).await });
+        let has_lost = async {
+            while !bus.learner.restore().await.unwrap() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert_eq!(timeout(SOON * 4, has_lost).await.is_ok(), wipes);
+        if wipes {
+            let missing = timeout(LIMIT, bus.workers[1].get_weights(weights)).await.unwrap().unwrap_err();
+            assert!(matches!(missing, Error::NoWeights { .. }), "{missing}");
+            bus.learner.put_weights(weights, b"weights"[..].into()).await.unwrap();
+            bus.learner.publish_task(issued(1, 2)).await.unwrap();
+        }
+        taken.await.unwrap().acknowledge().await.unwrap();
+        assert_eq!(*bus.workers[1].get_weights(weights).await.unwrap(), b"weights"[..]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_has_one_learner_at_a_time() {
+    let server = NatsServer::start();
+    let lead = async |holder| connect(&server).await.lead(RUN, holder, terms()).await;
+    let (first, _) = lead("first").await.unwrap();
+    let refused = lead("second").await.map(|_| ()).unwrap_err();
+    assert!(matches!(&refused, Error::Taken { holder, .. } if holder == "first"), "{refused}");
+    assert!(timeout(SOON, first.lost()).await.is_err(), "the other is unharmed");
+    // The same learner, started again: the run directory's lock says that its earlier process is gone.
+    let (again, _) = timeout(LEASE / 2, lead("first")).await.expect("it need not wait").unwrap();
+    assert!(again.epoch() > first.epoch());
+    let lost = timeout(LIMIT, first.lost()).await.expect("the earlier one is told");
+    assert!(matches!(lost, Error::Taken { .. }), "{lost}");
+    let epoch = again.epoch();
+    again.release().await;
+    let (second, _) =
+        timeout(LEASE / 2, lead("second")).await.expect("what was let go need not be waited for").unwrap();
+    assert!(second.epoch() > epoch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_that_is_gone_is_waited_for() {
+    let server = NatsServer::start();
+    let (first, _) = connect(&server).await.lead(RUN, "first", terms()).await.unwrap();
+    let epoch = first.epoch();
+    // Nothing renews it any more; nothing has let it go.
+    first.abandon();
+    let (second, _) = connect(&server).await.lead(RUN, "second", terms()).await.unwrap();
+    assert!(second.epoch() > epoch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_announced_is_found_also_after_a_loss() {
+    let mut server = NatsServer::start();
+    let worker = connect(&server).await;
+    assert_eq!(worker.announced_runs().await.unwrap(), Vec::<String>::new());
+    assert_eq!(worker.announcement(RUN).await.unwrap(), None);
+    let (lease, _) = connect(&server).await.lead(RUN, "learner", terms()).await.unwrap();
+    lease.announce(b"come all".to_vec());
+    let found = async || {
+        while worker.announcement(RUN).await.unwrap().as_deref() != Some(b"come all") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(worker.announced_runs().await.unwrap(), [RUN]);
+    };
+    timeout(LIMIT, found()).await.unwrap();
+    server.kill();
+    server.wipe();
+    server.restart();
+    timeout(LIMIT, found()).await.unwrap();
+    assert!(timeout(SOON, lease.lost()).await.is_err());
 }

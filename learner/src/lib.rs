@@ -8,6 +8,7 @@ mod config;
 mod curriculum;
 mod fold;
 mod journal;
+mod ledger;
 mod main_loop;
 mod manifest;
 mod optimizer;
@@ -27,7 +28,7 @@ pub use config::{
 };
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
-pub use main_loop::{Event, Exam, Outcome, RunOptions, Sample, StepEvent, Summary, run};
+pub use main_loop::{Event, Exam, Outcome, RunLock, RunOptions, Sample, StepEvent, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::Planned;
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, Delivery};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{Params, write_weights};
 use proto::{
-    Digest, Problem, ProblemOrigin, ProblemSource, Request, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+    Digest, Envelope, Message, Problem, ProblemKey, ProblemOrigin, ProblemSource, Request, ScoredGroup, Task, TaskId,
+    TaskKind, Token, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -15,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{Checkpoint, load_latest, prune, save};
 use crate::journal::{Damage, EvalRecord, Journal, Record, RecordError, StepRecord, read_journal};
-use crate::{Config, Control, Error, Fold, Manifest, Planned, State, StepReport, Totals};
+use crate::ledger::Ledger;
+use crate::{Config, Control, Error, Fold, Manifest, State, StepReport, Totals};
 
 /// How this process runs; changes when things happen, never what.
 #[derive(Clone, Debug)]
@@ -34,6 +37,10 @@ pub struct RunOptions {
     pub keep_checkpoints: usize,
     /// How long nothing may come back before the run ends with an error.
     pub stall_limit: Duration,
+    /// Which life of the run's learner this is; grows from one to the next.
+    pub epoch: u64,
+    /// After how long a task that nobody was heard of is asked for again; `None` where nothing is lost.
+    pub reissue_after: Option<Duration>,
     /// Names of the tokens, written beside the weights.
     pub tokenizer_json: String,
 }
@@ -131,6 +138,10 @@ pub struct Summary {
     pub totals: Totals,
     /// Wall time, earlier processes included.
     pub elapsed: Duration,
+    /// How often this process asked for a task again.
+    pub num_reissued: u64,
+    /// Groups that came more than once to this process; all alike, or the run had ended.
+    pub num_duplicates: u64,
 }
 
 /// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
@@ -141,6 +152,7 @@ pub struct Summary {
 pub async fn run(
     config: Config,
     options: RunOptions,
+    lock: RunLock,
     manifest: Manifest,
     sources: Vec<Arc<dyn ProblemSource>>,
     exams: Vec<Exam>,
@@ -148,10 +160,19 @@ pub async fn run(
     events: mpsc::UnboundedSender<Event>,
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
-    let mut learner = Learner::open(config, options, manifest, sources, exams, bus, events).await?;
+    let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, events).await?;
     let outcome = learner.main_loop(&shutdown).await?;
     Ok(learner.summary(outcome))
 }
+
+/// How often what came over a network is put on the disk: one sync for all of it.
+const ROUND: Duration = Duration::from_millis(50);
+
+/// How often the learner looks after what is out.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Tasks that are handed to the bus side by side.
+const MAX_IN_FLIGHT: usize = 64;
 
 struct Learner {
     options: RunOptions,
@@ -175,13 +196,17 @@ struct Learner {
     resumes: bool,
     /// Encoded weights that planned batches name.
     versions: BTreeMap<Digest, Arc<[u8]>>,
-    /// Held while this process lives: a second learner is refused.
-    _lock: File,
+    ledger: Ledger,
+    /// Groups whose records are not on the disk yet: the bus keeps them until they are.
+    unsynced: Vec<Delivery<ScoredGroup>>,
+    num_duplicates: u64,
+    _lock: RunLock,
 }
 
 /// Exams sat by one version.
 struct Sitting {
     step: u64,
+    weights: (Digest, Arc<[u8]>),
     tasks: Vec<Task>,
     /// Name and number of problems, in order of the tasks.
     parts: Vec<(String, usize)>,
@@ -189,16 +214,17 @@ struct Sitting {
 }
 
 impl Learner {
+    #[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
     async fn open(
         config: Config,
         options: RunOptions,
+        lock: RunLock,
         manifest: Manifest,
         sources: Vec<Arc<dyn ProblemSource>>,
         exams: Vec<Exam>,
         bus: Arc<dyn Bus>,
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<Learner, Error> {
-        let lock = lock(&options.run_dir)?;
         let is_reproducible = manifest.reproducible;
         let refuse = |reason| drop(events.send(Event::CheckpointRefused(reason)));
         let Recovered { checkpoint, mut control, received, mut steps, mut evals, manifest: was, damage } =
@@ -249,6 +275,9 @@ impl Learner {
             last_checkpoint,
             resumes,
             versions,
+            ledger: Ledger::default(),
+            unsynced: Vec::new(),
+            num_duplicates: 0,
             _lock: lock,
         };
         if was.is_none() {
@@ -263,28 +292,55 @@ impl Learner {
         loop {
             let step = self.fold.state().step;
             let ends = self.control.is_some_and(|control| step >= control.stop_at);
-            self.publish_weights().await?;
-            self.begin_sitting(step, ends).await?;
-            if !ends {
-                self.issue_batches().await?;
-            }
             let asked = Instant::now();
-            if !self.collect(step, ends, shutdown).await? {
+            let sealed = tokio::select! {
+                // What was asked for is planned, and asked for again by whoever goes on.
+                () = shutdown.cancelled() => false,
+                sealed = self.play_batch(step, ends) => { sealed?; true }
+            };
+            self.sync().await?;
+            if !sealed {
                 self.checkpoint()?;
                 return Ok(Outcome::Interrupted);
             }
-            self.journal.sync()?;
             if ends {
                 self.checkpoint()?;
                 return Ok(Outcome::Finished);
             }
             self.fold_batch(step, asked.elapsed())?;
-            self.bus.forget_keys(step + 1).await?;
+            self.bus.forget_batch(TaskKind::Train, step).await?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
             }
         }
+    }
+
+    /// Asks for the batch of a step and for exams, and waits until all of it is in.
+    async fn play_batch(&mut self, step: u64, ends: bool) -> Result<(), Error> {
+        self.ledger.begin_batch();
+        self.publish_weights().await?;
+        self.begin_sitting(step, ends).await?;
+        if !ends {
+            self.issue_batches().await?;
+        }
+        let sits = self.sitting.is_some();
+        self.collect(step, ends).await?;
+        if sits {
+            self.bus.forget_batch(TaskKind::Evaluate, step).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts the journal on the disk; what is in it then need not be kept by the bus.
+    async fn sync(&mut self) -> Result<(), Error> {
+        if !self.unsynced.is_empty() {
+            self.journal.sync()?;
+        }
+        for delivery in self.unsynced.drain(..) {
+            delivery.acknowledge().await?;
+        }
+        Ok(())
     }
 
     /// Stores the current version and forgets those that no task names.
@@ -314,16 +370,14 @@ impl Learner {
         }
         let model = &self.fold.config().model;
         let ema: &Params = &self.fold.state().ema;
-        let ema_digest = ema.digest(model);
-        self.bus.put_weights(ema_digest, write_weights(model, &[("", ema)]).into()).await?;
+        let weights: (Digest, Arc<[u8]>) = (ema.digest(model), write_weights(model, &[("", ema)]).into());
         let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
-        let tasks = self.fold.exam_tasks(ema_digest, &problems);
+        let tasks = self.fold.exam_tasks(weights.0, &problems);
         let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();
-        for task in &tasks {
-            self.bus.publish_task(task.clone()).await?;
-        }
-        self.sitting = Some(Sitting { step, correct: vec![None; tasks.len()], tasks, parts });
-        Ok(())
+        self.bus.put_weights(weights.0, weights.1.clone()).await?;
+        let issued = tasks.iter().map(|task| (task.clone(), None)).collect();
+        self.sitting = Some(Sitting { step, weights, correct: vec![None; tasks.len()], tasks, parts });
+        self.issue(issued).await
     }
 
     /// Asks for every batch that may be planned now, except what is in already.
@@ -333,27 +387,77 @@ impl Learner {
             // Batches planned before the checkpoint may have been lost with the process that asked for them.
             batches.extend(self.fold.planned().keys());
         }
+        let mut missing = Vec::new();
         for batch in batches {
             let received = self.received.entry(batch).or_default();
-            for Planned { task, key, .. } in &self.fold.planned()[&batch] {
-                if received.contains_key(&task.id.index) {
-                    continue;
-                }
-                if let Some(key) = key {
-                    self.bus.put_key(task.id, key.clone()).await?;
-                }
-                self.bus.publish_task(task.clone()).await?;
-            }
+            let planned = self.fold.planned()[&batch].iter();
+            let planned = planned.filter(|planned| !received.contains_key(&planned.task.id.index));
+            missing.extend(planned.map(|planned| (planned.task.clone(), planned.key.clone())));
         }
+        self.issue(missing).await
+    }
+
+    /// Asks for tasks, with the keys of their problems; side by side, for a bus may be far away.
+    async fn issue(&mut self, tasks: Vec<(Task, Option<ProblemKey>)>) -> Result<(), Error> {
+        let now = Instant::now();
+        let epoch = self.options.epoch;
+        let bus = self.bus.as_ref();
+        let issues = tasks.into_iter().map(|(task, key)| {
+            let envelope = Envelope { epoch, issue: self.ledger.issue(task.id, now) };
+            async move {
+                if let Some(key) = key {
+                    bus.put_key(task.id, key).await?;
+                }
+                bus.publish_task(Message { envelope, body: task }).await
+            }
+        });
+        let issues: Vec<_> = issues.collect();
+        futures_util::stream::iter(issues).buffer_unordered(MAX_IN_FLIGHT).try_collect::<()>().await?;
         Ok(())
     }
 
-    /// Waits until the batch is sealed and the exams are over; `false` when told to stop before.
-    async fn collect(&mut self, batch: u64, ends: bool, shutdown: &CancellationToken) -> Result<bool, Error> {
-        loop {
-            if shutdown.is_cancelled() {
-                return Ok(false);
+    /// Asks again for tasks that are out.
+    async fn issue_again(&mut self, tasks: Vec<TaskId>) -> Result<(), Error> {
+        let find = |id: &TaskId| {
+            let index = id.index as usize;
+            match id.kind {
+                TaskKind::Train => {
+                    let planned = self.fold.planned().get(&id.batch)?.get(index)?;
+                    Some((planned.task.clone(), planned.key.clone()))
+                }
+                TaskKind::Evaluate => {
+                    let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
+                    Some((sitting.tasks.get(index)?.clone(), None))
+                }
             }
+        };
+        let tasks = tasks.iter().filter_map(find).collect();
+        self.issue(tasks).await
+    }
+
+    /// Looks after what is out: what the bus has lost, and what nobody was heard of for too long, is asked for again.
+    async fn look_after(&mut self, limit: Duration) -> Result<(), Error> {
+        if self.bus.restore().await? {
+            let sat = self.sitting.iter().map(|sitting| &sitting.weights);
+            for (digest, bytes) in self.versions.iter().chain(sat.map(|(digest, bytes)| (digest, bytes))) {
+                self.bus.put_weights(*digest, bytes.clone()).await?;
+            }
+            return self.issue_again(self.ledger.open()).await;
+        }
+        let due = self.ledger.due(limit, Instant::now());
+        if due.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(num_tasks = due.len(), first = ?due[0], "asking again");
+        self.issue_again(due).await
+    }
+
+    /// Waits until the batch is sealed and the exams are over.
+    async fn collect(&mut self, batch: u64, ends: bool) -> Result<(), Error> {
+        let bus = self.bus.clone();
+        let (mut heard, mut looked) = (Instant::now(), Instant::now());
+        let mut rounds = tokio::time::interval(ROUND);
+        loop {
             let total = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
             let missing = total - if ends { 0 } else { self.received.get(&batch).map_or(0, BTreeMap::len) };
             let absent = self
@@ -361,16 +465,27 @@ impl Learner {
                 .as_ref()
                 .map_or(0, |sitting| sitting.correct.iter().filter(|correct| correct.is_none()).count());
             if missing == 0 && absent == 0 {
-                return Ok(true);
+                return Ok(());
             }
-            let bus = self.bus.clone();
             tokio::select! {
-                () = shutdown.cancelled() => return Ok(false),
-                scored = bus.next_scored() => self.accept(scored?)?,
-                () = tokio::time::sleep(self.options.stall_limit) => {
-                    let first = self.first_missing(batch);
-                    let seconds = self.options.stall_limit.as_secs();
-                    return Err(Error::Stalled { seconds, step: batch, missing: missing + absent, total: total + absent, first });
+                scored = bus.next_scored() => {
+                    self.accept(scored?)?;
+                    heard = Instant::now();
+                }
+                _ = rounds.tick() => {
+                    if let Some(limit) = self.options.reissue_after {
+                        self.sync().await?;
+                        if looked.elapsed() >= LOOK_EVERY {
+                            self.look_after(limit).await?;
+                            looked = Instant::now();
+                        }
+                    }
+                    if heard.elapsed() >= self.options.stall_limit {
+                        let first = self.first_missing(batch);
+                        let seconds = self.options.stall_limit.as_secs();
+                        let (missing, total) = (missing + absent, total + absent);
+                        return Err(Error::Stalled { seconds, step: batch, missing, total, first });
+                    }
                 }
             }
         }
@@ -391,36 +506,45 @@ impl Learner {
         unsat.chain(unsealed).next().map_or("none".to_owned(), |id: TaskId| format!("{id:?}"))
     }
 
-    fn accept(&mut self, scored: ScoredGroup) -> Result<(), Error> {
-        let id = scored.group.task.id;
+    fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
+        let id = delivery.message.body.group.task.id;
         match id.kind {
-            TaskKind::Evaluate => self.accept_exam_answer(&scored),
-            TaskKind::Train => {
-                let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
-                let Some(planned) = planned else { return Ok(()) };
-                let disagrees = |reason: &str| {
-                    Err(Error::Integrity {
-                        what: "group",
-                        step: id.batch,
-                        reason: format!("task {}: {reason}", id.index),
-                    })
-                };
-                if planned.task != scored.group.task {
-                    return disagrees("it was not played for this plan");
-                }
-                if let Err(reason) = scored.check() {
-                    return disagrees(&reason);
-                }
-                let received = self.received.entry(id.batch).or_default();
-                match received.get(&id.index) {
-                    Some(first) if *first != scored => disagrees("two copies differ"),
-                    Some(_) => Ok(()),
-                    None => {
-                        let record = Record::Group(scored.clone());
-                        received.insert(id.index, scored);
-                        self.journal.append(&record)
-                    }
-                }
+            TaskKind::Evaluate => self.accept_exam_answer(&delivery.message.body)?,
+            TaskKind::Train => self.accept_group(&delivery.message)?,
+        }
+        self.unsynced.push(delivery);
+        Ok(())
+    }
+
+    fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
+        let id = scored.group.task.id;
+        let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
+        let Some(planned) = planned else { return Ok(()) };
+        let disagrees = |reason: &str| {
+            Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
+        };
+        if planned.task != scored.group.task {
+            if envelope.epoch != self.options.epoch {
+                // Played for an earlier life of the learner, which had planned otherwise.
+                return Ok(());
+            }
+            return disagrees("it was not played for this plan");
+        }
+        if let Err(reason) = scored.check() {
+            return disagrees(&reason);
+        }
+        let received = self.received.entry(id.batch).or_default();
+        match received.get(&id.index) {
+            Some(first) if first != scored => disagrees("two copies differ"),
+            Some(_) => {
+                self.num_duplicates += 1;
+                Ok(())
+            }
+            None => {
+                let record = Record::Group(scored.clone());
+                received.insert(id.index, scored.clone());
+                self.ledger.close(id, Instant::now());
+                self.journal.append(&record)
             }
         }
     }
@@ -428,8 +552,11 @@ impl Learner {
     fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
         let id = scored.group.task.id;
         let Some(sitting) = self.sitting.as_mut().filter(|sitting| sitting.step == id.batch) else { return Ok(()) };
-        let Some(correct) = sitting.correct.get_mut(id.index as usize) else { return Ok(()) };
-        *correct = Some(scored.verdicts.first() == Some(&Verdict::Correct));
+        if sitting.tasks.get(id.index as usize) != Some(&scored.group.task) {
+            return Ok(());
+        }
+        sitting.correct[id.index as usize] = Some(scored.verdicts.first() == Some(&Verdict::Correct));
+        self.ledger.close(id, Instant::now());
         if sitting.correct.iter().any(Option::is_none) {
             return Ok(());
         }
@@ -535,6 +662,8 @@ impl Learner {
             elapsed: self.elapsed(),
             totals: self.fold.state().totals.clone(),
             evals: self.evals,
+            num_reissued: self.ledger.num_reissued(),
+            num_duplicates: self.num_duplicates,
         }
     }
 }
@@ -639,19 +768,41 @@ fn sample(groups: &[ScoredGroup]) -> Option<Sample> {
     Some(Sample { problem: problem.clone(), origin, answer, verdict: scored.verdicts[solved] })
 }
 
-/// Takes the run directory for this process.
-fn lock(run_dir: &Path) -> Result<File, Error> {
-    std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
-    let path = run_dir.join("LOCK");
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {
-            path,
-            expected: "no other learner in this run directory".to_owned(),
-            got: "one that is running".to_owned(),
-        }),
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+/// A run directory, taken for this process: a second learner is refused.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl RunLock {
+    /// Takes a run directory, which is made where there is none.
+    ///
+    /// # Errors
+    /// When another learner has it, or it cannot be made.
+    pub fn take(run_dir: &Path) -> Result<RunLock, Error> {
+        std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
+        let path = run_dir.join(RunLock::FILE_NAME);
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(RunLock { path, _file: file }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {
+                path,
+                expected: "no other learner in this run directory".to_owned(),
+                got: "one that is running".to_owned(),
+            }),
+            Err(std::fs::TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+        }
+    }
+
+    /// The file that is locked; empty.
+    pub const FILE_NAME: &str = "LOCK";
+
+    /// Lets go of a run directory in which nothing has begun.
+    pub fn discard(self) {
+        // What cannot be removed is in nobody's way.
+        drop(std::fs::remove_file(&self.path));
+        drop(self.path.parent().map(std::fs::remove_dir));
     }
 }

@@ -5,6 +5,7 @@
 
 mod digest;
 mod mask;
+mod message;
 mod problem;
 mod rng;
 mod rollout;
@@ -13,6 +14,7 @@ pub mod wire;
 
 pub use digest::Digest;
 pub use mask::{ActionMask, MASK_BITS};
+pub use message::{Envelope, Message};
 pub use problem::{Difficulty, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemOrigin, ProblemSource};
 pub use rng::{CounterRng, Purpose};
 pub use rollout::{

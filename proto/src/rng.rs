@@ -26,6 +26,8 @@ pub enum Purpose {
     Mutation,
     /// Inputs that a verifier runs a program on.
     Execution,
+    /// What a bus does wrong on purpose; nothing that is learned depends on it.
+    Fault,
 }
 
 /// Random draws that are a function of their key alone: (seed, purpose, batch, index, attempt).

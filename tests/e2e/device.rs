@@ -40,6 +40,8 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         checkpoint_every: 5,
         keep_checkpoints: 3,
         stall_limit: Duration::from_secs(60),
+        epoch: 0,
+        reissue_after: None,
         tokenizer_json: "{}".to_owned(),
     };
     let manifest = Manifest {
@@ -50,16 +52,17 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         numerics: Numerics::measure(DeviceKind::Cpu).unwrap(),
         reproducible,
     };
+    let lock = learner::RunLock::take(run_dir).unwrap();
     let problems = domains::exam("countdown-3").unwrap().split(Split::Dev)[..20].to_vec();
     let exams = vec![Exam { name: "countdown-3".to_owned(), problems }];
     let (events, _followed) = mpsc::unbounded_channel();
     let shutdown = CancellationToken::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let bus: Arc<dyn Bus> = Arc::new(InProcess::new(64));
+        let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
         tokio::spawn(actor::run(actor::Config { num_threads: 1, num_slots: 64 }, bus.clone(), shutdown.clone()));
         tokio::spawn(verifier::run(bus.clone(), shutdown.clone()));
-        learner::run(config, options, manifest, sources(), exams, bus, events, shutdown.clone()).await.unwrap()
+        learner::run(config, options, lock, manifest, sources(), exams, bus, events, shutdown.clone()).await.unwrap()
     })
 }
 

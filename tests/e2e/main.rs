@@ -3,9 +3,12 @@
 
 mod bad_input;
 mod bench;
+mod cluster;
 mod device;
 mod inspect;
 mod metrics;
+#[path = "../../bus/tests/nats_server/mod.rs"]
+mod nats_server;
 mod pure_function;
 mod runs;
 mod study;

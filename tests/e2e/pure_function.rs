@@ -338,7 +338,7 @@ fn survives_kills(lag: u64, num_kills: u64) {
         let mut process = if kill == 0 { folder.start(&start) } else { folder.start(&RESUME) };
         // The metrics grow when a step is over, the journal while its groups come in.
         let due = |folder: &Folder| match kill % 2 {
-            0 => folder.path("run/LOCK").exists() && folder.last_step() >= step,
+            0 => folder.path("run/config.toml").exists() && folder.last_step() >= step,
             _ => folder.journal_bytes() * NUM_STEPS >= whole_journal * step,
         };
         wait_until("the moment of a kill", || !process.is_running() || due(&folder));

@@ -228,15 +228,36 @@ impl Process {
 
     /// Gives what the command has printed so far.
     pub(crate) fn printed_so_far(&self) -> String {
-        // Reading at an offset leaves alone where the command writes next.
-        let mut bytes = vec![0; self.stdout.metadata().unwrap().len() as usize];
-        self.stdout.read_exact_at(&mut bytes, 0).unwrap();
-        String::from_utf8(bytes).unwrap()
+        so_far(&self.stdout)
+    }
+
+    /// Gives what the command has said on standard error so far.
+    pub(crate) fn said_so_far(&self) -> String {
+        so_far(&self.stderr)
     }
 
     /// Sends what Ctrl-C sends.
     pub(crate) fn interrupt(&self) {
-        let sent = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status().unwrap();
+        self.signal("-INT");
+    }
+
+    /// Sends what asks a process to end.
+    pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Stops the process where it is, as a machine does that hangs.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a frozen process go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -250,6 +271,13 @@ impl Process {
         };
         Ended { status, stdout: read(&mut self.stdout), stderr: read(&mut self.stderr) }
     }
+}
+
+fn so_far(file: &File) -> String {
+    // Reading at an offset leaves alone where the command writes next.
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    String::from_utf8(bytes).unwrap()
 }
 
 impl Drop for Process {

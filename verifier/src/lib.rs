@@ -5,13 +5,15 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bus::Bus;
+use bus::{Bus, Delivery};
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
     Aim, Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request,
     ScoredGroup, TaskKind, Token, Verdict,
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// What a verifier did.
@@ -29,6 +31,9 @@ pub enum Error {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] bus::Error),
+    /// Judging a group ended in a panic, which is a bug.
+    #[error("judging a group ended in a panic")]
+    Panicked,
     /// The group's problem is not one of ours.
     #[error("cannot judge task {task:?}")]
     Problem {
@@ -39,27 +44,70 @@ pub enum Error {
     },
 }
 
-/// Scores groups from the bus until told to stop.
+/// Groups that are worked on at a time: while one waits for its key or to be sent, others are judged.
+const MAX_IN_WORK: usize = 16;
+
+/// How long a verifier that is told to stop goes on with what it has begun.
+const FINISH_LIMIT: Duration = Duration::from_secs(5);
+
+/// After how long a group is tried again whose key could not be had.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Scores groups from the bus until told to stop; what is begun then is finished.
 ///
 /// # Errors
 /// [`Error::Bus`], or [`Error::Problem`] for a task that no verifier can judge: a fault, never a verdict.
 pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let mut summary = Summary::default();
+    let mut count = |judged: Result<Result<Option<usize>, Error>, _>| {
+        let num_verdicts = judged.map_err(|_| Error::Panicked)??;
+        summary.num_groups += u64::from(num_verdicts.is_some());
+        summary.num_verdicts += num_verdicts.unwrap_or(0) as u64;
+        Ok::<(), Error>(())
+    };
+    let mut in_work = JoinSet::new();
     loop {
-        let group = tokio::select! {
-            () = shutdown.cancelled() => return Ok(summary),
-            group = bus.next_group() => group?,
-        };
-        let task = group.task.id;
-        let key = match group.task.request {
-            Request::Solve { has_key: true, .. } => Some(bus.get_key(task).await?),
-            _ => None,
-        };
-        let scored = score(group, key.as_ref()).map_err(|source| Error::Problem { task, source })?;
-        summary.num_groups += 1;
-        summary.num_verdicts += scored.verdicts.len() as u64;
-        bus.publish_scored(scored).await?;
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(judged) = in_work.join_next() => count(judged)?,
+            group = bus.next_group(), if in_work.len() < MAX_IN_WORK => {
+                in_work.spawn(judge(bus.clone(), group?));
+            }
+        }
     }
+    let finish = async {
+        while let Some(judged) = in_work.join_next().await {
+            count(judged)?;
+        }
+        Ok::<(), Error>(())
+    };
+    // What takes longer waits for the bus; others judge it.
+    tokio::time::timeout(FINISH_LIMIT, finish).await.unwrap_or(Ok(()))?;
+    Ok(summary)
+}
+
+/// Scores a group and sends it on its way; only then is the group done. Gives the number of verdicts, where there are any.
+async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<usize>, Error> {
+    let group = &delivery.message.body;
+    let task = group.task.id;
+    let key = match group.task.request {
+        Request::Solve { has_key: true, .. } => match bus.get_key(task).await {
+            Ok(key) => Some(key),
+            Err(error @ bus::Error::NoKey { .. }) => {
+                // Its batch may be over, or the store be lost; the learner knows which.
+                tracing::debug!(%error, "a group waits");
+                delivery.hand_back(RETRY_PAUSE).await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        },
+        _ => None,
+    };
+    let scored = score(group.clone(), key.as_ref()).map_err(|source| Error::Problem { task, source })?;
+    let num_verdicts = scored.verdicts.len();
+    bus.publish_scored(delivery.message.reply(scored)).await?;
+    delivery.acknowledge().await?;
+    Ok(Some(num_verdicts))
 }
 
 /// Judges every rollout of a group, and makes examples of those that solve something exactly, or problems of those that

@@ -1,0 +1,215 @@
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use proto::{CounterRng, Digest, Group, Message, ProblemKey, Purpose, ScoredGroup, Task, TaskId, TaskKind};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::{Bus, Delivery, Error, Receipt};
+
+/// How often a bus misbehaves on purpose; each a share of the messages that are taken from a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Faults {
+    /// Acknowledged and never seen again.
+    pub drop: f64,
+    /// Delivered twice.
+    pub duplicate: f64,
+    /// Delivered after later ones.
+    pub reorder: f64,
+    /// Which of them it hits; the order of messages has a say in that too.
+    pub seed: u64,
+}
+
+/// How often it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultCounts {
+    /// Messages dropped.
+    pub dropped: u64,
+    /// Messages delivered twice.
+    pub duplicated: u64,
+    /// Messages delivered late.
+    pub reordered: u64,
+}
+
+/// A bus that loses, repeats and delays what it delivers.
+pub struct Faulty {
+    bus: Arc<dyn Bus>,
+    faults: Faults,
+    dice: Mutex<Dice>,
+    tasks: Late<Task>,
+    groups: Late<Group>,
+    scored: Late<ScoredGroup>,
+}
+
+struct Dice {
+    rng: CounterRng,
+    counts: FaultCounts,
+}
+
+/// What is delivered later.
+type Late<T> = Mutex<Vec<(Instant, Delivery<T>)>>;
+
+/// How late a message may come, at most: long enough for others to overtake it.
+const MAX_DELAY: Duration = Duration::from_millis(100);
+
+type Next<'a, T> = Pin<Box<dyn Future<Output = Result<Delivery<T>, Error>> + Send + 'a>>;
+
+enum Fate {
+    Deliver,
+    Drop,
+    Duplicate,
+    Delay(Duration),
+}
+
+impl Faulty {
+    /// Wraps a bus.
+    pub fn new(bus: Arc<dyn Bus>, faults: Faults) -> Faulty {
+        let dice = Dice { rng: CounterRng::new(faults.seed, Purpose::Fault, 0, 0, 0), counts: FaultCounts::default() };
+        Faulty {
+            bus,
+            faults,
+            dice: Mutex::new(dice),
+            tasks: Mutex::default(),
+            groups: Mutex::default(),
+            scored: Mutex::default(),
+        }
+    }
+
+    /// Tells what it has done so far.
+    pub fn counts(&self) -> FaultCounts {
+        self.dice.lock().unwrap_or_else(PoisonError::into_inner).counts
+    }
+
+    fn draw(&self) -> Fate {
+        let Dice { rng, counts } = &mut *self.dice.lock().unwrap_or_else(PoisonError::into_inner);
+        let Faults { drop, duplicate, reorder, .. } = self.faults;
+        let draw = rng.unit_f64();
+        if draw < drop {
+            counts.dropped += 1;
+            Fate::Drop
+        } else if draw < drop + duplicate {
+            counts.duplicated += 1;
+            Fate::Duplicate
+        } else if draw < drop + duplicate + reorder {
+            counts.reordered += 1;
+            Fate::Delay(MAX_DELAY.mul_f64(rng.unit_f64()))
+        } else {
+            Fate::Deliver
+        }
+    }
+
+    /// Takes from a queue, or from what is late, whichever is due first.
+    async fn next<'a, T: Clone + Send + Sync + 'static>(
+        &'a self,
+        late: &'a Late<T>,
+        next: impl Fn() -> Next<'a, T> + Send + Sync,
+    ) -> Result<Delivery<T>, Error> {
+        loop {
+            let due = late.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(due, _)| *due).min();
+            tokio::select! {
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    let mut late = late.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(index) = late.iter().position(|(at, _)| Some(*at) == due) {
+                        return Ok(late.swap_remove(index).1);
+                    }
+                }
+                delivery = next() => {
+                    let delivery = delivery?;
+                    let put_off = |delivery, delay| {
+                        late.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now() + delay, delivery));
+                    };
+                    match self.draw() {
+                        Fate::Deliver => return Ok(delivery),
+                        Fate::Drop => delivery.acknowledge().await?,
+                        Fate::Delay(delay) => put_off(delivery, delay),
+                        Fate::Duplicate => {
+                            let copy = Delivery { message: delivery.message.clone(), receipt: Box::new(Copy) };
+                            put_off(copy, MAX_DELAY);
+                            return Ok(delivery);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The second delivery of a message; nobody waits to hear of it.
+struct Copy;
+
+#[async_trait]
+impl<T: Send + Sync> Receipt<T> for Copy {
+    async fn acknowledge(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn keep(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn hand_back(&self, _message: &Message<T>, _pause: Duration) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Bus for Faulty {
+    async fn next_task(&self) -> Result<Delivery<Task>, Error> {
+        self.next(&self.tasks, || self.bus.next_task()).await
+    }
+
+    async fn next_group(&self) -> Result<Delivery<Group>, Error> {
+        self.next(&self.groups, || self.bus.next_group()).await
+    }
+
+    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
+        self.next(&self.scored, || self.bus.next_scored()).await
+    }
+
+    async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
+        self.bus.publish_task(task).await
+    }
+
+    async fn publish_group(&self, group: Message<Group>) -> Result<(), Error> {
+        self.bus.publish_group(group).await
+    }
+
+    async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error> {
+        self.bus.publish_scored(scored).await
+    }
+
+    fn keep_every(&self) -> Duration {
+        self.bus.keep_every()
+    }
+
+    async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
+        self.bus.put_key(task, key).await
+    }
+
+    async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
+        self.bus.get_key(task).await
+    }
+
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        self.bus.forget_batch(kind, batch).await
+    }
+
+    async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
+        self.bus.put_weights(digest, bytes).await
+    }
+
+    async fn get_weights(&self, digest: Digest) -> Result<Arc<[u8]>, Error> {
+        self.bus.get_weights(digest).await
+    }
+
+    async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
+        self.bus.retain_weights(digests).await
+    }
+
+    async fn restore(&self) -> Result<bool, Error> {
+        self.bus.restore().await
+    }
+}

@@ -1,0 +1,241 @@
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{Context, object_store};
+use proto::{TaskId, TaskKind};
+
+use crate::Error;
+
+/// Names of a run on the server: streams `autodidact_RUN_QUEUE`, subjects `autodidact.RUN.QUEUE...`.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    run: String,
+}
+
+/// A stream of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// `task.BATCH.INDEX`.
+    Tasks,
+    /// `group.ACTOR.BATCH.INDEX`.
+    Groups,
+    /// `scored.VERIFIER.BATCH.INDEX`.
+    Scored,
+    /// `key.BATCH.INDEX`: not a queue but a store; the last message of a subject is the key.
+    Keys,
+}
+
+/// What the streams of a run are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Most tasks that are out at a time, exams included.
+    pub max_tasks: usize,
+    /// After how long without a word a delivery goes to another worker.
+    pub ack_wait: Duration,
+    /// After how long without a sign of life a learner has lost its run.
+    pub lease: Duration,
+    /// Servers that keep a copy of each stream.
+    pub num_replicas: usize,
+}
+
+/// Something that the server made otherwise than it was asked.
+pub(super) struct Difference {
+    pub(super) what: String,
+    pub(super) wanted: String,
+    pub(super) got: String,
+}
+
+/// How many copies of the worst case fit into a queue.
+const SLACK: usize = 4;
+/// For how long the server knows a message id again. A publisher that retries for longer may be heard twice.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// Checks that the name of a run or a worker can be part of a subject.
+///
+/// # Errors
+/// When it is empty, long, or holds anything but letters, digits, `-` and `_`.
+pub fn check_name(name: &str) -> Result<(), Error> {
+    let is_token = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_');
+    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(is_token) {
+        return Ok(());
+    }
+    let expected = format!("1 to {MAX_NAME_BYTES} letters, digits, - and _");
+    Err(Error::Unfit { what: "name".to_owned(), expected, got: format!("{name:?}") })
+}
+
+const MAX_NAME_BYTES: usize = 64;
+
+/// Names a batch, or the evaluations of a step, in a subject.
+pub(super) fn batch_token(kind: TaskKind, batch: u64) -> String {
+    match kind {
+        TaskKind::Train => format!("t{batch}"),
+        TaskKind::Evaluate => format!("e{batch}"),
+    }
+}
+
+impl Queue {
+    const ALL: [Queue; 4] = [Queue::Tasks, Queue::Groups, Queue::Scored, Queue::Keys];
+
+    fn token(self) -> &'static str {
+        match self {
+            Queue::Tasks => "task",
+            Queue::Groups => "group",
+            Queue::Scored => "scored",
+            Queue::Keys => "key",
+        }
+    }
+
+    /// Names who takes from it.
+    pub(super) fn consumer(self) -> &'static str {
+        match self {
+            Queue::Tasks => "actor",
+            Queue::Groups => "verifier",
+            Queue::Scored => "learner",
+            Queue::Keys => unreachable!("keys are looked up, not consumed"),
+        }
+    }
+}
+
+impl Layout {
+    pub(super) fn new(run: &str) -> Layout {
+        Layout { run: run.to_owned() }
+    }
+
+    pub(super) fn run(&self) -> &str {
+        &self.run
+    }
+
+    pub(super) fn stream(&self, queue: Queue) -> String {
+        format!("autodidact_{}_{}", self.run, queue.token())
+    }
+
+    pub(super) fn subject(&self, queue: Queue, rest: &str) -> String {
+        format!("autodidact.{}.{}.{rest}", self.run, queue.token())
+    }
+
+    pub(super) fn key(&self, TaskId { kind, batch, index }: TaskId) -> String {
+        self.subject(Queue::Keys, &format!("{}.{index}", batch_token(kind, batch)))
+    }
+
+    pub(super) fn weights(&self) -> String {
+        format!("autodidact_{}_weights", self.run)
+    }
+
+    fn stream_config(&self, queue: Queue, terms: &Terms) -> Config {
+        let is_store = queue == Queue::Keys;
+        Config {
+            name: self.stream(queue),
+            subjects: vec![self.subject(queue, ">")],
+            retention: if is_store { RetentionPolicy::Limits } else { RetentionPolicy::WorkQueue },
+            // A full queue refuses; it never forgets what it has taken.
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: false,
+            max_messages: (SLACK * terms.max_tasks) as i64,
+            max_messages_per_subject: if is_store { 1 } else { -1 },
+            max_bytes: -1,
+            storage: StorageType::File,
+            num_replicas: terms.num_replicas,
+            duplicate_window: DUPLICATE_WINDOW,
+            allow_direct: is_store,
+            ..Config::default()
+        }
+    }
+
+    /// Makes the streams of a run, empty: what is left of an earlier life of the learner is asked for again.
+    pub(super) async fn make_anew(&self, jetstream: &Context, terms: &Terms) -> Result<(), async_nats::Error> {
+        self.make_missing(jetstream, terms).await?;
+        for queue in Queue::ALL {
+            jetstream.update_stream(self.stream_config(queue, terms)).await?;
+            let stream = jetstream.get_stream_no_info(self.stream(queue)).await?;
+            stream.purge().await?;
+            if let Some(config) = consumer_config(queue, terms) {
+                stream.create_consumer(config).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what the server says that it made with what it was asked for: an old one leaves out what it does not know.
+    pub(super) async fn differences(
+        &self,
+        jetstream: &Context,
+        terms: &Terms,
+    ) -> Result<Vec<Difference>, async_nats::Error> {
+        let mut differences = Vec::new();
+        for queue in Queue::ALL {
+            let wanted = self.stream_config(queue, terms);
+            let stream = jetstream.get_stream(&wanted.name).await?;
+            let got = &stream.cached_info().config;
+            let name = format!("stream {}", wanted.name);
+            let mut compare = |wanted: String, got: String| {
+                if wanted != got {
+                    differences.push(Difference { what: name.clone(), wanted, got });
+                }
+            };
+            compare(stream_terms(&wanted), stream_terms(got));
+            if let Some(wanted) = consumer_config(queue, terms) {
+                let consumer: PullConsumer = stream.get_consumer(queue.consumer()).await?;
+                let got = &consumer.cached_info().config;
+                let wanted = (wanted.ack_policy, wanted.ack_wait, wanted.max_deliver, wanted.max_ack_pending);
+                let got = (got.ack_policy, got.ack_wait, got.max_deliver, got.max_ack_pending);
+                compare(format!("consumer {wanted:?}"), format!("consumer {got:?}"));
+            }
+        }
+        Ok(differences)
+    }
+
+    /// Makes what is not there; tells whether anything was missing.
+    pub(super) async fn make_missing(&self, jetstream: &Context, terms: &Terms) -> Result<bool, async_nats::Error> {
+        let mut was_missing = false;
+        for queue in Queue::ALL {
+            let wanted = self.stream_config(queue, terms);
+            let stream = match jetstream.get_stream(&wanted.name).await {
+                Ok(stream) => stream,
+                Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
+                    was_missing = true;
+                    jetstream.create_stream(&wanted).await?
+                }
+                Err(error) => return Err(error.into()),
+            };
+            if let Some(config) = consumer_config(queue, terms) {
+                let found = stream.get_consumer::<pull::Config>(queue.consumer()).await;
+                if found.is_err() {
+                    was_missing = true;
+                    stream.create_consumer(config).await?;
+                }
+            }
+        }
+        let name = self.weights();
+        if jetstream.get_object_store(&name).await.is_err() {
+            was_missing = true;
+            let num_replicas = terms.num_replicas;
+            let config = object_store::Config { bucket: name, num_replicas, ..object_store::Config::default() };
+            jetstream.create_object_store(config).await?;
+        }
+        Ok(was_missing)
+    }
+}
+
+fn consumer_config(queue: Queue, terms: &Terms) -> Option<pull::Config> {
+    (queue != Queue::Keys).then(|| pull::Config {
+        durable_name: Some(queue.consumer().to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: terms.ack_wait,
+        // The learner counts how often it asks for a task; the server gives none up.
+        max_deliver: -1,
+        max_ack_pending: (SLACK * terms.max_tasks) as i64,
+        ..pull::Config::default()
+    })
+}
+
+/// What a stream was asked to be.
+fn stream_terms(config: &Config) -> String {
+    let Config { subjects, retention, discard, max_messages, max_messages_per_subject, .. } = config;
+    let Config { duplicate_window, allow_direct, num_replicas, .. } = config;
+    format!(
+        "{subjects:?}, {retention:?}, {discard:?}, {max_messages} messages, {max_messages_per_subject} a subject, copies \
+         known for {duplicate_window:?}, direct reads {allow_direct}, {num_replicas} replicas"
+    )
+}

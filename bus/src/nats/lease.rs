@@ -1,0 +1,293 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_nats::jetstream::kv::{self, Store, UpdateErrorKind};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::layout::{Difference, Layout, Terms, check_name};
+use super::server::now;
+use super::{Nats, Server};
+use crate::Error;
+
+/// A learner's hold on a run: while it renews the lease, no other learner leads the run, and what it announces stands.
+///
+/// The holder is told when it has lost the run, by a pause that outlasted the lease. Let go when it is dropped in order, by
+/// [`Lease::release`]; a holder that is killed is waited for.
+pub struct Lease {
+    epoch: u64,
+    announcement: Arc<Mutex<Vec<u8>>>,
+    /// Wakes the keeper early.
+    changed: watch::Sender<()>,
+    lost: watch::Receiver<Option<String>>,
+    keeper: JoinHandle<()>,
+    server: Server,
+    run: String,
+    terms: Terms,
+}
+
+/// Who leads a run, as it stands on the server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Holder {
+    /// Names the learner's machine and run directory: a learner that starts anew there takes its own lease over.
+    holder: String,
+    epoch: u64,
+}
+
+/// The bucket of all runs on a server.
+const RUNS: &str = "autodidact_runs";
+/// A lease is renewed this often while it lasts.
+const RENEWALS: u32 = 4;
+
+fn lease_key(run: &str) -> String {
+    format!("{run}.lease")
+}
+
+fn run_key(run: &str) -> String {
+    format!("{run}.run")
+}
+
+impl Server {
+    /// Takes the lease of a run and makes its streams, empty.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when another learner has it.
+    pub async fn lead(&self, run: &str, holder: &str, terms: Terms) -> Result<(Lease, Nats), Error> {
+        check_name(run)?;
+        let (epoch, revision) = self.take(run, holder, &terms).await?;
+        let layout = Layout::new(run);
+        let mut patience = self.patience("make the streams of the run".to_owned());
+        loop {
+            match layout.make_anew(&self.jetstream, &terms).await {
+                Ok(()) => break,
+                Err(error) => patience.wait_after(error).await?,
+            }
+        }
+        let differences = loop {
+            match layout.differences(&self.jetstream, &terms).await {
+                Ok(differences) => break differences,
+                Err(error) => patience.wait_after(error).await?,
+            }
+        };
+        if let Some(Difference { what, wanted, got }) = differences.into_iter().next() {
+            return Err(Error::Unfit { what, expected: wanted, got });
+        }
+        let (changed, wakes) = watch::channel(());
+        let (tell, lost) = watch::channel(None);
+        let announcement = Arc::new(Mutex::new(Vec::new()));
+        let keeper = Keeper {
+            server: self.clone(),
+            run: run.to_owned(),
+            terms,
+            held: Holder { holder: holder.to_owned(), epoch },
+            revision,
+            announcement: announcement.clone(),
+            announced: Vec::new(),
+            tell,
+        };
+        let keeper = tokio::spawn(keeper.keep(wakes));
+        let (server, run_id) = (self.clone(), run.to_owned());
+        let lease = Lease { epoch, announcement, changed, lost, keeper, server, run: run_id, terms };
+        Ok((lease, Nats::new(self.clone(), run, "learner".to_owned(), terms.ack_wait, Some(terms))))
+    }
+
+    async fn take(&self, run: &str, holder: &str, terms: &Terms) -> Result<(u64, u64), Error> {
+        let mut patience = self.patience(format!("take the lease of run {run:?}"));
+        // The lease of another that was seen, and that has been given its time to be renewed.
+        let mut seen: Option<u64> = None;
+        loop {
+            let attempt = async {
+                let store = self.runs(terms.num_replicas).await?;
+                let found = store.entry(lease_key(run)).await?;
+                let found = found.filter(|entry| entry.operation == kv::Operation::Put);
+                let revision = found.as_ref().map_or(0, |entry| entry.revision);
+                let other: Option<Holder> = found.and_then(|entry| serde_json::from_slice(&entry.value).ok());
+                let is_anothers = other.as_ref().is_some_and(|other| other.holder != holder);
+                if is_anothers && seen != Some(revision) {
+                    return Ok::<_, async_nats::Error>(Err((other, revision)));
+                }
+                // Greater than every earlier one, also over the loss of the server's store.
+                let epoch = (now().as_millis() as u64).max(other.map_or(0, |other| other.epoch + 1));
+                let value = serde_json::to_vec(&Holder { holder: holder.to_owned(), epoch })?.into();
+                let revision = match revision {
+                    0 => store.create(lease_key(run), value).await?,
+                    revision => store.update(lease_key(run), value, revision).await?,
+                };
+                Ok(Ok((epoch, revision)))
+            };
+            match attempt.await {
+                Ok(Ok(taken)) => return Ok(taken),
+                Ok(Err((other, _))) if seen.is_some() => {
+                    let holder = other.map_or_else(String::new, |other| other.holder);
+                    return Err(Error::Taken { run: run.to_owned(), holder });
+                }
+                Ok(Err((other, revision))) => {
+                    let holder = other.map_or_else(String::new, |other| other.holder);
+                    let seconds = terms.lease.as_secs_f64();
+                    tracing::warn!("run {run:?} has a learner ({holder}); waiting {seconds} s to see if it lives");
+                    seen = Some(revision);
+                    tokio::time::sleep(terms.lease).await;
+                }
+                Err(error) => patience.wait_after(error).await?,
+            }
+        }
+    }
+
+    /// Gives what was announced of a run; `None` where nothing was.
+    ///
+    /// # Errors
+    /// When the server is away for too long.
+    pub async fn announcement(&self, run: &str) -> Result<Option<Vec<u8>>, Error> {
+        check_name(run)?;
+        let mut patience = self.patience(format!("look for run {run:?}"));
+        loop {
+            let found = async {
+                // Without a bucket no learner was ever here.
+                let Ok(store) = self.jetstream.get_key_value(RUNS).await else { return Ok(None) };
+                store.get(run_key(run)).await
+            };
+            match found.await {
+                Ok(found) => return Ok(found.map(|bytes| bytes.to_vec())),
+                Err(error) => patience.wait_after(error).await?,
+            }
+        }
+    }
+
+    /// Names the runs that were announced, in order.
+    ///
+    /// # Errors
+    /// When the server is away for too long.
+    pub async fn announced_runs(&self) -> Result<Vec<String>, Error> {
+        use futures_util::TryStreamExt as _;
+        let mut patience = self.patience("look for runs".to_owned());
+        loop {
+            let found = async {
+                let Ok(store) = self.jetstream.get_key_value(RUNS).await else { return Ok(Vec::new()) };
+                Ok::<Vec<String>, async_nats::Error>(store.keys().await?.try_collect().await?)
+            };
+            match found.await {
+                Ok(keys) => {
+                    let mut runs: Vec<String> =
+                        keys.iter().filter_map(|key| key.strip_suffix(".run")).map(str::to_owned).collect();
+                    runs.sort();
+                    return Ok(runs);
+                }
+                Err(error) => patience.wait_after(error).await?,
+            }
+        }
+    }
+
+    async fn runs(&self, num_replicas: usize) -> Result<Store, async_nats::Error> {
+        if let Ok(store) = self.jetstream.get_key_value(RUNS).await {
+            return Ok(store);
+        }
+        let config = kv::Config { bucket: RUNS.to_owned(), history: 1, num_replicas, ..kv::Config::default() };
+        Ok(self.jetstream.create_key_value(config).await?)
+    }
+}
+
+impl Lease {
+    /// Which life of the run's learner this is.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Says of the run what workers are to know; said again when the server loses it.
+    pub fn announce(&self, announcement: Vec<u8>) {
+        *self.announcement.lock().unwrap_or_else(PoisonError::into_inner) = announcement;
+        self.changed.send_replace(());
+    }
+
+    /// Waits until the run is another learner's.
+    pub async fn lost(&self) -> Error {
+        let mut lost = self.lost.clone();
+        match lost.wait_for(Option::is_some).await {
+            Ok(holder) => Error::Taken { run: self.run.clone(), holder: holder.clone().unwrap_or_default() },
+            Err(_) => Error::Closed { queue: "the keeper of the lease" },
+        }
+    }
+
+    /// Stops renewing it, as a process does that dies.
+    pub fn abandon(self) {
+        self.keeper.abort();
+    }
+
+    /// Lets go of the run: the next learner need not wait. What was announced last stands.
+    pub async fn release(self) {
+        self.keeper.abort();
+        let announcement = self.announcement.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let released = async {
+            let store = self.server.runs(self.terms.num_replicas).await?;
+            store.put(run_key(&self.run), announcement.into()).await?;
+            store.delete(lease_key(&self.run)).await?;
+            Ok::<(), async_nats::Error>(())
+        };
+        if let Err(error) = released.await {
+            tracing::debug!(%error, "the lease could not be released; it runs out");
+        }
+    }
+}
+
+/// Renews a lease and what was announced with it.
+struct Keeper {
+    server: Server,
+    run: String,
+    terms: Terms,
+    held: Holder,
+    revision: u64,
+    announcement: Arc<Mutex<Vec<u8>>>,
+    announced: Vec<u8>,
+    tell: watch::Sender<Option<String>>,
+}
+
+impl Keeper {
+    async fn keep(mut self, mut wakes: watch::Receiver<()>) {
+        let every = self.terms.lease / RENEWALS;
+        loop {
+            match self.renew().await {
+                Ok(None) => {}
+                Ok(Some(holder)) => {
+                    self.tell.send_replace(Some(holder));
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "the lease could not be renewed"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(every) => {}
+                changed = wakes.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Renews once; gives who else has the run.
+    async fn renew(&mut self) -> Result<Option<String>, async_nats::Error> {
+        let store = self.server.runs(self.terms.num_replicas).await?;
+        let value: bytes::Bytes = serde_json::to_vec(&self.held)?.into();
+        match store.update(lease_key(&self.run), value.clone(), self.revision).await {
+            Ok(revision) => self.revision = revision,
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                let found = store.entry(lease_key(&self.run)).await?;
+                match found.filter(|entry| entry.operation == kv::Operation::Put) {
+                    // The server has lost it.
+                    None => {
+                        self.revision = store.create(lease_key(&self.run), value).await?;
+                        self.announced.clear();
+                    }
+                    Some(entry) => match serde_json::from_slice::<Holder>(&entry.value) {
+                        // Renewed before, and not heard of.
+                        Ok(holder) if holder == self.held => self.revision = entry.revision,
+                        Ok(holder) => return Ok(Some(holder.holder)),
+                        Err(_) => return Ok(Some("unreadable".to_owned())),
+                    },
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let announcement = self.announcement.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if announcement != self.announced {
+            store.put(run_key(&self.run), announcement.clone().into()).await?;
+            self.announced = announcement;
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,181 @@
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_nats::connection::State;
+use async_nats::jetstream::{Context, ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::time::Instant;
+
+use crate::Error;
+
+/// How a process uses a server; changes when things happen, never what.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it is, such as `nats://127.0.0.1:4222`; several are separated by commas.
+    pub url: String,
+    /// How long a server may be away.
+    pub patience: Duration,
+}
+
+/// A connection to a server that is new enough.
+#[derive(Clone)]
+pub struct Server {
+    pub(super) client: Client,
+    pub(super) jetstream: Context,
+    pub(super) settings: Settings,
+    heard: Arc<Heard>,
+}
+
+/// What is known of a server beside what it answers.
+#[derive(Default)]
+struct Heard {
+    /// What it refused last for want of permission.
+    denied: Mutex<Option<String>>,
+    /// When somebody was last told that it is waited for.
+    told: Mutex<Option<Instant>>,
+}
+
+/// The oldest server that has what is used here. Older ones drop what they do not know without a word.
+const OLDEST_SERVER: (u32, u32) = (2, 12);
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_IN_FLIGHT: usize = 256;
+
+impl Server {
+    /// Connects, waiting for a server that is not there yet.
+    ///
+    /// # Errors
+    /// When none answers within `settings.patience`, or it is too old.
+    pub async fn connect(settings: Settings, name: &str) -> Result<Server, Error> {
+        let heard = Arc::new(Heard::default());
+        let mut patience = Patience::new(format!("connect to {}", settings.url), settings.patience, heard.clone());
+        let client = loop {
+            let options = options(name, heard.clone());
+            let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
+            match options.connect(addresses).await {
+                Ok(client) => break client,
+                Err(error) => patience.wait_after(error).await?,
+            }
+        };
+        let version = client.server_info().version;
+        let mut parts = version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let number = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if number < OLDEST_SERVER {
+            let (major, minor) = OLDEST_SERVER;
+            return Err(Error::Unfit {
+                what: format!("server {}", settings.url),
+                expected: format!("nats-server {major}.{minor} or newer"),
+                got: version,
+            });
+        }
+        let jetstream = ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .ack_timeout(REQUEST_TIMEOUT)
+            .max_ack_inflight(MAX_IN_FLIGHT)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        Ok(Server { client, jetstream, settings, heard })
+    }
+
+    /// Sends what is still to be sent.
+    pub async fn flush(&self) {
+        drop(tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await);
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    pub(super) fn max_payload(&self) -> usize {
+        self.client.server_info().max_payload
+    }
+
+    pub(super) fn patience(&self, what: String) -> Patience {
+        Patience::new(what, self.settings.patience, self.heard.clone())
+    }
+
+    /// Fails when the server has refused something for want of permission.
+    pub(super) fn expect_permitted(&self) -> Result<(), Error> {
+        self.heard.expect_permitted()
+    }
+}
+
+impl Heard {
+    fn expect_permitted(&self) -> Result<(), Error> {
+        let denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.clone().map_or(Ok(()), |reason| Err(Error::Denied { reason }))
+    }
+
+    /// Whether it is time to tell somebody that the server is waited for: many wait for the same.
+    fn may_tell(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.is_none_or(|told| told.elapsed() >= BETWEEN_WARNINGS);
+        if is_due {
+            *told = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+fn options(name: &str, heard: Arc<Heard>) -> ConnectOptions {
+    ConnectOptions::new()
+        .name(name)
+        .connection_timeout(REQUEST_TIMEOUT)
+        .reconnect_delay_callback(|_| RETRY_PAUSE)
+        .event_callback(move |event| {
+            let heard = heard.clone();
+            async move {
+                match event {
+                    Event::ServerError(error) if error.to_string().to_lowercase().contains("permissions violation") => {
+                        tracing::error!(%error, "the server does not permit this");
+                        *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                    }
+                    Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("{event}"),
+                    event => tracing::info!("{event}"),
+                }
+            }
+        })
+}
+
+/// How long something may go on failing.
+pub(super) struct Patience {
+    what: String,
+    limit: Duration,
+    began: Instant,
+    heard: Arc<Heard>,
+}
+
+/// After this long a person who watches is told what is waited for.
+const TOLD_AFTER: Duration = Duration::from_secs(2);
+const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
+
+impl Patience {
+    fn new(what: String, limit: Duration, heard: Arc<Heard>) -> Patience {
+        Patience { what, limit, began: Instant::now(), heard }
+    }
+
+    /// Waits a little after a failure.
+    ///
+    /// # Errors
+    /// When it has gone on for too long, or can never succeed.
+    pub(super) async fn wait_after(&mut self, reason: impl Display) -> Result<(), Error> {
+        self.heard.expect_permitted()?;
+        let waited = self.began.elapsed();
+        if waited >= self.limit {
+            let (what, seconds, reason) = (self.what.clone(), self.limit.as_secs(), reason.to_string());
+            return Err(Error::Unreachable { what, seconds, reason });
+        }
+        if waited >= TOLD_AFTER && self.heard.may_tell() {
+            tracing::warn!("waiting to {}: {reason}", self.what);
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Tells one life of a process from another: epochs and message ids are made of it, and nothing that is learned.
+#[expect(clippy::disallowed_methods, reason = "no result depends on it")]
+pub(super) fn now() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

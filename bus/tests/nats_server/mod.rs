@@ -1,0 +1,108 @@
+//! A nats-server of a test's own: on a free port, with its store in a folder that goes away with it.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+/// A server that runs until it is dropped.
+pub(crate) struct NatsServer {
+    folder: TempDir,
+    port: u16,
+    child: Child,
+}
+
+/// The longest wait for a server to answer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+impl NatsServer {
+    pub(crate) fn start() -> NatsServer {
+        let folder = tempfile::tempdir().unwrap();
+        // The server takes a free port and says which.
+        let child = spawn(folder.path(), -1);
+        let port = wait_for_port(folder.path());
+        NatsServer { folder, port, child }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills the server with SIGKILL.
+    #[allow(dead_code, reason = "not every suite that starts servers kills them")]
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again where it was.
+    #[allow(dead_code, reason = "not every suite that starts servers kills them")]
+    pub(crate) fn restart(&mut self) {
+        for entry in std::fs::read_dir(self.folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "ports") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        self.child = spawn(self.folder.path(), i32::from(self.port));
+        wait_for_port(self.folder.path());
+    }
+
+    /// Removes everything that a killed server had stored.
+    #[allow(dead_code, reason = "not every suite that starts servers wipes them")]
+    pub(crate) fn wipe(&self) {
+        std::fs::remove_dir_all(self.folder.path().join("store")).unwrap();
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        // Both fail when it was killed before, which is as well.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn spawn(folder: &Path, port: i32) -> Child {
+    let log = File::create(folder.join("log")).unwrap();
+    let mut command = Command::new(binary());
+    command.args(["-js", "-a", "127.0.0.1", "-p", &port.to_string()]);
+    command.arg("-sd").arg(folder.join("store")).arg("--ports_file_dir").arg(folder);
+    command.stdout(Stdio::null()).stderr(log);
+    command.spawn().unwrap()
+}
+
+fn wait_for_port(folder: &Path) -> u16 {
+    let began = Instant::now();
+    loop {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let ports = entries.filter(|path| path.extension().is_some_and(|extension| extension == "ports"));
+        // `{"nats":["nats://127.0.0.1:40001"]}`, once it is written in full.
+        let text = ports.filter_map(|path| std::fs::read_to_string(path).ok()).find(|text| text.contains('}'));
+        let port = text.and_then(|text| text.split(':').next_back()?.split('"').next()?.parse().ok());
+        if let Some(port) = port {
+            return port;
+        }
+        if began.elapsed() > START_LIMIT {
+            let mut log = String::new();
+            File::open(folder.join("log")).unwrap().read_to_string(&mut log).unwrap();
+            panic!("nats-server did not start:\n{log}");
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Finds the server: `NATS_SERVER` names one, otherwise `tests/setup.sh` has put one into the target folder.
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("NATS_SERVER") {
+        return path.into();
+    }
+    let target = std::env::current_exe().unwrap();
+    let tools = target.ancestors().map(|folder| folder.join("tools/nats/bin/nats-server"));
+    let found = tools.into_iter().find(|path| path.exists());
+    found.expect("tests need a nats-server: run `sh tests/setup.sh`, or set NATS_SERVER to one of 2.12 or newer")
+}

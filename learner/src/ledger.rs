@@ -1,0 +1,131 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proto::TaskId;
+use tokio::time::Instant;
+
+/// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    open: BTreeMap<TaskId, Issued>,
+    /// How long the tasks took that came in since the last batch was asked for, in order of arrival.
+    took: Vec<Duration>,
+    num_reissued: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Issued {
+    /// How often it was asked for before.
+    number: u32,
+    first: Instant,
+    last: Instant,
+}
+
+/// The slowest share of what is asked for together, which is asked for again before it is overdue.
+const SLOWEST: f64 = 0.02;
+
+/// How many times as long as the rest they take by then.
+const SLOWNESS: u32 = 2;
+
+impl Ledger {
+    /// Notes that a task is asked for; gives the number of the issue.
+    pub(crate) fn issue(&mut self, task: TaskId, now: Instant) -> u32 {
+        match self.open.get_mut(&task) {
+            Some(issued) => {
+                issued.number += 1;
+                issued.last = now;
+                self.num_reissued += 1;
+                issued.number
+            }
+            None => {
+                self.open.insert(task, Issued { number: 0, first: now, last: now });
+                0
+            }
+        }
+    }
+
+    /// Notes that a task is done.
+    pub(crate) fn close(&mut self, task: TaskId, now: Instant) {
+        if let Some(issued) = self.open.remove(&task) {
+            self.took.push(now - issued.first);
+        }
+    }
+
+    /// Begins to look anew at how long tasks take.
+    pub(crate) fn begin_batch(&mut self) {
+        self.took.clear();
+    }
+
+    /// Names every task that is out.
+    pub(crate) fn open(&self) -> Vec<TaskId> {
+        self.open.keys().copied().collect()
+    }
+
+    /// Names the tasks to ask for again: those that nobody was heard of for `limit`, and the slowest few when all others
+    /// took less than half of what they have taken.
+    pub(crate) fn due(&self, limit: Duration, now: Instant) -> Vec<TaskId> {
+        let slowest = self.took.iter().max().copied().unwrap_or(limit);
+        let num_slow = ((self.open.len() + self.took.len()) as f64 * SLOWEST).ceil() as usize;
+        let are_last = self.open.len() <= num_slow;
+        let is_due = |issued: &Issued| {
+            let is_slow = are_last && issued.number == 0 && now - issued.first > slowest * SLOWNESS;
+            is_slow || now - issued.last >= limit
+        };
+        self.open.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| *task).collect()
+    }
+
+    /// How often a task was asked for again.
+    pub(crate) fn num_reissued(&self) -> u64 {
+        self.num_reissued
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::TaskKind;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn task(index: u32) -> TaskId {
+        TaskId { kind: TaskKind::Train, batch: 0, index }
+    }
+
+    fn issued(num_tasks: u32, now: Instant) -> Ledger {
+        let mut ledger = Ledger::default();
+        for index in 0..num_tasks {
+            assert_eq!(ledger.issue(task(index), now), 0);
+        }
+        ledger
+    }
+
+    #[test]
+    fn what_is_not_heard_of_is_due_once_in_a_while() {
+        let began = Instant::now();
+        let mut ledger = issued(4, began);
+        ledger.close(task(1), began + LIMIT / 2);
+        assert_eq!(ledger.due(LIMIT, began + LIMIT - SECOND), []);
+        assert_eq!(ledger.due(LIMIT, began + LIMIT), [task(0), task(2), task(3)]);
+        assert_eq!(ledger.issue(task(2), began + LIMIT), 1);
+        assert_eq!(ledger.due(LIMIT, began + LIMIT + SECOND), [task(0), task(3)]);
+        assert_eq!(ledger.due(LIMIT, began + 2 * LIMIT), [task(0), task(2), task(3)]);
+        assert_eq!(ledger.num_reissued(), 1);
+    }
+
+    #[test]
+    fn the_slowest_few_are_asked_for_again_once() {
+        let began = Instant::now();
+        let mut ledger = issued(100, began);
+        for index in 0..97 {
+            ledger.close(task(index), began + SECOND);
+        }
+        assert_eq!(ledger.due(LIMIT, began + 3 * SECOND), [], "three of a hundred are not the slowest two");
+        ledger.close(task(97), began + SECOND);
+        assert_eq!(ledger.due(LIMIT, began + 2 * SECOND), []);
+        assert_eq!(ledger.due(LIMIT, began + 3 * SECOND), [task(98), task(99)]);
+        ledger.issue(task(98), began + 3 * SECOND);
+        assert_eq!(ledger.due(LIMIT, began + 9 * SECOND), [task(99)]);
+    }
+}

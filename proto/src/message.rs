@@ -1,0 +1,26 @@
+use serde::{Deserialize, Serialize};
+
+/// What travels around a message and is no part of what it says: never digested, folded or compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Which life of the learner asked for the task; grows from one life to the next.
+    pub epoch: u64,
+    /// How often this life had asked for it before.
+    pub issue: u32,
+}
+
+/// A message on a bus: a body, which is a function of its task, in an envelope.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message<T> {
+    /// Goes with the task from the learner to actor and verifier, and back.
+    pub envelope: Envelope,
+    /// What is said.
+    pub body: T,
+}
+
+impl<T> Message<T> {
+    /// Puts what answers this message in the same envelope.
+    pub fn reply<U>(&self, body: U) -> Message<U> {
+        Message { envelope: self.envelope, body }
+    }
+}

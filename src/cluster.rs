@@ -1,0 +1,311 @@
+//! `learner`, `actor` and `verifier`: the roles as processes of their own, with a NATS server between them.
+//!
+//! Only the learner reads a config. It takes the lease of its run, and announces manifest and config on the server; workers
+//! compare what they are with what the run needs, and join.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bus::nats::{Lease, Server, Settings, Terms, check_name};
+use bus::{Bus, Faults, Faulty};
+use learner::Manifest;
+use proto::Digest;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::report::print;
+use crate::run_config::{self, BusConfig, LocalConfig};
+use crate::train::{self, stop_on_signal};
+
+/// Where a run's processes meet.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Meeting {
+    /// The NATS server, such as nats://127.0.0.1:4222; several with commas between them.
+    #[arg(long, value_name = "URL")]
+    pub(crate) bus: String,
+    /// The run; without it a learner names it by what it depends on, and a worker joins the only one that goes on.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct LearnerArgs {
+    #[command(flatten)]
+    meeting: Meeting,
+    #[command(flatten)]
+    train: train::Args,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ActorArgs {
+    #[command(flatten)]
+    meeting: Meeting,
+    /// Names this process; its machine and number without it.
+    #[arg(long)]
+    name: Option<String>,
+    /// Threads that play; 0 for all cores.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    threads: u16,
+    /// Sequences decoded side by side.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    slots: u32,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct VerifierArgs {
+    #[command(flatten)]
+    meeting: Meeting,
+    /// Names this process; its machine and number without it.
+    #[arg(long)]
+    name: Option<String>,
+}
+
+/// What a learner says of its run to whoever comes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Announcement {
+    manifest: Manifest,
+    /// In full, as TOML.
+    config: String,
+    is_over: bool,
+}
+
+/// How long a server, or a run to join, may be waited for.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How often a worker looks whether its run is over.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) fn run_learner(args: LearnerArgs) -> Result<()> {
+    train::start(&args.train, Some(args.meeting))
+}
+
+pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
+    let num_threads = match args.threads {
+        0 => LocalConfig::num_cores(),
+        threads => threads.into(),
+    };
+    let config = actor::Config { num_threads, num_slots: args.slots as usize };
+    work("actor", &args.meeting, args.name.as_deref(), async |bus, shutdown| {
+        let summary = actor::run(config, bus, shutdown).await?;
+        Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
+    })
+}
+
+pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
+    work("verifier", &args.meeting, args.name.as_deref(), async |bus, shutdown| {
+        let summary = verifier::run(bus, shutdown).await?;
+        Ok(format!("{} groups judged, {} answers", summary.num_groups, summary.num_verdicts))
+    })
+}
+
+/// Joins a run and works for it until it is over or the process is told to stop. `play` says what was done.
+fn work(
+    role: &str,
+    meeting: &Meeting,
+    name: Option<&str>,
+    play: impl AsyncFnOnce(Arc<dyn Bus>, CancellationToken) -> Result<String>,
+) -> Result<()> {
+    let name = worker_name(role, name)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(stop_on_signal(shutdown.clone(), "handing back what is unfinished"));
+        let joined = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            joined = Joined::join(meeting, &name) => joined?,
+        };
+        print(&format!("{name}: joined run {} on {}", joined.run, meeting.bus))?;
+        let play = play(joined.bus.clone(), shutdown.clone());
+        tokio::pin!(play);
+        let (done, ended) = tokio::select! {
+            // It was told to stop, or cannot go on.
+            done = &mut play => (done?, Ok(())),
+            ended = joined.over() => {
+                shutdown.cancel();
+                (play.await?, ended)
+            }
+        };
+        joined.server.flush().await;
+        print(&format!("{name}: {done}"))?;
+        ended
+    })
+}
+
+/// A worker's place in a run.
+struct Joined {
+    server: Server,
+    run: String,
+    announced: Announcement,
+    bus: Arc<dyn Bus>,
+}
+
+impl Joined {
+    /// Waits for the run, and checks that this build on this machine computes what the run needs.
+    async fn join(meeting: &Meeting, name: &str) -> Result<Joined> {
+        let settings = Settings { url: meeting.bus.clone(), patience: PATIENCE };
+        let server = Server::connect(settings, name).await?;
+        let (run, announced) = find(&server, meeting).await?;
+        let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
+        expect_fit(&run, &announced.manifest, &train::manifest(&config)?)?;
+        let BusConfig { ack_wait_seconds, fault, .. } = config.local.bus;
+        let bus = Arc::new(server.join(&run, name, Duration::from_secs_f64(ack_wait_seconds)));
+        Ok(Joined { bus: with_faults(bus, fault), server, run, announced })
+    }
+
+    /// Waits until the run is over.
+    async fn over(&self) -> Result<()> {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            // What is not there was lost, and comes again.
+            let Some(now) = read(&self.server, &self.run).await? else { continue };
+            expect_fit(&self.run, &now.manifest, &self.announced.manifest)?;
+            if now.is_over {
+                return print(&format!("run {} is over", self.run));
+            }
+        }
+    }
+}
+
+/// Finds a run to work for: the one that is named, or the only one that goes on.
+async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcement)> {
+    let began = tokio::time::Instant::now();
+    let mut has_told = false;
+    loop {
+        let names = match &meeting.run {
+            Some(run) => vec![run.clone()],
+            None => server.announced_runs().await?,
+        };
+        let mut found = Vec::new();
+        for run in names {
+            if let Some(announced) = read(server, &run).await?.filter(|announced| !announced.is_over) {
+                found.push((run, announced));
+            }
+        }
+        let runs: Vec<&str> = found.iter().map(|(run, _)| run.as_str()).collect();
+        match found.len() {
+            1 => return Ok(found.remove(0)),
+            0 => {}
+            _ => bail!("--run: expected one of the runs on {}: {}", meeting.bus, runs.join(", ")),
+        }
+        let what = meeting.run.as_ref().map_or("a run".to_owned(), |run| format!("run {run}"));
+        if began.elapsed() >= PATIENCE {
+            bail!("waited {} s for a learner to announce {what} on {}", PATIENCE.as_secs(), meeting.bus);
+        }
+        if !has_told {
+            eprintln!("waiting for a learner to announce {what} on {}", meeting.bus);
+            has_told = true;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn read(server: &Server, run: &str) -> Result<Option<Announcement>> {
+    let Some(bytes) = server.announcement(run).await? else { return Ok(None) };
+    let announced = serde_json::from_slice(&bytes);
+    Ok(Some(announced.with_context(|| format!("run {run}: expected the announcement of a learner of this build"))?))
+}
+
+/// Checks that a process computes what a run needs.
+fn expect_fit(run: &str, needed: &Manifest, own: &Manifest) -> Result<()> {
+    match needed.expect_same(own) {
+        Err(learner::Error::Manifest { field, was, is }) => {
+            bail!("run {run}: {field}: the run needs {was}, this process has {is}")
+        }
+        same => Ok(same?),
+    }
+}
+
+fn with_faults(bus: Arc<dyn Bus>, faults: Option<Faults>) -> Arc<dyn Bus> {
+    let Some(faults) = faults else { return bus };
+    tracing::warn!(?faults, "local.bus.fault: messages are lost, repeated and delayed on purpose");
+    Arc::new(Faulty::new(bus, faults))
+}
+
+/// A learner's place in its run.
+pub(crate) struct Led {
+    server: Server,
+    lease: Lease,
+    announcement: Announcement,
+    pub(crate) bus: Arc<dyn Bus>,
+}
+
+impl Meeting {
+    /// Names the run: as it was told, or by what the run depends on.
+    pub(crate) fn run_id(&self, manifest: &Manifest) -> String {
+        self.run.clone().unwrap_or_else(|| Digest::of(manifest).short())
+    }
+
+    /// Gives the arguments that lead here again.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let run = self.run.iter().flat_map(|run| ["--run".to_owned(), run.clone()]);
+        ["--bus".to_owned(), self.bus.clone()].into_iter().chain(run).collect()
+    }
+
+    /// Takes the run for a learner, and announces it.
+    pub(crate) async fn lead(
+        &self,
+        run_dir: &Path,
+        manifest: &Manifest,
+        config: &run_config::RunConfig,
+        max_tasks: usize,
+    ) -> Result<Led> {
+        let run = self.run_id(manifest);
+        check_name(&run).context("--run")?;
+        let settings = Settings { url: self.bus.clone(), patience: config.local.stall_limit() };
+        let server = Server::connect(settings, "learner").await?;
+        let BusConfig { ack_wait_seconds, lease_seconds, num_replicas, fault, .. } = config.local.bus;
+        let terms = Terms {
+            max_tasks,
+            ack_wait: Duration::from_secs_f64(ack_wait_seconds),
+            lease: Duration::from_secs_f64(lease_seconds),
+            num_replicas,
+        };
+        let holder = format!("{}:{}", machine(), std::path::absolute(run_dir)?.display());
+        let (lease, bus) = server.lead(&run, &holder, terms).await?;
+        let config = run_config::to_toml(config)?;
+        let announcement = Announcement { manifest: manifest.clone(), config, is_over: false };
+        lease.announce(serde_json::to_vec(&announcement)?);
+        Ok(Led { server, lease, announcement, bus: with_faults(Arc::new(bus), fault) })
+    }
+}
+
+impl Led {
+    /// Which life of the run's learner this is.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.lease.epoch()
+    }
+
+    /// Waits until the run is another learner's.
+    pub(crate) async fn lost(&self) -> anyhow::Error {
+        self.lease.lost().await.into()
+    }
+
+    /// Lets go of the run; when it is over, workers hear of it.
+    pub(crate) async fn leave(self, is_over: bool) -> Result<()> {
+        let announcement = Announcement { is_over, ..self.announcement };
+        self.lease.announce(serde_json::to_vec(&announcement)?);
+        self.lease.release().await;
+        self.server.flush().await;
+        Ok(())
+    }
+}
+
+/// Names a worker in subjects: letters, digits, `-` and `_`.
+fn worker_name(role: &str, name: Option<&str>) -> Result<String> {
+    let Some(name) = name else {
+        let machine: String = machine()
+            .chars()
+            .map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' })
+            .take(32)
+            .collect();
+        return Ok(format!("{role}-{machine}-{}", std::process::id()));
+    };
+    check_name(name).context("--name")?;
+    Ok(name.to_owned())
+}
+
+fn machine() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unnamed".to_owned())
+}

@@ -1,0 +1,180 @@
+//! A run under fire: processes and the server killed at random moments, the server's store wiped, messages lost, repeated
+//! and delayed. It comes out as it would have in peace.
+
+#[path = "../../bus/tests/nats_server/mod.rs"]
+mod nats_server;
+#[path = "../e2e/runs.rs"]
+#[allow(dead_code, reason = "other suites use the rest")]
+mod runs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use learner::{JournalReader, Record};
+use nats_server::NatsServer;
+use proto::{CounterRng, Purpose, TaskId};
+use runs::{Folder, NUM_STEPS, Process, reference, wait_until};
+use serde_json::Value;
+
+const NUM_KILLS: u64 = 24;
+/// Every kill comes with this many steps left at least.
+const STEPS_AFTER_KILLS: u64 = 4;
+/// The longest wait between a step and the kill that it calls for.
+const MAX_PAUSE_MS: u64 = 400;
+
+const LEARNER: [&str; 15] = [
+    "--run-dir",
+    "run",
+    "--json",
+    "--set",
+    "local.checkpoint_every=3",
+    "--set",
+    "local.bus.ack_wait_seconds=1.0",
+    "--set",
+    "local.bus.reissue_seconds=1.0",
+    "--set",
+    "local.bus.lease_seconds=2.0",
+    "--set",
+    "local.bus.fault={ drop = 0.05, duplicate = 0.05, reorder = 0.1, seed = 1 }",
+    "--run",
+    "chaos",
+];
+
+/// What may be killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Actor(usize),
+    Verifier(usize),
+    Learner,
+    Server,
+    /// The server, and what it has stored.
+    Store,
+}
+
+struct Cluster {
+    server: NatsServer,
+    folder: Folder,
+    learner: Option<Process>,
+    actors: Vec<Process>,
+    verifiers: Vec<Process>,
+}
+
+impl Cluster {
+    fn start(lag: u64) -> Cluster {
+        let (server, folder) = (NatsServer::start(), Folder::new());
+        let mut cluster = Cluster { server, folder, learner: None, actors: Vec::new(), verifiers: Vec::new() };
+        let lag = format!("batch.lag={lag}");
+        let learner = [&["smoke", "--set", &lag], &LEARNER[..]].concat();
+        cluster.learner = Some(cluster.process("learner", &learner));
+        cluster.actors = (0..3).map(|_| cluster.worker("actor")).collect();
+        cluster.verifiers = (0..2).map(|_| cluster.worker("verifier")).collect();
+        cluster
+    }
+
+    fn process(&self, role: &str, args: &[&str]) -> Process {
+        self.folder.start(&[&[role, "--bus", &self.server.url()], args].concat())
+    }
+
+    fn worker(&self, role: &str) -> Process {
+        self.process(role, &["--run", "chaos"])
+    }
+
+    /// Kills with SIGKILL, and starts again.
+    fn kill(&mut self, target: Target) {
+        match target {
+            Target::Actor(index) => {
+                self.actors.swap_remove(index).kill();
+                self.actors.push(self.worker("actor"));
+            }
+            Target::Verifier(index) => {
+                self.verifiers.swap_remove(index).kill();
+                self.verifiers.push(self.worker("verifier"));
+            }
+            Target::Learner => {
+                let ended = self.learner.take().unwrap().kill();
+                assert_eq!(ended.status.code(), None, "the kill came too late: {ended:#?}");
+                let learner = [&["--resume"], &LEARNER[..]].concat();
+                self.learner = Some(self.process("learner", &learner));
+            }
+            Target::Server | Target::Store => {
+                self.server.kill();
+                if target == Target::Store {
+                    self.server.wipe();
+                }
+                self.server.restart();
+            }
+        }
+    }
+}
+
+/// Every target comes up, in an order that is drawn.
+fn targets(lag: u64) -> Vec<Target> {
+    let mut targets: Vec<Target> = (0..NUM_KILLS as usize)
+        .map(|kill| match kill % 8 {
+            0 | 4 => Target::Learner,
+            2 => Target::Verifier(kill / 8 % 2),
+            6 if kill < 8 => Target::Store,
+            6 => Target::Server,
+            _ => Target::Actor(kill % 3),
+        })
+        .collect();
+    let mut rng = CounterRng::new(0, Purpose::Fault, lag, 0, 0);
+    for last in (1..targets.len()).rev() {
+        targets.swap(last, rng.below(last as u64 + 1) as usize);
+    }
+    targets
+}
+
+#[test]
+fn a_run_under_fire_gives_the_weights_of_one_in_peace() {
+    for lag in [0, 1] {
+        survives(lag);
+    }
+}
+
+fn survives(lag: u64) {
+    let mut cluster = Cluster::start(lag);
+    let mut kills = BTreeMap::<String, u32>::new();
+    for (kill, target) in targets(lag).into_iter().enumerate() {
+        let step = kill as u64 * (NUM_STEPS - STEPS_AFTER_KILLS) / NUM_KILLS;
+        let began = cluster.folder.path("run/config.toml");
+        wait_until("the moment of a kill", || began.exists() && cluster.folder.last_step() >= step);
+        let mut rng = CounterRng::new(0, Purpose::Fault, lag, 1, kill as u64);
+        std::thread::park_timeout(Duration::from_millis(rng.below(MAX_PAUSE_MS)));
+        cluster.kill(target);
+        let name = format!("{target:?}");
+        *kills.entry(name.split('(').next().unwrap().to_owned()).or_default() += 1;
+    }
+    let ended = cluster.learner.take().unwrap().end().success();
+    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    cluster.folder.history().assert_steps_of(&reference(lag).history);
+    for key in ["outcome", "step", "weights_digest", "evals", "totals"] {
+        assert_eq!(summary[key], reference(lag).summary[key], "{key}");
+    }
+    let (lost, twice) = count_journal(&cluster.folder);
+    println!(
+        "lag {lag}: {NUM_KILLS} kills {kills:?}; by the last learner alone {} re-issues, {} duplicates; {lost} tasks lost, {twice} \
+         trained on twice",
+        summary["num_reissued"], summary["num_duplicates"]
+    );
+    assert_eq!((lost, twice), (0, 0));
+    for worker in cluster.actors.drain(..).chain(cluster.verifiers.drain(..)) {
+        worker.end().success();
+    }
+}
+
+/// Counts tasks of the batches that were folded which the journal does not have, and groups and steps that it has twice.
+fn count_journal(folder: &Folder) -> (usize, usize) {
+    let mut reader = JournalReader::open(&folder.path("run/journal")).unwrap();
+    let (mut groups, mut steps, mut twice) = (BTreeSet::<TaskId>::new(), BTreeMap::new(), 0);
+    while let Some(record) = reader.next().unwrap() {
+        match record.unwrap() {
+            Record::Group(scored) => twice += usize::from(!groups.insert(scored.group.task.id)),
+            Record::Step(step) => twice += usize::from(steps.insert(step.step, step.groups.len()).is_some()),
+            _ => {}
+        }
+    }
+    let folded: usize = steps.values().sum();
+    assert_eq!(steps.len() as u64, NUM_STEPS);
+    (folded.saturating_sub(groups.len()), twice)
+}

@@ -1,0 +1,197 @@
+//! Learner, actors and verifiers as processes, with a NATS server between them: the same weights as one process.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::nats_server::NatsServer;
+use crate::runs::{Folder, NUM_STEPS, Process, reference, wait_until};
+
+/// Short waits: what is lost comes again soon.
+const HASTE: [&str; 6] = [
+    "--set",
+    "local.bus.ack_wait_seconds=1.0",
+    "--set",
+    "local.bus.reissue_seconds=1.0",
+    "--set",
+    "local.bus.lease_seconds=2.0",
+];
+
+/// A server and a folder to run processes in.
+struct Cluster {
+    server: NatsServer,
+    folder: Folder,
+}
+
+impl Cluster {
+    fn new() -> Cluster {
+        Cluster { server: NatsServer::start(), folder: Folder::new() }
+    }
+
+    fn start(&self, role: &str, args: &[&str]) -> Process {
+        let url = self.server.url();
+        self.folder.start(&[&[role, "--bus", &url], args].concat())
+    }
+
+    fn learner(&self, args: &[&str]) -> Process {
+        self.start("learner", &[&["smoke", "--run-dir", "run"], args].concat())
+    }
+}
+
+#[test]
+fn one_of_each_gives_the_weights_of_one_process() {
+    for lag in [0, 1] {
+        let cluster = Cluster::new();
+        let learner = cluster.learner(&["--json", "--set", &format!("batch.lag={lag}")]);
+        let workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));
+        let ended = learner.end().success();
+        assert_eq!(ended.stderr, "", "nothing to warn of");
+        let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+        for key in ["outcome", "step", "weights_digest", "control", "evals", "totals"] {
+            assert_eq!(summary[key], reference(lag).summary[key], "{key}");
+        }
+        cluster.folder.history().assert_steps_of(&reference(lag).history);
+        assert_eq!(cluster.folder.history().exams, reference(lag).history.exams);
+        for worker in workers {
+            let ended = worker.end().success();
+            assert!(ended.stdout.contains(" is over\n"), "a worker ends with its run: {ended:#?}");
+        }
+    }
+}
+
+/// Workers that differ, the first of them there before the learner.
+#[test]
+fn many_workers_give_the_weights_of_one_process() {
+    let cluster = Cluster::new();
+    let actors = [["1", "7"], ["2", "16"], ["1", "512"]]
+        .map(|[threads, slots]| cluster.start("actor", &["--threads", threads, "--slots", slots]));
+    wait_until("an actor to say what it waits for", || {
+        actors[0].said_so_far().contains("waiting for a learner to announce a run on nats://127.0.0.1:")
+    });
+    let learner = cluster.learner(&[]);
+    let verifiers = ["first", "second"].map(|name| cluster.start("verifier", &["--name", name]));
+    learner.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    let verified = verifiers.map(|verifier| verifier.end().success().stdout);
+    assert!(verified[0].starts_with("first: joined run "), "{verified:?}");
+    for (actor, verified) in actors.into_iter().zip(verified.iter().cycle()) {
+        let played = actor.end().success().stdout;
+        assert!(
+            !played.contains(": 0 groups") && !verified.contains(": 0 groups"),
+            "all have a part: {played}{verified}"
+        );
+    }
+}
+
+/// What an actor has begun goes to another when it is told to end, and is not waited for.
+#[test]
+fn a_worker_that_is_told_to_end_hands_back_what_it_has() {
+    let cluster = Cluster::new();
+    // Nothing comes again by itself before the test would have failed.
+    let waits = ["--set", "local.bus.ack_wait_seconds=1000.0", "--set", "local.bus.reissue_seconds=1000.0"];
+    let learner = cluster.learner(&waits);
+    let verifier = cluster.start("verifier", &[]);
+    for steps in [5, 10, 15] {
+        let actor = cluster.start("actor", &[]);
+        wait_until("steps", || cluster.folder.last_step() >= steps);
+        let told = Instant::now();
+        actor.terminate();
+        let ended = actor.end().success();
+        assert!(told.elapsed() < Duration::from_secs(10));
+        assert!(ended.stderr.contains("stopping: handing back what is unfinished"), "{ended:#?}");
+    }
+    let _actor = cluster.start("actor", &[]);
+    wait_until("steps", || cluster.folder.last_step() >= 20);
+    verifier.terminate();
+    verifier.end().success();
+    let _verifier = cluster.start("verifier", &[]);
+    learner.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+}
+
+#[test]
+fn a_learner_that_stops_goes_on_by_the_command_that_it_prints() {
+    let cluster = Cluster::new();
+    let learner = cluster.learner(&["--run", "mine"]);
+    let workers = ["actor", "verifier"].map(|role| cluster.start(role, &["--run", "mine"]));
+    wait_until("step 5", || cluster.folder.last_step() >= 5);
+    learner.interrupt();
+    let ended = learner.end().success();
+    assert!(cluster.folder.last_step() < NUM_STEPS, "{ended:#?}");
+    let command = ended.printed("go on with: ");
+    assert_eq!(command, format!("autodidact learner --bus {} --run mine --resume --run-dir run", cluster.server.url()));
+    cluster.folder.call_printed(command).success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    for worker in workers {
+        worker.end().success();
+    }
+}
+
+#[test]
+fn a_second_learner_is_refused_and_the_first_is_unharmed() {
+    let cluster = Cluster::new();
+    let first = cluster.learner(&HASTE);
+    wait_until("the first to lead", || cluster.folder.path("run/config.toml").exists());
+    let second = cluster.start("learner", &["smoke", "--run-dir", "other"]).end();
+    let folder = cluster.folder.path("run").canonicalize().unwrap();
+    let says = format!(":{}); one run has one learner at a time", folder.display());
+    let refusal = second.stderr.lines().last().unwrap();
+    assert!(!second.status.success() && refusal.starts_with("error: ") && refusal.ends_with(&says), "{second:#?}");
+    assert!(!cluster.folder.path("other").exists(), "nothing is left of it");
+    let same_folder = cluster.start("learner", &["--resume", "--run-dir", "run"]).end();
+    assert!(same_folder.refusal().contains("expected no other learner in this run directory"), "{same_folder:#?}");
+    let _workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));
+    first.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+}
+
+/// A learner that hung for so long that another has its run finds that out before it does harm.
+#[test]
+fn a_learner_that_was_overtaken_ends() {
+    let cluster = Cluster::new();
+    let first = cluster.learner(&HASTE);
+    let _workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));
+    wait_until("step 3", || cluster.folder.last_step() >= 3);
+    first.freeze();
+    let second = cluster.start("learner", &[&["smoke", "--run-dir", "other"], &HASTE[..]].concat());
+    wait_until("the second to lead", || cluster.folder.path("other/config.toml").exists());
+    first.thaw();
+    let overtaken = first.end();
+    let refusal = overtaken.stderr.lines().last().unwrap();
+    assert!(!overtaken.status.success() && refusal.starts_with("error: bus: run "), "{overtaken:#?}");
+    assert!(refusal.ends_with("/other); one run has one learner at a time"), "{overtaken:#?}");
+    second.end().success();
+    crate::runs::History::read(&cluster.folder.path("other")).assert_steps_of(&reference(0).history);
+}
+
+#[test]
+fn what_cannot_meet_is_told_why() {
+    let folder = Folder::new();
+    let learner = ["learner", "smoke", "--run-dir", "run", "--set", "local.stall_seconds=1"];
+    // Nobody listens on the port of a socket that is closed again.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("nats://127.0.0.1:{port}");
+    let alone = folder.call(&[&learner[..], &["--bus", &url]].concat());
+    let refusal = alone.refusal();
+    assert!(refusal.starts_with(&format!("bus: could not connect to {url} within 1 s: ")), "{refusal}");
+    assert!(!folder.path("run").exists(), "nothing is left of it");
+    let server = NatsServer::start();
+    for (args, says) in [
+        (&["learner", "smoke", "--run", "a.b"][..], "--run: bus: name: expected 1 to 64 letters, digits, - and _, got"),
+        (&["actor", "--name", "a b"], "--name: bus: name: expected 1 to 64 letters, digits, - and _, got \"a b\""),
+        (&["verifier", "--run", "a*"], "bus: name: expected 1 to 64 letters, digits, - and _, got \"a*\""),
+        (&["learner", "smoke", "--set", "local.bus.lease_seconds=0"], "lease_seconds: expected 0.1 to 86400, got 0"),
+        (&["learner", "smoke", "--set", "local.bus.fault={drop=0.5,duplicate=0.5}"], "missing field `reorder`"),
+    ] {
+        let refused = folder.call(&[args, &["--bus", &server.url()]].concat());
+        assert!(refused.refusal().contains(says), "{says}: {refused:#?}");
+    }
+    let runs = ["one", "two"]
+        .map(|run| folder.start(&["learner", "smoke", "--bus", &server.url(), "--run", run, "--run-dir", run]));
+    wait_until("two runs", || ["one", "two"].iter().all(|run| folder.path(run).join("config.toml").exists()));
+    let refused = folder.call(&["actor", "--bus", &server.url()]);
+    assert!(refused.refusal().contains("--run: expected one of the runs on nats://"), "{refused:#?}");
+    assert!(refused.refusal().ends_with(": one, two"), "{refused:#?}");
+    drop(runs);
+}
