@@ -150,7 +150,8 @@ impl Joined {
         let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
         expect_fit(&run, &announced.manifest, &train::manifest(&config)?)?;
         let BusConfig { ack_wait_seconds, fault, .. } = config.local.bus;
-        let bus = Arc::new(server.join(&run, name, Duration::from_secs_f64(ack_wait_seconds)));
+        let bus =
+            Arc::new(server.join(&course(&run, &announced.manifest), name, Duration::from_secs_f64(ack_wait_seconds)));
         Ok(Joined { bus: with_faults(bus, fault), server, run, announced })
     }
 
@@ -217,6 +218,12 @@ fn expect_fit(run: &str, needed: &Manifest, own: &Manifest) -> Result<()> {
     }
 }
 
+/// Names what a run computes: its streams, which processes that compute something else never see.
+fn course(run: &str, manifest: &Manifest) -> String {
+    let digest = Digest::of(manifest).short();
+    if run == digest { digest } else { format!("{run}-{digest}") }
+}
+
 fn with_faults(bus: Arc<dyn Bus>, faults: Option<Faults>) -> Arc<dyn Bus> {
     let Some(faults) = faults else { return bus };
     tracing::warn!(?faults, "local.bus.fault: messages are lost, repeated and delayed on purpose");
@@ -263,7 +270,7 @@ impl Meeting {
             num_replicas,
         };
         let holder = format!("{}:{}", machine(), std::path::absolute(run_dir)?.display());
-        let (lease, bus) = server.lead(&run, &holder, terms).await?;
+        let (lease, bus) = server.lead(&run, &course(&run, manifest), &holder, terms).await?;
         let config = run_config::to_toml(config)?;
         let announcement = Announcement { manifest: manifest.clone(), config, is_over: false };
         lease.announce(serde_json::to_vec(&announcement)?);
@@ -280,6 +287,11 @@ impl Led {
     /// Waits until the run is another learner's.
     pub(crate) async fn lost(&self) -> anyhow::Error {
         self.lease.lost().await.into()
+    }
+
+    /// Leaves a run that is another learner's.
+    pub(crate) fn give_up(self) {
+        self.lease.abandon();
     }
 
     /// Lets go of the run; when it is over, workers hear of it.

@@ -129,6 +129,10 @@ impl Printer {
                     control.decay_from, control.stop_at
                 ))
             }
+            Event::Waiting(waiting) => {
+                eprintln!("waiting: {waiting}");
+                Ok(())
+            }
             Event::Checkpoint(path) => {
                 tracing::info!(path = %path.display(), "checkpoint written");
                 Ok(())

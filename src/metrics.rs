@@ -15,14 +15,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use learner::{Event, StepEvent};
+use learner::{Event, StepEvent, Waiting};
 use prometheus::{
     Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Registry, TEXT_FORMAT, TextEncoder,
     register_counter_with_registry, register_gauge_vec_with_registry, register_gauge_with_registry,
     register_int_counter_vec_with_registry, register_int_counter_with_registry, register_int_gauge_with_registry,
 };
 
-use crate::report::folder_bytes;
+use crate::report::{folder_bytes, word};
 
 /// An address that is taken for this process.
 #[derive(Debug)]
@@ -83,8 +83,8 @@ pub(crate) struct Metrics(Mutex<Values>);
 struct Values {
     registry: Registry,
     journal: PathBuf,
-    /// Whether anything has happened yet.
-    is_ready: bool,
+    /// Why the run does not go on, if it does not.
+    readiness: Result<(), String>,
     /// Tokens that the run had trained on by the last step, earlier processes included.
     trained_tokens_before: Option<u64>,
 
@@ -94,6 +94,7 @@ struct Values {
     trained_tokens: IntCounter,
     wait_seconds: Counter,
     train_seconds: Counter,
+    waiting_seconds: GaugeVec,
     learning_rate: Gauge,
     loss: Gauge,
     grad_norm: Gauge,
@@ -109,7 +110,7 @@ impl Metrics {
         let to = &registry;
         Ok(Metrics(Mutex::new(Values {
             journal: run_dir.join("journal"),
-            is_ready: false,
+            readiness: Err("no step and no exam yet".to_owned()),
             trained_tokens_before: None,
             learner_step: register_int_gauge_with_registry!("learner_step", "Steps folded by the run.", to)?,
             rollouts: register_int_counter_vec_with_registry!("rollouts_total", "Rollouts folded.", &["family"], to)?,
@@ -132,6 +133,12 @@ impl Metrics {
             train_seconds: register_counter_with_registry!(
                 "learner_train_seconds_total",
                 "Time that the learner trained.",
+                to
+            )?,
+            waiting_seconds: register_gauge_vec_with_registry!(
+                "learner_waiting_seconds",
+                "For how long nothing has come, once that is longer than it should be; of tasks of a kind, by who has them.",
+                &["role", "kind"],
                 to
             )?,
             learning_rate: register_gauge_with_registry!(
@@ -169,7 +176,8 @@ impl Metrics {
     /// Takes in what happened.
     pub(crate) fn observe(&self, event: &Event) {
         let mut values = self.values();
-        values.is_ready = true;
+        values.readiness = Ok(());
+        values.waiting_seconds.reset();
         match event {
             Event::Step(event) => values.step(event),
             Event::Eval(eval) => {
@@ -177,6 +185,7 @@ impl Metrics {
                 values.exam_solved.with_label_values(&[&eval.exam]).set(share);
             }
             Event::Resumed { step, .. } => values.learner_step.set(*step as i64),
+            Event::Waiting(waiting) => values.waiting(waiting),
             Event::CheckpointRefused(_) | Event::Control(_) | Event::Checkpoint(_) => {}
         }
     }
@@ -188,10 +197,10 @@ impl Metrics {
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
             },
             (&Method::GET, "/healthz") => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            (&Method::GET, "/readyz") if self.values().is_ready => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            (&Method::GET, "/readyz") => {
-                (StatusCode::SERVICE_UNAVAILABLE, PLAIN, "no step and no exam yet\n".to_owned())
-            }
+            (&Method::GET, "/readyz") => match &self.values().readiness {
+                Ok(()) => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+                Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{reason}\n")),
+            },
             (&Method::GET, _) => (StatusCode::NOT_FOUND, PLAIN, "expected /metrics, /healthz or /readyz\n".to_owned()),
             _ => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "expected GET\n".to_owned()),
         };
@@ -227,6 +236,16 @@ impl Values {
         self.logprob_mismatch.set(report.logprob_mismatch.unwrap_or(f64::NAN));
     }
 
+    /// Says in what role somebody has what is waited for.
+    fn waiting(&mut self, waiting: &Waiting) {
+        self.readiness = Err(waiting.to_string());
+        for (task, holder) in &waiting.first {
+            let role = holder.as_ref().map_or("none".to_owned(), |holder| word(&holder.role));
+            let labels = [role, word(&task.kind)];
+            self.waiting_seconds.with_label_values(&labels).set(waiting.waited.as_secs_f64());
+        }
+    }
+
     fn text(&self) -> Result<String> {
         self.journal_bytes.set(folder_bytes(&self.journal) as i64);
         Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
@@ -244,6 +263,7 @@ mod tests {
         let metrics = Metrics::new(Path::new("absent")).unwrap();
         let values = metrics.values();
         values.exam_solved.with_label_values(&["countdown-3"]).set(0.5);
+        values.waiting_seconds.with_label_values(&["actor", "train"]).set(30.0);
         values.rollouts.with_label_values(&["countdown/1"]).inc();
         values.rollouts_solved.with_label_values(&["countdown/1"]).inc();
         drop(values);

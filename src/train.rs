@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary};
+use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary, expect_begun_with};
 use policy::Numerics;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -66,6 +66,8 @@ const MAX_TOML: u64 = i64::MAX as u64;
 /// Steps that `AUTODIDACT_CI=1` stands for: enough to see every part at work.
 const CI_STEPS: u64 = 3;
 const DEFAULT_MINUTES: f64 = 10.0;
+/// After how long without progress a person is told what is waited for.
+const TELL_AFTER: Duration = Duration::from_secs(20);
 
 /// Trains; `meeting` is where actors and verifiers come to, which are threads of this process without it.
 pub(crate) fn start(args: &Args, meeting: Option<Meeting>) -> Result<()> {
@@ -286,6 +288,8 @@ fn free_run_dir(config: &RunConfig) -> PathBuf {
 async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(Summary, Duration)> {
     let (config, local) = (&plan.config.run, &plan.config.local);
     let lock = RunLock::take(&plan.run_dir)?;
+    // Before anybody hears of it: a refused config must change nothing.
+    expect_begun_with(&plan.run_dir, &plan.manifest)?;
     let exams: Vec<Exam> = config
         .exams
         .names
@@ -323,6 +327,7 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
         checkpoint_every: local.checkpoint_every,
         keep_checkpoints: local.keep_checkpoints,
         stall_limit: local.stall_limit(),
+        tell_after: TELL_AFTER.min(local.stall_limit() / 2),
         epoch: others.epoch(),
         reissue_after: plan.meeting.as_ref().map(|_| local.reissue_after()),
         tokenizer_json: tokenizer_json(),
@@ -356,9 +361,12 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
         Some(summary) => summary,
         None => learner.await?,
     };
-    if let Others::Elsewhere(led) = others {
-        let is_over = summary.as_ref().is_ok_and(|summary| summary.outcome == Outcome::Finished);
-        led.leave(is_over).await?;
+    match others {
+        Others::Elsewhere(led) if failure.is_some() => led.give_up(),
+        Others::Elsewhere(led) => {
+            led.leave(summary.as_ref().is_ok_and(|summary| summary.outcome == Outcome::Finished)).await?;
+        }
+        Others::Here { .. } => {}
     }
     let cpu_time = follower.await??;
     match failure {

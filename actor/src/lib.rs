@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use bus::{Bus, Delivery};
 use policy::{PackedWeights, read_weights};
-use proto::{Digest, Group, Task, TaskId};
+use proto::{Digest, Group, Role, Task, TaskId};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use engine::{Engine, GroupReceiver};
@@ -65,6 +67,9 @@ pub enum Error {
 /// How many versions are kept unpacked: the one that is played, the next, and an exam's.
 const KEPT_VERSIONS: usize = 4;
 
+/// How often an actor says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
+
 /// After how long a task is tried again whose weights could not be had.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -80,7 +85,10 @@ pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken)
         groups,
         max_rollouts: 2 * config.num_slots.max(1),
         held: Vec::new(),
+        parked: Vec::new(),
         versions: VecDeque::new(),
+        fetches: JoinSet::new(),
+        refused: None,
         summary: Summary::default(),
     };
     actor.run(shutdown).await
@@ -92,9 +100,13 @@ struct Actor {
     groups: GroupReceiver,
     /// Rollouts that are taken on at a time: those in slots, and as many to follow. What others could play is left to them.
     max_rollouts: usize,
-    /// Tasks that are being played.
+    /// Tasks that are being played, and then those whose weights are on the way.
     held: Vec<Delivery<Task>>,
+    parked: Vec<Delivery<Task>>,
     versions: VecDeque<(Digest, Arc<PackedWeights>)>,
+    fetches: JoinSet<(Digest, Result<PackedWeights, Error>)>,
+    /// The weights that could not be had last, and when that was.
+    refused: Option<(Digest, Instant)>,
     summary: Summary,
 }
 
@@ -102,39 +114,107 @@ impl Actor {
     async fn run(mut self, shutdown: CancellationToken) -> Result<Summary, Error> {
         let bus = self.bus.clone();
         let mut keep = tokio::time::interval(bus.keep_every());
+        let mut beats = tokio::time::interval(BEAT_EVERY);
+        // Kept over the turns of the loop: a wait that is begun anew each time may never end.
+        let mut next = bus.next_task();
         loop {
             let has_room = self.num_rollouts() < self.max_rollouts;
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                group = self.groups.recv() => self.publish(group.ok_or(Error::EngineStopped)??).await?,
-                task = bus.next_task(), if has_room => self.begin(task?).await?,
-                _ = keep.tick() => self.keep().await?,
+                group = self.groups.recv() => {
+                    let group = group.ok_or(Error::EngineStopped)??;
+                    tokio::select! {
+                        // Unpublished, it is handed back with the rest.
+                        () = shutdown.cancelled() => break,
+                        published = self.publish(group) => published?,
+                    }
+                }
+                Some(fetched) = self.fetches.join_next() => {
+                    let (digest, weights) = fetched.map_err(|_| Error::EngineStopped)?;
+                    self.arrived(digest, weights).await?;
+                }
+                task = &mut next, if has_room => {
+                    next = bus.next_task();
+                    self.begin(task?).await?;
+                }
+                _ = keep.tick() => {
+                    for task in self.taken() {
+                        task.keep().await?;
+                    }
+                }
+                _ = beats.tick() => {
+                    let tasks = self.taken().map(|task| task.message.body.id).collect();
+                    bus.beat(Role::Actor, tasks).await?;
+                }
             }
         }
-        for task in &self.held {
+        drop(next);
+        for task in self.taken() {
             task.hand_back(Duration::ZERO).await?;
         }
+        bus.leave().await;
         Ok(self.summary)
     }
 
+    fn taken(&self) -> impl Iterator<Item = &Delivery<Task>> {
+        self.held.iter().chain(&self.parked)
+    }
+
     fn num_rollouts(&self) -> usize {
-        self.held.iter().map(|task| task.message.body.num_rollouts as usize).sum()
+        self.taken().map(|task| task.message.body.num_rollouts as usize).sum()
     }
 
     async fn begin(&mut self, task: Delivery<Task>) -> Result<(), Error> {
         let body = &task.message.body;
-        if self.held.iter().any(|held| held.message.body == *body) {
-            // Its group is on the way.
+        let digest = body.weights;
+        let mut taken = self.held.iter_mut().chain(&mut self.parked);
+        if let Some(taken) = taken.find(|taken| taken.message.body == *body) {
+            // Its group is on the way. The same message again takes the place of the first: what is said of one is said of both.
+            if taken.message.envelope == task.message.envelope {
+                *taken = task;
+                return Ok(());
+            }
             return Ok(task.acknowledge().await?);
         }
-        match self.weights(body.weights).await {
+        if let Some((_, weights)) = self.versions.iter().find(|(known, _)| *known == digest) {
+            self.engine.submit(body.clone(), weights.clone())?;
+            self.held.push(task);
+            return Ok(());
+        }
+        if self.refused.is_some_and(|(refused, when)| refused == digest && when.elapsed() < RETRY_PAUSE) {
+            return Ok(task.hand_back(RETRY_PAUSE).await?);
+        }
+        if !self.parked.iter().any(|parked| parked.message.body.weights == digest) {
+            let bus = self.bus.clone();
+            self.fetches.spawn(async move { (digest, fetch(bus.as_ref(), digest).await) });
+        }
+        self.parked.push(task);
+        Ok(())
+    }
+
+    /// Plays the tasks that waited for a version; without it, they wait elsewhere.
+    async fn arrived(&mut self, digest: Digest, weights: Result<PackedWeights, Error>) -> Result<(), Error> {
+        let waited = self.parked.extract_if(.., |task| task.message.body.weights == digest).collect::<Vec<_>>();
+        match weights {
             Ok(weights) => {
-                self.engine.submit(body.clone(), weights)?;
-                self.held.push(task);
+                let weights = Arc::new(weights);
+                for task in &waited {
+                    self.engine.submit(task.message.body.clone(), weights.clone())?;
+                }
+                self.held.extend(waited);
+                self.versions.push_front((digest, weights));
+                self.versions.truncate(KEPT_VERSIONS);
             }
-            Err(error @ (Error::Bus(bus::Error::NoWeights { .. }) | Error::Weights { .. })) => {
-                tracing::warn!(%error, "a task waits");
-                task.hand_back(RETRY_PAUSE).await?;
+            Err(
+                error @ (Error::Bus(bus::Error::NoWeights { .. } | bus::Error::BadWeights { .. })
+                | Error::Weights { .. }),
+            ) => {
+                // The learner stores them again; until then what is there already is played.
+                tracing::warn!("{} tasks wait: {error}", waited.len());
+                self.refused = Some((digest, Instant::now()));
+                for task in waited {
+                    task.hand_back(RETRY_PAUSE).await?;
+                }
             }
             Err(error) => return Err(error),
         }
@@ -144,31 +224,17 @@ impl Actor {
     /// Sends a group on its way; only then is its task done.
     async fn publish(&mut self, group: Group) -> Result<(), Error> {
         let Some(index) = self.held.iter().position(|held| held.message.body == group.task) else { return Ok(()) };
+        let num_tokens = group.rollouts.iter().map(|rollout| rollout.tokens.len() as u64).sum::<u64>();
+        self.bus.publish_group(self.held[index].message.reply(group)).await?;
         let task = self.held.swap_remove(index);
         self.summary.num_groups += 1;
-        self.summary.num_tokens += group.rollouts.iter().map(|rollout| rollout.tokens.len() as u64).sum::<u64>();
-        self.bus.publish_group(task.message.reply(group)).await?;
+        self.summary.num_tokens += num_tokens;
         Ok(task.acknowledge().await?)
     }
+}
 
-    /// Says of every task that it is still being played.
-    async fn keep(&self) -> Result<(), Error> {
-        for task in &self.held {
-            task.keep().await?;
-        }
-        Ok(())
-    }
-
-    async fn weights(&mut self, digest: Digest) -> Result<Arc<PackedWeights>, Error> {
-        if let Some((_, weights)) = self.versions.iter().find(|(known, _)| *known == digest) {
-            return Ok(weights.clone());
-        }
-        let bytes = self.bus.get_weights(digest).await?;
-        let weights = Arc::new(unpack(digest, &bytes)?);
-        self.versions.push_front((digest, weights.clone()));
-        self.versions.truncate(KEPT_VERSIONS);
-        Ok(weights)
-    }
+async fn fetch(bus: &dyn Bus, digest: Digest) -> Result<PackedWeights, Error> {
+    unpack(digest, &bus.get_weights(digest).await?)
 }
 
 /// Reads and packs weights, and checks that they are the ones that were asked for.

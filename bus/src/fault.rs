@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{CounterRng, Digest, Group, Message, ProblemKey, Purpose, ScoredGroup, Task, TaskId, TaskKind};
+use proto::{Beat, CounterRng, Digest, Group, Message, ProblemKey, Purpose, Role, ScoredGroup, Task, TaskId, TaskKind};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -137,6 +137,14 @@ impl Faulty {
     }
 }
 
+/// Hands back what was to be delivered later.
+async fn hand_back<T: Send + Sync>(late: &Late<T>) {
+    let late = std::mem::take(&mut *late.lock().unwrap_or_else(PoisonError::into_inner));
+    for (_, delivery) in late {
+        drop(delivery.hand_back(Duration::ZERO).await);
+    }
+}
+
 /// The second delivery of a message; nobody waits to hear of it.
 struct Copy;
 
@@ -181,6 +189,14 @@ impl Bus for Faulty {
         self.bus.publish_scored(scored).await
     }
 
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
+        self.bus.beat(role, tasks).await
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        self.bus.next_beat().await
+    }
+
     fn keep_every(&self) -> Duration {
         self.bus.keep_every()
     }
@@ -207,6 +223,13 @@ impl Bus for Faulty {
 
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
         self.bus.retain_weights(digests).await
+    }
+
+    async fn leave(&self) {
+        hand_back(&self.tasks).await;
+        hand_back(&self.groups).await;
+        hand_back(&self.scored).await;
+        self.bus.leave().await;
     }
 
     async fn restore(&self) -> Result<bool, Error> {

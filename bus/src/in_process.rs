@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Digest, Group, Message, ProblemKey, ScoredGroup, Task, TaskId, TaskKind};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind};
 use tokio::sync::mpsc;
 
 use crate::{Bus, Delivery, Error, Receipt};
@@ -110,6 +110,14 @@ impl Bus for InProcess {
         self.scored.pop().await
     }
 
+    async fn beat(&self, _role: Role, _tasks: Vec<TaskId>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        std::future::pending().await
+    }
+
     fn keep_every(&self) -> Duration {
         // Nobody else waits for it.
         Duration::from_secs(3600)
@@ -145,6 +153,8 @@ impl Bus for InProcess {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).retain(|digest, _| digests.contains(digest));
         Ok(())
     }
+
+    async fn leave(&self) {}
 
     async fn restore(&self) -> Result<bool, Error> {
         Ok(false)

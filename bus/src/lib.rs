@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Digest, Group, Message, ProblemKey, ScoredGroup, Task, TaskId, TaskKind};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind};
 
 pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
@@ -40,6 +40,12 @@ pub trait Bus: Send + Sync + 'static {
     /// Waits for a scored group, as [`Bus::next_task`] does.
     async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error>;
 
+    /// Says that a worker lives, and what it has taken; nothing else is said of it. Its name is the bus's to fill in.
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error>;
+
+    /// Waits for a worker's sign of life; where workers do not live apart, for ever.
+    async fn next_beat(&self) -> Result<Beat, Error>;
+
     /// Says how often a worker must say that it still holds a delivery, lest it be delivered again.
     fn keep_every(&self) -> Duration;
 
@@ -60,6 +66,9 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Forgets all weights but these.
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error>;
+
+    /// Hands back what is on its way to this process, which ends.
+    async fn leave(&self);
 
     /// Makes again what the bus has lost of its queues and stores; tells whether anything was missing, and with it perhaps
     /// messages, keys and weights.
@@ -133,6 +142,14 @@ pub enum Error {
     NoWeights {
         /// What was asked for.
         digest: Digest,
+    },
+    /// What is stored under a version's name is something else.
+    #[error("bus: weights {digest:?} are refused: {reason}")]
+    BadWeights {
+        /// Which version.
+        digest: Digest,
+        /// What is wrong.
+        reason: String,
     },
     /// The server did not do it for too long.
     #[error("bus: could not {what} within {seconds} s: {reason}")]

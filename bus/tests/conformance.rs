@@ -4,6 +4,7 @@ mod nats_server;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bus::nats::{Lease, Server, Settings, Terms};
@@ -16,8 +17,8 @@ use proto::{
 use tokio::time::timeout;
 
 const RUN: &str = "test";
-const ACK_WAIT: Duration = Duration::from_secs(1);
-const LEASE: Duration = Duration::from_secs(2);
+const ACK_WAIT: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_secs(4);
 /// Long enough for a message to have come, if it comes.
 const SOON: Duration = Duration::from_millis(500);
 /// The longest wait for something that must come.
@@ -45,9 +46,13 @@ async fn buses() -> Vec<Seen> {
 }
 
 async fn nats() -> Seen {
+    nats_with(terms()).await
+}
+
+async fn nats_with(terms: Terms) -> Seen {
     let server = NatsServer::start();
-    let (lease, learner) = connect(&server).await.lead(RUN, "learner", terms()).await.unwrap();
-    let worker = async |name| connect(&server).await.join(RUN, name, ACK_WAIT);
+    let (lease, learner) = connect(&server).await.lead(RUN, RUN, "learner", terms).await.unwrap();
+    let worker = async |name| connect(&server).await.join(RUN, name, terms.ack_wait);
     let workers: [Arc<dyn Bus>; 2] = [Arc::new(worker("one").await), Arc::new(worker("two").await)];
     Seen { name: "NATS", learner: Arc::new(learner), workers, _kept: Some((lease, server)) }
 }
@@ -98,17 +103,24 @@ async fn every_task_is_taken_by_one_of_many_workers() {
         for index in 0..32 {
             bus.learner.publish_task(issued(index, 0)).await.unwrap();
         }
-        let take_all = |bus: Arc<dyn Bus>| async move {
-            let mut taken = Vec::new();
-            while let Ok(delivery) = timeout(SOON, bus.next_task()).await {
-                let delivery = delivery.unwrap();
-                delivery.acknowledge().await.unwrap();
-                taken.push(delivery.message.body.id.index);
+        let num_taken = Arc::new(AtomicUsize::new(0));
+        let take_all = |bus: Arc<dyn Bus>| {
+            let num_taken = num_taken.clone();
+            async move {
+                let mut taken = Vec::new();
+                while num_taken.load(Ordering::Relaxed) < 32 {
+                    let Ok(delivery) = timeout(SOON, bus.next_task()).await else { continue };
+                    let delivery = delivery.unwrap();
+                    delivery.acknowledge().await.unwrap();
+                    taken.push(delivery.message.body.id.index);
+                    num_taken.fetch_add(1, Ordering::Relaxed);
+                }
+                taken
             }
-            taken
         };
         let [one, two] = bus.workers.clone().map(|worker| tokio::spawn(take_all(worker)));
-        let mut taken = [one.await.unwrap(), two.await.unwrap()].concat();
+        let mut taken = timeout(LIMIT, async { [one.await.unwrap(), two.await.unwrap()].concat() }).await.unwrap();
+        expect_none(&bus.workers[0], SOON).await;
         taken.sort();
         assert_eq!(taken, (0..32).collect::<Vec<_>>(), "{}", bus.name);
     }
@@ -231,12 +243,31 @@ async fn what_a_dead_worker_held_goes_to_another_and_what_is_kept_does_not() {
     let [one, two] = &bus.workers;
     bus.learner.publish_task(issued(1, 0)).await.unwrap();
     let held = take(one).await;
-    for _ in 0..6 {
+    for _ in 0..8 {
         held.keep().await.unwrap();
-        expect_none(two, ACK_WAIT / 2).await;
+        expect_none(two, ACK_WAIT / 4).await;
     }
     drop(held);
     assert_eq!(take(two).await.message, issued(1, 0));
+}
+
+/// Nobody waits until the server gives a worker up that said that it leaves.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_on_the_way_to_a_worker_that_leaves_goes_to_another() {
+    let bus = nats_with(Terms { ack_wait: 10 * LIMIT, ..terms() }).await;
+    let [one, two] = &bus.workers;
+    for index in 0..8 {
+        bus.learner.publish_task(issued(index, 0)).await.unwrap();
+    }
+    take(one).await.acknowledge().await.unwrap();
+    take(one).await.hand_back(Duration::ZERO).await.unwrap();
+    one.leave().await;
+    let mut taken = BTreeSet::new();
+    while taken.len() < 7 {
+        let delivery = take(two).await;
+        delivery.acknowledge().await.unwrap();
+        taken.insert(delivery.message.body.id.index);
+    }
 }
 
 /// A publisher that did not hear that it was heard says it again.
@@ -328,7 +359,7 @@ async fn a_server_may_come_back_empty() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_has_one_learner_at_a_time() {
     let server = NatsServer::start();
-    let lead = async |holder| connect(&server).await.lead(RUN, holder, terms()).await;
+    let lead = async |holder| connect(&server).await.lead(RUN, RUN, holder, terms()).await;
     let (first, _) = lead("first").await.unwrap();
     let refused = lead("second").await.map(|_| ()).unwrap_err();
     assert!(matches!(&refused, Error::Taken { holder, .. } if holder == "first"), "{refused}");
@@ -348,12 +379,13 @@ async fn a_run_has_one_learner_at_a_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_is_gone_is_waited_for() {
     let server = NatsServer::start();
-    let (first, _) = connect(&server).await.lead(RUN, "first", terms()).await.unwrap();
+    let (first, _) = connect(&server).await.lead(RUN, RUN, "first", terms()).await.unwrap();
     let epoch = first.epoch();
     // Nothing renews it any more; nothing has let it go.
     first.abandon();
-    let (second, _) = connect(&server).await.lead(RUN, "second", terms()).await.unwrap();
-    assert!(second.epoch() > epoch);
+    let began = tokio::time::Instant::now();
+    let (second, _) = connect(&server).await.lead(RUN, RUN, "second", terms()).await.unwrap();
+    assert!(second.epoch() > epoch && began.elapsed() >= LEASE, "it may have lived");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -362,7 +394,7 @@ async fn what_is_announced_is_found_also_after_a_loss() {
     let worker = connect(&server).await;
     assert_eq!(worker.announced_runs().await.unwrap(), Vec::<String>::new());
     assert_eq!(worker.announcement(RUN).await.unwrap(), None);
-    let (lease, _) = connect(&server).await.lead(RUN, "learner", terms()).await.unwrap();
+    let (lease, _) = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
     lease.announce(b"come all".to_vec());
     let found = async || {
         while worker.announcement(RUN).await.unwrap().as_deref() != Some(b"come all") {

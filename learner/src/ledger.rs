@@ -74,6 +74,11 @@ impl Ledger {
         self.open.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| *task).collect()
     }
 
+    /// Tells whether nobody was heard of some task for `limit`.
+    pub(crate) fn is_overdue(&self, limit: Duration, now: Instant) -> bool {
+        self.open.values().any(|issued| now - issued.last >= limit)
+    }
+
     /// How often a task was asked for again.
     pub(crate) fn num_reissued(&self) -> u64 {
         self.num_reissued
@@ -125,6 +130,7 @@ mod tests {
         ledger.close(task(97), began + SECOND);
         assert_eq!(ledger.due(LIMIT, began + 2 * SECOND), []);
         assert_eq!(ledger.due(LIMIT, began + 3 * SECOND), [task(98), task(99)]);
+        assert!(!ledger.is_overdue(LIMIT, began + 3 * SECOND) && ledger.is_overdue(LIMIT, began + LIMIT));
         ledger.issue(task(98), began + 3 * SECOND);
         assert_eq!(ledger.due(LIMIT, began + 9 * SECOND), [task(99)]);
     }

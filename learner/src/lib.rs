@@ -17,6 +17,7 @@ mod policy_gradient;
 mod replay;
 mod self_play;
 mod shuffle;
+mod waiting;
 mod window;
 
 use std::path::PathBuf;
@@ -28,11 +29,12 @@ pub use config::{
 };
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
-pub use main_loop::{Event, Exam, Outcome, RunLock, RunOptions, Sample, StepEvent, Summary, run};
+pub use main_loop::{Event, Exam, Outcome, RunLock, RunOptions, Sample, StepEvent, Summary, expect_begun_with, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::Planned;
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
+pub use waiting::{Holder, Waiting};
 
 /// What can go wrong in a learner.
 #[derive(Debug, thiserror::Error)]
@@ -107,19 +109,8 @@ pub enum Error {
         got: f64,
     },
     /// Nothing came back for too long.
-    #[error("stalled for {seconds} s at step {step}: waiting for {missing} of {total} tasks, the first is {first}")]
-    Stalled {
-        /// How long.
-        seconds: u64,
-        /// At which step.
-        step: u64,
-        /// How many tasks are missing.
-        missing: usize,
-        /// Of how many.
-        total: usize,
-        /// The first of them.
-        first: String,
-    },
+    #[error("stalled: {0}")]
+    Stalled(Box<Waiting>),
 }
 
 impl Error {

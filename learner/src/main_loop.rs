@@ -16,8 +16,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoint::{Checkpoint, load_latest, prune, save};
-use crate::journal::{Damage, EvalRecord, Journal, Record, RecordError, StepRecord, read_journal};
+use crate::journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
 use crate::ledger::Ledger;
+use crate::waiting::{Waiting, Workers};
 use crate::{Config, Control, Error, Fold, Manifest, State, StepReport, Totals};
 
 /// How this process runs; changes when things happen, never what.
@@ -37,6 +38,8 @@ pub struct RunOptions {
     pub keep_checkpoints: usize,
     /// How long nothing may come back before the run ends with an error.
     pub stall_limit: Duration,
+    /// How long nothing may come back before people are told, again and again.
+    pub tell_after: Duration,
     /// Which life of the run's learner this is; grows from one to the next.
     pub epoch: u64,
     /// After how long a task that nobody was heard of is asked for again; `None` where nothing is lost.
@@ -80,6 +83,8 @@ pub enum Event {
     Control(Control),
     /// A checkpoint is written.
     Checkpoint(PathBuf),
+    /// Nothing has come for a while.
+    Waiting(Box<Waiting>),
 }
 
 /// A step, as it is shown.
@@ -169,7 +174,10 @@ pub async fn run(
 const ROUND: Duration = Duration::from_millis(50);
 
 /// How often the learner looks after what is out.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The longest time that it takes for that, in which nothing is received.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Tasks that are handed to the bus side by side.
 const MAX_IN_FLIGHT: usize = 64;
@@ -199,6 +207,7 @@ struct Learner {
     ledger: Ledger,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
+    workers: Workers,
     num_duplicates: u64,
     _lock: RunLock,
 }
@@ -277,6 +286,7 @@ impl Learner {
             versions,
             ledger: Ledger::default(),
             unsynced: Vec::new(),
+            workers: Workers::default(),
             num_duplicates: 0,
             _lock: lock,
         };
@@ -438,72 +448,95 @@ impl Learner {
     /// Looks after what is out: what the bus has lost, and what nobody was heard of for too long, is asked for again.
     async fn look_after(&mut self, limit: Duration) -> Result<(), Error> {
         if self.bus.restore().await? {
-            let sat = self.sitting.iter().map(|sitting| &sitting.weights);
-            for (digest, bytes) in self.versions.iter().chain(sat.map(|(digest, bytes)| (digest, bytes))) {
-                self.bus.put_weights(*digest, bytes.clone()).await?;
-            }
+            self.put_weights().await?;
             return self.issue_again(self.ledger.open()).await;
         }
-        let due = self.ledger.due(limit, Instant::now());
+        let now = Instant::now();
+        let due = self.ledger.due(limit, now);
         if due.is_empty() {
             return Ok(());
         }
         tracing::info!(num_tasks = due.len(), first = ?due[0], "asking again");
+        if self.ledger.is_overdue(limit, now) {
+            // The weights may be why: what is stored in their place is overwritten.
+            self.put_weights().await?;
+        }
         self.issue_again(due).await
+    }
+
+    /// Stores all weights again that tasks name.
+    async fn put_weights(&self) -> Result<(), Error> {
+        let sat = self.sitting.iter().map(|sitting| (&sitting.weights.0, &sitting.weights.1));
+        for (digest, bytes) in self.versions.iter().chain(sat) {
+            self.bus.put_weights(*digest, bytes.clone()).await?;
+        }
+        Ok(())
     }
 
     /// Waits until the batch is sealed and the exams are over.
     async fn collect(&mut self, batch: u64, ends: bool) -> Result<(), Error> {
         let bus = self.bus.clone();
-        let (mut heard, mut looked) = (Instant::now(), Instant::now());
+        // Kept over the turns of the loop: a wait that is begun anew each time may never end.
+        let (mut next, mut beats) = (bus.next_scored(), bus.next_beat());
+        let [mut heard, mut looked, mut told] = [Instant::now(); 3];
         let mut rounds = tokio::time::interval(ROUND);
         loop {
-            let total = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
-            let missing = total - if ends { 0 } else { self.received.get(&batch).map_or(0, BTreeMap::len) };
-            let absent = self
-                .sitting
-                .as_ref()
-                .map_or(0, |sitting| sitting.correct.iter().filter(|correct| correct.is_none()).count());
-            if missing == 0 && absent == 0 {
+            let missing = self.missing(batch, ends);
+            if missing.is_empty() {
                 return Ok(());
             }
             tokio::select! {
-                scored = bus.next_scored() => {
+                scored = &mut next => {
+                    next = bus.next_scored();
                     self.accept(scored?)?;
                     heard = Instant::now();
+                    told = heard;
+                }
+                beat = &mut beats => {
+                    beats = bus.next_beat();
+                    self.workers.heard(beat?, Instant::now());
                 }
                 _ = rounds.tick() => {
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
                         if looked.elapsed() >= LOOK_EVERY {
-                            self.look_after(limit).await?;
+                            // A bus that is too slow for it now is looked after the next time.
+                            tokio::time::timeout(LOOK_LIMIT, self.look_after(limit)).await.unwrap_or(Ok(()))?;
                             looked = Instant::now();
                         }
                     }
-                    if heard.elapsed() >= self.options.stall_limit {
-                        let first = self.first_missing(batch);
-                        let seconds = self.options.stall_limit.as_secs();
-                        let (missing, total) = (missing + absent, total + absent);
-                        return Err(Error::Stalled { seconds, step: batch, missing, total, first });
+                    let (waited, now) = (heard.elapsed(), Instant::now());
+                    let is_over = waited >= self.options.stall_limit;
+                    if is_over || told.elapsed() >= self.options.tell_after {
+                        let num_tasks = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
+                        let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
+                        let hears_workers = self.options.reissue_after.is_some();
+                        let num_tasks = num_tasks + num_sat;
+                        let waiting = self.workers.waiting(batch, &missing, num_tasks, hears_workers, waited, now);
+                        if is_over {
+                            return Err(Error::Stalled(Box::new(waiting)));
+                        }
+                        drop(self.events.send(Event::Waiting(Box::new(waiting))));
+                        told = now;
                     }
                 }
             }
         }
     }
 
-    fn first_missing(&self, batch: u64) -> String {
+    /// Names the tasks that the step waits for.
+    fn missing(&self, batch: u64, ends: bool) -> Vec<TaskId> {
         let unsat = self.sitting.iter().flat_map(|sitting| {
             sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
         });
-        let unsealed = self
-            .fold
-            .planned()
-            .get(&batch)
+        let received = self.received.get(&batch);
+        let planned = self.fold.planned().get(&batch).filter(|_| !ends);
+        let unsealed = planned
             .into_iter()
             .flatten()
             .map(|planned| planned.task.id)
-            .filter(|id| self.received.get(&batch).is_none_or(|received| !received.contains_key(&id.index)));
-        unsat.chain(unsealed).next().map_or("none".to_owned(), |id: TaskId| format!("{id:?}"))
+            .filter(|id| received.is_none_or(|received| !received.contains_key(&id.index)));
+        unsat.chain(unsealed).collect()
     }
 
     fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
@@ -535,7 +568,10 @@ impl Learner {
         }
         let received = self.received.entry(id.batch).or_default();
         match received.get(&id.index) {
-            Some(first) if first != scored => disagrees("two copies differ"),
+            Some(first) if first != scored => {
+                let [first, second] = [first, scored].map(|scored| Digest::of(scored).short());
+                disagrees(&format!("two copies differ: {first} came first, then {second}"))
+            }
             Some(_) => {
                 self.num_duplicates += 1;
                 Ok(())
@@ -740,6 +776,21 @@ impl Recovered {
             });
         }
         Ok(Recovered { checkpoint: None, control, received, steps, evals, manifest, damage })
+    }
+}
+
+/// Checks that a run directory holds no run, or one that began with this manifest, as far as its first record tells.
+///
+/// # Errors
+/// [`Error::Manifest`] names the first field that differs.
+pub fn expect_begun_with(run_dir: &Path, manifest: &Manifest) -> Result<(), Error> {
+    let folder = run_dir.join("journal");
+    if !folder.exists() {
+        return Ok(());
+    }
+    match JournalReader::open(&folder)?.next()? {
+        Some(Ok(Record::Manifest(was))) => was.expect_same(manifest),
+        _ => Ok(()),
     }
 }
 

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use crate::TaskId;
+
 /// What travels around a message and is no part of what it says: never digested, folded or compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
@@ -23,4 +25,25 @@ impl<T> Message<T> {
     pub fn reply<U>(&self, body: U) -> Message<U> {
         Message { envelope: self.envelope, body }
     }
+}
+
+/// A worker's sign of life: nothing depends on it but what people are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// Which worker.
+    pub worker: String,
+    /// What it is.
+    pub role: Role,
+    /// What it has taken and not answered yet.
+    pub tasks: Vec<TaskId>,
+}
+
+/// What a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It plays.
+    Actor,
+    /// It judges.
+    Verifier,
 }

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
+use crate::metrics::get;
 use crate::nats_server::NatsServer;
 use crate::runs::{Folder, NUM_STEPS, Process, reference, wait_until};
 
@@ -194,4 +196,142 @@ fn what_cannot_meet_is_told_why() {
     assert!(refused.refusal().contains("--run: expected one of the runs on nats://"), "{refused:#?}");
     assert!(refused.refusal().ends_with(": one, two"), "{refused:#?}");
     drop(runs);
+}
+
+/// When nothing comes, everybody who may look is told what is waited for and who has it, and in the end the run ends.
+#[test]
+fn a_stall_names_what_is_waited_for() {
+    let cluster = Cluster::new();
+    let metrics = ["--metrics", "127.0.0.1:0", "--set", "local.stall_seconds=6"];
+    let learner = cluster.learner(&[&metrics[..], &HASTE].concat());
+    let verifier = cluster.start("verifier", &[]);
+    let actor = cluster.start("actor", &[]);
+    wait_until("step 3", || cluster.folder.last_step() >= 3);
+    actor.freeze();
+    let says = |text: &str| text.contains(" tasks are out: ") && text.contains("; ") && text.contains(" 1 verifier ");
+    wait_until("the learner to say what it waits for", || says(&learner.said_so_far()));
+    let address = learner.printed_so_far();
+    let address = address.lines().find_map(|line| line.strip_prefix("metrics: http://")).unwrap();
+    let (address, _) = address.split_once('/').unwrap();
+    let (status, body) = get(address, "/readyz");
+    assert!(status == 503 && says(&body), "{status} {body}");
+    let (_, body) = get(address, "/metrics");
+    assert!(body.contains("autodidact_learner_waiting_seconds{kind="), "{body}");
+    let ended = learner.end();
+    let refusal = ended.stderr.lines().last().unwrap();
+    assert!(!ended.status.success() && refusal.starts_with("error: stalled: nothing for 6 s at step "), "{ended:#?}");
+    assert!(refusal.contains(" 1 verifier ") && says(refusal), "{ended:#?}");
+    // The run can go on: nothing is lost.
+    let resumed = cluster.start("learner", &[&["--resume", "--run-dir", "run"], &HASTE[..]].concat());
+    actor.thaw();
+    resumed.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    drop(verifier);
+}
+
+/// Weights that are not what their name says are refused, and the learner stores the right ones again.
+#[test]
+fn weights_that_were_changed_are_refused_and_come_again() {
+    let cluster = Cluster::new();
+    // Time enough for an actor to see what was changed before the learner puts it right.
+    let waits = ["--set", "local.bus.ack_wait_seconds=1.0", "--set", "local.bus.reissue_seconds=5.0"];
+    let learner = cluster.learner(&waits);
+    let verifier = cluster.start("verifier", &[]);
+    wait_until("the run's name", || learner.printed_so_far().contains(" --run "));
+    let printed = learner.printed_so_far();
+    let line = printed.lines().find(|line| line.contains("; actors and verifiers join with ")).unwrap();
+    let run = line.strip_prefix("run ").unwrap().split(';').next().unwrap();
+    let bucket = format!("autodidact_{run}_weights");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // Nobody plays yet, so the first version is there for as long as it takes to change it.
+    let digest = runtime.block_on(async {
+        let client = async_nats::connect(cluster.server.url()).await.unwrap();
+        let jetstream = async_nats::jetstream::new(client);
+        let began = Instant::now();
+        loop {
+            assert!(began.elapsed() < Duration::from_secs(60), "no weights are stored");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let Ok(store) = jetstream.get_object_store(&bucket).await else { continue };
+            let stream = jetstream.get_stream(format!("OBJ_{bucket}")).await.unwrap();
+            let Ok(note) = stream.get_last_raw_message_by_subject(&format!("$O.{bucket}.M.*")).await else { continue };
+            let note: Value = serde_json::from_slice(&note.payload).unwrap();
+            let name = note["name"].as_str().unwrap();
+            let mut bytes = Vec::new();
+            store.get(name).await.unwrap().read_to_end(&mut bytes).await.unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            store.put(name, &mut &bytes[..]).await.unwrap();
+            return name.to_owned();
+        }
+    });
+    let actor = cluster.start("actor", &[]);
+    wait_until("the actor to refuse them", || actor.said_so_far().contains(&digest[..12]));
+    learner.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    for worker in [actor, verifier] {
+        worker.end().success();
+    }
+}
+
+#[test]
+fn workers_end_when_they_are_told_also_without_a_server() {
+    let mut cluster = Cluster::new();
+    let learner = cluster.learner(&["--set", "schedule.num_steps=100000", "--set", "exams.names=[]"]);
+    let workers = ["actor", "actor", "verifier"].map(|role| cluster.start(role, &[]));
+    wait_until("step 10", || cluster.folder.last_step() >= 10);
+    cluster.server.kill();
+    // Long enough for all of them to be waiting for it.
+    std::thread::park_timeout(Duration::from_secs(2));
+    let told = Instant::now();
+    for process in workers.iter().chain([&learner]) {
+        process.terminate();
+    }
+    for worker in workers {
+        worker.end().success();
+    }
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
+    let ended = learner.end().success();
+    assert!(ended.stdout.contains("; go on with: autodidact learner --bus "), "{ended:#?}");
+}
+
+/// A learner that may not go on with a run is no news to those who work for it.
+#[test]
+fn a_refused_learner_changes_nothing() {
+    let cluster = Cluster::new();
+    let learner = cluster.learner(&["--run", "mine"]);
+    let workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));
+    wait_until("step 5", || cluster.folder.last_step() >= 5);
+    learner.interrupt();
+    learner.end().success();
+    let resume = ["--run", "mine", "--resume", "--run-dir", "run"];
+    let other = [&resume[..], &["--set", "learner.learning_rate=0.1"]].concat();
+    let refused = cluster.start("learner", &other).end();
+    assert!(refused.refusal().starts_with("manifest: config was "), "{refused:#?}");
+    cluster.start("learner", &resume).end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    for worker in workers {
+        worker.end().success();
+    }
+}
+
+/// Processes that compute something else share nothing but the name with a run, also before they know.
+#[test]
+fn a_run_that_takes_another_course_is_not_served_by_workers_of_the_first() {
+    let cluster = Cluster::new();
+    let first = cluster.learner(&["--run", "mine"]);
+    let workers = ["actor", "verifier"].map(|role| cluster.start(role, &["--run", "mine"]));
+    wait_until("step 5", || cluster.folder.last_step() >= 5);
+    first.interrupt();
+    first.end().success();
+    let _second = cluster.start("learner", &["smoke", "--run", "mine", "--run-dir", "other", "--seed", "5"]);
+    for worker in workers {
+        let ended = worker.end();
+        assert!(!ended.status.success(), "{ended:#?}");
+        let refusal = ended.stderr.lines().last().unwrap();
+        assert!(refusal.starts_with("error: run mine: config: the run needs "), "{ended:#?}");
+    }
+    assert!(
+        !cluster.folder.path("other/metrics.jsonl").exists()
+            || crate::runs::History::read(&cluster.folder.path("other")).steps.is_empty()
+    );
 }

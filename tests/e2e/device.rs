@@ -40,6 +40,7 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         checkpoint_every: 5,
         keep_checkpoints: 3,
         stall_limit: Duration::from_secs(60),
+        tell_after: Duration::from_secs(30),
         epoch: 0,
         reissue_after: None,
         tokenizer_json: "{}".to_owned(),

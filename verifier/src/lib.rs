@@ -3,17 +3,17 @@
 //! [`score`] is a function of the group and its problem's key. It trusts nothing that an actor wrote: verdicts come from
 //! the domain's checker, and the masks of examples are derived anew from the domain's grammar.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Delivery};
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
-    Aim, Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request,
-    ScoredGroup, TaskKind, Token, Verdict,
+    Aim, Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request, Role,
+    ScoredGroup, TaskId, TaskKind, Token, Verdict,
 };
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// What a verifier did.
@@ -50,8 +50,8 @@ const MAX_IN_WORK: usize = 16;
 /// How long a verifier that is told to stop goes on with what it has begun.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// After how long a group is tried again whose key could not be had.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often a verifier says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// Scores groups from the bus until told to stop; what is begun then is finished.
 ///
@@ -66,15 +66,28 @@ pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summa
         Ok::<(), Error>(())
     };
     let mut in_work = JoinSet::new();
+    let mut begun = BTreeMap::<tokio::task::Id, TaskId>::new();
+    let mut beats = tokio::time::interval(BEAT_EVERY);
+    // Kept over the turns of the loop: a wait that is begun anew each time may never end.
+    let mut next = bus.next_group();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(judged) = in_work.join_next() => count(judged)?,
-            group = bus.next_group(), if in_work.len() < MAX_IN_WORK => {
-                in_work.spawn(judge(bus.clone(), group?));
+            Some(judged) = in_work.join_next_with_id() => {
+                begun.remove(&judged.as_ref().map_or_else(JoinError::id, |(id, _)| *id));
+                count(judged.map(|(_, judged)| judged))?;
             }
+            group = &mut next, if in_work.len() < MAX_IN_WORK => {
+                next = bus.next_group();
+                let group = group?;
+                let task = group.message.body.task.id;
+                begun.insert(in_work.spawn(judge(bus.clone(), group)).id(), task);
+            }
+            _ = beats.tick() => bus.beat(Role::Verifier, begun.values().copied().collect()).await?,
         }
     }
+    drop(next);
+    bus.leave().await;
     let finish = async {
         while let Some(judged) = in_work.join_next().await {
             count(judged)?;
@@ -94,9 +107,9 @@ async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<us
         Request::Solve { has_key: true, .. } => match bus.get_key(task).await {
             Ok(key) => Some(key),
             Err(error @ bus::Error::NoKey { .. }) => {
-                // Its batch may be over, or the store be lost; the learner knows which.
-                tracing::debug!(%error, "a group waits");
-                delivery.hand_back(RETRY_PAUSE).await?;
+                // Its batch is over, or the store is lost; then the learner asks again, and stores the key again.
+                tracing::debug!(%error, "a group is passed over");
+                delivery.acknowledge().await?;
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),

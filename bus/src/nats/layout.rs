@@ -1,7 +1,8 @@
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{Context, object_store};
 use proto::{TaskId, TaskKind};
@@ -119,6 +120,11 @@ impl Layout {
         self.subject(Queue::Keys, &format!("{}.{index}", batch_token(kind, batch)))
     }
 
+    /// Where a worker says that it lives; no stream keeps that.
+    pub(super) fn beat(&self, worker: &str) -> String {
+        format!("autodidact.{}.beat.{worker}", self.run)
+    }
+
     pub(super) fn weights(&self) -> String {
         format!("autodidact_{}_weights", self.run)
     }
@@ -145,7 +151,7 @@ impl Layout {
 
     /// Makes the streams of a run, empty: what is left of an earlier life of the learner is asked for again.
     pub(super) async fn make_anew(&self, jetstream: &Context, terms: &Terms) -> Result<(), async_nats::Error> {
-        self.make_missing(jetstream, terms).await?;
+        self.make_missing(jetstream, terms, || {}).await?;
         for queue in Queue::ALL {
             jetstream.update_stream(self.stream_config(queue, terms)).await?;
             let stream = jetstream.get_stream_no_info(self.stream(queue)).await?;
@@ -186,36 +192,51 @@ impl Layout {
         Ok(differences)
     }
 
-    /// Makes what is not there; tells whether anything was missing.
-    pub(super) async fn make_missing(&self, jetstream: &Context, terms: &Terms) -> Result<bool, async_nats::Error> {
-        let mut was_missing = false;
+    /// Makes what is not there, and says so each time.
+    pub(super) async fn make_missing(
+        &self,
+        jetstream: &Context,
+        terms: &Terms,
+        missing: impl Fn(),
+    ) -> Result<(), async_nats::Error> {
         for queue in Queue::ALL {
             let wanted = self.stream_config(queue, terms);
             let stream = match jetstream.get_stream(&wanted.name).await {
                 Ok(stream) => stream,
-                Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
-                    was_missing = true;
+                Err(error) if is_no_stream(&error) => {
+                    missing();
                     jetstream.create_stream(&wanted).await?
                 }
                 Err(error) => return Err(error.into()),
             };
-            if let Some(config) = consumer_config(queue, terms) {
-                let found = stream.get_consumer::<pull::Config>(queue.consumer()).await;
-                if found.is_err() {
-                    was_missing = true;
+            let Some(config) = consumer_config(queue, terms) else { continue };
+            match stream.consumer_info(queue.consumer()).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
+                    missing();
                     stream.create_consumer(config).await?;
                 }
+                Err(error) => return Err(error.into()),
             }
         }
         let name = self.weights();
-        if jetstream.get_object_store(&name).await.is_err() {
-            was_missing = true;
-            let num_replicas = terms.num_replicas;
-            let config = object_store::Config { bucket: name, num_replicas, ..object_store::Config::default() };
-            jetstream.create_object_store(config).await?;
+        match jetstream.get_stream(format!("OBJ_{name}")).await {
+            Ok(_) => {}
+            Err(error) if is_no_stream(&error) => {
+                missing();
+                let num_replicas = terms.num_replicas;
+                let config = object_store::Config { bucket: name, num_replicas, ..object_store::Config::default() };
+                jetstream.create_object_store(config).await?;
+            }
+            Err(error) => return Err(error.into()),
         }
-        Ok(was_missing)
+        Ok(())
     }
+}
+
+/// Tells that the server says that it has no such stream; one that says nothing may have it.
+fn is_no_stream(error: &GetStreamError) -> bool {
+    matches!(error.kind(), GetStreamErrorKind::JetStream(reply) if reply.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn consumer_config(queue: Queue, terms: &Terms) -> Option<pull::Config> {

@@ -1,4 +1,5 @@
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, Store, UpdateErrorKind};
 use serde::{Deserialize, Serialize};
@@ -6,7 +7,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::layout::{Difference, Layout, Terms, check_name};
-use super::server::now;
+use super::server::{RETRY_PAUSE, now};
 use super::{Nats, Server};
 use crate::Error;
 
@@ -18,12 +19,10 @@ pub struct Lease {
     epoch: u64,
     announcement: Arc<Mutex<Vec<u8>>>,
     /// Wakes the keeper early.
-    changed: watch::Sender<()>,
+    changed: watch::Sender<Wish>,
     lost: watch::Receiver<Option<String>>,
     keeper: JoinHandle<()>,
-    server: Server,
     run: String,
-    terms: Terms,
 }
 
 /// Who leads a run, as it stands on the server.
@@ -38,6 +37,8 @@ struct Holder {
 const RUNS: &str = "autodidact_runs";
 /// A lease is renewed this often while it lasts.
 const RENEWALS: u32 = 4;
+/// The longest wait for a server to hear that a learner leaves.
+const RELEASE_LIMIT: Duration = Duration::from_secs(10);
 
 fn lease_key(run: &str) -> String {
     format!("{run}.lease")
@@ -48,14 +49,16 @@ fn run_key(run: &str) -> String {
 }
 
 impl Server {
-    /// Takes the lease of a run and makes its streams, empty.
+    /// Takes the lease of a run and makes the streams of its course, empty: a run that takes another course under its name
+    /// has others, and shares nothing with workers of this one.
     ///
     /// # Errors
     /// [`Error::Taken`] when another learner has it.
-    pub async fn lead(&self, run: &str, holder: &str, terms: Terms) -> Result<(Lease, Nats), Error> {
+    pub async fn lead(&self, run: &str, course: &str, holder: &str, terms: Terms) -> Result<(Lease, Nats), Error> {
         check_name(run)?;
+        check_name(course)?;
         let (epoch, revision) = self.take(run, holder, &terms).await?;
-        let layout = Layout::new(run);
+        let layout = Layout::new(course);
         let mut patience = self.patience("make the streams of the run".to_owned());
         loop {
             match layout.make_anew(&self.jetstream, &terms).await {
@@ -72,7 +75,7 @@ impl Server {
         if let Some(Difference { what, wanted, got }) = differences.into_iter().next() {
             return Err(Error::Unfit { what, expected: wanted, got });
         }
-        let (changed, wakes) = watch::channel(());
+        let (changed, wakes) = watch::channel(Wish::Announce);
         let (tell, lost) = watch::channel(None);
         let announcement = Arc::new(Mutex::new(Vec::new()));
         let keeper = Keeper {
@@ -86,9 +89,8 @@ impl Server {
             tell,
         };
         let keeper = tokio::spawn(keeper.keep(wakes));
-        let (server, run_id) = (self.clone(), run.to_owned());
-        let lease = Lease { epoch, announcement, changed, lost, keeper, server, run: run_id, terms };
-        Ok((lease, Nats::new(self.clone(), run, "learner".to_owned(), terms.ack_wait, Some(terms))))
+        let lease = Lease { epoch, announcement, changed, lost, keeper, run: run.to_owned() };
+        Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(terms))))
     }
 
     async fn take(&self, run: &str, holder: &str, terms: &Terms) -> Result<(u64, u64), Error> {
@@ -142,9 +144,8 @@ impl Server {
         let mut patience = self.patience(format!("look for run {run:?}"));
         loop {
             let found = async {
-                // Without a bucket no learner was ever here.
-                let Ok(store) = self.jetstream.get_key_value(RUNS).await else { return Ok(None) };
-                store.get(run_key(run)).await
+                let Some(store) = self.runs_if_any().await? else { return Ok(None) };
+                Ok::<_, async_nats::Error>(store.get(run_key(run)).await?)
             };
             match found.await {
                 Ok(found) => return Ok(found.map(|bytes| bytes.to_vec())),
@@ -162,7 +163,7 @@ impl Server {
         let mut patience = self.patience("look for runs".to_owned());
         loop {
             let found = async {
-                let Ok(store) = self.jetstream.get_key_value(RUNS).await else { return Ok(Vec::new()) };
+                let Some(store) = self.runs_if_any().await? else { return Ok(Vec::new()) };
                 Ok::<Vec<String>, async_nats::Error>(store.keys().await?.try_collect().await?)
             };
             match found.await {
@@ -174,6 +175,15 @@ impl Server {
                 }
                 Err(error) => patience.wait_after(error).await?,
             }
+        }
+    }
+
+    /// Opens the bucket of all runs; without it no learner was ever here.
+    async fn runs_if_any(&self) -> Result<Option<Store>, async_nats::Error> {
+        match self.jetstream.get_key_value(RUNS).await {
+            Ok(store) => Ok(Some(store)),
+            Err(_) if self.is_connected() => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -195,7 +205,7 @@ impl Lease {
     /// Says of the run what workers are to know; said again when the server loses it.
     pub fn announce(&self, announcement: Vec<u8>) {
         *self.announcement.lock().unwrap_or_else(PoisonError::into_inner) = announcement;
-        self.changed.send_replace(());
+        self.changed.send_replace(Wish::Announce);
     }
 
     /// Waits until the run is another learner's.
@@ -207,25 +217,28 @@ impl Lease {
         }
     }
 
-    /// Stops renewing it, as a process does that dies.
+    /// Stops renewing it, as a process does that dies, or whose run is another's.
     pub fn abandon(self) {
         self.keeper.abort();
     }
 
-    /// Lets go of the run: the next learner need not wait. What was announced last stands.
-    pub async fn release(self) {
-        self.keeper.abort();
-        let announcement = self.announcement.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let released = async {
-            let store = self.server.runs(self.terms.num_replicas).await?;
-            store.put(run_key(&self.run), announcement.into()).await?;
-            store.delete(lease_key(&self.run)).await?;
-            Ok::<(), async_nats::Error>(())
-        };
-        if let Err(error) = released.await {
-            tracing::debug!(%error, "the lease could not be released; it runs out");
+    /// Lets go of the run, once what was announced last is heard: the next learner need not wait.
+    pub async fn release(mut self) {
+        self.changed.send_replace(Wish::Release);
+        if tokio::time::timeout(RELEASE_LIMIT, &mut self.keeper).await.is_err() {
+            self.keeper.abort();
+            tracing::warn!(run = self.run, "the server did not hear that the learner left; its lease runs out");
         }
     }
+}
+
+/// What a keeper is woken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// To announce something.
+    Announce,
+    /// To let go.
+    Release,
 }
 
 /// Renews a lease and what was announced with it.
@@ -241,22 +254,36 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(mut self, mut wakes: watch::Receiver<()>) {
+    async fn keep(mut self, mut wishes: watch::Receiver<Wish>) {
         let every = self.terms.lease / RENEWALS;
         loop {
-            match self.renew().await {
-                Ok(None) => {}
+            let is_leaving = *wishes.borrow_and_update() == Wish::Release;
+            let pause = match self.renew().await {
                 Ok(Some(holder)) => {
                     self.tell.send_replace(Some(holder));
                     return;
                 }
-                Err(error) => tracing::debug!(%error, "the lease could not be renewed"),
-            }
+                Ok(None) if is_leaving => match self.let_go().await {
+                    Ok(()) => return,
+                    Err(_) => RETRY_PAUSE,
+                },
+                Ok(None) => every,
+                Err(error) => {
+                    tracing::debug!(%error, "the lease could not be renewed");
+                    if is_leaving { RETRY_PAUSE } else { every }
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(every) => {}
-                changed = wakes.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+                changed = wishes.changed() => if changed.is_err() { return },
             }
         }
+    }
+
+    /// Removes the lease, if it is still the one that was renewed last.
+    async fn let_go(&self) -> Result<(), async_nats::Error> {
+        let store = self.server.runs(self.terms.num_replicas).await?;
+        Ok(store.delete_expect_revision(lease_key(&self.run), Some(self.revision)).await?)
     }
 
     /// Renews once; gives who else has the run.

@@ -9,27 +9,32 @@ mod lease;
 mod server;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{Acker, PublishMessage};
-use async_nats::jetstream::object_store::{GetErrorKind, ObjectMetadata};
+use async_nats::jetstream::object_store::{DeleteErrorKind, GetErrorKind, ObjectMetadata};
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::jetstream::{AckKind, Context};
+use async_nats::{Client, StatusCode, Subject, Subscriber};
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
 use futures_util::StreamExt as _;
-use proto::{Digest, Group, Message, ProblemKey, ScoredGroup, Task, TaskId, TaskKind, wire};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, wire};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncReadExt as _;
+use tokio::time::Instant;
 
 use crate::{Bus, Delivery, Error, Receipt};
 use layout::{Layout, Queue};
 pub use layout::{Terms, check_name};
 pub use lease::Lease;
+use server::RETRY_PAUSE;
 pub use server::{Server, Settings};
 
 /// A run on a server.
@@ -48,6 +53,7 @@ pub struct Nats {
     num_published: AtomicU64,
     /// Weights that this process stored, which it may remove.
     stored: Mutex<BTreeSet<Digest>>,
+    beats: tokio::sync::Mutex<Option<Subscriber>>,
     tasks: Puller<Task>,
     groups: Puller<Group>,
     scored: Puller<ScoredGroup>,
@@ -56,15 +62,18 @@ pub struct Nats {
 /// Weights travel in pieces of this size.
 const CHUNK_BYTES: usize = 512 << 10;
 
+/// The longest wait for the next piece of weights.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+
 /// How many messages a worker has on the way to it; they count as taken.
 const PREFETCHED_TASKS: usize = 2;
 const PREFETCHED_GROUPS: usize = 8;
 const PREFETCHED_SCORED: usize = 128;
 
 impl Server {
-    /// Joins a run as a worker of this name, which may hold only letters, digits, `-` and `_`.
-    pub fn join(&self, run: &str, worker: &str, ack_wait: Duration) -> Nats {
-        Nats::new(self.clone(), run, worker.to_owned(), ack_wait, None)
+    /// Joins a course of a run as a worker of this name, which may hold only letters, digits, `-` and `_`.
+    pub fn join(&self, course: &str, worker: &str, ack_wait: Duration) -> Nats {
+        Nats::new(self.clone(), course, worker.to_owned(), ack_wait, None)
     }
 }
 
@@ -79,6 +88,7 @@ impl Nats {
             has_lost: AtomicBool::new(false),
             num_published: AtomicU64::new(0),
             stored: Mutex::default(),
+            beats: tokio::sync::Mutex::new(None),
             tasks: Puller::new(run, Queue::Tasks, PREFETCHED_TASKS),
             groups: Puller::new(run, Queue::Groups, PREFETCHED_GROUPS),
             scored: Puller::new(run, Queue::Scored, PREFETCHED_SCORED),
@@ -127,13 +137,12 @@ impl Nats {
     /// Makes streams and consumers that are not there, where that is this process's to do.
     async fn make_what_is_missing(&self) {
         let Some(terms) = &self.terms else { return };
-        match self.layout.make_missing(self.jetstream(), terms).await {
-            Ok(false) => {}
-            Ok(true) => {
-                tracing::warn!(run = self.layout.run(), "the server had lost streams of this run; they are made again");
-                self.has_lost.store(true, Ordering::Relaxed);
-            }
-            Err(error) => tracing::debug!(%error, "streams could not be made again"),
+        let missing = || {
+            tracing::warn!(run = self.layout.run(), "the server had lost a stream of this run; it is made again");
+            self.has_lost.store(true, Ordering::Relaxed);
+        };
+        if let Err(error) = self.layout.make_missing(self.jetstream(), terms, missing).await {
+            tracing::debug!(%error, "streams could not be made again");
         }
     }
 }
@@ -169,6 +178,37 @@ impl Bus for Nats {
 
     async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
         self.scored.next(&self.server).await
+    }
+
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
+        let payload = wire::encode(&(role, tasks));
+        // Not waited for, and not repeated: the next one says more.
+        if let Err(error) = self.server.client.publish(self.layout.beat(&self.worker), payload.into()).await {
+            tracing::debug!(%error, "a sign of life was not heard");
+        }
+        Ok(())
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        let mut open = self.beats.lock().await;
+        loop {
+            let Some(beats) = open.as_mut() else {
+                match self.server.client.subscribe(self.layout.beat("*")).await {
+                    Ok(beats) => *open = Some(beats),
+                    Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+                }
+                continue;
+            };
+            let Some(message) = beats.next().await else {
+                *open = None;
+                continue;
+            };
+            // Who it is stands in the subject, which the server guards.
+            let worker = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+            if let Ok((role, tasks)) = wire::decode(&message.payload) {
+                return Ok(Beat { worker, role, tasks });
+            }
+        }
     }
 
     fn keep_every(&self) -> Duration {
@@ -234,17 +274,17 @@ impl Bus for Nats {
 
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
         let mut patience = self.server.patience(format!("store weights {}", digest.short()));
-        let name = digest.to_string();
         loop {
             let stored = async {
-                let store = self.jetstream().get_object_store(self.layout.weights()).await?;
-                if store.info(&name).await.is_ok_and(|info| info.size == bytes.len()) {
-                    return Ok::<(), async_nats::Error>(());
+                // Overwriting takes what is there away from those who are reading it.
+                if self.fetch_weights(digest).await?.is_ok_and(|stored| stored == *bytes) {
+                    return Ok(());
                 }
+                let store = self.jetstream().get_object_store(self.layout.weights()).await?;
                 let chunk_size = Some(CHUNK_BYTES.min(self.server.max_payload()));
-                let metadata = ObjectMetadata { name: name.clone(), chunk_size, ..ObjectMetadata::default() };
+                let metadata = ObjectMetadata { name: digest.to_string(), chunk_size, ..ObjectMetadata::default() };
                 store.put(metadata, &mut &*bytes).await?;
-                Ok(())
+                Ok::<(), async_nats::Error>(())
             };
             match stored.await {
                 Ok(()) => {
@@ -262,39 +302,29 @@ impl Bus for Nats {
     async fn get_weights(&self, digest: Digest) -> Result<Arc<[u8]>, Error> {
         let mut patience = self.server.patience(format!("fetch weights {}", digest.short()));
         loop {
-            let fetched = async {
-                let store = self.jetstream().get_object_store(self.layout.weights()).await?;
-                let mut bytes = Vec::new();
-                match store.get(digest.to_string()).await {
-                    Ok(mut object) => {
-                        object.read_to_end(&mut bytes).await?;
-                        Ok::<_, async_nats::Error>(Some(bytes))
-                    }
-                    Err(error) if error.kind() == GetErrorKind::NotFound => Ok(None),
-                    Err(error) => Err(error.into()),
-                }
-            };
-            match fetched.await {
-                Ok(Some(bytes)) => return Ok(bytes.into()),
-                Ok(None) => return Err(Error::NoWeights { digest }),
+            match self.fetch_weights(digest).await {
+                Ok(fetched) => return fetched.map(Into::into),
                 Err(error) => patience.wait_after(error).await?,
             }
         }
     }
 
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
-        let unwanted: Vec<Digest> = {
-            let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-            let unwanted = stored.iter().filter(|digest| !digests.contains(digest)).copied().collect();
-            stored.retain(|digest| digests.contains(digest));
-            unwanted
-        };
-        let Ok(store) = self.jetstream().get_object_store(self.layout.weights()).await else { return Ok(()) };
-        for digest in unwanted {
-            // What cannot be removed takes up space, and is in nobody's way.
-            drop(store.delete(digest.to_string()).await);
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for digest in stored.into_iter().filter(|digest| !digests.contains(digest)) {
+            match self.remove_weights(digest).await {
+                Ok(()) => drop(self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest)),
+                // It takes up space and is in nobody's way; the next version tries again.
+                Err(error) => tracing::debug!(%error, "weights could not be removed"),
+            }
         }
         Ok(())
+    }
+
+    async fn leave(&self) {
+        self.tasks.hand_back(self.jetstream()).await;
+        self.groups.hand_back(self.jetstream()).await;
+        self.scored.hand_back(self.jetstream()).await;
     }
 
     async fn restore(&self) -> Result<bool, Error> {
@@ -306,19 +336,65 @@ impl Bus for Nats {
 }
 
 impl Nats {
+    /// Reads weights once. What is wrong with them is the inner result, what is wrong with the server the outer one.
+    async fn fetch_weights(&self, digest: Digest) -> Result<Result<Vec<u8>, Error>, async_nats::Error> {
+        let store = self.jetstream().get_object_store(self.layout.weights()).await?;
+        let mut object = match store.get(digest.to_string()).await {
+            Ok(object) => object,
+            Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(Err(Error::NoWeights { digest })),
+            Err(error) => return Err(error.into()),
+        };
+        let mut bytes = Vec::new();
+        loop {
+            // Pieces that are removed while they are read are waited for without end.
+            match tokio::time::timeout(READ_LIMIT, object.read_buf(&mut bytes)).await? {
+                Ok(0) => return Ok(Ok(bytes)),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    return Ok(Err(Error::BadWeights { digest, reason: error.to_string() }));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn remove_weights(&self, digest: Digest) -> Result<(), async_nats::Error> {
+        let (name, bucket) = (digest.to_string(), self.layout.weights());
+        let store = self.jetstream().get_object_store(&bucket).await?;
+        match store.delete(&name).await {
+            Err(error) if error.kind() != DeleteErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        // What is left is a note that it was there; nobody asks for it.
+        let note = format!("$O.{bucket}.M.{}", URL_SAFE.encode(&name));
+        self.jetstream().get_stream_no_info(format!("OBJ_{bucket}")).await?.purge().filter(note).await?;
+        Ok(())
+    }
+
     /// Where what answers a task goes: who says it, and the task.
     fn reply_token(&self, TaskId { kind, batch, index }: TaskId) -> String {
         format!("{}.{}.{index}", self.worker, layout::batch_token(kind, batch))
     }
 }
 
-/// Takes messages from one queue.
+/// Takes messages from one queue, a few a request. The client's own stream of messages asks for more while it is emptied, so
+/// that nobody could leave it with nothing on the way.
 struct Puller<T> {
     stream: String,
     queue: Queue,
     prefetched: usize,
-    open: tokio::sync::Mutex<Option<pull::Stream>>,
+    open: tokio::sync::Mutex<Option<Open>>,
     messages: PhantomData<fn() -> T>,
+}
+
+/// What a puller has asked for.
+struct Open {
+    inbox: Subject,
+    messages: Subscriber,
+    /// Messages that the last request may still bring.
+    num_wanted: usize,
+    /// When the server has ended that request, heard or not.
+    deadline: Instant,
 }
 
 impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
@@ -332,50 +408,88 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
         let mut open = self.open.lock().await;
         loop {
             server.expect_permitted()?;
-            let Some(messages) = open.as_mut() else {
-                match self.open(&server.jetstream).await {
-                    Ok(messages) => *open = Some(messages),
-                    Err(error) => {
-                        tracing::debug!(stream = self.stream, %error, "nothing to take from yet");
-                        tokio::time::sleep(REOPEN_PAUSE).await;
-                    }
+            let message = match self.next_message(&server.client, &mut open).await {
+                Ok(Some(message)) => message,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::debug!(stream = self.stream, %error, "nothing to take from yet");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    continue;
                 }
-                continue;
             };
-            match messages.next().await {
-                Some(Ok(message)) => {
-                    let (message, acker) = message.split();
-                    match wire::decode(&message.payload) {
-                        Ok(message) => return Ok(Delivery { message, receipt: Box::new(Ack(acker)) }),
-                        Err(error) => {
-                            let subject = message.subject.as_str();
-                            tracing::warn!(subject, %error, "a message that cannot be read is thrown away");
-                            drop(acker.ack_with(AckKind::Term).await);
-                        }
-                    }
+            let acker = Acker::new(server.jetstream.clone(), message.reply);
+            match wire::decode(&message.payload) {
+                Ok(message) => return Ok(Delivery { message, receipt: Box::new(Ack(acker)) }),
+                Err(error) => {
+                    let subject = message.subject.as_str();
+                    tracing::warn!(subject, %error, "a message that cannot be read is thrown away");
+                    drop(acker.ack_with(AckKind::Term).await);
                 }
-                Some(Err(error)) => {
-                    tracing::debug!(stream = self.stream, %error, "taking messages anew");
-                    *open = None;
-                    tokio::time::sleep(REOPEN_PAUSE).await;
-                }
-                None => *open = None,
             }
         }
     }
 
-    async fn open(&self, jetstream: &Context) -> Result<pull::Stream, async_nats::Error> {
-        let consumer: async_nats::jetstream::consumer::PullConsumer =
-            jetstream.get_consumer_from_stream(self.queue.consumer(), &self.stream).await?;
-        let messages = consumer.stream().max_messages_per_batch(self.prefetched);
-        Ok(messages.expires(PULL_EXPIRES).heartbeat(PULL_HEARTBEAT).messages().await?)
+    /// Takes a message, asking for some where nothing is on the way; `None` where a request is over.
+    async fn next_message(
+        &self,
+        client: &Client,
+        open: &mut Option<Open>,
+    ) -> Result<Option<async_nats::Message>, async_nats::Error> {
+        let opened = match &mut *open {
+            Some(opened) => opened,
+            none => {
+                let inbox = Subject::from(client.new_inbox());
+                let messages = client.subscribe(inbox.clone()).await?;
+                none.insert(Open { inbox, messages, num_wanted: 0, deadline: Instant::now() })
+            }
+        };
+        if opened.num_wanted == 0 {
+            opened.num_wanted = self.prefetched;
+            opened.deadline = Instant::now() + PULL_EXPIRES + PULL_SLACK;
+            let request = serde_json::json!({"batch": self.prefetched, "expires": PULL_EXPIRES.as_nanos() as u64});
+            let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.queue.consumer());
+            client.publish_with_reply(subject, opened.inbox.clone(), request.to_string().into()).await?;
+        }
+        let message = tokio::select! {
+            message = opened.messages.next() => message,
+            () = tokio::time::sleep_until(opened.deadline) => {
+                opened.num_wanted = 0;
+                return Ok(None);
+            }
+        };
+        let Some(message) = message else {
+            *open = None;
+            return Ok(None);
+        };
+        let Some(status) = message.status else {
+            opened.num_wanted = opened.num_wanted.saturating_sub(1);
+            return Ok(Some(message));
+        };
+        opened.num_wanted = 0;
+        match status {
+            StatusCode::TIMEOUT | StatusCode::NOT_FOUND => Ok(None),
+            status => Err(format!("{status} {}", message.description.unwrap_or_default()).into()),
+        }
+    }
+
+    /// Hands back what the server has sent ahead.
+    async fn hand_back(&self, jetstream: &Context) {
+        let Some(mut open) = self.open.lock().await.take() else { return };
+        while let Ok(Some(message)) = tokio::time::timeout(DRAIN_PAUSE, open.messages.next()).await {
+            if message.status.is_none() {
+                // Not at once: it would come straight back.
+                let nak = AckKind::Nak(Some(2 * DRAIN_PAUSE));
+                drop(Acker::new(jetstream.clone(), message.reply).ack_with(nak).await);
+            }
+        }
     }
 }
 
-const REOPEN_PAUSE: Duration = Duration::from_millis(250);
-const PULL_EXPIRES: Duration = Duration::from_secs(5);
-/// Two of them missed, and the server has forgotten that somebody waits.
-const PULL_HEARTBEAT: Duration = Duration::from_secs(1);
+/// After so long without one more, all that was on the way is here.
+const DRAIN_PAUSE: Duration = Duration::from_millis(100);
+/// How long a request for messages stands. A server that was lost in between is asked again after that.
+const PULL_EXPIRES: Duration = Duration::from_secs(2);
+const PULL_SLACK: Duration = Duration::from_secs(1);
 
 /// What JetStream wants to hear of a message.
 struct Ack(Acker);

@@ -38,7 +38,7 @@ struct Heard {
 
 /// The oldest server that has what is used here. Older ones drop what they do not know without a word.
 const OLDEST_SERVER: (u32, u32) = (2, 12);
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_IN_FLIGHT: usize = 256;
 
@@ -131,7 +131,9 @@ fn options(name: &str, heard: Arc<Heard>) -> ConnectOptions {
                         tracing::error!(%error, "the server does not permit this");
                         *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                     }
-                    Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => tracing::warn!("{event}"),
+                    Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if heard.may_tell() => {
+                        tracing::warn!("{event}");
+                    }
                     event => tracing::info!("{event}"),
                 }
             }

@@ -1,0 +1,147 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use proto::{Beat, Role, TaskId, TaskKind};
+use tokio::time::Instant;
+
+/// What a learner waits for when nothing comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// For how long nothing has come.
+    pub waited: Duration,
+    /// Which step cannot go on.
+    pub step: u64,
+    /// How many tasks are out.
+    pub num_missing: usize,
+    /// Of how many.
+    pub num_tasks: usize,
+    /// The first of those that are out, and who is known to have them.
+    pub first: Vec<(TaskId, Option<Holder>)>,
+    /// How many workers have been heard of lately.
+    pub num_actors: usize,
+    /// Judges among them are counted apart.
+    pub num_verifiers: usize,
+    /// Whether workers say that they live at all; threads of one process do not.
+    pub hears_workers: bool,
+}
+
+/// A worker that has a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its name.
+    pub worker: String,
+    /// What it is.
+    pub role: Role,
+    /// When it was last heard of.
+    pub silent: Duration,
+}
+
+/// How many tasks are named.
+const NUM_NAMED: usize = 3;
+
+/// After this long without a sign of life a worker is not counted.
+const LIVES_FOR: Duration = Duration::from_secs(10);
+
+/// After this long it is forgotten.
+const KNOWN_FOR: Duration = Duration::from_secs(600);
+
+/// What was last heard of every worker.
+#[derive(Debug, Default)]
+pub(crate) struct Workers(BTreeMap<String, (Instant, Beat)>);
+
+impl Workers {
+    pub(crate) fn heard(&mut self, beat: Beat, now: Instant) {
+        self.0.retain(|_, (last, _)| now - *last < KNOWN_FOR);
+        self.0.insert(beat.worker.clone(), (now, beat));
+    }
+
+    /// Says what is waited for.
+    pub(crate) fn waiting(
+        &self,
+        step: u64,
+        missing: &[TaskId],
+        num_tasks: usize,
+        hears_workers: bool,
+        waited: Duration,
+        now: Instant,
+    ) -> Waiting {
+        let holder = |task: &TaskId| {
+            let held = self.0.values().filter(|(_, beat)| beat.tasks.contains(task));
+            let (last, beat) = held.max_by_key(|(last, _)| *last)?;
+            Some(Holder { worker: beat.worker.clone(), role: beat.role, silent: now - *last })
+        };
+        let living = |role| {
+            let is_living = |(last, beat): &&(Instant, Beat)| beat.role == role && now - *last < LIVES_FOR;
+            self.0.values().filter(is_living).count()
+        };
+        Waiting {
+            waited,
+            step,
+            num_missing: missing.len(),
+            num_tasks,
+            first: missing.iter().take(NUM_NAMED).map(|task| (*task, holder(task))).collect(),
+            num_actors: living(Role::Actor),
+            num_verifiers: living(Role::Verifier),
+            hears_workers,
+        }
+    }
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (missing, total) = (self.num_missing, self.num_tasks);
+        write!(formatter, "nothing for {} s at step {}: ", self.waited.as_secs(), self.step)?;
+        write!(formatter, "{missing} of {total} tasks are out")?;
+        for (index, (TaskId { kind, batch, index: task }, holder)) in self.first.iter().enumerate() {
+            let kind = if *kind == TaskKind::Train { "task" } else { "exam task" };
+            write!(formatter, "{} {kind} {task} of batch {batch}", if index == 0 { ":" } else { "," })?;
+            match holder {
+                Some(Holder { worker, silent, .. }) => {
+                    write!(formatter, " ({worker} has it, heard of {} s ago)", silent.as_secs())?;
+                }
+                None if self.hears_workers => write!(formatter, " (nobody is known to have it)")?,
+                None => {}
+            }
+        }
+        if missing > self.first.len() {
+            write!(formatter, ", ...")?;
+        }
+        if self.hears_workers {
+            let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
+            let (actors, verifiers) = (plural(self.num_actors, "actor"), plural(self.num_verifiers, "verifier"));
+            write!(formatter, "; {actors} and {verifiers} are heard of")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(kind: TaskKind, index: u32) -> TaskId {
+        TaskId { kind, batch: 7, index }
+    }
+
+    #[test]
+    fn a_stall_names_tasks_and_who_has_them() {
+        let began = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut workers = Workers::default();
+        let held = |worker: &str, role, tasks| Beat { worker: worker.to_owned(), role, tasks };
+        workers.heard(held("gone", Role::Actor, vec![task(TaskKind::Train, 1)]), began);
+        workers.heard(held("slow", Role::Verifier, vec![task(TaskKind::Train, 2)]), began + 25 * second);
+        workers.heard(held("idle", Role::Actor, vec![]), began + 29 * second);
+        let mut missing: Vec<TaskId> = (1..5).map(|index| task(TaskKind::Train, index)).collect();
+        let now = began + 30 * second;
+        let waiting = workers.waiting(7, &missing, 16, true, 30 * second, now).to_string();
+        let expected = "nothing for 30 s at step 7: 4 of 16 tasks are out: task 1 of batch 7 (gone has it, heard of 30 s ago), \
+                        task 2 of batch 7 (slow has it, heard of 5 s ago), task 3 of batch 7 (nobody is known to have it), ...; \
+                        1 actor and 1 verifier are heard of";
+        assert_eq!(waiting, expected);
+        missing = vec![task(TaskKind::Evaluate, 9)];
+        let waiting = Workers::default().waiting(7, &missing, 1, false, 90 * second, now).to_string();
+        assert_eq!(waiting, "nothing for 90 s at step 7: 1 of 1 tasks are out: exam task 9 of batch 7");
+    }
+}
