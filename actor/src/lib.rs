@@ -7,10 +7,11 @@
 pub mod engine;
 
 use std::collections::VecDeque;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, Delivery};
+use bus::{BEAT_EVERY, Bus, Delivery};
 use policy::{PackedWeights, read_weights};
 use proto::{Digest, Group, Role, Task, TaskId};
 use tokio::task::JoinSet;
@@ -66,9 +67,6 @@ pub enum Error {
 
 /// How many versions are kept unpacked: the one that is played, the next, and an exam's.
 const KEPT_VERSIONS: usize = 4;
-
-/// How often an actor says that it lives.
-const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// After how long a task is tried again whose weights could not be had.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -130,7 +128,7 @@ impl Actor {
                     }
                 }
                 Some(fetched) = self.fetches.join_next() => {
-                    let (digest, weights) = fetched.map_err(|_| Error::EngineStopped)?;
+                    let (digest, weights) = fetched.unwrap_or_else(|error| resume_unwind(error.into_panic()));
                     self.arrived(digest, weights).await?;
                 }
                 task = &mut next, if has_room => {

@@ -17,6 +17,9 @@ use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, T
 pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
 
+/// How often a worker says that it lives.
+pub const BEAT_EVERY: Duration = Duration::from_secs(2);
+
 /// Carries messages between the roles.
 ///
 /// What is taken from a queue and neither acknowledged nor handed back is delivered again, to some worker.

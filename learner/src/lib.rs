@@ -6,6 +6,7 @@ mod archive;
 mod checkpoint;
 mod config;
 mod curriculum;
+mod event;
 mod fold;
 mod journal;
 mod ledger;
@@ -15,6 +16,7 @@ mod optimizer;
 mod plan;
 mod policy_gradient;
 mod replay;
+mod run_dir;
 mod self_play;
 mod shuffle;
 mod waiting;
@@ -27,13 +29,15 @@ pub use config::{
     ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
     ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
+pub use event::{Event, Sample, StepEvent};
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
-pub use main_loop::{Event, Exam, Outcome, RunLock, RunOptions, Sample, StepEvent, Summary, expect_begun_with, run};
+pub use main_loop::{Exam, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::Planned;
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
+pub use run_dir::{RunLock, expect_begun_with};
 pub use waiting::{Holder, Waiting};
 
 /// What can go wrong in a learner.

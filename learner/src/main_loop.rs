@@ -1,6 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +7,19 @@ use bus::{Bus, Delivery};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{Params, write_weights};
 use proto::{
-    Digest, Envelope, Message, Problem, ProblemKey, ProblemOrigin, ProblemSource, Request, ScoredGroup, Task, TaskId,
-    TaskKind, Token, Verdict,
+    Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::checkpoint::{Checkpoint, load_latest, prune, save};
-use crate::journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
+use crate::checkpoint::{Checkpoint, prune, save};
+use crate::event::{Event, StepEvent, sample};
+use crate::journal::{EvalRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
-use crate::waiting::{Waiting, Workers};
-use crate::{Config, Control, Error, Fold, Manifest, State, StepReport, Totals};
+use crate::run_dir::{Recovered, RunLock};
+use crate::waiting::Workers;
+use crate::{Config, Control, Error, Fold, Manifest, State, Totals};
 
 /// How this process runs; changes when things happen, never what.
 #[derive(Clone, Debug)]
@@ -55,66 +55,6 @@ pub struct Exam {
     pub name: String,
     /// Its problems.
     pub problems: Vec<Problem>,
-}
-
-/// Something to show.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A run goes on.
-    Resumed {
-        /// From which state.
-        step: u64,
-        /// The end of the run, where it is fixed.
-        control: Option<Control>,
-        /// Bytes of a bad record that were removed from the journal's end.
-        truncated_bytes: u64,
-        /// Records in the middle of the journal that could not be read.
-        unreadable: Vec<RecordError>,
-        /// Exams that are in the journal and will not be sat again.
-        evals: Vec<EvalRecord>,
-    },
-    /// A checkpoint is broken, or of another course than the journal's; an earlier one is used.
-    CheckpointRefused(String),
-    /// A step is done.
-    Step(Box<StepEvent>),
-    /// An exam is over.
-    Eval(EvalRecord),
-    /// The clock fixed the end of the run.
-    Control(Control),
-    /// A checkpoint is written.
-    Checkpoint(PathBuf),
-    /// Nothing has come for a while.
-    Waiting(Box<Waiting>),
-}
-
-/// A step, as it is shown.
-#[derive(Clone, Debug)]
-pub struct StepEvent {
-    /// What it did.
-    pub report: StepReport,
-    /// Since the start of the run, earlier processes included.
-    pub elapsed: Duration,
-    /// How long the learner waited for the batch and for exams.
-    pub waited: Duration,
-    /// How long it trained.
-    pub trained: Duration,
-    /// Counts so far.
-    pub totals: Totals,
-    /// A look into the batch.
-    pub sample: Option<Sample>,
-}
-
-/// A problem of a batch and an answer to it.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    /// The problem.
-    pub problem: Problem,
-    /// Who wrote it.
-    pub origin: ProblemOrigin,
-    /// The answer.
-    pub answer: Vec<Token>,
-    /// What it is worth.
-    pub verdict: Verdict,
 }
 
 /// How a run ended.
@@ -481,8 +421,7 @@ impl Learner {
         let [mut heard, mut looked, mut told] = [Instant::now(); 3];
         let mut rounds = tokio::time::interval(ROUND);
         loop {
-            let missing = self.missing(batch, ends);
-            if missing.is_empty() {
+            if self.missing(batch, ends).next().is_none() {
                 return Ok(());
             }
             tokio::select! {
@@ -512,6 +451,7 @@ impl Learner {
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
+                        let missing: Vec<TaskId> = self.missing(batch, ends).collect();
                         let waiting = self.workers.waiting(batch, &missing, num_tasks, hears_workers, waited, now);
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
@@ -525,7 +465,7 @@ impl Learner {
     }
 
     /// Names the tasks that the step waits for.
-    fn missing(&self, batch: u64, ends: bool) -> Vec<TaskId> {
+    fn missing(&self, batch: u64, ends: bool) -> impl Iterator<Item = TaskId> {
         let unsat = self.sitting.iter().flat_map(|sitting| {
             sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
         });
@@ -535,8 +475,8 @@ impl Learner {
             .into_iter()
             .flatten()
             .map(|planned| planned.task.id)
-            .filter(|id| received.is_none_or(|received| !received.contains_key(&id.index)));
-        unsat.chain(unsealed).collect()
+            .filter(move |id| received.is_none_or(|received| !received.contains_key(&id.index)));
+        unsat.chain(unsealed)
     }
 
     fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
@@ -704,96 +644,6 @@ impl Learner {
     }
 }
 
-/// What a run directory holds of a run. Reading it changes nothing.
-struct Recovered {
-    /// Absent where the run begins with its first step.
-    checkpoint: Option<Checkpoint>,
-    control: Option<Control>,
-    /// Groups of batches that the checkpoint has not folded.
-    received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
-    steps: BTreeMap<u64, StepRecord>,
-    evals: Vec<EvalRecord>,
-    manifest: Option<Manifest>,
-    damage: Damage,
-}
-
-impl Recovered {
-    /// Reads the newest checkpoint that is whole and that the journal leads to: the journal is the truth of a run.
-    fn read(run_dir: &Path, is_reproducible: bool, mut refuse: impl FnMut(String)) -> Result<Recovered, Error> {
-        let mut newest = u64::MAX;
-        loop {
-            let checkpoint = load_latest(&run_dir.join("checkpoints"), newest, |error| refuse(error.to_string()))?;
-            let step = checkpoint.as_ref().map_or(0, |(_, checkpoint)| checkpoint.state.step);
-            let found = Recovered::after(step, &run_dir.join("journal"), is_reproducible)?;
-            let Some((model, checkpoint)) = checkpoint else { return Ok(found) };
-            let is_known = match found.steps.get(&step) {
-                Some(record) => record.weights_digest == checkpoint.state.params.digest(&model),
-                // Its record may be damaged; what came after it is there.
-                None => step == 0 || found.steps.range(step..).next().is_some(),
-            };
-            if is_known {
-                let control = found.control.or(checkpoint.control);
-                return Ok(Recovered { checkpoint: Some(checkpoint), control, ..found });
-            }
-            refuse(format!("its step {step} is not in the journal"));
-            newest = step - 1;
-        }
-    }
-
-    /// Reads the journal, as far as a run needs it that goes on from a step.
-    fn after(step: u64, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
-        let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
-        let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
-        let mut num_records = 0;
-        let damage = read_journal(journal, |record| {
-            num_records += 1;
-            match record {
-                Record::Manifest(found) => drop(manifest.get_or_insert(found)),
-                Record::Control(decided) => control = Some(decided),
-                Record::Eval(eval) => evals.push(eval),
-                Record::Step(step) => {
-                    if !is_reproducible {
-                        // Exams from here on were of steps that are played anew.
-                        evals.retain(|eval: &EvalRecord| eval.step < step.step);
-                    }
-                    steps.insert(step.step, step);
-                }
-                Record::Group(scored) => {
-                    let id = scored.group.task.id;
-                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
-                    // its checkpoint.
-                    if is_reproducible && id.batch >= step {
-                        received.entry(id.batch).or_default().insert(id.index, scored);
-                    }
-                }
-            }
-        })?;
-        if manifest.is_none() && (num_records > 0 || !damage.unreadable.is_empty()) {
-            return Err(Error::File {
-                path: journal.to_owned(),
-                expected: "a journal that begins with a manifest".to_owned(),
-                got: "none that can be read".to_owned(),
-            });
-        }
-        Ok(Recovered { checkpoint: None, control, received, steps, evals, manifest, damage })
-    }
-}
-
-/// Checks that a run directory holds no run, or one that began with this manifest, as far as its first record tells.
-///
-/// # Errors
-/// [`Error::Manifest`] names the first field that differs.
-pub fn expect_begun_with(run_dir: &Path, manifest: &Manifest) -> Result<(), Error> {
-    let folder = run_dir.join("journal");
-    if !folder.exists() {
-        return Ok(());
-    }
-    match JournalReader::open(&folder)?.next()? {
-        Some(Ok(Record::Manifest(was))) => was.expect_same(manifest),
-        _ => Ok(()),
-    }
-}
-
 /// Checks a step that was computed again against its record.
 pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest) -> Result<(), Error> {
     let pairs = [("weights digest", expected.weights_digest, weights), ("state digest", expected.state_digest, state)];
@@ -803,57 +653,5 @@ pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest)
             let reason = format!("the journal says {was:?}, computing it again gives {is:?}");
             Err(Error::Integrity { what, step: expected.step, reason })
         }
-    }
-}
-
-/// Picks a problem of the batch, one that the policy wrote if there is one, with a right answer if there is one.
-fn sample(groups: &[ScoredGroup]) -> Option<Sample> {
-    let posed = groups.iter().filter_map(|scored| match &scored.group.task.request {
-        Request::Solve { problem, origin, .. } => Some((scored, problem, *origin)),
-        Request::Propose { .. } => None,
-    });
-    // Origins are in this order: what the run made itself comes first.
-    let (scored, problem, origin) = posed.min_by_key(|(_, _, origin)| *origin)?;
-    let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
-    let answer = scored.group.rollouts.get(solved)?.tokens.clone();
-    Some(Sample { problem: problem.clone(), origin, answer, verdict: scored.verdicts[solved] })
-}
-
-/// A run directory, taken for this process: a second learner is refused.
-#[derive(Debug)]
-pub struct RunLock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl RunLock {
-    /// Takes a run directory, which is made where there is none.
-    ///
-    /// # Errors
-    /// When another learner has it, or it cannot be made.
-    pub fn take(run_dir: &Path) -> Result<RunLock, Error> {
-        std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
-        let path = run_dir.join(RunLock::FILE_NAME);
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(RunLock { path, _file: file }),
-            Err(std::fs::TryLockError::WouldBlock) => Err(Error::File {
-                path,
-                expected: "no other learner in this run directory".to_owned(),
-                got: "one that is running".to_owned(),
-            }),
-            Err(std::fs::TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
-        }
-    }
-
-    /// The file that is locked; empty.
-    pub const FILE_NAME: &str = "LOCK";
-
-    /// Lets go of a run directory in which nothing has begun.
-    pub fn discard(self) {
-        // What cannot be removed is in nobody's way.
-        drop(std::fs::remove_file(&self.path));
-        drop(self.path.parent().map(std::fs::remove_dir));
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use learner::{JournalReader, Record};
 use nats_server::NatsServer;
 use proto::{CounterRng, Purpose, TaskId};
-use runs::{Files, Folder, NUM_STEPS, Process, wait_until};
+use runs::{Files, Folder, HASTE, NUM_STEPS, Process, wait_until};
 use serde_json::Value;
 
 const NUM_KILLS: u64 = 24;
@@ -22,18 +22,12 @@ const STEPS_AFTER_KILLS: u64 = 4;
 /// The longest wait between a step and the kill that it calls for.
 const MAX_PAUSE_MS: u64 = 400;
 
-const LEARNER: [&str; 15] = [
+const LEARNER: [&str; 9] = [
     "--run-dir",
     "run",
     "--json",
     "--set",
     "local.checkpoint_every=3",
-    "--set",
-    "local.bus.ack_wait_seconds=1.0",
-    "--set",
-    "local.bus.reissue_seconds=1.0",
-    "--set",
-    "local.bus.lease_seconds=2.0",
     "--set",
     "local.bus.fault={ drop = 0.05, duplicate = 0.05, reorder = 0.1, seed = 1 }",
     "--run",
@@ -63,7 +57,7 @@ impl Cluster {
     fn start(config: &[&str]) -> Cluster {
         let (server, folder) = (NatsServer::start(), Folder::holding(&files()));
         let mut cluster = Cluster { server, folder, learner: None, actors: Vec::new(), verifiers: Vec::new() };
-        let learner = [config, &LEARNER[..]].concat();
+        let learner = [config, &LEARNER, &HASTE].concat();
         cluster.learner = Some(cluster.process("learner", &learner));
         cluster.actors = (0..3).map(|_| cluster.worker("actor")).collect();
         cluster.verifiers = (0..2).map(|_| cluster.worker("verifier")).collect();
@@ -92,7 +86,7 @@ impl Cluster {
             Target::Learner => {
                 let ended = self.learner.take().unwrap().kill();
                 assert_eq!(ended.status.code(), None, "the kill came too late: {ended:#?}");
-                let learner = [&["--resume"], &LEARNER[..]].concat();
+                let learner = [&["--resume"], &LEARNER[..], &HASTE].concat();
                 self.learner = Some(self.process("learner", &learner));
             }
             Target::Server | Target::Store => {

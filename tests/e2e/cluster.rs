@@ -8,17 +8,7 @@ use tokio::time::Instant;
 
 use crate::metrics::get;
 use crate::nats_server::NatsServer;
-use crate::runs::{Folder, NUM_STEPS, Process, reference, wait_until};
-
-/// Short waits: what is lost comes again soon.
-const HASTE: [&str; 6] = [
-    "--set",
-    "local.bus.ack_wait_seconds=1.0",
-    "--set",
-    "local.bus.reissue_seconds=1.0",
-    "--set",
-    "local.bus.lease_seconds=2.0",
-];
+use crate::runs::{Folder, HASTE, History, NUM_STEPS, Process, reference, wait_until};
 
 /// A server and a folder to run processes in.
 struct Cluster {
@@ -164,7 +154,7 @@ fn a_learner_that_was_overtaken_ends() {
     assert!(!overtaken.status.success() && refusal.starts_with("error: bus: run "), "{overtaken:#?}");
     assert!(refusal.ends_with("/other); one run has one learner at a time"), "{overtaken:#?}");
     second.end().success();
-    crate::runs::History::read(&cluster.folder.path("other")).assert_steps_of(&reference(0).history);
+    History::read(&cluster.folder.path("other")).assert_steps_of(&reference(0).history);
 }
 
 #[test]
@@ -243,27 +233,28 @@ fn weights_that_were_changed_are_refused_and_come_again() {
     let run = line.strip_prefix("run ").unwrap().split(';').next().unwrap();
     let bucket = format!("autodidact_{run}_weights");
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = runtime.block_on(async_nats::connect(cluster.server.url())).unwrap();
+    let jetstream = async_nats::jetstream::new(client);
     // Nobody plays yet, so the first version is there for as long as it takes to change it.
-    let digest = runtime.block_on(async {
-        let client = async_nats::connect(cluster.server.url()).await.unwrap();
-        let jetstream = async_nats::jetstream::new(client);
-        let began = Instant::now();
-        loop {
-            assert!(began.elapsed() < Duration::from_secs(60), "no weights are stored");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let Ok(store) = jetstream.get_object_store(&bucket).await else { continue };
-            let stream = jetstream.get_stream(format!("OBJ_{bucket}")).await.unwrap();
-            let Ok(note) = stream.get_last_raw_message_by_subject(&format!("$O.{bucket}.M.*")).await else { continue };
-            let note: Value = serde_json::from_slice(&note.payload).unwrap();
-            let name = note["name"].as_str().unwrap();
-            let mut bytes = Vec::new();
-            store.get(name).await.unwrap().read_to_end(&mut bytes).await.unwrap();
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            store.put(name, &mut &bytes[..]).await.unwrap();
-            return name.to_owned();
-        }
+    let change = async || {
+        let store = jetstream.get_object_store(&bucket).await.ok()?;
+        let stream = jetstream.get_stream(format!("OBJ_{bucket}")).await.unwrap();
+        let note = stream.get_last_raw_message_by_subject(&format!("$O.{bucket}.M.*")).await.ok()?;
+        let note: Value = serde_json::from_slice(&note.payload).unwrap();
+        let name = note["name"].as_str().unwrap();
+        let mut bytes = Vec::new();
+        store.get(name).await.unwrap().read_to_end(&mut bytes).await.unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        store.put(name, &mut &bytes[..]).await.unwrap();
+        Some(name.to_owned())
+    };
+    let mut changed = None;
+    wait_until("weights", || {
+        changed = runtime.block_on(change());
+        changed.is_some()
     });
+    let digest = changed.unwrap();
     let actor = cluster.start("actor", &[]);
     wait_until("the actor to refuse them", || actor.said_so_far().contains(&digest[..12]));
     learner.end().success();
@@ -332,6 +323,6 @@ fn a_run_that_takes_another_course_is_not_served_by_workers_of_the_first() {
     }
     assert!(
         !cluster.folder.path("other/metrics.jsonl").exists()
-            || crate::runs::History::read(&cluster.folder.path("other")).steps.is_empty()
+            || History::read(&cluster.folder.path("other")).steps.is_empty()
     );
 }

@@ -21,6 +21,16 @@ pub(crate) const SEGMENT: &str = "run/journal/00000000.log";
 /// The longest wait for anything. A loaded machine needs far less; a wait this long is a hang.
 const WAIT_LIMIT: Duration = Duration::from_secs(180);
 
+/// Short waits of a run over NATS: what is lost comes again soon.
+pub(crate) const HASTE: [&str; 6] = [
+    "--set",
+    "local.bus.ack_wait_seconds=1.0",
+    "--set",
+    "local.bus.reissue_seconds=1.0",
+    "--set",
+    "local.bus.lease_seconds=2.0",
+];
+
 /// The bytes of files, by path from the folder that holds them.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 

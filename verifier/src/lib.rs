@@ -4,10 +4,11 @@
 //! the domain's checker, and the masks of examples are derived anew from the domain's grammar.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{Bus, Delivery};
+use bus::{BEAT_EVERY, Bus, Delivery};
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
     Aim, Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request, Role,
@@ -31,9 +32,6 @@ pub enum Error {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    /// Judging a group ended in a panic, which is a bug.
-    #[error("judging a group ended in a panic")]
-    Panicked,
     /// The group's problem is not one of ours.
     #[error("cannot judge task {task:?}")]
     Problem {
@@ -50,17 +48,14 @@ const MAX_IN_WORK: usize = 16;
 /// How long a verifier that is told to stop goes on with what it has begun.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// How often a verifier says that it lives.
-const BEAT_EVERY: Duration = Duration::from_secs(2);
-
 /// Scores groups from the bus until told to stop; what is begun then is finished.
 ///
 /// # Errors
 /// [`Error::Bus`], or [`Error::Problem`] for a task that no verifier can judge: a fault, never a verdict.
 pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let mut summary = Summary::default();
-    let mut count = |judged: Result<Result<Option<usize>, Error>, _>| {
-        let num_verdicts = judged.map_err(|_| Error::Panicked)??;
+    let mut count = |judged: Result<Result<Option<usize>, Error>, JoinError>| {
+        let num_verdicts = judged.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
         summary.num_groups += u64::from(num_verdicts.is_some());
         summary.num_verdicts += num_verdicts.unwrap_or(0) as u64;
         Ok::<(), Error>(())

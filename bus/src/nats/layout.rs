@@ -164,32 +164,27 @@ impl Layout {
     }
 
     /// Compares what the server says that it made with what it was asked for: an old one leaves out what it does not know.
-    pub(super) async fn differences(
+    pub(super) async fn difference(
         &self,
         jetstream: &Context,
         terms: &Terms,
-    ) -> Result<Vec<Difference>, async_nats::Error> {
-        let mut differences = Vec::new();
+    ) -> Result<Option<Difference>, async_nats::Error> {
         for queue in Queue::ALL {
-            let wanted = self.stream_config(queue, terms);
-            let stream = jetstream.get_stream(&wanted.name).await?;
-            let got = &stream.cached_info().config;
-            let name = format!("stream {}", wanted.name);
-            let mut compare = |wanted: String, got: String| {
-                if wanted != got {
-                    differences.push(Difference { what: name.clone(), wanted, got });
-                }
-            };
-            compare(stream_terms(&wanted), stream_terms(got));
-            if let Some(wanted) = consumer_config(queue, terms) {
+            let config = self.stream_config(queue, terms);
+            let stream = jetstream.get_stream(&config.name).await?;
+            let (mut wanted, mut got) = (stream_terms(&config), stream_terms(&stream.cached_info().config));
+            if let Some(config) = consumer_config(queue, terms) {
                 let consumer: PullConsumer = stream.get_consumer(queue.consumer()).await?;
-                let got = &consumer.cached_info().config;
-                let wanted = (wanted.ack_policy, wanted.ack_wait, wanted.max_deliver, wanted.max_ack_pending);
-                let got = (got.ack_policy, got.ack_wait, got.max_deliver, got.max_ack_pending);
-                compare(format!("consumer {wanted:?}"), format!("consumer {got:?}"));
+                let made = &consumer.cached_info().config;
+                wanted +=
+                    &consumer_terms(config.ack_policy, config.ack_wait, config.max_deliver, config.max_ack_pending);
+                got += &consumer_terms(made.ack_policy, made.ack_wait, made.max_deliver, made.max_ack_pending);
+            }
+            if wanted != got {
+                return Ok(Some(Difference { what: format!("stream {}", config.name), wanted, got }));
             }
         }
-        Ok(differences)
+        Ok(None)
     }
 
     /// Makes what is not there, and says so each time.
@@ -258,5 +253,13 @@ fn stream_terms(config: &Config) -> String {
     format!(
         "{subjects:?}, {retention:?}, {discard:?}, {max_messages} messages, {max_messages_per_subject} a subject, copies \
          known for {duplicate_window:?}, direct reads {allow_direct}, {num_replicas} replicas"
+    )
+}
+
+/// What the consumer of a stream was asked to be.
+fn consumer_terms(ack_policy: AckPolicy, ack_wait: Duration, max_deliver: i64, max_ack_pending: i64) -> String {
+    format!(
+        "; its consumer: acknowledged {ack_policy:?} within {ack_wait:?}, delivered up to {max_deliver} times, \
+         {max_ack_pending} at a time"
     )
 }

@@ -66,13 +66,13 @@ impl Server {
                 Err(error) => patience.wait_after(error).await?,
             }
         }
-        let differences = loop {
-            match layout.differences(&self.jetstream, &terms).await {
-                Ok(differences) => break differences,
+        let difference = loop {
+            match layout.difference(&self.jetstream, &terms).await {
+                Ok(difference) => break difference,
                 Err(error) => patience.wait_after(error).await?,
             }
         };
-        if let Some(Difference { what, wanted, got }) = differences.into_iter().next() {
+        if let Some(Difference { what, wanted, got }) = difference {
             return Err(Error::Unfit { what, expected: wanted, got });
         }
         let (changed, wakes) = watch::channel(Wish::Announce);

@@ -1,0 +1,81 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use proto::{Problem, ProblemOrigin, Request, ScoredGroup, Token, Verdict};
+
+use crate::journal::{EvalRecord, RecordError};
+use crate::waiting::Waiting;
+use crate::{Control, StepReport, Totals};
+
+/// Something to show.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A run goes on.
+    Resumed {
+        /// From which state.
+        step: u64,
+        /// The end of the run, where it is fixed.
+        control: Option<Control>,
+        /// Bytes of a bad record that were removed from the journal's end.
+        truncated_bytes: u64,
+        /// Records in the middle of the journal that could not be read.
+        unreadable: Vec<RecordError>,
+        /// Exams that are in the journal and will not be sat again.
+        evals: Vec<EvalRecord>,
+    },
+    /// A checkpoint is broken, or of another course than the journal's; an earlier one is used.
+    CheckpointRefused(String),
+    /// A step is done.
+    Step(Box<StepEvent>),
+    /// An exam is over.
+    Eval(EvalRecord),
+    /// The clock fixed the end of the run.
+    Control(Control),
+    /// A checkpoint is written.
+    Checkpoint(PathBuf),
+    /// Nothing has come for a while.
+    Waiting(Box<Waiting>),
+}
+
+/// A step, as it is shown.
+#[derive(Clone, Debug)]
+pub struct StepEvent {
+    /// What it did.
+    pub report: StepReport,
+    /// Since the start of the run, earlier processes included.
+    pub elapsed: Duration,
+    /// How long the learner waited for the batch and for exams.
+    pub waited: Duration,
+    /// How long it trained.
+    pub trained: Duration,
+    /// Counts so far.
+    pub totals: Totals,
+    /// A look into the batch.
+    pub sample: Option<Sample>,
+}
+
+/// A problem of a batch and an answer to it.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The problem.
+    pub problem: Problem,
+    /// Who wrote it.
+    pub origin: ProblemOrigin,
+    /// The answer.
+    pub answer: Vec<Token>,
+    /// What it is worth.
+    pub verdict: Verdict,
+}
+
+/// Picks a problem of the batch, one that the policy wrote if there is one, with a right answer if there is one.
+pub(crate) fn sample(groups: &[ScoredGroup]) -> Option<Sample> {
+    let posed = groups.iter().filter_map(|scored| match &scored.group.task.request {
+        Request::Solve { problem, origin, .. } => Some((scored, problem, *origin)),
+        Request::Propose { .. } => None,
+    });
+    // Origins are in this order: what the run made itself comes first.
+    let (scored, problem, origin) = posed.min_by_key(|(_, _, origin)| *origin)?;
+    let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
+    let answer = scored.group.rollouts.get(solved)?.tokens.clone();
+    Some(Sample { problem: problem.clone(), origin, answer, verdict: scored.verdicts[solved] })
+}
