@@ -233,8 +233,8 @@ fn weights_that_were_changed_are_refused_and_come_again() {
     let run = line.strip_prefix("run ").unwrap().split(';').next().unwrap();
     let bucket = format!("autodidact_{run}_weights");
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let client = runtime.block_on(async_nats::connect(cluster.server.url())).unwrap();
-    let jetstream = async_nats::jetstream::new(client);
+    let jetstream = runtime
+        .block_on(async { async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap()) });
     // Nobody plays yet, so the first version is there for as long as it takes to change it.
     let change = async || {
         let store = jetstream.get_object_store(&bucket).await.ok()?;
