@@ -3,19 +3,22 @@
 //! Only the learner reads a config. It takes the lease of its run, and announces manifest and config on the server; workers
 //! compare what they are with what the run needs, and join.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use bus::nats::{Lease, Server, Settings, Terms, check_name};
+use bus::nats::{Credentials, Lease, Server, Settings, Terms, check_name};
 use bus::{Bus, Faults, Faulty};
 use learner::Manifest;
-use proto::Digest;
+use proto::{Digest, Role};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::report::print;
+use crate::counted::Counted;
+use crate::endpoint::Listener;
+use crate::metrics::WorkerMetrics;
+use crate::report::{print, word};
 use crate::run_config::{self, BusConfig, LocalConfig};
 use crate::train::{self, stop_on_signal};
 
@@ -28,6 +31,23 @@ pub(crate) struct Meeting {
     /// The run; without it a learner names it by what it depends on, and a worker joins the only one that goes on.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
+    /// The key of this process, as `keys init` makes it; its file's name is the name that the server knows.
+    #[arg(long, value_name = "FILE")]
+    nkey: Option<PathBuf>,
+    /// Certificates that vouch for the server, besides those of this machine.
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+}
+
+/// What a worker is told about itself.
+#[derive(Clone, Debug, clap::Args)]
+struct Worker {
+    /// Names this process; its key's file does without it, or its machine and number.
+    #[arg(long)]
+    name: Option<String>,
+    /// Serve this process to Prometheus at this address, such as 127.0.0.1:9101; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -42,9 +62,8 @@ pub(crate) struct LearnerArgs {
 pub(crate) struct ActorArgs {
     #[command(flatten)]
     meeting: Meeting,
-    /// Names this process; its machine and number without it.
-    #[arg(long)]
-    name: Option<String>,
+    #[command(flatten)]
+    worker: Worker,
     /// Threads that play; 0 for all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
@@ -57,9 +76,8 @@ pub(crate) struct ActorArgs {
 pub(crate) struct VerifierArgs {
     #[command(flatten)]
     meeting: Meeting,
-    /// Names this process; its machine and number without it.
-    #[arg(long)]
-    name: Option<String>,
+    #[command(flatten)]
+    worker: Worker,
 }
 
 /// What a learner says of its run to whoever comes.
@@ -87,14 +105,14 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
         threads => threads.into(),
     };
     let config = actor::Config { num_threads, num_slots: args.slots as usize };
-    work("actor", &args.meeting, args.name.as_deref(), async |bus, shutdown| {
+    work(Role::Actor, &args.meeting, &args.worker, async |bus, shutdown| {
         let summary = actor::run(config, bus, shutdown).await?;
         Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
     })
 }
 
 pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
-    work("verifier", &args.meeting, args.name.as_deref(), async |bus, shutdown| {
+    work(Role::Verifier, &args.meeting, &args.worker, async |bus, shutdown| {
         let summary = verifier::run(bus, shutdown).await?;
         Ok(format!("{} groups judged, {} answers", summary.num_groups, summary.num_verdicts))
     })
@@ -102,22 +120,30 @@ pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
 
 /// Joins a run and works for it until it is over or the process is told to stop. `play` says what was done.
 fn work(
-    role: &str,
+    role: Role,
     meeting: &Meeting,
-    name: Option<&str>,
+    worker: &Worker,
     play: impl AsyncFnOnce(Arc<dyn Bus>, CancellationToken) -> Result<String>,
 ) -> Result<()> {
-    let name = worker_name(role, name)?;
+    let name = worker_name(role, worker, meeting)?;
+    let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
+    let metrics = Arc::new(WorkerMetrics::new(role)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
         tokio::spawn(stop_on_signal(shutdown.clone(), "handing back what is unfinished"));
+        if let Some(listener) = listener {
+            print(&format!("{name}: metrics: http://{}/metrics", listener.address))?;
+            tokio::spawn(listener.serve(metrics.clone()));
+        }
         let joined = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             joined = Joined::join(meeting, &name) => joined?,
         };
         print(&format!("{name}: joined run {} on {}", joined.run, meeting.bus))?;
-        let play = play(joined.bus.clone(), shutdown.clone());
+        let _first = metrics.traffic.server.set(joined.server.clone());
+        let bus = Arc::new(Counted::new(joined.bus.clone(), metrics.traffic.meters.clone()));
+        let play = play(bus, shutdown.clone());
         tokio::pin!(play);
         let (done, ended) = tokio::select! {
             // It was told to stop, or cannot go on.
@@ -144,8 +170,7 @@ struct Joined {
 impl Joined {
     /// Waits for the run, and checks that this build on this machine computes what the run needs.
     async fn join(meeting: &Meeting, name: &str) -> Result<Joined> {
-        let settings = Settings { url: meeting.bus.clone(), patience: PATIENCE };
-        let server = Server::connect(settings, name).await?;
+        let server = Server::connect(meeting.settings(PATIENCE), name).await?;
         let (run, announced) = find(&server, meeting).await?;
         let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
         expect_fit(&run, &announced.manifest, &train::manifest(&config)?)?;
@@ -232,7 +257,7 @@ fn with_faults(bus: Arc<dyn Bus>, faults: Option<Faults>) -> Arc<dyn Bus> {
 
 /// A learner's place in its run.
 pub(crate) struct Led {
-    server: Server,
+    pub(crate) server: Server,
     lease: Lease,
     announcement: Announcement,
     pub(crate) bus: Arc<dyn Bus>,
@@ -246,8 +271,20 @@ impl Meeting {
 
     /// Gives the arguments that lead here again.
     pub(crate) fn words(&self) -> Vec<String> {
-        let run = self.run.iter().flat_map(|run| ["--run".to_owned(), run.clone()]);
-        ["--bus".to_owned(), self.bus.clone()].into_iter().chain(run).collect()
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let words = [
+            ("--bus", Some(self.bus.clone())),
+            ("--run", self.run.clone()),
+            ("--nkey", path(&self.nkey)),
+            ("--tls-ca", path(&self.tls_ca)),
+        ];
+        let given = words.into_iter().filter_map(|(option, value)| Some([option.to_owned(), value?]));
+        given.flatten().collect()
+    }
+
+    fn settings(&self, patience: Duration) -> Settings {
+        let credentials = Credentials { nkey: self.nkey.clone(), tls_ca: self.tls_ca.clone() };
+        Settings { url: self.bus.clone(), patience, credentials }
     }
 
     /// Takes the run for a learner, and announces it.
@@ -260,8 +297,7 @@ impl Meeting {
     ) -> Result<Led> {
         let run = self.run_id(manifest);
         check_name(&run).context("--run")?;
-        let settings = Settings { url: self.bus.clone(), patience: config.local.stall_limit() };
-        let server = Server::connect(settings, "learner").await?;
+        let server = Server::connect(self.settings(config.local.stall_limit()), "learner").await?;
         let BusConfig { ack_wait_seconds, lease_seconds, num_replicas, fault, .. } = config.local.bus;
         let terms = Terms {
             max_tasks,
@@ -305,17 +341,15 @@ impl Led {
 }
 
 /// Names a worker in subjects: letters, digits, `-` and `_`.
-fn worker_name(role: &str, name: Option<&str>) -> Result<String> {
-    let Some(name) = name else {
-        let machine: String = machine()
-            .chars()
-            .map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' })
-            .take(32)
-            .collect();
-        return Ok(format!("{role}-{machine}-{}", std::process::id()));
-    };
-    check_name(name).context("--name")?;
-    Ok(name.to_owned())
+fn worker_name(role: Role, worker: &Worker, meeting: &Meeting) -> Result<String> {
+    let of_key = || meeting.nkey.as_ref()?.file_stem()?.to_str().map(str::to_owned);
+    if let Some(name) = worker.name.clone().or_else(of_key) {
+        check_name(&name).context(if worker.name.is_some() { "--name" } else { "--nkey" })?;
+        return Ok(name);
+    }
+    let letters = machine();
+    let letters = letters.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' });
+    Ok(format!("{}-{}-{}", word(&role), letters.take(32).collect::<String>(), std::process::id()))
 }
 
 fn machine() -> String {

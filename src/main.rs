@@ -4,12 +4,15 @@ mod baselines;
 mod bench;
 mod closing;
 mod cluster;
+mod counted;
 mod curves;
 mod display;
+mod endpoint;
 mod eval;
 mod files;
 mod generate;
 mod inspect;
+mod keys;
 mod metrics;
 mod record;
 mod replay;
@@ -52,6 +55,8 @@ enum Command {
     Actor(cluster::ActorArgs),
     /// Judge for a learner.
     Verifier(cluster::VerifierArgs),
+    /// Say who may do what on a NATS server: a key for every process.
+    Keys(keys::Args),
     /// Score a run or a checkpoint on an exam, beside its baselines.
     Eval(eval::Args),
     /// Run every arm of a study with every seed, and compare the arms with the control.
@@ -94,6 +99,7 @@ fn main() -> ExitCode {
         Command::Learner(args) => cluster::run_learner(args),
         Command::Actor(args) => cluster::run_actor(&args),
         Command::Verifier(args) => cluster::run_verifier(&args),
+        Command::Keys(args) => keys::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Study(args) => study::run(&args),
         Command::Replay(args) => replay::run(&args),

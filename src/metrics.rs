@@ -1,87 +1,80 @@
-//! `train --metrics ADDR`: the run as Prometheus sees it. `docs/metrics.md` has a row for each metric.
+//! Runs and workers as Prometheus sees them. `docs/metrics.md` has a row for each metric.
 //!
 //! Counters begin at 0 with the process, as Prometheus expects of them; gauges are of the run.
 
-use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use anyhow::{Context as _, Result, anyhow};
-use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use anyhow::Result;
+use bus::nats::Server;
 use learner::{Event, StepEvent, Waiting};
 use prometheus::{
-    Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Registry, TEXT_FORMAT, TextEncoder,
+    Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
     register_counter_with_registry, register_gauge_vec_with_registry, register_gauge_with_registry,
     register_int_counter_vec_with_registry, register_int_counter_with_registry, register_int_gauge_with_registry,
 };
+use proto::Role;
 
+use crate::counted::Meters;
+use crate::endpoint::Scraped;
 use crate::report::{folder_bytes, word};
 
-/// An address that is taken for this process.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    listener: TcpListener,
-    pub(crate) address: SocketAddr,
+/// The metrics of a run. A scrape sees whole events, so that its values are of one step.
+pub(crate) struct Metrics {
+    values: Mutex<Values>,
+    traffic: Traffic,
 }
 
-impl Listener {
-    /// Takes an address; port 0 takes any free one.
-    pub(crate) fn bind(address: &str) -> Result<Listener> {
-        let bind = || -> std::io::Result<Listener> {
-            let listener = TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok(Listener { address: listener.local_addr()?, listener })
-        };
-        bind().map_err(|error| {
-            anyhow!("--metrics: expected an address that is free, such as 127.0.0.1:9100, got {address}: {error}")
-        })
+/// What any process says and hears.
+pub(crate) struct Traffic {
+    registry: Registry,
+    pub(crate) meters: Arc<Meters>,
+    /// Once it is connected; a run in one process never is.
+    pub(crate) server: OnceLock<Server>,
+}
+
+impl Traffic {
+    fn new() -> Result<Traffic> {
+        let registry = Registry::new_custom(Some("autodidact".to_owned()), None)?;
+        Ok(Traffic { meters: Arc::new(Meters::new(&registry)?), registry, server: OnceLock::new() })
     }
 
-    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the process lives.
-    pub(crate) async fn serve(self, metrics: Arc<Metrics>) -> Result<()> {
-        let listener = tokio::net::TcpListener::from_std(self.listener).context("serve metrics")?;
-        loop {
-            let (stream, _) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a scrape could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let metrics = metrics.clone();
-            let answer = service_fn(move |request| {
-                let response = metrics.answer(&request);
-                async { Ok::<_, Infallible>(response) }
-            });
-            // One request a connection: a scraper that does not read holds nothing for long.
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(CONNECTION_LIMIT)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), answer);
-            tokio::spawn(tokio::time::timeout(CONNECTION_LIMIT, connection));
+    fn text(&self) -> Result<String> {
+        self.meters.look_at(self.server.get());
+        Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
+    }
+}
+
+/// The metrics of a worker.
+pub(crate) struct WorkerMetrics {
+    role: Role,
+    pub(crate) traffic: Traffic,
+}
+
+impl WorkerMetrics {
+    pub(crate) fn new(role: Role) -> Result<WorkerMetrics> {
+        Ok(WorkerMetrics { role, traffic: Traffic::new()? })
+    }
+}
+
+impl Scraped for WorkerMetrics {
+    fn text(&self) -> Result<String> {
+        self.traffic.text()
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        match self.traffic.server.get() {
+            None => Err("it has not joined a run yet".to_owned()),
+            Some(server) if !server.is_connected() => Err("the NATS server is away".to_owned()),
+            Some(_) if self.role == Role::Actor && !self.traffic.meters.has_weights() => {
+                Err("it has no weights yet".to_owned())
+            }
+            Some(_) => Ok(()),
         }
     }
 }
 
-const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-
-/// After a failed accept: out of file handles, for example, which does not pass at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// The metrics of a run. A scrape sees whole events, so that its values are of one step.
-pub(crate) struct Metrics(Mutex<Values>);
-
 struct Values {
-    registry: Registry,
     journal: PathBuf,
     /// Why the run does not go on, if it does not.
     readiness: Result<(), String>,
@@ -106,9 +99,9 @@ struct Values {
 
 impl Metrics {
     pub(crate) fn new(run_dir: &Path) -> Result<Metrics> {
-        let registry = Registry::new_custom(Some("autodidact".to_owned()), None)?;
-        let to = &registry;
-        Ok(Metrics(Mutex::new(Values {
+        let traffic = Traffic::new()?;
+        let to = &traffic.registry;
+        let values = Values {
             journal: run_dir.join("journal"),
             readiness: Err("no step and no exam yet".to_owned()),
             trained_tokens_before: None,
@@ -169,8 +162,13 @@ impl Metrics {
                 to
             )?,
             journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
-            registry,
-        })))
+        };
+        Ok(Metrics { values: Mutex::new(values), traffic })
+    }
+
+    /// What the run's process says and hears.
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Takes in what happened.
@@ -190,30 +188,23 @@ impl Metrics {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<String> {
-        let (status, content_type, body) = match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics") => match self.values().text() {
-                Ok(text) => (StatusCode::OK, TEXT_FORMAT, text),
-                Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
-            },
-            (&Method::GET, "/healthz") => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
-            (&Method::GET, "/readyz") => match &self.values().readiness {
-                Ok(()) => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
-                Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{reason}\n")),
-            },
-            (&Method::GET, _) => (StatusCode::NOT_FOUND, PLAIN, "expected /metrics, /healthz or /readyz\n".to_owned()),
-            _ => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "expected GET\n".to_owned()),
-        };
-        let response = Response::builder().status(status).header(CONTENT_TYPE, content_type).body(body);
-        response.expect("status and header are constants")
-    }
-
     fn values(&self) -> MutexGuard<'_, Values> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-const PLAIN: &str = "text/plain; charset=utf-8";
+impl Scraped for Metrics {
+    fn text(&self) -> Result<String> {
+        // Held until all is read: what is read is of one step.
+        let values = self.values();
+        values.journal_bytes.set(folder_bytes(&values.journal) as i64);
+        self.traffic.text()
+    }
+
+    fn readiness(&self) -> Result<(), String> {
+        self.values().readiness.clone()
+    }
+}
 
 impl Values {
     fn step(&mut self, event: &StepEvent) {
@@ -245,11 +236,6 @@ impl Values {
             self.waiting_seconds.with_label_values(&labels).set(waiting.waited.as_secs_f64());
         }
     }
-
-    fn text(&self) -> Result<String> {
-        self.journal_bytes.set(folder_bytes(&self.journal) as i64);
-        Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
-    }
 }
 
 #[cfg(test)]
@@ -267,12 +253,13 @@ mod tests {
         values.rollouts.with_label_values(&["countdown/1"]).inc();
         values.rollouts_solved.with_label_values(&["countdown/1"]).inc();
         drop(values);
+        metrics.traffic.meters.fill();
         metrics
     }
 
     #[test]
     fn every_metric_has_a_row_in_the_docs() {
-        let text = with_labels().values().text().unwrap();
+        let text = with_labels().text().unwrap();
         let kinds: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let rows = include_str!("../docs/metrics.md").lines().filter_map(|line| line.strip_prefix("| `autodidact_"));
         let documented: BTreeSet<String> = rows
@@ -283,15 +270,5 @@ mod tests {
             .collect();
         assert_eq!(documented, kinds.into_iter().map(str::to_owned).collect());
         assert_eq!(text.matches("# HELP ").count(), documented.len(), "every metric says what it is");
-    }
-
-    #[test]
-    fn a_taken_address_is_refused() {
-        let taken = Listener::bind("127.0.0.1:0").unwrap();
-        let address = taken.address.to_string();
-        let refusal = Listener::bind(&address).unwrap_err().to_string();
-        assert!(refusal.starts_with("--metrics: expected an address that is free"), "{refusal}");
-        assert!(refusal.contains(&format!("got {address}: ")), "{refusal}");
-        assert!(Listener::bind("nonsense").unwrap_err().to_string().contains("got nonsense: "));
     }
 }

@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::closing::Closing;
 use crate::cluster::{Led, Meeting};
+use crate::counted::Counted;
 use crate::curves;
 use crate::display::{self, Display};
+use crate::endpoint::Listener;
 use crate::files::{partial, write_whole};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::report::{count, print, quoted};
 use crate::run_config::{self, LocalConfig, RunConfig};
@@ -75,7 +77,7 @@ pub(crate) fn start(args: &Args, meeting: Option<Meeting>) -> Result<()> {
     if args.dry_run {
         return print(&run_config::to_toml(&plan.config)?);
     }
-    let listener = args.metrics.as_deref().map(metrics::Listener::bind).transpose()?;
+    let listener = args.metrics.as_deref().map(Listener::bind).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let (summary, cpu_time) = runtime.block_on(run_roles(&plan, listener))?;
     curves::write(&plan.run_dir.join("curves.svg"), &summary.evals)?;
@@ -215,7 +217,7 @@ impl Plan {
         format!("autodidact {command} --resume --run-dir {run_dir}{minutes}")
     }
 
-    fn display(&self, listener: Option<&metrics::Listener>) -> display::Settings {
+    fn display(&self, listener: Option<&Listener>) -> display::Settings {
         let config = &self.config.run;
         let mut opening = format!(
             "run directory: {}\n{} parameters, {} problems x {} answers a step, {} threads, config {}\n",
@@ -285,7 +287,7 @@ fn free_run_dir(config: &RunConfig) -> PathBuf {
 }
 
 /// Starts the roles, and follows what they do. Gives the CPU time of this process besides.
-async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(Summary, Duration)> {
+async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, Duration)> {
     let (config, local) = (&plan.config.run, &plan.config.local);
     let lock = RunLock::take(&plan.run_dir)?;
     // Before anybody hears of it: a refused config must change nothing.
@@ -297,13 +299,21 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
         .map(|name| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? }))
         .collect::<Result<_>>()?;
     let shutdown = CancellationToken::new();
+    let metrics = Arc::new(Metrics::new(&plan.run_dir)?);
+    let traffic = metrics.traffic();
     let mut others = match &plan.meeting {
-        None => Others::here(local, &shutdown),
+        None => {
+            Others::here(Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone())), local, &shutdown)
+        }
         Some(meeting) => {
             let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
             let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
             match meeting.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks).await {
-                Ok(led) => Others::Elsewhere(Box::new(led)),
+                Ok(mut led) => {
+                    led.bus = Arc::new(Counted::new(led.bus, traffic.meters.clone()));
+                    let _first = traffic.server.set(led.server.clone());
+                    Others::Elsewhere(Box::new(led))
+                }
                 Err(error) => {
                     if !plan.resume {
                         lock.discard();
@@ -334,7 +344,6 @@ async fn run_roles(plan: &Plan, listener: Option<metrics::Listener>) -> Result<(
     };
     let recorder = Recorder::open(&plan.run_dir)?;
     let display = Display::start(plan.display(listener.as_ref()))?;
-    let metrics = Arc::new(Metrics::new(&plan.run_dir)?);
     if let Some(listener) = listener {
         tokio::spawn(listener.serve(metrics.clone()));
     }
@@ -384,8 +393,7 @@ enum Others {
 }
 
 impl Others {
-    fn here(local: &LocalConfig, shutdown: &CancellationToken) -> Others {
-        let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
+    fn here(bus: Arc<dyn Bus>, local: &LocalConfig, shutdown: &CancellationToken) -> Others {
         let config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
         let (actor, verifier) =
             (actor::run(config, bus.clone(), shutdown.clone()), verifier::run(bus.clone(), shutdown.clone()));

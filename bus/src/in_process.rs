@@ -56,7 +56,7 @@ impl<T: Clone + Send + Sync + 'static> Queue<T> {
 
     async fn pop(&self) -> Result<Delivery<T>, Error> {
         let message = self.receiver.lock().await.recv().await.ok_or(Error::Closed { queue: self.name })?;
-        Ok(Delivery { message, receipt: Box::new(Origin(self.sender.clone())) })
+        Ok(Delivery { message, is_redelivered: false, receipt: Box::new(Origin(self.sender.clone())) })
     }
 }
 

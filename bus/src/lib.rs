@@ -82,6 +82,8 @@ pub trait Bus: Send + Sync + 'static {
 pub struct Delivery<T> {
     /// What it says.
     pub message: Message<T>,
+    /// Whether the bus says that it was delivered before.
+    pub is_redelivered: bool,
     receipt: Box<dyn Receipt<T>>,
 }
 

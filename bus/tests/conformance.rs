@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bus::nats::{Lease, Server, Settings, Terms};
+use bus::nats::{Credentials, Lease, Server, Settings, Terms};
 use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess};
 use nats_server::NatsServer;
 use proto::{
@@ -58,7 +58,9 @@ async fn nats_with(terms: Terms) -> Seen {
 }
 
 async fn connect(server: &NatsServer) -> Server {
-    Server::connect(Settings { url: server.url(), patience: LIMIT }, "test").await.unwrap()
+    Server::connect(Settings { url: server.url(), patience: LIMIT, credentials: Credentials::default() }, "test")
+        .await
+        .unwrap()
 }
 
 fn terms() -> Terms {
@@ -296,13 +298,14 @@ async fn the_tasks_of_a_sealed_batch_are_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_read_is_thrown_away() {
+async fn what_cannot_be_read_is_set_aside() {
     let bus = nats().await;
     let (_, server) = bus._kept.as_ref().unwrap();
     let client = async_nats::connect(server.url()).await.unwrap();
     let subject = format!("autodidact.{RUN}.task.t0.1");
     let whole = proto::wire::encode(&issued(1, 0));
-    for bytes in [&b""[..], b"\xff\xff\xff", &whole[..whole.len() - 1], &[whole.clone(), vec![0]].concat()] {
+    let unreadable = [&b""[..], b"\xff\xff\xff", &whole[..whole.len() - 1], &[whole.clone(), vec![0]].concat()];
+    for bytes in unreadable {
         client.publish(subject.clone(), bytes.to_vec().into()).await.unwrap();
     }
     client.flush().await.unwrap();
@@ -311,6 +314,14 @@ async fn what_cannot_be_read_is_thrown_away() {
     delivery.acknowledge().await.unwrap();
     assert_eq!(delivery.message, issued(2, 0));
     expect_none(&bus.workers[0], 2 * ACK_WAIT).await;
+    // People find them where they were put.
+    let jetstream = async_nats::jetstream::new(client);
+    let dead = jetstream.get_stream(format!("autodidact_{RUN}_dead")).await.unwrap();
+    for (index, bytes) in unreadable.into_iter().enumerate() {
+        let found = dead.get_raw_message(index as u64 + 1).await.unwrap();
+        assert_eq!(found.payload, bytes);
+        assert!(found.subject.ends_with(".task"), "{}", found.subject);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

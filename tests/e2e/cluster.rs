@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::io::AsyncReadExt as _;
 use tokio::time::Instant;
 
-use crate::metrics::get;
+use crate::metrics::{get, metrics_address, value};
 use crate::nats_server::NatsServer;
 use crate::runs::{Folder, HASTE, History, NUM_STEPS, Process, reference, wait_until};
 
@@ -200,9 +199,7 @@ fn a_stall_names_what_is_waited_for() {
     actor.freeze();
     let says = |text: &str| text.contains(" tasks are out: ") && text.contains("; ") && text.contains(" 1 verifier ");
     wait_until("the learner to say what it waits for", || says(&learner.said_so_far()));
-    let address = learner.printed_so_far();
-    let address = address.lines().find_map(|line| line.strip_prefix("metrics: http://")).unwrap();
-    let (address, _) = address.split_once('/').unwrap();
+    let address = &metrics_address(&learner);
     let (status, body) = get(address, "/readyz");
     assert!(status == 503 && says(&body), "{status} {body}");
     let (_, body) = get(address, "/metrics");
@@ -231,23 +228,19 @@ fn weights_that_were_changed_are_refused_and_come_again() {
     let printed = learner.printed_so_far();
     let line = printed.lines().find(|line| line.contains("; actors and verifiers join with ")).unwrap();
     let run = line.strip_prefix("run ").unwrap().split(';').next().unwrap();
-    let bucket = format!("autodidact_{run}_weights");
+    let (stream, first) = (format!("autodidact_{run}_weights"), format!("autodidact.{run}.weights.*.0"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let jetstream = runtime
         .block_on(async { async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap()) });
     // Nobody plays yet, so the first version is there for as long as it takes to change it.
     let change = async || {
-        let store = jetstream.get_object_store(&bucket).await.ok()?;
-        let stream = jetstream.get_stream(format!("OBJ_{bucket}")).await.unwrap();
-        let note = stream.get_last_raw_message_by_subject(&format!("$O.{bucket}.M.*")).await.ok()?;
-        let note: Value = serde_json::from_slice(&note.payload).unwrap();
-        let name = note["name"].as_str().unwrap();
-        let mut bytes = Vec::new();
-        store.get(name).await.unwrap().read_to_end(&mut bytes).await.unwrap();
+        let stream = jetstream.get_stream(&stream).await.ok()?;
+        let piece = stream.get_last_raw_message_by_subject(&first).await.ok()?;
+        let mut bytes = piece.payload.to_vec();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
-        store.put(name, &mut &bytes[..]).await.unwrap();
-        Some(name.to_owned())
+        jetstream.publish(piece.subject.clone(), bytes.into()).await.unwrap().await.unwrap();
+        Some(piece.subject.split('.').nth(3).unwrap().to_owned())
     };
     let mut changed = None;
     wait_until("weights", || {
@@ -255,8 +248,10 @@ fn weights_that_were_changed_are_refused_and_come_again() {
         changed.is_some()
     });
     let digest = changed.unwrap();
-    let actor = cluster.start("actor", &[]);
+    let actor = cluster.start("actor", &["--metrics", "127.0.0.1:0"]);
     wait_until("the actor to refuse them", || actor.said_so_far().contains(&digest[..12]));
+    let (_, body) = get(&metrics_address(&actor), "/metrics");
+    assert!(value(&body, "autodidact_weights_refused_total") >= 1.0, "{body}");
     learner.end().success();
     cluster.folder.history().assert_steps_of(&reference(0).history);
     for worker in [actor, verifier] {

@@ -11,4 +11,5 @@ mod metrics;
 mod nats_server;
 mod pure_function;
 mod runs;
+mod security;
 mod study;

@@ -2,24 +2,19 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::runs::{Folder, wait_until};
+use crate::nats_server::NatsServer;
+use crate::runs::{Folder, HASTE, Process, wait_until};
 
 #[test]
 fn a_scrape_is_the_run_at_a_step() {
     let folder = Folder::new();
     let steps = "schedule.num_steps=100000";
     let process = folder.start(&["train", "smoke", "--run-dir", "run", "--metrics", "127.0.0.1:0", "--set", steps]);
-    let address = || {
-        let printed = process.printed_so_far();
-        printed
-            .lines()
-            .find_map(|line| Some(line.strip_prefix("metrics: http://")?.strip_suffix("/metrics")?.to_owned()))
-    };
-    wait_until("the address", || address().is_some());
-    let address = address().unwrap();
+    let address = metrics_address(&process);
     assert_eq!(get(&address, "/healthz"), (200, "ok\n".to_owned()));
     wait_until("step 22", || folder.last_step() >= 22);
     assert_eq!(get(&address, "/readyz"), (200, "ok\n".to_owned()));
@@ -68,16 +63,125 @@ fn a_scrape_is_the_run_at_a_step() {
     process.end().success();
 }
 
+/// A real Prometheus reads every process of a cluster while it works, and has what they say.
+#[test]
+fn prometheus_scrapes_a_cluster() {
+    let (server, folder) = (NatsServer::start(), Folder::new());
+    let url = server.url();
+    let start = |args: &[&str]| folder.start(&[args, &["--bus", &url, "--metrics", "127.0.0.1:0"]].concat());
+    let steps = "schedule.num_steps=100000";
+    let actor = start(&["actor"]);
+    let early = get(&metrics_address(&actor), "/readyz");
+    assert_eq!(early, (503, "it has not joined a run yet\n".to_owned()));
+    let learner = start(&[&["learner", "smoke", "--run-dir", "run", "--set", steps], &HASTE[..]].concat());
+    let verifier = start(&["verifier"]);
+    let processes = [("learner", &learner), ("actor", &actor), ("verifier", &verifier)];
+    let prometheus = Prometheus::start(&folder, &processes.map(|(job, process)| (job, metrics_address(process))));
+    for (query, least) in [
+        ("count(up == 1)", 3.0),
+        ("count(autodidact_build_info)", 3.0),
+        ("sum(autodidact_bus_connected)", 3.0),
+        ("autodidact_learner_step{job=\"learner\"}", 5.0),
+        ("sum(autodidact_tasks_issued_total{job=\"learner\",kind=\"train\"})", 80.0),
+        ("sum(autodidact_actor_rollouts_total{job=\"actor\",domain=\"countdown\"})", 80.0),
+        ("sum(autodidact_actor_tokens_total{job=\"actor\"})", 80.0),
+        ("sum(autodidact_verifier_verdicts_total{job=\"verifier\",domain=\"countdown\"})", 80.0),
+        ("sum(autodidact_bus_deliveries_total{job=\"learner\",queue=\"scored\",redelivered=\"false\"})", 80.0),
+        ("sum(autodidact_bus_publish_total{job=\"actor\",queue=\"group\",result=\"ok\"})", 80.0),
+        ("autodidact_bus_publish_duration_seconds_count{job=\"verifier\",queue=\"scored\"}", 80.0),
+        ("autodidact_weights_transfer_duration_seconds_count{job=\"actor\",direction=\"get\"}", 2.0),
+    ] {
+        let mut last = None;
+        wait_until(query, || {
+            last = prometheus.query(query);
+            last.is_some_and(|value| value >= least)
+        });
+    }
+    for (job, process) in processes {
+        let address = metrics_address(process);
+        assert_eq!(get(&address, "/readyz"), (200, "ok\n".to_owned()), "{job}");
+        assert_clean(&get(&address, "/metrics").1);
+    }
+    for process in [learner, actor, verifier] {
+        process.terminate();
+        process.end().success();
+    }
+}
+
+/// A Prometheus of a test's own.
+struct Prometheus {
+    address: String,
+    _process: Process,
+}
+
+impl Prometheus {
+    fn start(folder: &Folder, targets: &[(&str, String)]) -> Prometheus {
+        let jobs: String = targets
+            .iter()
+            .map(|(job, address)| {
+                format!("  - job_name: {job}\n    static_configs: [{{ targets: [\"{address}\"] }}]\n")
+            })
+            .collect();
+        let config = format!("global: {{ scrape_interval: 250ms, scrape_timeout: 250ms }}\nscrape_configs:\n{jobs}");
+        std::fs::write(folder.path("prometheus.yml"), config).unwrap();
+        // It takes the port of a socket that is closed again.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut command = Command::new("prometheus");
+        command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=prometheus"]);
+        command.arg(format!("--web.listen-address={address}"));
+        let process = folder.start_command(command);
+        wait_until("Prometheus", || TcpStream::connect(&address).is_ok());
+        Prometheus { address, _process: process }
+    }
+
+    /// Gives the one value of an expression, where there is one.
+    fn query(&self, expression: &str) -> Option<f64> {
+        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let (status, body) = get(&self.address, &format!("/api/v1/query?query={encoded}"));
+        if status == 503 {
+            return None;
+        }
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(answer["status"], "success", "{expression}: {body}");
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    }
+}
+
+/// Checks metrics as Prometheus' own tool does: names, units, types and help.
+fn assert_clean(text: &str) {
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("tests need promtool: run `sh tests/setup.sh`");
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
+    assert!(ended.status.success() && said.is_empty(), "{said}\n{text}");
+}
+
 pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-fn value(text: &str, name: &str) -> f64 {
+/// Where a process says that it serves its metrics.
+pub(crate) fn metrics_address(process: &Process) -> String {
+    let address = || {
+        process
+            .printed_so_far()
+            .split_once("metrics: http://")?
+            .1
+            .split_once('/')
+            .map(|(address, _)| address.to_owned())
+    };
+    wait_until("an address", || address().is_some());
+    address().unwrap()
+}
+
+pub(crate) fn value(text: &str, name: &str) -> f64 {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("expected {name} in\n{text}")).parse().unwrap()
 }

@@ -1,11 +1,12 @@
+use std::fmt::Display;
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
-use async_nats::jetstream::{Context, object_store};
-use proto::{TaskId, TaskKind};
+use proto::{Digest, TaskId, TaskKind};
 
 use crate::Error;
 
@@ -26,6 +27,10 @@ pub(super) enum Queue {
     Scored,
     /// `key.BATCH.INDEX`: not a queue but a store; the last message of a subject is the key.
     Keys,
+    /// `weights.DIGEST`, which says how many bytes there are, and `weights.DIGEST.PIECE`: a store too.
+    Weights,
+    /// `dead.WORKER.QUEUE`: messages that could not be read, for people to look at.
+    Dead,
 }
 
 /// What the streams of a run are made for.
@@ -50,6 +55,9 @@ pub(super) struct Difference {
 
 /// How many copies of the worst case fit into a queue.
 const SLACK: usize = 4;
+/// How much of what could not be read is kept.
+const MAX_DEAD: i64 = 1000;
+const MAX_DEAD_BYTES: i64 = 64 << 20;
 /// For how long the server knows a message id again. A publisher that retries for longer may be heard twice.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -77,14 +85,16 @@ pub(super) fn batch_token(kind: TaskKind, batch: u64) -> String {
 }
 
 impl Queue {
-    const ALL: [Queue; 4] = [Queue::Tasks, Queue::Groups, Queue::Scored, Queue::Keys];
+    const ALL: [Queue; 6] = [Queue::Tasks, Queue::Groups, Queue::Scored, Queue::Keys, Queue::Weights, Queue::Dead];
 
-    fn token(self) -> &'static str {
+    pub(super) fn token(self) -> &'static str {
         match self {
             Queue::Tasks => "task",
             Queue::Groups => "group",
             Queue::Scored => "scored",
             Queue::Keys => "key",
+            Queue::Weights => "weights",
+            Queue::Dead => "dead",
         }
     }
 
@@ -94,8 +104,13 @@ impl Queue {
             Queue::Tasks => "actor",
             Queue::Groups => "verifier",
             Queue::Scored => "learner",
-            Queue::Keys => unreachable!("keys are looked up, not consumed"),
+            Queue::Keys | Queue::Weights | Queue::Dead => unreachable!("stores are looked up, not consumed"),
         }
+    }
+
+    /// Whether messages are looked up by subject rather than taken.
+    fn is_store(self) -> bool {
+        matches!(self, Queue::Keys | Queue::Weights)
     }
 }
 
@@ -125,22 +140,36 @@ impl Layout {
         format!("autodidact.{}.beat.{worker}", self.run)
     }
 
-    pub(super) fn weights(&self) -> String {
-        format!("autodidact_{}_weights", self.run)
+    /// Where it stands how large weights are.
+    pub(super) fn weights(&self, digest: Digest) -> String {
+        self.subject(Queue::Weights, &digest.to_string())
+    }
+
+    /// Where a piece of weights is; `*` names them all.
+    pub(super) fn piece(&self, digest: Digest, piece: impl Display) -> String {
+        self.subject(Queue::Weights, &format!("{digest}.{piece}"))
     }
 
     fn stream_config(&self, queue: Queue, terms: &Terms) -> Config {
-        let is_store = queue == Queue::Keys;
+        let is_store = queue.is_store();
+        let (discard, max_messages, max_bytes) = match queue {
+            Queue::Weights => (DiscardPolicy::New, -1, -1),
+            Queue::Dead => (DiscardPolicy::Old, MAX_DEAD, MAX_DEAD_BYTES),
+            // A full queue refuses; it never forgets what it has taken.
+            _ => (DiscardPolicy::New, (SLACK * terms.max_tasks) as i64, -1),
+        };
         Config {
             name: self.stream(queue),
             subjects: vec![self.subject(queue, ">")],
-            retention: if is_store { RetentionPolicy::Limits } else { RetentionPolicy::WorkQueue },
-            // A full queue refuses; it never forgets what it has taken.
-            discard: DiscardPolicy::New,
+            retention: match queue {
+                Queue::Tasks | Queue::Groups | Queue::Scored => RetentionPolicy::WorkQueue,
+                Queue::Keys | Queue::Weights | Queue::Dead => RetentionPolicy::Limits,
+            },
+            discard,
             discard_new_per_subject: false,
-            max_messages: (SLACK * terms.max_tasks) as i64,
+            max_messages,
             max_messages_per_subject: if is_store { 1 } else { -1 },
-            max_bytes: -1,
+            max_bytes,
             storage: StorageType::File,
             num_replicas: terms.num_replicas,
             duplicate_window: DUPLICATE_WINDOW,
@@ -155,7 +184,9 @@ impl Layout {
         for queue in Queue::ALL {
             jetstream.update_stream(self.stream_config(queue, terms)).await?;
             let stream = jetstream.get_stream_no_info(self.stream(queue)).await?;
-            stream.purge().await?;
+            if queue != Queue::Dead {
+                stream.purge().await?;
+            }
             if let Some(config) = consumer_config(queue, terms) {
                 stream.create_consumer(config).await?;
             }
@@ -214,17 +245,6 @@ impl Layout {
                 Err(error) => return Err(error.into()),
             }
         }
-        let name = self.weights();
-        match jetstream.get_stream(format!("OBJ_{name}")).await {
-            Ok(_) => {}
-            Err(error) if is_no_stream(&error) => {
-                missing();
-                let num_replicas = terms.num_replicas;
-                let config = object_store::Config { bucket: name, num_replicas, ..object_store::Config::default() };
-                jetstream.create_object_store(config).await?;
-            }
-            Err(error) => return Err(error.into()),
-        }
         Ok(())
     }
 }
@@ -235,7 +255,7 @@ fn is_no_stream(error: &GetStreamError) -> bool {
 }
 
 fn consumer_config(queue: Queue, terms: &Terms) -> Option<pull::Config> {
-    (queue != Queue::Keys).then(|| pull::Config {
+    matches!(queue, Queue::Tasks | Queue::Groups | Queue::Scored).then(|| pull::Config {
         durable_name: Some(queue.consumer().to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: terms.ack_wait,

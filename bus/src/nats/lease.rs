@@ -164,12 +164,14 @@ impl Server {
         loop {
             let found = async {
                 let Some(store) = self.runs_if_any().await? else { return Ok(Vec::new()) };
-                Ok::<Vec<String>, async_nats::Error>(store.keys().await?.try_collect().await?)
+                // A consumer of the bucket would say the same, and could be made of any stream.
+                let subjects = store.stream.info_with_subjects(format!("$KV.{RUNS}.{}", run_key("*"))).await?;
+                Ok::<Vec<(String, usize)>, async_nats::Error>(subjects.try_collect().await?)
             };
             match found.await {
-                Ok(keys) => {
-                    let mut runs: Vec<String> =
-                        keys.iter().filter_map(|key| key.strip_suffix(".run")).map(str::to_owned).collect();
+                Ok(subjects) => {
+                    let name = |subject: &str| subject.split('.').nth(2).unwrap_or_default().to_owned();
+                    let mut runs: Vec<String> = subjects.iter().map(|(subject, _)| name(subject)).collect();
                     runs.sort();
                     return Ok(runs);
                 }

@@ -9,7 +9,6 @@ mod lease;
 mod server;
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,17 +16,14 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::{Acker, PublishMessage};
-use async_nats::jetstream::object_store::{DeleteErrorKind, GetErrorKind, ObjectMetadata};
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::jetstream::{AckKind, Context};
 use async_nats::{Client, StatusCode, Subject, Subscriber};
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, wire};
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncReadExt as _;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{Bus, Delivery, Error, Receipt};
@@ -35,7 +31,7 @@ use layout::{Layout, Queue};
 pub use layout::{Terms, check_name};
 pub use lease::Lease;
 use server::RETRY_PAUSE;
-pub use server::{Server, Settings};
+pub use server::{Credentials, Server, ServerCounts, Settings};
 
 /// A run on a server.
 pub struct Nats {
@@ -59,16 +55,22 @@ pub struct Nats {
     scored: Puller<ScoredGroup>,
 }
 
-/// Weights travel in pieces of this size.
-const CHUNK_BYTES: usize = 512 << 10;
-
-/// The longest wait for the next piece of weights.
-const READ_LIMIT: Duration = Duration::from_secs(5);
+/// Weights travel in pieces of this size, several at a time.
+const PIECE_BYTES: usize = 512 << 10;
+const PIECES_IN_FLIGHT: usize = 8;
 
 /// How many messages a worker has on the way to it; they count as taken.
 const PREFETCHED_TASKS: usize = 2;
 const PREFETCHED_GROUPS: usize = 8;
 const PREFETCHED_SCORED: usize = 128;
+
+/// What the pieces of weights make together; as sent, which is before what they mean.
+#[derive(Serialize, Deserialize)]
+struct Whole {
+    num_bytes: u64,
+    piece_bytes: u64,
+    hash: Digest,
+}
 
 impl Server {
     /// Joins a course of a run as a worker of this name, which may hold only letters, digits, `-` and `_`.
@@ -81,7 +83,6 @@ impl Nats {
     fn new(server: Server, run: &str, worker: String, ack_wait: Duration, terms: Option<Terms>) -> Nats {
         Nats {
             layout: Layout::new(run),
-            worker,
             life: server::now().as_nanos(),
             ack_wait,
             terms,
@@ -89,9 +90,10 @@ impl Nats {
             num_published: AtomicU64::new(0),
             stored: Mutex::default(),
             beats: tokio::sync::Mutex::new(None),
-            tasks: Puller::new(run, Queue::Tasks, PREFETCHED_TASKS),
-            groups: Puller::new(run, Queue::Groups, PREFETCHED_GROUPS),
-            scored: Puller::new(run, Queue::Scored, PREFETCHED_SCORED),
+            tasks: Puller::new(run, &worker, Queue::Tasks, PREFETCHED_TASKS),
+            groups: Puller::new(run, &worker, Queue::Groups, PREFETCHED_GROUPS),
+            scored: Puller::new(run, &worker, Queue::Scored, PREFETCHED_SCORED),
+            worker,
             server,
         }
     }
@@ -101,7 +103,7 @@ impl Nats {
     }
 
     /// Publishes until the server says that it has it. Tries share the message id, so that the server keeps one of them.
-    async fn publish<T: serde::Serialize>(
+    async fn publish<T: Serialize>(
         &self,
         what: &str,
         subject: String,
@@ -216,44 +218,17 @@ impl Bus for Nats {
     }
 
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
-        let payload: bytes::Bytes = wire::encode(&key).into();
-        let mut patience = self.server.patience("store a key".to_owned());
-        loop {
-            let sent = async { self.jetstream().publish(self.layout.key(task), payload.clone()).await?.await };
-            match sent.await {
-                Ok(_) => return Ok(()),
-                Err(error) => {
-                    self.make_what_is_missing().await;
-                    patience.wait_after(error).await?;
-                }
-            }
-        }
+        self.store("store a key".to_owned(), self.layout.key(task), wire::encode(&key).into()).await
     }
 
     async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
-        let mut patience = self.server.patience("fetch a key".to_owned());
-        loop {
-            let fetched = async {
-                let stream = self.jetstream().get_stream_no_info(self.layout.stream(Queue::Keys)).await?;
-                match stream.direct_get_last_for_subject(self.layout.key(task)).await {
-                    Ok(message) => Ok::<_, async_nats::Error>(Some(message.payload)),
-                    Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                    Err(error) => Err(error.into()),
-                }
-            };
-            match fetched.await {
-                Ok(Some(payload)) => {
-                    let refuse = |error: proto::Error| Error::Unfit {
-                        what: format!("key of task {task:?}"),
-                        expected: "a key".to_owned(),
-                        got: error.to_string(),
-                    };
-                    return wire::decode(&payload).map_err(refuse);
-                }
-                Ok(None) => return Err(Error::NoKey { task }),
-                Err(error) => patience.wait_after(error).await?,
-            }
-        }
+        let stored = self.look_up("fetch a key".to_owned(), Queue::Keys, self.layout.key(task)).await?;
+        let refuse = |error: proto::Error| Error::Unfit {
+            what: format!("key of task {task:?}"),
+            expected: "a key".to_owned(),
+            got: error.to_string(),
+        };
+        wire::decode(&stored.ok_or(Error::NoKey { task })?).map_err(refuse)
     }
 
     async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
@@ -273,40 +248,57 @@ impl Bus for Nats {
     }
 
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
-        let mut patience = self.server.patience(format!("store weights {}", digest.short()));
-        loop {
-            let stored = async {
-                // Overwriting takes what is there away from those who are reading it.
-                if self.fetch_weights(digest).await?.is_ok_and(|stored| stored == *bytes) {
-                    return Ok(());
-                }
-                let store = self.jetstream().get_object_store(self.layout.weights()).await?;
-                let chunk_size = Some(CHUNK_BYTES.min(self.server.max_payload()));
-                let metadata = ObjectMetadata { name: digest.to_string(), chunk_size, ..ObjectMetadata::default() };
-                store.put(metadata, &mut &*bytes).await?;
-                Ok::<(), async_nats::Error>(())
-            };
-            match stored.await {
-                Ok(()) => {
-                    self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
-                    return Ok(());
-                }
-                Err(error) => {
-                    self.make_what_is_missing().await;
-                    patience.wait_after(error).await?;
-                }
-            }
+        let is_there = match self.get_weights(digest).await {
+            Ok(stored) => stored == bytes,
+            Err(Error::NoWeights { .. } | Error::BadWeights { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        if is_there {
+            return Ok(());
         }
+        let what = || format!("store weights {}", digest.short());
+        let piece_bytes = PIECE_BYTES.min(self.server.max_payload());
+        let pieces = bytes.chunks(piece_bytes).enumerate().map(|(piece, part)| async move {
+            let payload = bytes::Bytes::copy_from_slice(part);
+            self.store(what(), self.layout.piece(digest, piece), payload).await
+        });
+        let pieces: Vec<_> = pieces.collect();
+        futures_util::stream::iter(pieces).buffer_unordered(PIECES_IN_FLIGHT).try_collect::<()>().await?;
+        // Last: who reads this finds the pieces.
+        let whole =
+            Whole { num_bytes: bytes.len() as u64, piece_bytes: piece_bytes as u64, hash: Digest::of_bytes(&bytes) };
+        self.store(what(), self.layout.weights(digest), wire::encode(&whole).into()).await
     }
 
     async fn get_weights(&self, digest: Digest) -> Result<Arc<[u8]>, Error> {
-        let mut patience = self.server.patience(format!("fetch weights {}", digest.short()));
-        loop {
-            match self.fetch_weights(digest).await {
-                Ok(fetched) => return fetched.map(Into::into),
-                Err(error) => patience.wait_after(error).await?,
+        let what = || format!("fetch weights {}", digest.short());
+        let missing = Error::NoWeights { digest };
+        let refuse = |reason| Error::BadWeights { digest, reason };
+        let whole = self.look_up(what(), Queue::Weights, self.layout.weights(digest)).await?.ok_or(missing)?;
+        let Whole { num_bytes, piece_bytes, hash } = wire::decode(&whole).map_err(|error| refuse(error.to_string()))?;
+        let num_pieces = num_bytes.checked_div(piece_bytes).map_or(0, |_| num_bytes.div_ceil(piece_bytes));
+        let fetch = |piece| async move {
+            let stored = self.look_up(what(), Queue::Weights, self.layout.piece(digest, piece)).await?;
+            stored.ok_or(Error::NoWeights { digest })
+        };
+        let mut pieces = futures_util::stream::iter((0..num_pieces).map(fetch)).buffered(PIECES_IN_FLIGHT).boxed();
+        let mut bytes = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            bytes.extend_from_slice(&piece?);
+            if bytes.len() as u64 > num_bytes {
+                break;
             }
         }
+        drop(pieces);
+        if bytes.len() as u64 != num_bytes {
+            return Err(refuse(format!("expected {num_bytes} bytes, got {}", bytes.len())));
+        }
+        let got = Digest::of_bytes(&bytes);
+        if got != hash {
+            return Err(refuse(format!("expected bytes with hash {}, got {}", hash.short(), got.short())));
+        }
+        Ok(bytes.into())
     }
 
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
@@ -336,38 +328,47 @@ impl Bus for Nats {
 }
 
 impl Nats {
-    /// Reads weights once. What is wrong with them is the inner result, what is wrong with the server the outer one.
-    async fn fetch_weights(&self, digest: Digest) -> Result<Result<Vec<u8>, Error>, async_nats::Error> {
-        let store = self.jetstream().get_object_store(self.layout.weights()).await?;
-        let mut object = match store.get(digest.to_string()).await {
-            Ok(object) => object,
-            Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(Err(Error::NoWeights { digest })),
-            Err(error) => return Err(error.into()),
-        };
-        let mut bytes = Vec::new();
+    /// Stores a message under a subject, until the server says that it has it.
+    async fn store(&self, what: String, subject: String, payload: bytes::Bytes) -> Result<(), Error> {
+        let mut patience = self.server.patience(what);
         loop {
-            // Pieces that are removed while they are read are waited for without end.
-            match tokio::time::timeout(READ_LIMIT, object.read_buf(&mut bytes)).await? {
-                Ok(0) => return Ok(Ok(bytes)),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::InvalidData => {
-                    return Ok(Err(Error::BadWeights { digest, reason: error.to_string() }));
+            let sent = async { self.jetstream().publish(subject.clone(), payload.clone()).await?.await };
+            match sent.await {
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    self.make_what_is_missing().await;
+                    patience.wait_after(error).await?;
                 }
-                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Gives what is stored under a subject.
+    async fn look_up(&self, what: String, queue: Queue, subject: String) -> Result<Option<bytes::Bytes>, Error> {
+        let mut patience = self.server.patience(what);
+        loop {
+            let fetched = async {
+                let stream = self.jetstream().get_stream_no_info(self.layout.stream(queue)).await?;
+                match stream.direct_get_last_for_subject(subject.clone()).await {
+                    Ok(message) => Ok::<_, async_nats::Error>(Some(message.payload)),
+                    Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                    Err(error) => Err(error.into()),
+                }
+            };
+            match fetched.await {
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    self.make_what_is_missing().await;
+                    patience.wait_after(error).await?;
+                }
             }
         }
     }
 
     async fn remove_weights(&self, digest: Digest) -> Result<(), async_nats::Error> {
-        let (name, bucket) = (digest.to_string(), self.layout.weights());
-        let store = self.jetstream().get_object_store(&bucket).await?;
-        match store.delete(&name).await {
-            Err(error) if error.kind() != DeleteErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        // What is left is a note that it was there; nobody asks for it.
-        let note = format!("$O.{bucket}.M.{}", URL_SAFE.encode(&name));
-        self.jetstream().get_stream_no_info(format!("OBJ_{bucket}")).await?.purge().filter(note).await?;
+        let stream = self.jetstream().get_stream_no_info(self.layout.stream(Queue::Weights)).await?;
+        stream.purge().filter(self.layout.weights(digest)).await?;
+        stream.purge().filter(self.layout.piece(digest, "*")).await?;
         Ok(())
     }
 
@@ -381,6 +382,8 @@ impl Nats {
 /// that nobody could leave it with nothing on the way.
 struct Puller<T> {
     stream: String,
+    /// Where messages go that cannot be read.
+    dead: String,
     queue: Queue,
     prefetched: usize,
     open: tokio::sync::Mutex<Option<Open>>,
@@ -398,9 +401,17 @@ struct Open {
 }
 
 impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
-    fn new(run: &str, queue: Queue, prefetched: usize) -> Puller<T> {
-        let stream = Layout::new(run).stream(queue);
-        Puller { stream, queue, prefetched, open: tokio::sync::Mutex::new(None), messages: PhantomData }
+    fn new(run: &str, worker: &str, queue: Queue, prefetched: usize) -> Puller<T> {
+        let layout = Layout::new(run);
+        let dead = layout.subject(Queue::Dead, &format!("{worker}.{}", queue.token()));
+        Puller {
+            stream: layout.stream(queue),
+            dead,
+            queue,
+            prefetched,
+            open: tokio::sync::Mutex::new(None),
+            messages: PhantomData,
+        }
     }
 
     /// Waits for a message, for as long as it takes: a lost server or stream comes back.
@@ -417,13 +428,21 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
                     continue;
                 }
             };
-            let acker = Acker::new(server.jetstream.clone(), message.reply);
+            let message = async_nats::jetstream::Message { message, context: server.jetstream.clone() };
+            let is_redelivered = message.info().is_ok_and(|info| info.delivered > 1);
+            let (message, acker) = message.split();
             match wire::decode(&message.payload) {
-                Ok(message) => return Ok(Delivery { message, receipt: Box::new(Ack(acker)) }),
+                Ok(message) => return Ok(Delivery { message, is_redelivered, receipt: Box::new(Ack(acker)) }),
                 Err(error) => {
                     let subject = message.subject.as_str();
-                    tracing::warn!(subject, %error, "a message that cannot be read is thrown away");
-                    drop(acker.ack_with(AckKind::Term).await);
+                    tracing::warn!(subject, %error, "a message that cannot be read is set aside");
+                    let set_aside =
+                        async { server.jetstream.publish(self.dead.clone(), message.payload.clone()).await?.await };
+                    // One that could not be set aside comes again.
+                    if set_aside.await.is_ok() {
+                        server.count_dead();
+                        drop(acker.ack_with(AckKind::Term).await);
+                    }
                 }
             }
         }

@@ -1,12 +1,15 @@
 use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
 use async_nats::jetstream::{Context, ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use tokio::time::Instant;
 
+use super::layout::check_name;
 use crate::Error;
 
 /// How a process uses a server; changes when things happen, never what.
@@ -16,6 +19,30 @@ pub struct Settings {
     pub url: String,
     /// How long a server may be away.
     pub patience: Duration,
+    /// How a process says who it is.
+    pub credentials: Credentials,
+}
+
+/// How a process and a server know each other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// A file that holds the seed of this user's nkey.
+    pub nkey: Option<PathBuf>,
+    /// A file of certificates, in PEM, that vouch for the server besides those of this machine.
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// What became of a connection so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerCounts {
+    /// Connections after the first.
+    pub num_reconnects: u64,
+    /// Requests that the server did not permit.
+    pub num_denied: u64,
+    /// Times that messages came faster than they were taken.
+    pub num_slow: u64,
+    /// Messages that could not be read.
+    pub num_dead: u64,
 }
 
 /// A connection to a server that is new enough.
@@ -34,6 +61,10 @@ struct Heard {
     denied: Mutex<Option<String>>,
     /// When somebody was last told that it is waited for.
     told: Mutex<Option<Instant>>,
+    num_connects: AtomicU64,
+    num_denied: AtomicU64,
+    num_slow: AtomicU64,
+    num_dead: AtomicU64,
 }
 
 /// The oldest server that has what is used here. Older ones drop what they do not know without a word.
@@ -46,15 +77,23 @@ impl Server {
     /// Connects, waiting for a server that is not there yet.
     ///
     /// # Errors
-    /// When none answers within `settings.patience`, or it is too old.
+    /// When none answers within `settings.patience`, or it is too old, or does not know this user.
     pub async fn connect(settings: Settings, name: &str) -> Result<Server, Error> {
+        check_name(name)?;
+        let seed = settings.credentials.nkey.as_deref().map(read_seed).transpose()?;
+        if let Some(path) = &settings.credentials.tls_ca {
+            read("certificates", path)?;
+        }
         let heard = Arc::new(Heard::default());
         let mut patience = Patience::new(format!("connect to {}", settings.url), settings.patience, heard.clone());
         let client = loop {
-            let options = options(name, heard.clone());
+            let options = options(name, seed.clone(), settings.credentials.tls_ca.clone(), heard.clone());
             let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
             match options.connect(addresses).await {
                 Ok(client) => break client,
+                Err(error) if is_refusal(error.kind()) => {
+                    return Err(Error::Denied { reason: format!("{}: {error}", settings.url) });
+                }
                 Err(error) => patience.wait_after(error).await?,
             }
         };
@@ -83,7 +122,20 @@ impl Server {
         drop(tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await);
     }
 
-    pub(super) fn is_connected(&self) -> bool {
+    /// Tells what became of the connection so far.
+    pub fn counts(&self) -> ServerCounts {
+        let Heard { num_connects, num_denied, num_slow, num_dead, .. } = self.heard.as_ref();
+        let [num_connects, num_denied, num_slow, num_dead] =
+            [num_connects, num_denied, num_slow, num_dead].map(|count| count.load(Ordering::Relaxed));
+        ServerCounts { num_reconnects: num_connects.saturating_sub(1), num_denied, num_slow, num_dead }
+    }
+
+    pub(super) fn count_dead(&self) {
+        self.heard.num_dead.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells whether the server is there.
+    pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
@@ -118,17 +170,53 @@ impl Heard {
     }
 }
 
-fn options(name: &str, heard: Arc<Heard>) -> ConnectOptions {
-    ConnectOptions::new()
+fn is_refusal(kind: ConnectErrorKind) -> bool {
+    matches!(kind, ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation)
+}
+
+fn read(what: &str, path: &Path) -> Result<String, Error> {
+    let unfit = |got: std::io::Error| Error::Unfit {
+        what: path.display().to_string(),
+        expected: format!("a file of {what}"),
+        got: got.to_string(),
+    };
+    std::fs::read_to_string(path).map_err(unfit)
+}
+
+fn read_seed(path: &Path) -> Result<String, Error> {
+    let seed = read("an nkey's seed", path)?.trim().to_owned();
+    let unfit = |got: nkeys::error::Error| Error::Unfit {
+        what: path.display().to_string(),
+        expected: "the seed of a user's nkey, which begins with SU".to_owned(),
+        got: got.to_string(),
+    };
+    nkeys::KeyPair::from_seed(&seed).map_err(unfit)?;
+    Ok(seed)
+}
+
+fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc<Heard>) -> ConnectOptions {
+    let options = seed.map_or_else(ConnectOptions::new, ConnectOptions::with_nkey);
+    let options = match tls_ca {
+        Some(path) => options.add_root_certificates(path).require_tls(true),
+        None => options,
+    };
+    options
         .name(name)
+        // Nobody else may read what is answered to this process.
+        .custom_inbox_prefix(format!("_INBOX_{name}"))
         .connection_timeout(REQUEST_TIMEOUT)
         .reconnect_delay_callback(|_| RETRY_PAUSE)
         .event_callback(move |event| {
             let heard = heard.clone();
             async move {
+                match &event {
+                    Event::Connected => drop(heard.num_connects.fetch_add(1, Ordering::Relaxed)),
+                    Event::SlowConsumer(_) => drop(heard.num_slow.fetch_add(1, Ordering::Relaxed)),
+                    _ => {}
+                }
                 match event {
                     Event::ServerError(error) if error.to_string().to_lowercase().contains("permissions violation") => {
-                        tracing::error!(%error, "the server does not permit this");
+                        heard.num_denied.fetch_add(1, Ordering::Relaxed);
                         *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                     }
                     Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if heard.may_tell() => {

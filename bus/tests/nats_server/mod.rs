@@ -14,6 +14,8 @@ pub(crate) struct NatsServer {
     folder: TempDir,
     port: u16,
     child: Child,
+    /// Where its config is, if it has one.
+    config: Option<PathBuf>,
 }
 
 /// The longest wait for a server to answer.
@@ -21,15 +23,26 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 impl NatsServer {
     pub(crate) fn start() -> NatsServer {
+        NatsServer::start_with(None)
+    }
+
+    /// Starts a server with the config in a folder that `keys init` made.
+    #[allow(dead_code, reason = "not every suite that starts servers has keys")]
+    pub(crate) fn with_keys(keys: &Path) -> NatsServer {
+        NatsServer::start_with(Some(keys.to_owned()))
+    }
+
+    fn start_with(config: Option<PathBuf>) -> NatsServer {
         let folder = tempfile::tempdir().unwrap();
         // The server takes a free port and says which.
-        let child = spawn(folder.path(), -1);
+        let child = spawn(folder.path(), config.as_deref(), -1);
         let port = wait_for_port(folder.path());
-        NatsServer { folder, port, child }
+        NatsServer { folder, port, child, config }
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let scheme = if self.config.is_some() { "tls" } else { "nats" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// Kills the server with SIGKILL.
@@ -48,7 +61,7 @@ impl NatsServer {
                 std::fs::remove_file(path).unwrap();
             }
         }
-        self.child = spawn(self.folder.path(), i32::from(self.port));
+        self.child = spawn(self.folder.path(), self.config.as_deref(), i32::from(self.port));
         wait_for_port(self.folder.path());
     }
 
@@ -67,11 +80,16 @@ impl Drop for NatsServer {
     }
 }
 
-fn spawn(folder: &Path, port: i32) -> Child {
+fn spawn(folder: &Path, config: Option<&Path>, port: i32) -> Child {
     let log = File::create(folder.join("log")).unwrap();
     let mut command = Command::new(binary());
     command.args(["-js", "-a", "127.0.0.1", "-p", &port.to_string()]);
-    command.arg("-sd").arg(folder.join("store")).arg("--ports_file_dir").arg(folder);
+    command.arg("--ports_file_dir").arg(folder);
+    match config {
+        // It says itself where the store is.
+        Some(config) => command.args(["-c", "nats.conf"]).current_dir(config),
+        None => command.arg("-sd").arg(folder.join("store")),
+    };
     command.stdout(Stdio::null()).stderr(log);
     command.spawn().unwrap()
 }

@@ -1,0 +1,298 @@
+//! A bus whose traffic is counted for Prometheus. What roles do is what they send: their counts are taken here too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use async_trait::async_trait;
+use bus::nats::{Server, ServerCounts};
+use bus::{Bus, Delivery, Error};
+use prometheus::{
+    HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets,
+    register_histogram_vec_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
+    register_int_gauge_vec_with_registry, register_int_gauge_with_registry,
+};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind};
+use tokio::time::Instant;
+
+use crate::report::word;
+
+/// Counts what one process says and hears.
+pub(crate) struct Meters {
+    publishes: IntCounterVec,
+    publish_seconds: HistogramVec,
+    deliveries: IntCounterVec,
+    tasks_issued: IntCounterVec,
+    rollouts: IntCounterVec,
+    rollout_tokens: IntCounterVec,
+    verdicts: IntCounterVec,
+    weights_seconds: HistogramVec,
+    weights_bytes: IntGauge,
+    weights_refused: IntCounter,
+    connected: IntGauge,
+    reconnects: IntCounter,
+    denied: IntCounter,
+    slow: IntCounter,
+    dead: IntCounter,
+    has_weights: AtomicBool,
+}
+
+impl Meters {
+    pub(crate) fn new(to: &Registry) -> Result<Meters> {
+        let seconds = exponential_buckets(0.0005, 4.0, 9)?;
+        let build = register_int_gauge_vec_with_registry!("build_info", "Always 1.", &["version", "build"], to)?;
+        let id: String = env!("AUTODIDACT_BUILD_ID").chars().take(12).collect();
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), &id]).set(1);
+        Ok(Meters {
+            publishes: register_int_counter_vec_with_registry!(
+                "bus_publish_total",
+                "Messages handed to the bus.",
+                &["queue", "result"],
+                to
+            )?,
+            publish_seconds: register_histogram_vec_with_registry!(
+                "bus_publish_duration_seconds",
+                "How long the bus took to say that it has a message.",
+                &["queue"],
+                seconds.clone(),
+                to
+            )?,
+            deliveries: register_int_counter_vec_with_registry!(
+                "bus_deliveries_total",
+                "Messages taken from the bus.",
+                &["queue", "redelivered"],
+                to
+            )?,
+            tasks_issued: register_int_counter_vec_with_registry!(
+                "tasks_issued_total",
+                "Tasks asked for by this process, issues after the first apart.",
+                &["kind", "reissued"],
+                to
+            )?,
+            rollouts: register_int_counter_vec_with_registry!(
+                "actor_rollouts_total",
+                "Rollouts that this process played.",
+                &["domain", "outcome"],
+                to
+            )?,
+            rollout_tokens: register_int_counter_vec_with_registry!(
+                "actor_tokens_total",
+                "Tokens in them, forced ones included.",
+                &["domain"],
+                to
+            )?,
+            verdicts: register_int_counter_vec_with_registry!(
+                "verifier_verdicts_total",
+                "Verdicts that this process gave.",
+                &["domain", "verdict"],
+                to
+            )?,
+            weights_seconds: register_histogram_vec_with_registry!(
+                "weights_transfer_duration_seconds",
+                "How long weights took from or to the bus.",
+                &["direction"],
+                seconds,
+                to
+            )?,
+            weights_bytes: register_int_gauge_with_registry!("weights_bytes", "Size of the weights moved last.", to)?,
+            weights_refused: register_int_counter_with_registry!(
+                "weights_refused_total",
+                "Weights that were not there, or not what their name says.",
+                to
+            )?,
+            connected: register_int_gauge_with_registry!("bus_connected", "Whether the bus is there: 1, or 0.", to)?,
+            reconnects: register_int_counter_with_registry!(
+                "bus_reconnects_total",
+                "Connections after the first.",
+                to
+            )?,
+            denied: register_int_counter_with_registry!(
+                "bus_permission_denied_total",
+                "Requests that the server did not permit.",
+                to
+            )?,
+            slow: register_int_counter_with_registry!(
+                "bus_slow_consumer_total",
+                "Times that messages came faster than they were taken.",
+                to
+            )?,
+            dead: register_int_counter_with_registry!("dead_letters_total", "Messages that could not be read.", to)?,
+            has_weights: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes in what is known of the connection; without a server the bus is in this process.
+    pub(crate) fn look_at(&self, server: Option<&Server>) {
+        let counts = server.map_or_else(ServerCounts::default, Server::counts);
+        let ServerCounts { num_reconnects, num_denied, num_slow, num_dead } = counts;
+        let pairs = [(&self.reconnects, num_reconnects), (&self.denied, num_denied), (&self.slow, num_slow)];
+        for (counter, count) in pairs.into_iter().chain([(&self.dead, num_dead)]) {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        self.connected.set(i64::from(server.is_none_or(Server::is_connected)));
+    }
+
+    /// Whether this process has had weights.
+    pub(crate) fn has_weights(&self) -> bool {
+        self.has_weights.load(Ordering::Relaxed)
+    }
+
+    /// Gives every metric a value, as a run would.
+    #[cfg(test)]
+    pub(crate) fn fill(&self) {
+        self.publishes.with_label_values(&["task", "ok"]).inc();
+        self.publish_seconds.with_label_values(&["task"]).observe(0.1);
+        self.deliveries.with_label_values(&["task", "false"]).inc();
+        self.tasks_issued.with_label_values(&["train", "false"]).inc();
+        self.rollouts.with_label_values(&["countdown", "complete"]).inc();
+        self.rollout_tokens.with_label_values(&["countdown"]).inc();
+        self.verdicts.with_label_values(&["countdown", "correct"]).inc();
+        self.weights_seconds.with_label_values(&["get"]).observe(0.1);
+    }
+
+    async fn publish(&self, queue: &str, publish: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+        let began = Instant::now();
+        let published = publish.await;
+        self.publish_seconds.with_label_values(&[queue]).observe(began.elapsed().as_secs_f64());
+        let result = match &published {
+            Ok(()) => "ok",
+            Err(Error::TooLarge { .. }) => "too_large",
+            Err(Error::Denied { .. }) => "denied",
+            Err(_) => "failed",
+        };
+        self.publishes.with_label_values(&[queue, result]).inc();
+        published
+    }
+
+    fn took<T>(&self, queue: &str, delivery: Result<Delivery<T>, Error>) -> Result<Delivery<T>, Error> {
+        if let Ok(delivery) = &delivery {
+            let redelivered = if delivery.is_redelivered { "true" } else { "false" };
+            self.deliveries.with_label_values(&[queue, redelivered]).inc();
+        }
+        delivery
+    }
+
+    fn played(&self, group: &Group) {
+        let domain = group.task.request.domain();
+        for rollout in &group.rollouts {
+            let outcome = match rollout.stop {
+                StopReason::Complete => "complete",
+                StopReason::Length => "length",
+            };
+            self.rollouts.with_label_values(&[domain, outcome]).inc();
+            self.rollout_tokens.with_label_values(&[domain]).inc_by(rollout.tokens.len() as u64);
+        }
+    }
+
+    fn judged(&self, scored: &ScoredGroup) {
+        let domain = scored.group.task.request.domain();
+        for verdict in &scored.verdicts {
+            self.verdicts.with_label_values(&[domain, &word(verdict)]).inc();
+        }
+    }
+
+    fn moved(&self, direction: &str, began: Instant, num_bytes: usize) {
+        self.weights_seconds.with_label_values(&[direction]).observe(began.elapsed().as_secs_f64());
+        self.weights_bytes.set(num_bytes as i64);
+        self.has_weights.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A bus whose traffic is counted.
+pub(crate) struct Counted {
+    bus: Arc<dyn Bus>,
+    meters: Arc<Meters>,
+}
+
+impl Counted {
+    pub(crate) fn new(bus: Arc<dyn Bus>, meters: Arc<Meters>) -> Counted {
+        Counted { bus, meters }
+    }
+}
+
+#[async_trait]
+impl Bus for Counted {
+    async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
+        let reissued = if task.envelope.issue > 0 { "true" } else { "false" };
+        let kind = word(&task.body.id.kind);
+        self.meters.publish("task", self.bus.publish_task(task)).await?;
+        self.meters.tasks_issued.with_label_values(&[kind.as_str(), reissued]).inc();
+        Ok(())
+    }
+
+    async fn publish_group(&self, group: Message<Group>) -> Result<(), Error> {
+        self.meters.played(&group.body);
+        self.meters.publish("group", self.bus.publish_group(group)).await
+    }
+
+    async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error> {
+        self.meters.judged(&scored.body);
+        self.meters.publish("scored", self.bus.publish_scored(scored)).await
+    }
+
+    async fn next_task(&self) -> Result<Delivery<Task>, Error> {
+        self.meters.took("task", self.bus.next_task().await)
+    }
+
+    async fn next_group(&self) -> Result<Delivery<Group>, Error> {
+        self.meters.took("group", self.bus.next_group().await)
+    }
+
+    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
+        self.meters.took("scored", self.bus.next_scored().await)
+    }
+
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
+        self.bus.beat(role, tasks).await
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        self.bus.next_beat().await
+    }
+
+    fn keep_every(&self) -> std::time::Duration {
+        self.bus.keep_every()
+    }
+
+    async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
+        self.bus.put_key(task, key).await
+    }
+
+    async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
+        self.bus.get_key(task).await
+    }
+
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        self.bus.forget_batch(kind, batch).await
+    }
+
+    async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
+        let (began, num_bytes) = (Instant::now(), bytes.len());
+        self.bus.put_weights(digest, bytes).await?;
+        self.meters.moved("put", began, num_bytes);
+        Ok(())
+    }
+
+    async fn get_weights(&self, digest: Digest) -> Result<Arc<[u8]>, Error> {
+        let began = Instant::now();
+        let fetched = self.bus.get_weights(digest).await;
+        match &fetched {
+            Ok(bytes) => self.meters.moved("get", began, bytes.len()),
+            Err(Error::NoWeights { .. } | Error::BadWeights { .. }) => self.meters.weights_refused.inc(),
+            Err(_) => {}
+        }
+        fetched
+    }
+
+    async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
+        self.bus.retain_weights(digests).await
+    }
+
+    async fn leave(&self) {
+        self.bus.leave().await;
+    }
+
+    async fn restore(&self) -> Result<bool, Error> {
+        self.bus.restore().await
+    }
+}

@@ -1,0 +1,112 @@
+//! `--metrics ADDR`: what a process answers to Prometheus and to whoever looks whether it lives.
+
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use hyper::body::Incoming;
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus::TEXT_FORMAT;
+
+/// What is asked of a process.
+pub(crate) trait Scraped: Send + Sync + 'static {
+    /// Gives its metrics in Prometheus' text format.
+    fn text(&self) -> Result<String>;
+
+    /// Says why it does not do its work, if it does not.
+    fn readiness(&self) -> Result<(), String>;
+}
+
+/// An address that is taken for this process.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    listener: TcpListener,
+    pub(crate) address: SocketAddr,
+}
+
+impl Listener {
+    /// Takes an address; port 0 takes any free one.
+    pub(crate) fn bind(address: &str) -> Result<Listener> {
+        let bind = || -> std::io::Result<Listener> {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(Listener { address: listener.local_addr()?, listener })
+        };
+        bind().map_err(|error| {
+            anyhow!("--metrics: expected an address that is free, such as 127.0.0.1:9100, got {address}: {error}")
+        })
+    }
+
+    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the process lives.
+    pub(crate) async fn serve(self, metrics: Arc<dyn Scraped>) -> Result<()> {
+        let listener = tokio::net::TcpListener::from_std(self.listener).context("serve metrics")?;
+        loop {
+            let (stream, _) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a scrape could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let metrics = metrics.clone();
+            let answer = service_fn(move |request| {
+                let response = answer(metrics.as_ref(), &request);
+                async { Ok::<_, Infallible>(response) }
+            });
+            // One request a connection: a scraper that does not read holds nothing for long.
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(CONNECTION_LIMIT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(tokio::time::timeout(CONNECTION_LIMIT, connection));
+        }
+    }
+}
+
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+
+/// After a failed accept: out of file handles, for example, which does not pass at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+fn answer(metrics: &dyn Scraped, request: &Request<Incoming>) -> Response<String> {
+    let (status, content_type, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => match metrics.text() {
+            Ok(text) => (StatusCode::OK, TEXT_FORMAT, text),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+        },
+        (&Method::GET, "/healthz") => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+        (&Method::GET, "/readyz") => match metrics.readiness() {
+            Ok(()) => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
+            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{reason}\n")),
+        },
+        (&Method::GET, _) => (StatusCode::NOT_FOUND, PLAIN, "expected /metrics, /healthz or /readyz\n".to_owned()),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "expected GET\n".to_owned()),
+    };
+    let response = Response::builder().status(status).header(CONTENT_TYPE, content_type).body(body);
+    response.expect("status and header are constants")
+}
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_address_is_refused() {
+        let taken = Listener::bind("127.0.0.1:0").unwrap();
+        let address = taken.address.to_string();
+        let refusal = Listener::bind(&address).unwrap_err().to_string();
+        assert!(refusal.starts_with("--metrics: expected an address that is free"), "{refusal}");
+        assert!(refusal.contains(&format!("got {address}: ")), "{refusal}");
+        assert!(Listener::bind("nonsense").unwrap_err().to_string().contains("got nonsense: "));
+    }
+}

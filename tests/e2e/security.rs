@@ -1,0 +1,157 @@
+//! Keys, certificates and permissions, on a real server: who may do what.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event};
+
+use crate::nats_server::NatsServer;
+use crate::runs::{Folder, reference};
+
+const INIT: [&str; 7] = ["keys", "init", "keys", "--actors", "2", "--verifiers", "1"];
+
+/// Gives the arguments by which a process joins with its key.
+fn key<'a>(url: &'a str, path: &'a str) -> [&'a str; 6] {
+    ["--bus", url, "--nkey", path, "--tls-ca", "keys/ca.pem"]
+}
+
+#[test]
+fn a_run_with_keys_gives_the_weights_of_one_process() {
+    let folder = Folder::new();
+    let made = folder.call(&INIT).success();
+    assert!(made.stdout.starts_with("4 keys in keys, each for one process."), "{made:#?}");
+    for entry in std::fs::read_dir(folder.path("keys")).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
+    }
+    let server = NatsServer::with_keys(&folder.path("keys"));
+    let url = server.url();
+    let start = |role: &str, path: &str, more: &[&str]| folder.start(&[&[role], more, &key(&url, path)[..]].concat());
+    let learner = start("learner", "keys/learner.nk", &["smoke", "--run-dir", "run"]);
+    let workers = [("actor", "actor-0"), ("actor", "actor-1"), ("verifier", "verifier-0")]
+        .map(|(role, name)| start(role, &format!("keys/{name}.nk"), &[]));
+    let ended = learner.end().success();
+    assert_eq!(ended.stderr, "", "nothing was denied");
+    folder.history().assert_steps_of(&reference(0).history);
+    for (worker, name) in workers.into_iter().zip(["actor-0", "actor-1", "verifier-0"]) {
+        let ended = worker.end().success();
+        assert!(!ended.stderr.contains("ermi"), "nothing was denied: {ended:#?}");
+        assert!(ended.stdout.starts_with(&format!("{name}: joined run ")), "{ended:#?}");
+    }
+}
+
+/// A connection, and what the server denied on it.
+struct User {
+    client: Client,
+    denied: Arc<Mutex<Vec<String>>>,
+}
+
+impl User {
+    async fn connect(folder: &Folder, url: &str, name: &str) -> User {
+        let seed = std::fs::read_to_string(folder.path(&format!("keys/{name}.nk"))).unwrap();
+        let denied = Arc::<Mutex<Vec<String>>>::default();
+        let heard = denied.clone();
+        let options = ConnectOptions::with_nkey(seed.trim().to_owned())
+            .add_root_certificates(folder.path("keys/ca.pem"))
+            .custom_inbox_prefix(format!("_INBOX_{name}"))
+            .event_callback(move |event| {
+                let heard = heard.clone();
+                async move {
+                    if let Event::ServerError(error) = event {
+                        heard.lock().unwrap().push(error.to_string());
+                    }
+                }
+            });
+        User { client: options.connect(url).await.unwrap(), denied }
+    }
+
+    /// Tells whether the server permits a message to a subject. What it answers to is another matter.
+    async fn may_publish(&self, subject: &str) -> bool {
+        self.client.publish(subject.to_owned(), "x".into()).await.unwrap();
+        self.may(subject).await
+    }
+
+    async fn may_subscribe(&self, subject: &str) -> bool {
+        let _subscriber = self.client.subscribe(subject.to_owned()).await.unwrap();
+        self.may(subject).await
+    }
+
+    async fn may(&self, subject: &str) -> bool {
+        // Denials come in order, and before the answer to what comes after them: one that is always denied marks the end.
+        let mark = format!("mark.{}", self.denied.lock().unwrap().len());
+        self.client.publish(mark.clone(), "x".into()).await.unwrap();
+        self.client.flush().await.unwrap();
+        loop {
+            let denied = self.denied.lock().unwrap().clone();
+            if denied.iter().any(|error| error.contains(&format!("\"{mark}\""))) {
+                return !denied.iter().any(|error| error.contains(&format!("\"{subject}\"")));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// The whole of who may do what: the least that works.
+#[test]
+fn permissions_are_the_least_that_works() {
+    let folder = Folder::new();
+    folder.call(&INIT).success();
+    let server = NatsServer::with_keys(&folder.path("keys"));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let learner_only = [
+        "autodidact.r.task.t0.0",
+        "autodidact.r.key.t0.0",
+        "autodidact.r.weights.d.0",
+        "$KV.autodidact_runs.r.run",
+        "$JS.API.STREAM.CREATE.autodidact_r_task",
+        "$JS.API.STREAM.PURGE.autodidact_r_task",
+        "$JS.API.CONSUMER.CREATE.autodidact_r_key",
+        "$JS.API.CONSUMER.MSG.NEXT.autodidact_r_scored.learner",
+        "$JS.ACK.autodidact_r_scored.learner.1.1.1.1.0",
+    ];
+    let nobody = [
+        "$JS.API.STREAM.DELETE.autodidact_r_task",
+        "$JS.API.STREAM.MSG.GET.autodidact_r_key",
+        "autodidact.r.group.actor-9.t0.0",
+        "autodidact.r.scored.verifier-9.t0.0",
+    ];
+    let of_actor_0 = [
+        "autodidact.r.group.actor-0.t0.0",
+        "autodidact.r.beat.actor-0",
+        "$JS.API.DIRECT.GET.autodidact_r_weights.autodidact.r.weights.d.0",
+        "$JS.API.CONSUMER.MSG.NEXT.autodidact_r_task.actor",
+        "$JS.ACK.autodidact_r_task.actor.1.1.1.1.0",
+    ];
+    let of_verifier_0 = [
+        "autodidact.r.scored.verifier-0.t0.0",
+        "autodidact.r.beat.verifier-0",
+        "$JS.API.DIRECT.GET.autodidact_r_key.autodidact.r.key.t0.0",
+        "$JS.API.CONSUMER.MSG.NEXT.autodidact_r_group.verifier",
+        "$JS.ACK.autodidact_r_group.verifier.1.1.1.1.0",
+    ];
+    let inboxes = ["_INBOX_learner.x", "_INBOX_actor-0.x", "_INBOX_actor-1.x", "_INBOX_verifier-0.x"];
+    let all = || learner_only.iter().chain(&nobody).chain(&of_actor_0).chain(&of_verifier_0);
+    runtime.block_on(async {
+        let own: [(&str, &[&str]); 4] = [
+            ("learner", &learner_only),
+            ("actor-0", &of_actor_0),
+            ("actor-1", &of_actor_0[2..]),
+            ("verifier-0", &of_verifier_0),
+        ];
+        for (name, own) in own {
+            let user = User::connect(&folder, &server.url(), name).await;
+            for subject in all() {
+                // A learner reads what it has stored.
+                let reads = name == "learner" && subject.contains(".DIRECT.GET.");
+                let expected = own.contains(subject) || reads;
+                assert_eq!(user.may_publish(subject).await, expected, "{name} publishes to {subject}");
+            }
+            for inbox in inboxes {
+                let expected = inbox == format!("_INBOX_{name}.x");
+                assert_eq!(user.may_subscribe(inbox).await, expected, "{name} listens to {inbox}");
+            }
+            assert!(!user.may_subscribe("autodidact.>").await, "{name} listens to everything");
+        }
+    });
+}
