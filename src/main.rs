@@ -88,9 +88,12 @@ struct ConfigArgs {
     overrides: Vec<String>,
 }
 
+/// What is said on standard error. What the NATS client says of its connection is said by the bus, in the words of a run.
+const DEFAULT_LOG: &str = "warn,async_nats=off";
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()))
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into()))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();

@@ -6,18 +6,6 @@ cd "$(dirname "$0")/.."
 
 NATS_VERSION=2.15.1
 
-# Installs Debian packages whose command is not on the PATH.
-debian() {
-    command -v "$1" >/dev/null 2>&1 && return
-    echo "installing the Debian package $2"
-    { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends "$2" >/dev/null; } || {
-        echo "tests need $1: apt-get install $2" >&2
-        exit 1
-    }
-}
-debian prometheus prometheus
-debian promtool prometheus
-
 # One that is there is taken, if it is new enough (2.12): what it cannot do it would leave out without a word.
 is_new_enough() {
     "$1" --version 2>/dev/null | sed -n 's/^nats-server: v\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' |
@@ -25,6 +13,24 @@ is_new_enough() {
 }
 
 tools="${CARGO_TARGET_DIR:-target}/tools"
+
+# Unpacked rather than installed: nothing starts, and nobody need be root where the package lists are there.
+prometheus="$tools/prometheus/usr/bin"
+if ! [ -x "$prometheus/promtool" ]; then
+    mkdir -p "$prometheus"
+    if command -v prometheus >/dev/null 2>&1 && command -v promtool >/dev/null 2>&1; then
+        ln -sf "$(command -v prometheus)" "$(command -v promtool)" "$prometheus"
+    else
+        echo "unpacking the Debian package prometheus into $tools"
+        (
+            cd "$tools"
+            apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }
+            dpkg -x prometheus_*.deb prometheus
+            rm prometheus_*.deb
+        ) || { echo "tests need prometheus and promtool on the PATH, or apt-get to unpack them" >&2; exit 1; }
+    fi
+fi
+
 server="$tools/nats/bin/nats-server"
 if [ -x "$server" ] && is_new_enough "$server"; then
     exit 0

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::nats_server::NatsServer;
+use crate::nats_server::{NatsServer, tool};
 use crate::runs::{Folder, HASTE, Process, wait_until};
 
 #[test]
@@ -126,7 +126,7 @@ impl Prometheus {
         std::fs::write(folder.path("prometheus.yml"), config).unwrap();
         // It takes the port of a socket that is closed again.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut command = Command::new("prometheus");
+        let mut command = Command::new(tool("prometheus/usr/bin/prometheus"));
         command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=prometheus"]);
         command.arg(format!("--web.listen-address={address}"));
         let process = folder.start_command(command);
@@ -149,9 +149,9 @@ impl Prometheus {
 
 /// Checks metrics as Prometheus' own tool does: names, units, types and help.
 fn assert_clean(text: &str) {
-    let mut command = Command::new("promtool");
+    let mut command = Command::new(tool("prometheus/usr/bin/promtool"));
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("tests need promtool: run `sh tests/setup.sh`");
+    let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let ended = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();

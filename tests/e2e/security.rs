@@ -1,13 +1,12 @@
-//! Keys, certificates and permissions, on a real server: who may do what.
+//! Keys, certificates and permissions, on a real server: who may do what, and how a process hears that it may not.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::watch;
 
 use crate::nats_server::NatsServer;
-use crate::runs::{Folder, reference};
+use crate::runs::{Folder, reference, wait_until};
 
 const INIT: [&str; 7] = ["keys", "init", "keys", "--actors", "2", "--verifiers", "1"];
 
@@ -41,17 +40,54 @@ fn a_run_with_keys_gives_the_weights_of_one_process() {
     }
 }
 
+#[test]
+fn who_may_not_is_told_so() {
+    let folder = Folder::new();
+    folder.call(&INIT).success();
+    let again = folder.call(&INIT);
+    assert_eq!(again.refusal(), "keys: expected an empty or absent folder, found files");
+    let server = NatsServer::with_keys(&folder.path("keys"));
+    let url = server.url();
+    for (nkey, says) in [
+        ("keys/absent.nk", "bus: keys/absent.nk: expected a file of an nkey's seed, got "),
+        ("keys/ca.pem", "bus: keys/ca.pem: expected the seed of a user's nkey, which begins with SU, got "),
+    ] {
+        let refused = folder.call(&[&["actor", "--name", "actor-0"], &key(&url, nkey)[..]].concat());
+        assert!(refused.refusal().starts_with(says), "{refused:#?}");
+    }
+    let unknown = folder.call(&[&["keys", "init", "others"], &INIT[3..]].concat()).success();
+    assert!(unknown.stdout.contains("--nkey others/actor-0.nk"), "{unknown:#?}");
+    let refused = folder.call(&[&["actor"], &key(&url, "others/actor-0.nk")[..]].concat());
+    assert!(refused.refusal().starts_with(&format!("bus: not permitted: {url}: ")), "{refused:#?}");
+
+    // A key under another name: what it says under that name is not permitted, and nobody waits to find out.
+    let learner =
+        folder.start(&[&["learner", "smoke", "--run-dir", "run"], &key(&url, "keys/learner.nk")[..]].concat());
+    wait_until("the learner to lead", || folder.path("run/config.toml").exists());
+    let actor = folder.start(&[&["actor", "--name", "actor-1"], &key(&url, "keys/actor-0.nk")[..]].concat());
+    let ended = actor.end();
+    let refusal = ended.stderr.lines().last().unwrap();
+    assert!(refusal.to_lowercase().contains("permissions violation for"), "{ended:#?}");
+    assert!(refusal.contains("_INBOX_actor-1."), "the subject is named: {ended:#?}");
+    // A verifier's key does for no actor.
+    let actor = folder.start(&[&["actor"], &key(&url, "keys/verifier-0.nk")[..]].concat());
+    let ended = actor.end();
+    let refusal = ended.stderr.lines().last().unwrap();
+    assert!(refusal.contains("$JS.API.CONSUMER.MSG.NEXT.") || refusal.contains(".weights."), "{ended:#?}");
+    learner.terminate();
+    learner.end().success();
+}
+
 /// A connection, and what the server denied on it.
 struct User {
     client: Client,
-    denied: Arc<Mutex<Vec<String>>>,
+    denied: watch::Receiver<Vec<String>>,
 }
 
 impl User {
     async fn connect(folder: &Folder, url: &str, name: &str) -> User {
         let seed = std::fs::read_to_string(folder.path(&format!("keys/{name}.nk"))).unwrap();
-        let denied = Arc::<Mutex<Vec<String>>>::default();
-        let heard = denied.clone();
+        let (heard, denied) = watch::channel(Vec::new());
         let options = ConnectOptions::with_nkey(seed.trim().to_owned())
             .add_root_certificates(folder.path("keys/ca.pem"))
             .custom_inbox_prefix(format!("_INBOX_{name}"))
@@ -59,7 +95,7 @@ impl User {
                 let heard = heard.clone();
                 async move {
                     if let Event::ServerError(error) = event {
-                        heard.lock().unwrap().push(error.to_string());
+                        heard.send_modify(|denied| denied.push(error.to_string()));
                     }
                 }
             });
@@ -79,16 +115,13 @@ impl User {
 
     async fn may(&self, subject: &str) -> bool {
         // Denials come in order, and before the answer to what comes after them: one that is always denied marks the end.
-        let mark = format!("mark.{}", self.denied.lock().unwrap().len());
+        let mut denied = self.denied.clone();
+        let mark = format!("mark.{}", denied.borrow().len());
         self.client.publish(mark.clone(), "x".into()).await.unwrap();
-        self.client.flush().await.unwrap();
-        loop {
-            let denied = self.denied.lock().unwrap().clone();
-            if denied.iter().any(|error| error.contains(&format!("\"{mark}\""))) {
-                return !denied.iter().any(|error| error.contains(&format!("\"{subject}\"")));
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let names =
+            |denied: &[String], subject: &str| denied.iter().any(|error| error.contains(&format!("\"{subject}\"")));
+        let denied = denied.wait_for(|denied| names(denied, &mark)).await.unwrap();
+        !names(&denied, subject)
     }
 }
 

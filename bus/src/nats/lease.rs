@@ -184,7 +184,11 @@ impl Server {
     async fn runs_if_any(&self) -> Result<Option<Store>, async_nats::Error> {
         match self.jetstream.get_key_value(RUNS).await {
             Ok(store) => Ok(Some(store)),
-            Err(_) if self.is_connected() => Ok(None),
+            Err(_) if self.is_connected() => {
+                // What is not permitted is not answered either.
+                self.expect_permitted()?;
+                Ok(None)
+            }
             Err(error) => Err(error.into()),
         }
     }

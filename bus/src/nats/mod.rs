@@ -64,7 +64,8 @@ const PREFETCHED_TASKS: usize = 2;
 const PREFETCHED_GROUPS: usize = 8;
 const PREFETCHED_SCORED: usize = 128;
 
-/// What the pieces of weights make together; as sent, which is before what they mean.
+/// What the pieces of weights make together. The hash is of the bytes; their digest, by which they are named, is of what they
+/// say, and the actor's to check.
 #[derive(Serialize, Deserialize)]
 struct Whole {
     num_bytes: u64,
@@ -434,12 +435,12 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
             match wire::decode(&message.payload) {
                 Ok(message) => return Ok(Delivery { message, is_redelivered, receipt: Box::new(Ack(acker)) }),
                 Err(error) => {
-                    let subject = message.subject.as_str();
-                    tracing::warn!(subject, %error, "a message that cannot be read is set aside");
                     let set_aside =
                         async { server.jetstream.publish(self.dead.clone(), message.payload.clone()).await?.await };
                     // One that could not be set aside comes again.
                     if set_aside.await.is_ok() {
+                        let subject = message.subject.as_str();
+                        tracing::warn!(subject, %error, "a message that cannot be read is set aside");
                         server.count_dead();
                         drop(acker.ack_with(AckKind::Term).await);
                     }

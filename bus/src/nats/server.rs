@@ -209,14 +209,15 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
         .event_callback(move |event| {
             let heard = heard.clone();
             async move {
+                let count = |count: &AtomicU64| _ = count.fetch_add(1, Ordering::Relaxed);
                 match &event {
-                    Event::Connected => drop(heard.num_connects.fetch_add(1, Ordering::Relaxed)),
-                    Event::SlowConsumer(_) => drop(heard.num_slow.fetch_add(1, Ordering::Relaxed)),
+                    Event::Connected => count(&heard.num_connects),
+                    Event::SlowConsumer(_) => count(&heard.num_slow),
                     _ => {}
                 }
                 match event {
                     Event::ServerError(error) if error.to_string().to_lowercase().contains("permissions violation") => {
-                        heard.num_denied.fetch_add(1, Ordering::Relaxed);
+                        count(&heard.num_denied);
                         *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                     }
                     Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if heard.may_tell() => {

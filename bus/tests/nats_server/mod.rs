@@ -116,11 +116,12 @@ fn wait_for_port(folder: &Path) -> u16 {
 
 /// Finds the server: `NATS_SERVER` names one, otherwise `tests/setup.sh` has put one into the target folder.
 fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("NATS_SERVER") {
-        return path.into();
-    }
+    std::env::var_os("NATS_SERVER").map_or_else(|| tool("nats/bin/nats-server"), PathBuf::from)
+}
+
+/// Finds what `tests/setup.sh` has put into the target folder.
+pub(crate) fn tool(path: &str) -> PathBuf {
     let target = std::env::current_exe().unwrap();
-    let tools = target.ancestors().map(|folder| folder.join("tools/nats/bin/nats-server"));
-    let found = tools.into_iter().find(|path| path.exists());
-    found.expect("tests need a nats-server: run `sh tests/setup.sh`, or set NATS_SERVER to one of 2.12 or newer")
+    let found = target.ancestors().map(|folder| folder.join("tools").join(path)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("tests need {path} in the target folder's tools: run `sh tests/setup.sh`"))
 }
