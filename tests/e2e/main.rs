@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod cluster;
+mod crash_points;
 mod device;
 mod inspect;
 mod metrics;
