@@ -1,5 +1,6 @@
 #!/bin/sh
-# Everything that must hold before a change lands: format, lints, tests, documentation, and every command of the README.
+# Everything that must hold before a change lands: format, lints, tests, documentation, every command of the README, and the
+# files in deploy/.
 # Needs Rust, a C compiler and Python; installs what else it needs.
 set -eu
 cd "$(dirname "$0")/.."
@@ -28,5 +29,6 @@ step cargo test --release --workspace
 step cargo clippy --release --workspace --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --release --workspace --no-deps --quiet
 step sh tests/readme.sh
+step sh tests/deploy.sh
 echo
 echo "all of it holds"
