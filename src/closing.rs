@@ -70,7 +70,8 @@ impl Closing<'_> {
             summary.weights_digest.short()
         );
         if let Some(control) = summary.control {
-            let what = if plan.manifest.reproducible { "weights" } else { "config" };
+            let comes_out_the_same = plan.manifest.reproducible && !plan.config.run.is_free_running();
+            let what = if comes_out_the_same { "weights" } else { "config" };
             text += &format!("the same {what} again: {}\n", plan.again(control));
         }
         text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");
@@ -116,6 +117,7 @@ impl Closing<'_> {
             "totals": summary.totals,
             "num_reissued": summary.num_reissued,
             "num_duplicates": summary.num_duplicates,
+            "num_stale": summary.num_stale,
             "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
             // Commands: one runs the same config again, one goes on.
             "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),

@@ -50,6 +50,8 @@ pub struct StepEvent {
     pub trained: Duration,
     /// Counts so far.
     pub totals: Totals,
+    /// Groups of a free-running run that came too late, since this process began.
+    pub num_stale: u64,
     /// A look into the batch.
     pub sample: Option<Sample>,
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    open: BTreeMap<TaskId, Issued>,
+    issued: BTreeMap<TaskId, Issued>,
     /// How long the tasks took that came in since the last batch was asked for, in order of arrival.
     took: Vec<Duration>,
     num_reissued: u64,
@@ -19,6 +19,8 @@ struct Issued {
     number: u32,
     first: Instant,
     last: Instant,
+    /// Kept for the number: an issue that had an earlier one's would be taken for its copy.
+    is_done: bool,
 }
 
 /// The slowest share of what is asked for together, which is asked for again before it is overdue.
@@ -30,15 +32,16 @@ const SLOWNESS: u32 = 2;
 impl Ledger {
     /// Notes that a task is asked for; gives the number of the issue.
     pub(crate) fn issue(&mut self, task: TaskId, now: Instant) -> u32 {
-        match self.open.get_mut(&task) {
+        match self.issued.get_mut(&task) {
             Some(issued) => {
                 issued.number += 1;
                 issued.last = now;
+                issued.is_done = false;
                 self.num_reissued += 1;
                 issued.number
             }
             None => {
-                self.open.insert(task, Issued { number: 0, first: now, last: now });
+                self.issued.insert(task, Issued { number: 0, first: now, last: now, is_done: false });
                 0
             }
         }
@@ -46,8 +49,16 @@ impl Ledger {
 
     /// Notes that a task is done.
     pub(crate) fn close(&mut self, task: TaskId, now: Instant) {
-        if let Some(issued) = self.open.remove(&task) {
+        if let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) {
+            issued.is_done = true;
             self.took.push(now - issued.first);
+        }
+    }
+
+    /// Forgets tasks that are not asked for any more.
+    pub(crate) fn forget(&mut self, tasks: &[TaskId]) {
+        for task in tasks {
+            self.issued.remove(task);
         }
     }
 
@@ -58,25 +69,30 @@ impl Ledger {
 
     /// Names every task that is out.
     pub(crate) fn open(&self) -> Vec<TaskId> {
-        self.open.keys().copied().collect()
+        self.iter().map(|(task, _)| task).collect()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (TaskId, &Issued)> {
+        self.issued.iter().filter(|(_, issued)| !issued.is_done).map(|(task, issued)| (*task, issued))
     }
 
     /// Names the tasks to ask for again: those that nobody was heard of for `limit`, and the slowest few when all others
     /// took less than half of what they have taken.
     pub(crate) fn due(&self, limit: Duration, now: Instant) -> Vec<TaskId> {
         let slowest = self.took.iter().max().copied().unwrap_or(limit);
-        let num_slow = ((self.open.len() + self.took.len()) as f64 * SLOWEST).ceil() as usize;
-        let are_last = self.open.len() <= num_slow;
+        let num_open = self.iter().count();
+        let num_slow = ((num_open + self.took.len()) as f64 * SLOWEST).ceil() as usize;
+        let are_last = num_open <= num_slow;
         let is_due = |issued: &Issued| {
             let is_slow = are_last && issued.number == 0 && now - issued.first > slowest * SLOWNESS;
             is_slow || now - issued.last >= limit
         };
-        self.open.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| *task).collect()
+        self.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| task).collect()
     }
 
     /// Tells whether nobody was heard of some task for `limit`.
     pub(crate) fn is_overdue(&self, limit: Duration, now: Instant) -> bool {
-        self.open.values().any(|issued| now - issued.last >= limit)
+        self.iter().any(|(_, issued)| now - issued.last >= limit)
     }
 
     /// How often a task was asked for again.
@@ -117,6 +133,18 @@ mod tests {
         assert_eq!(ledger.due(LIMIT, began + LIMIT + SECOND), [task(0), task(3)]);
         assert_eq!(ledger.due(LIMIT, began + 2 * LIMIT), [task(0), task(2), task(3)]);
         assert_eq!(ledger.num_reissued(), 1);
+    }
+
+    #[test]
+    fn no_two_issues_of_a_task_have_the_same_number() {
+        let began = Instant::now();
+        let mut ledger = issued(2, began);
+        ledger.close(task(0), began + SECOND);
+        assert_eq!(ledger.open(), [task(1)]);
+        assert_eq!(ledger.issue(task(0), began + LIMIT), 1, "what came was of no use");
+        assert_eq!(ledger.open(), [task(0), task(1)]);
+        ledger.forget(&[task(0), task(1)]);
+        assert_eq!(ledger.open(), []);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{Params, write_weights};
 use proto::{
     Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Verdict,
+    Version,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -17,6 +18,8 @@ use crate::checkpoint::{Checkpoint, prune, save};
 use crate::event::{Event, StepEvent, sample};
 use crate::journal::{EvalRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
+use crate::plan::Plans;
+use crate::received::Received;
 use crate::run_dir::{Recovered, RunLock};
 use crate::waiting::Workers;
 use crate::{Config, Control, Error, Fold, Manifest, State, Totals};
@@ -85,8 +88,10 @@ pub struct Summary {
     pub elapsed: Duration,
     /// How often this process asked for a task again.
     pub num_reissued: u64,
-    /// Groups that came more than once to this process; all alike, or the run had ended.
+    /// Groups that came more than once to this process; all alike, or the run had ended or was free-running.
     pub num_duplicates: u64,
+    /// Groups of a free-running run that were older than `batch.max_staleness` allows.
+    pub num_stale: u64,
 }
 
 /// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
@@ -130,8 +135,9 @@ struct Learner {
     fold: Fold,
     journal: Journal,
     control: Option<Control>,
-    /// Groups that are in, by batch and index.
-    received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
+    received: Received,
+    /// Tasks whose groups came too late in a free-running run: they are asked for again.
+    stale: Vec<TaskId>,
     /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
     expected_steps: BTreeMap<u64, StepRecord>,
     /// The exams that are being sat.
@@ -149,6 +155,7 @@ struct Learner {
     unsynced: Vec<Delivery<ScoredGroup>>,
     workers: Workers,
     num_duplicates: u64,
+    num_stale: u64,
     _lock: RunLock,
 }
 
@@ -186,7 +193,7 @@ impl Learner {
         control = config.control().or(control);
         let (state, planned, versions) = match checkpoint {
             Some(Checkpoint { state, planned, versions, .. }) => (state, planned, versions),
-            None => (State::initial(&config), BTreeMap::new(), Vec::new()),
+            None => (State::initial(&config), Plans::default(), Vec::new()),
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
             versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
@@ -216,6 +223,7 @@ impl Learner {
             journal,
             control,
             received,
+            stale: Vec::new(),
             expected_steps,
             sitting: None,
             evals,
@@ -228,6 +236,7 @@ impl Learner {
             unsynced: Vec::new(),
             workers: Workers::default(),
             num_duplicates: 0,
+            num_stale: 0,
             _lock: lock,
         };
         if was.is_none() {
@@ -257,8 +266,8 @@ impl Learner {
                 self.checkpoint()?;
                 return Ok(Outcome::Finished);
             }
-            self.fold_batch(step, asked.elapsed())?;
-            self.bus.forget_batch(TaskKind::Train, step).await?;
+            let folded = self.fold_step(step, asked.elapsed())?;
+            self.forget(&folded).await?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
@@ -273,6 +282,7 @@ impl Learner {
         self.begin_sitting(step, ends).await?;
         if !ends {
             self.issue_batches().await?;
+            self.refuse_stale(step);
         }
         let sits = self.sitting.is_some();
         self.collect(step, ends).await?;
@@ -299,13 +309,20 @@ impl Learner {
         let bytes: Arc<[u8]> = write_weights(&self.fold.config().model, &[("", &self.fold.state().params)]).into();
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
-        let planned = self.fold.planned();
-        let named = |version: &Digest| {
-            *version == digest || planned.values().flatten().any(|planned| planned.task.weights == *version)
-        };
-        self.versions.retain(|version, _| named(version));
+        self.announce().await?;
+        let named: BTreeSet<Digest> = self.fold.planned().iter().map(|planned| planned.task.weights).collect();
+        self.versions.retain(|version, _| *version == digest || named.contains(version));
         let needed: Vec<Digest> = self.versions.keys().copied().collect();
         Ok(self.bus.retain_weights(&needed).await?)
+    }
+
+    /// Tells those who play a free-running run that there are newer weights.
+    async fn announce(&self) -> Result<(), Error> {
+        if self.fold.config().is_free_running() {
+            let version = Version { policy_version: self.fold.state().step, weights: self.fold.weights_digest() };
+            self.bus.announce(version).await?;
+        }
+        Ok(())
     }
 
     /// Asks for the exams that are due and not in the journal yet.
@@ -332,19 +349,20 @@ impl Learner {
 
     /// Asks for every batch that may be planned now, except what is in already.
     async fn issue_batches(&mut self) -> Result<(), Error> {
-        let mut batches: BTreeSet<u64> = self.fold.plan().into_iter().collect();
+        let mut tasks = self.fold.plan();
         if std::mem::take(&mut self.resumes) {
-            // Batches planned before the checkpoint may have been lost with the process that asked for them.
-            batches.extend(self.fold.planned().keys());
+            // What was planned before the checkpoint may have been lost with the process that asked for it.
+            tasks = self.fold.planned().iter().map(|planned| planned.task.id).collect();
         }
-        let mut missing = Vec::new();
-        for batch in batches {
-            let received = self.received.entry(batch).or_default();
-            let planned = self.fold.planned()[&batch].iter();
-            let planned = planned.filter(|planned| !received.contains_key(&planned.task.id.index));
-            missing.extend(planned.map(|planned| (planned.task.clone(), planned.key.clone())));
-        }
+        let missing = tasks.into_iter().filter(|id| !self.received.contains(*id)).filter_map(|id| self.planned(id));
+        let missing = missing.collect();
         self.issue(missing).await
+    }
+
+    /// Gives a task of a batch, with the key of its problem.
+    fn planned(&self, id: TaskId) -> Option<(Task, Option<ProblemKey>)> {
+        let planned = self.fold.planned().get(id)?;
+        Some((planned.task.clone(), planned.key.clone()))
     }
 
     /// Asks for tasks, with the keys of their problems; side by side, for a bus may be far away.
@@ -368,17 +386,11 @@ impl Learner {
 
     /// Asks again for tasks that are out.
     async fn issue_again(&mut self, tasks: Vec<TaskId>) -> Result<(), Error> {
-        let find = |id: &TaskId| {
-            let index = id.index as usize;
-            match id.kind {
-                TaskKind::Train => {
-                    let planned = self.fold.planned().get(&id.batch)?.get(index)?;
-                    Some((planned.task.clone(), planned.key.clone()))
-                }
-                TaskKind::Evaluate => {
-                    let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
-                    Some((sitting.tasks.get(index)?.clone(), None))
-                }
+        let find = |id: &TaskId| match id.kind {
+            TaskKind::Train => self.planned(*id),
+            TaskKind::Evaluate => {
+                let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
+                Some((sitting.tasks.get(id.index as usize)?.clone(), None))
             }
         };
         let tasks = tasks.iter().filter_map(find).collect();
@@ -387,6 +399,8 @@ impl Learner {
 
     /// Looks after what is out: what the bus has lost, and what nobody was heard of for too long, is asked for again.
     async fn look_after(&mut self, limit: Duration) -> Result<(), Error> {
+        // Again and again: nobody keeps it.
+        self.announce().await?;
         if self.bus.restore().await? {
             self.put_weights().await?;
             return self.issue_again(self.ledger.open()).await;
@@ -413,15 +427,15 @@ impl Learner {
         Ok(())
     }
 
-    /// Waits until the batch is sealed and the exams are over.
-    async fn collect(&mut self, batch: u64, ends: bool) -> Result<(), Error> {
+    /// Waits until the next step has its groups and the exams are over.
+    async fn collect(&mut self, step: u64, ends: bool) -> Result<(), Error> {
         let bus = self.bus.clone();
         // Kept over the turns of the loop: a wait that is begun anew each time may never end.
         let (mut next, mut beats) = (bus.next_scored(), bus.next_beat());
         let [mut heard, mut looked, mut told] = [Instant::now(); 3];
         let mut rounds = tokio::time::interval(ROUND);
         loop {
-            if self.missing(batch, ends).next().is_none() {
+            if self.sitting.is_none() && (ends || self.is_sealed(step)?) {
                 return Ok(());
             }
             tokio::select! {
@@ -436,6 +450,8 @@ impl Learner {
                     self.workers.heard(beat?, Instant::now());
                 }
                 _ = rounds.tick() => {
+                    let stale = std::mem::take(&mut self.stale);
+                    self.issue_again(stale).await?;
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
                         if looked.elapsed() >= LOOK_EVERY {
@@ -451,8 +467,8 @@ impl Learner {
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
-                        let missing: Vec<TaskId> = self.missing(batch, ends).collect();
-                        let waiting = self.workers.waiting(batch, &missing, num_tasks, hears_workers, waited, now);
+                        let missing: Vec<TaskId> = self.missing(step, ends).collect();
+                        let waiting = self.workers.waiting(step, &missing, num_tasks, hears_workers, waited, now);
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
                         }
@@ -464,18 +480,65 @@ impl Learner {
         }
     }
 
-    /// Names the tasks that the step waits for.
-    fn missing(&self, batch: u64, ends: bool) -> impl Iterator<Item = TaskId> {
+    /// Tells whether all groups are in that the next step folds.
+    fn is_sealed(&self, step: u64) -> Result<bool, Error> {
+        let config = &self.fold.config().batch;
+        if config.max_staleness.is_none() {
+            return Ok(self.fold.planned().batch(step).all(|planned| self.received.contains(planned.task.id)));
+        }
+        match self.expected_steps.get(&(step + 1)) {
+            // What was played for it comes out differently when it is played again.
+            Some(expected) if self.received.named(&expected.groups).is_none() => Err(Error::Integrity {
+                what: "batch",
+                step,
+                reason: "the journal has the step and lacks some of its groups".to_owned(),
+            }),
+            Some(_) => Ok(true),
+            None => Ok(self.received.len() >= config.num_tasks as usize),
+        }
+    }
+
+    /// Names the groups that the next step folds, in order; all are in.
+    fn sealed(&self, step: u64) -> Vec<TaskId> {
+        let config = &self.fold.config().batch;
+        if config.max_staleness.is_none() {
+            return self.fold.planned().batch(step).map(|planned| planned.task.id).collect();
+        }
+        let expected = self.expected_steps.get(&(step + 1));
+        expected.and_then(|expected| self.received.named(&expected.groups)).unwrap_or_else(|| {
+            self.received.in_order().map(|scored| scored.group.task.id).take(config.num_tasks as usize).collect()
+        })
+    }
+
+    /// Gives up groups that have become too old for the next step of a free-running run.
+    fn refuse_stale(&mut self, step: u64) {
+        if self.expected_steps.contains_key(&(step + 1)) {
+            return;
+        }
+        let stale: Vec<TaskId> = self
+            .received
+            .in_order()
+            .filter(|scored| self.fold.is_stale(scored))
+            .map(|scored| scored.group.task.id)
+            .collect();
+        self.received.remove(&stale);
+        self.note_stale(&stale);
+    }
+
+    fn note_stale(&mut self, stale: &[TaskId]) {
+        self.num_stale += stale.len() as u64;
+        self.stale.extend(stale);
+    }
+
+    /// Names the tasks that the step waits for; in a free-running run, those of which it needs some.
+    fn missing(&self, step: u64, ends: bool) -> impl Iterator<Item = TaskId> {
         let unsat = self.sitting.iter().flat_map(|sitting| {
             sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
         });
-        let received = self.received.get(&batch);
-        let planned = self.fold.planned().get(&batch).filter(|_| !ends);
-        let unsealed = planned
-            .into_iter()
-            .flatten()
-            .map(|planned| planned.task.id)
-            .filter(move |id| received.is_none_or(|received| !received.contains_key(&id.index)));
+        let is_free_running = self.fold.config().is_free_running();
+        let planned = self.fold.planned().iter().map(|planned| planned.task.id);
+        let unsealed =
+            planned.filter(move |id| !ends && (id.batch == step || is_free_running) && !self.received.contains(*id));
         unsat.chain(unsealed)
     }
 
@@ -491,8 +554,7 @@ impl Learner {
 
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
         let id = scored.group.task.id;
-        let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
-        let Some(planned) = planned else { return Ok(()) };
+        let Some(planned) = self.fold.planned().get(id) else { return Ok(()) };
         let disagrees = |reason: &str| {
             Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
         };
@@ -506,9 +568,9 @@ impl Learner {
         if let Err(reason) = scored.check() {
             return disagrees(&reason);
         }
-        let received = self.received.entry(id.batch).or_default();
-        match received.get(&id.index) {
-            Some(first) if first != scored => {
+        match self.received.get(id) {
+            // Copies of a free-running task were played by different weights.
+            Some(first) if first != scored && !scored.group.task.free_running => {
                 let [first, second] = [first, scored].map(|scored| Digest::of(scored).short());
                 disagrees(&format!("two copies differ: {first} came first, then {second}"))
             }
@@ -516,9 +578,13 @@ impl Learner {
                 self.num_duplicates += 1;
                 Ok(())
             }
+            None if self.fold.is_stale(scored) => {
+                self.note_stale(&[id]);
+                Ok(())
+            }
             None => {
                 let record = Record::Group(scored.clone());
-                received.insert(id.index, scored.clone());
+                self.received.insert(scored.clone());
                 self.ledger.close(id, Instant::now());
                 self.journal.append(&record)
             }
@@ -537,6 +603,7 @@ impl Learner {
             return Ok(());
         }
         let Some(sitting) = self.sitting.take() else { return Ok(()) };
+        self.ledger.forget(&sitting.tasks.iter().map(|task| task.id).collect::<Vec<_>>());
         let mut correct = sitting.correct.into_iter();
         for (exam, num_problems) in sitting.parts {
             let num_correct = correct.by_ref().take(num_problems).filter(|correct| *correct == Some(true)).count();
@@ -553,8 +620,10 @@ impl Learner {
         Ok(())
     }
 
-    fn fold_batch(&mut self, batch: u64, waited: Duration) -> Result<(), Error> {
-        let groups: Vec<ScoredGroup> = self.received.remove(&batch).unwrap_or_default().into_values().collect();
+    /// Folds what is sealed, and names it.
+    fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
+        let ids = self.sealed(step);
+        let (digests, groups): (Vec<Digest>, Vec<ScoredGroup>) = self.received.take(&ids).into_iter().unzip();
         let began = Instant::now();
         let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
         let trained = began.elapsed();
@@ -564,7 +633,7 @@ impl Learner {
             None => {
                 self.journal.append(&Record::Step(StepRecord {
                     step: report.step,
-                    groups: groups.iter().map(Digest::of).collect(),
+                    groups: digests,
                     weights_digest: report.weights_digest,
                     state_digest: report.state_digest,
                     elapsed_ms: elapsed.as_millis() as u64,
@@ -574,8 +643,20 @@ impl Learner {
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
-        let event = StepEvent { report, elapsed, waited, trained, totals, sample };
+        let event = StepEvent { report, elapsed, waited, trained, totals, num_stale: self.num_stale, sample };
         drop(self.events.send(Event::Step(Box::new(event))));
+        Ok(ids)
+    }
+
+    /// Forgets tasks that are folded, and on the bus the batches of which nothing is left.
+    async fn forget(&mut self, folded: &[TaskId]) -> Result<(), Error> {
+        self.ledger.forget(folded);
+        let batches: BTreeSet<u64> = folded.iter().map(|id| id.batch).collect();
+        for batch in batches {
+            if self.fold.planned().batch(batch).next().is_none() {
+                self.bus.forget_batch(TaskKind::Train, batch).await?;
+            }
+        }
         Ok(())
     }
 
@@ -640,6 +721,7 @@ impl Learner {
             evals: self.evals,
             num_reissued: self.ledger.num_reissued(),
             num_duplicates: self.num_duplicates,
+            num_stale: self.num_stale,
         }
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use proto::ScoredGroup;
-
 use crate::checkpoint::{Checkpoint, load_latest};
 use crate::journal::{Damage, EvalRecord, JournalReader, Record, StepRecord, read_journal};
+use crate::plan::Plans;
+use crate::received::Received;
 use crate::{Control, Error, Manifest};
 
 /// A run directory, taken for this process: a second learner is refused.
@@ -54,8 +54,8 @@ pub(crate) struct Recovered {
     /// Absent where the run begins with its first step.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) control: Option<Control>,
-    /// Groups of batches that the checkpoint has not folded.
-    pub(crate) received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
+    /// Groups that the checkpoint has not folded.
+    pub(crate) received: Received,
     pub(crate) steps: BTreeMap<u64, StepRecord>,
     pub(crate) evals: Vec<EvalRecord>,
     pub(crate) manifest: Option<Manifest>,
@@ -73,7 +73,9 @@ impl Recovered {
         loop {
             let checkpoint = load_latest(&run_dir.join("checkpoints"), newest, |error| refuse(error.to_string()))?;
             let step = checkpoint.as_ref().map_or(0, |(_, checkpoint)| checkpoint.state.step);
-            let found = Recovered::after(step, &run_dir.join("journal"), is_reproducible)?;
+            let nothing = Plans::default();
+            let planned = checkpoint.as_ref().map_or(&nothing, |(_, checkpoint)| &checkpoint.planned);
+            let found = Recovered::after(planned, &run_dir.join("journal"), is_reproducible)?;
             let Some((model, checkpoint)) = checkpoint else { return Ok(found) };
             let is_known = match found.steps.get(&step) {
                 Some(record) => record.weights_digest == checkpoint.state.params.digest(&model),
@@ -89,9 +91,9 @@ impl Recovered {
         }
     }
 
-    /// Reads the journal, as far as a run needs it that goes on from a step.
-    fn after(step: u64, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
-        let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+    /// Reads the journal, as far as a run needs it that goes on with these plans.
+    fn after(planned: &Plans, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
+        let mut received = Received::default();
         let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
         let mut num_records = 0;
         let damage = read_journal(journal, |record| {
@@ -107,14 +109,12 @@ impl Recovered {
                     }
                     steps.insert(step.step, step);
                 }
-                Record::Group(scored) => {
-                    let id = scored.group.task.id;
-                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
-                    // its checkpoint.
-                    if is_reproducible && id.batch >= step {
-                        received.entry(id.batch).or_default().insert(id.index, scored);
-                    }
+                // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its
+                // checkpoint.
+                Record::Group(scored) if is_reproducible && planned.may_hold(scored.group.task.id) => {
+                    received.insert(scored);
                 }
+                Record::Group(_) => {}
             }
         })?;
         if manifest.is_none() && (num_records > 0 || !damage.unreadable.is_empty()) {

@@ -51,7 +51,7 @@ pub struct Rollout {
     pub choices: Vec<Choice>,
     /// Why it ended.
     pub stop: StopReason,
-    /// Which versions drew the tokens; one span unless weights changed midway.
+    /// Which versions drew the tokens, oldest first; one span unless weights changed midway.
     pub versions: Vec<VersionSpan>,
     /// What search found, where there was search.
     pub search: Option<SearchTrace>,
@@ -171,6 +171,27 @@ pub struct ScoredGroup {
     pub proposals: Vec<Proposal>,
 }
 
+impl Group {
+    /// Names the versions that drew its tokens, some more than once.
+    pub fn versions(&self) -> impl Iterator<Item = u64> {
+        self.rollouts.iter().flat_map(|rollout| &rollout.versions).map(|span| span.policy_version)
+    }
+
+    /// Tells whether one version drew all of its tokens.
+    pub fn is_of_version(&self, policy_version: u64) -> bool {
+        let whole = [VersionSpan { first_token: 0, policy_version }];
+        self.rollouts.iter().all(|rollout| rollout.versions == whole)
+    }
+}
+
+impl Rollout {
+    /// Names the version that drew the token at a position; its versions have been checked.
+    pub fn version_at(&self, position: u16) -> u64 {
+        let span = self.versions.iter().rfind(|span| span.first_token <= position);
+        span.expect("the first span begins with the first token").policy_version
+    }
+}
+
 impl ScoredGroup {
     /// Checks that everything in the message that points somewhere points into the message, so that its readers need not.
     ///
@@ -182,7 +203,17 @@ impl ScoredGroup {
         let counts = [rollouts.len(), self.verdicts.len()];
         expect(counts == [task.num_rollouts as usize; 2], "as many rollouts and verdicts as were asked for")?;
         expect(!self.prompt.is_empty(), "a prompt")?;
-        for Rollout { tokens, choices, .. } in rollouts {
+        for Rollout { tokens, choices, versions, .. } in rollouts {
+            let is_span = |span: &VersionSpan| usize::from(span.first_token) <= tokens.len();
+            let are_in_order = versions.is_sorted_by(|left, right| {
+                left.first_token < right.first_token && left.policy_version < right.policy_version
+            });
+            let begin = versions
+                .first()
+                .is_some_and(|span| span.first_token == 0 && span.policy_version >= task.policy_version);
+            expect(begin && are_in_order && versions.iter().all(is_span), "the versions of every token, in order")?;
+            let is_pinned = versions == &[VersionSpan { first_token: 0, policy_version: task.policy_version }];
+            expect(is_pinned || task.free_running, "the version that was asked for")?;
             expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
             expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
             let choices = choices.iter().map(|choice| (choice.position, choice.mask));

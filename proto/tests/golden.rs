@@ -13,6 +13,7 @@ fn scored_group() -> ScoredGroup {
         seed: 1 << 40,
         weights: Digest::of_bytes(b"weights"),
         policy_version: 2,
+        free_running: false,
         request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Ladder, has_key: true },
         family: "countdown/1".to_owned(),
         num_rollouts: 1,
@@ -54,8 +55,8 @@ fn scored_group() -> ScoredGroup {
 #[test]
 fn bytes_of_a_scored_group_are_fixed() {
     let bytes = wire::encode(&scored_group());
-    assert_eq!(bytes.len(), 193);
-    assert_eq!(Digest::of_bytes(&bytes).short(), "e1cb95527551");
+    assert_eq!(bytes.len(), 194);
+    assert_eq!(Digest::of_bytes(&bytes).short(), "f03fe3c5b15b");
     assert_eq!(wire::decode::<ScoredGroup>(&bytes).unwrap(), scored_group());
 }
 
@@ -68,7 +69,7 @@ fn no_cut_and_no_extra_byte_decodes() {
     let longer = [&bytes[..], &[0]].concat();
     assert!(wire::decode::<ScoredGroup>(&longer).unwrap_err().to_string().contains("1 bytes follow the value"));
     let newer = [&[wire::WIRE_VERSION + 1], &bytes[1..]].concat();
-    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 3, got 4");
+    assert_eq!(wire::decode::<ScoredGroup>(&newer).unwrap_err().to_string(), "wire version: expected 4, got 5");
 }
 
 /// Whatever points out of the message is found before anybody follows it.
