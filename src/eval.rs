@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use actor::engine::Engine;
+use actor::engine::{Engine, Weights};
 use anyhow::{Context as _, Result, bail, ensure};
 use domains::{Split, exam_problems, exams_of};
 use learner::{Checkpoint, load_checkpoint, load_latest};
@@ -334,7 +334,7 @@ impl Player {
                 sampling: Sampling { behavior: Behavior::Policy, temperature },
                 max_tokens: domains::domain(&problem.domain)?.max_answer_tokens(problem)?,
             };
-            engine.submit(task, self.weights.clone())?;
+            engine.submit(task, Weights { policy_version: 0, packed: self.weights.clone() })?;
         }
         let mut scored = BTreeMap::new();
         for _ in problems {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, bail};
 use domains::{domain, vocabulary};
 use learner::{Control, Damage, EvalRecord, Manifest, Record, RecordError, StepRecord};
-use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict};
+use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict, VersionSpan};
 use serde::Serialize;
 
 use crate::report::{bytes, clock, folder_bytes, percent, print, table, word};
@@ -201,23 +201,31 @@ struct GroupLine {
 
 impl Step {
     fn read(run: &Path, number: u64) -> Result<Step> {
-        let mut waiting = BTreeMap::new();
         let (mut last, mut found) = (0, None);
-        let unreadable = read_journal(run, |record| match record {
-            Record::Group(scored) => drop(waiting.insert(Digest::of(&scored), scored)),
-            Record::Step(step) => {
+        let unreadable = read_journal(run, |record| {
+            if let Record::Step(step) = record {
                 last = step.step;
-                let groups: Vec<ScoredGroup> = step.groups.iter().filter_map(|digest| waiting.remove(digest)).collect();
                 // The newest: a run that is not reproducible plays steps anew when it goes on.
-                found = (step.step == number).then_some((step, groups)).or(found.take());
+                found = (step.step == number).then_some(step).or(found.take());
             }
-            _ => {}
         })?;
-        let (StepRecord { step, weights_digest, state_digest, .. }, groups) = found.with_context(|| {
+        let StepRecord { step, weights_digest, state_digest, groups: digests, .. } = found.with_context(|| {
             let hint = unreadable_hint(&unreadable);
             format!("--step: expected one of the {last} steps of the journal{hint}, got {number}")
         })?;
-        let groups = groups.iter().map(GroupLine::new).collect::<Result<_>>()?;
+        // A group may come after its step: one that could not be read was played again.
+        let wanted: BTreeSet<Digest> = digests.iter().copied().collect();
+        let mut groups = BTreeMap::new();
+        read_journal(run, |record| {
+            if let Record::Group(scored) = record {
+                let digest = Digest::of(&scored);
+                if wanted.contains(&digest) {
+                    groups.insert(digest, scored);
+                }
+            }
+        })?;
+        let groups = digests.iter().filter_map(|digest| groups.get(digest));
+        let groups = groups.map(GroupLine::new).collect::<Result<_>>()?;
         Ok(Step { step, weights_digest, state_digest, groups, unreadable })
     }
 
@@ -268,6 +276,8 @@ impl GroupLine {
 #[derive(Debug, Serialize)]
 struct Group {
     task: Task,
+    /// Which folded it; absent where none has yet.
+    step: Option<u64>,
     asked: String,
     /// In words of the vocabulary, as the network read it.
     prompt: String,
@@ -279,6 +289,8 @@ struct Group {
 struct Answer {
     text: String,
     verdict: Verdict,
+    /// Which weights drew its tokens, from which one on.
+    versions: Vec<VersionSpan>,
     /// Of the whole answer under the behaviour policy.
     logprob: f64,
     /// Tokens that were chosen rather than forced.
@@ -301,11 +313,14 @@ impl Group {
     fn read(run: &Path, id: GroupId) -> Result<Group> {
         let GroupId { batch, index } = id;
         let (mut found, mut indices) = (None, BTreeSet::new());
+        let mut steps = BTreeMap::new();
         let unreadable = read_journal(run, |record| match record {
             Record::Group(scored) if scored.group.task.id.batch == batch => {
                 indices.insert(scored.group.task.id.index);
+                // The last: an earlier one may have come too late.
                 found = (scored.group.task.id.index == index).then_some(scored).or(found.take());
             }
+            Record::Step(step) => steps.extend(step.groups.into_iter().map(|digest| (digest, step.step))),
             _ => {}
         })?;
         let found = found.with_context(|| {
@@ -315,10 +330,11 @@ impl Group {
                 unreadable_hint(&unreadable)
             )
         })?;
-        Group::new(found)
+        let step = steps.get(&Digest::of(&found)).copied();
+        Group::new(found, step)
     }
 
-    fn new(scored: ScoredGroup) -> Result<Group> {
+    fn new(scored: ScoredGroup, step: Option<u64>) -> Result<Group> {
         let task = scored.group.task;
         let domain = domain(task.request.domain())?;
         let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
@@ -332,6 +348,7 @@ impl Group {
             Answer {
                 text,
                 verdict: *verdict,
+                versions: rollout.versions.clone(),
                 logprob: rollout.choices.iter().map(|choice| f64::from(choice.logprob)).sum(),
                 num_choices: rollout.choices.len(),
                 cut_short: rollout.stop == StopReason::Length,
@@ -345,6 +362,7 @@ impl Group {
             num_choices: example.choices.len(),
         });
         Ok(Group {
+            step,
             asked: asked(&task.request)?,
             prompt: words(&scored.prompt),
             answers: answers.collect(),
@@ -365,16 +383,22 @@ impl Group {
                 answer.num_choices.to_string(),
             ]
         }));
+        let versions = || self.answers.iter().flat_map(|answer| &answer.versions).map(|span| span.policy_version);
+        let played_by = match (versions().min(), versions().max()) {
+            (Some(oldest), Some(newest)) if task.free_running && oldest < newest => {
+                format!("versions {oldest} to {newest}")
+            }
+            (Some(version), _) if task.free_running => format!("version {version}"),
+            _ => format!("version {} (weights {})", task.policy_version, task.weights.short()),
+        };
+        let folded = self.step.map_or("not folded".to_owned(), |step| format!("folded in step {step}"));
         let mut text = format!(
-            "group {}/{}, folded in step {}: {}\nprompt: {}\n{} answers of version {} (weights {}), {} at temperature {}\n\n{}",
+            "group {}/{}, {folded}: {}\nprompt: {}\n{} answers of {played_by}, {} at temperature {}\n\n{}",
             task.id.batch,
             task.id.index,
-            task.id.batch + 1,
             self.asked,
             self.prompt,
             self.answers.len(),
-            task.policy_version,
-            task.weights.short(),
             word(&task.sampling.behavior),
             task.sampling.temperature,
             table(&answers),

@@ -20,15 +20,17 @@ pub struct Engine {
     newest: Newest,
 }
 
-/// The newest weights of a free-running run.
-type Newest = Arc<Mutex<Option<Version>>>;
-
 /// Weights, and the step after which they were published.
 #[derive(Clone, Debug)]
-struct Version {
-    policy_version: u64,
-    weights: Arc<PackedWeights>,
+pub struct Weights {
+    /// The step.
+    pub policy_version: u64,
+    /// The weights.
+    pub packed: Arc<PackedWeights>,
 }
+
+/// The newest weights of a free-running run.
+type Newest = Arc<Mutex<Option<Weights>>>;
 
 type GroupSender = mpsc::UnboundedSender<Result<Group, Error>>;
 /// Where finished groups come out.
@@ -39,8 +41,8 @@ pub(crate) type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
 struct Job {
     group: Arc<OpenGroup>,
     attempt: usize,
-    /// The one that its task names.
-    version: Version,
+    /// What was there to play it with when it came.
+    weights: Weights,
 }
 
 /// A group whose rollouts are still being played.
@@ -78,21 +80,20 @@ impl Engine {
     }
 
     /// Takes weights for whatever is free-running, from the next token on.
-    pub fn announce(&self, policy_version: u64, weights: Arc<PackedWeights>) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Version { policy_version, weights });
+    pub fn announce(&self, weights: Weights) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(weights);
     }
 
     /// Takes a task to play.
     ///
     /// # Errors
     /// [`Error::EngineStopped`] when the threads are gone.
-    pub fn submit(&self, task: Task, weights: Arc<PackedWeights>) -> Result<(), Error> {
+    pub fn submit(&self, task: Task, weights: Weights) -> Result<(), Error> {
         let num_rollouts = task.num_rollouts as usize;
-        let version = Version { policy_version: task.policy_version, weights };
         let played = Mutex::new((0..num_rollouts).map(|_| None).collect());
         let group = Arc::new(OpenGroup { task, played });
         for attempt in 0..num_rollouts {
-            let job = Job { group: group.clone(), attempt, version: version.clone() };
+            let job = Job { group: group.clone(), attempt, weights: weights.clone() };
             self.jobs.send(job).map_err(|_| Error::EngineStopped)?;
         }
         Ok(())
@@ -116,7 +117,7 @@ struct Active {
 fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: usize) {
     let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
     let mut decoder: Option<Decoder> = None;
-    let mut playing: Option<Version> = None;
+    let mut playing: Option<Weights> = None;
     let mut held: Option<Job> = None;
     let mut num_active = 0;
     loop {
@@ -125,7 +126,7 @@ fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: 
             && let Some(newer) = newer(newest, playing.policy_version)
             && slots.iter().flatten().all(|active| active.job.group.task.free_running)
         {
-            decoder.set_weights(newer.weights.clone());
+            decoder.set_weights(newer.packed.clone());
             slots.iter_mut().flatten().for_each(|active| active.go_on_with(newer.policy_version));
             *playing = newer;
         }
@@ -135,20 +136,20 @@ fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: 
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             };
-            let version = job.version(newest);
-            if !playing.as_ref().is_some_and(|playing| Arc::ptr_eq(&playing.weights, &version.weights)) {
+            let weights = job.weights(newest);
+            let policy_version = weights.policy_version;
+            if !playing.as_ref().is_some_and(|playing| Arc::ptr_eq(&playing.packed, &weights.packed)) {
                 // Slots of different versions never share a forward pass.
                 if num_active > 0 {
                     held = Some(job);
                     break;
                 }
                 match &mut decoder {
-                    Some(decoder) => decoder.set_weights(version.weights.clone()),
-                    None => decoder = Some(Decoder::new(version.weights.clone(), num_slots)),
+                    Some(decoder) => decoder.set_weights(weights.packed.clone()),
+                    None => decoder = Some(Decoder::new(weights.packed.clone(), num_slots)),
                 }
+                playing = Some(weights);
             }
-            let policy_version = version.policy_version;
-            playing = Some(version);
             let decoder = decoder.as_mut().expect("a version is being played");
             match begin(job, policy_version, decoder.config().max_positions) {
                 Begun::Playing(active) => {
@@ -194,16 +195,16 @@ fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
 }
 
 /// Gives the newest weights, if they are newer than these.
-fn newer(newest: &Newest, policy_version: u64) -> Option<Version> {
+fn newer(newest: &Newest, policy_version: u64) -> Option<Weights> {
     let newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
     newest.as_ref().filter(|newest| newest.policy_version > policy_version).cloned()
 }
 
 impl Job {
     /// Chooses the weights to begin with.
-    fn version(&self, newest: &Newest) -> Version {
-        let newer = self.group.task.free_running.then(|| newer(newest, self.version.policy_version)).flatten();
-        newer.unwrap_or_else(|| self.version.clone())
+    fn weights(&self, newest: &Newest) -> Weights {
+        let newer = self.group.task.free_running.then(|| newer(newest, self.weights.policy_version)).flatten();
+        newer.unwrap_or_else(|| self.weights.clone())
     }
 }
 
@@ -296,10 +297,15 @@ impl Active {
 
     /// Has the next token drawn by newer weights, which have to see everything.
     fn go_on_with(&mut self, policy_version: u64) {
-        let Played { tokens, versions, .. } = &mut self.played;
-        let first_token = tokens.len() as u16;
-        versions.retain(|span| span.first_token < first_token);
-        versions.push(VersionSpan { first_token: if versions.is_empty() { 0 } else { first_token }, policy_version });
+        let Played { tokens, choices, versions, .. } = &mut self.played;
+        let last = versions.last_mut().expect("a rollout begins with a version");
+        let has_drawn = choices.last().is_some_and(|(position, ..)| *position >= last.first_token);
+        if last.policy_version < policy_version {
+            match has_drawn {
+                true => versions.push(VersionSpan { first_token: tokens.len() as u16, policy_version }),
+                false => last.policy_version = policy_version,
+            }
+        }
         self.pending.clear();
         self.pending.extend(self.prompt.iter().chain(tokens.iter()));
     }

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use engine::{Engine, GroupReceiver};
+use engine::{Engine, GroupReceiver, Weights};
 
 /// How an actor uses its machine; changes when rollouts come, never what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,8 @@ pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken)
         versions: VecDeque::new(),
         fetches: JoinSet::new(),
         fetching: BTreeSet::new(),
+        announced: None,
+        coming: None,
         newest: None,
         refused: None,
         summary: Summary::default(),
@@ -106,8 +108,11 @@ struct Actor {
     versions: VecDeque<(Digest, Arc<PackedWeights>)>,
     fetches: JoinSet<(Digest, Result<PackedWeights, Error>)>,
     fetching: BTreeSet<Digest>,
-    /// The weights that were announced last, in a free-running run.
-    newest: Option<Version>,
+    /// Of a free-running run: the weights that were announced last, those of them that are on the way, and the newest that are
+    /// here.
+    announced: Option<Version>,
+    coming: Option<Version>,
+    newest: Option<Weights>,
     /// The weights that could not be had last, and when that was.
     refused: Option<(Digest, Instant)>,
     summary: Summary,
@@ -142,7 +147,8 @@ impl Actor {
                 }
                 version = &mut versions => {
                     versions = bus.next_version();
-                    self.announced(version?);
+                    self.announced = Some(version?);
+                    self.play_newest();
                 }
                 _ = keep.tick() => {
                     for task in self.taken() {
@@ -183,9 +189,9 @@ impl Actor {
             }
             return Ok(task.acknowledge().await?);
         }
-        let newer = self.newest.filter(|newest| body.free_running && newest.policy_version > body.policy_version);
-        let weights = self.weights(digest).or_else(|| self.weights(newer?.weights));
-        if let Some(weights) = weights {
+        let own = self.weights(digest).map(|weights| Weights { policy_version: body.policy_version, packed: weights });
+        let newer = self.newest.as_ref().filter(|newest| newest.policy_version > body.policy_version);
+        if let Some(weights) = newer.filter(|_| body.free_running).cloned().or(own) {
             self.engine.submit(body.clone(), weights)?;
             self.held.push(task);
             return Ok(());
@@ -210,49 +216,50 @@ impl Actor {
         }
     }
 
-    /// Has what is free-running played by other weights, as soon as they are here.
-    fn announced(&mut self, version: Version) {
-        if self.newest != Some(version) {
-            self.newest = Some(version);
-            self.play_newest();
-        }
-    }
-
+    /// Has what is free-running played by the weights that were announced last, as soon as they are here. They are fetched one
+    /// version at a time: where that takes longer than a step, those that were announced meanwhile are skipped, not these.
     fn play_newest(&mut self) {
-        let Some(Version { policy_version, weights }) = self.newest else { return };
-        match self.weights(weights) {
-            Some(weights) => self.engine.announce(policy_version, weights),
-            None => self.fetch(weights),
+        let Some(Version { policy_version, weights }) = self.announced else { return };
+        if let Some(packed) = self.weights(weights) {
+            let newest = Weights { policy_version, packed };
+            self.engine.announce(newest.clone());
+            self.newest = Some(newest);
+        } else if self.coming.is_none() {
+            self.coming = self.announced;
+            self.fetch(weights);
         }
     }
 
     /// Plays the tasks that waited for a version; without it, they wait elsewhere.
     async fn arrived(&mut self, digest: Digest, weights: Result<PackedWeights, Error>) -> Result<(), Error> {
         self.fetching.remove(&digest);
-        let is_newest = self.newest.is_some_and(|newest| newest.weights == digest);
+        let came = self.coming.take_if(|coming| coming.weights == digest);
         let waited = self.parked.extract_if(.., |task| task.message.body.weights == digest).collect::<Vec<_>>();
         match weights {
             Ok(weights) => {
                 let weights = Arc::new(weights);
                 for task in &waited {
-                    self.engine.submit(task.message.body.clone(), weights.clone())?;
+                    let policy_version = task.message.body.policy_version;
+                    let weights = Weights { policy_version, packed: weights.clone() };
+                    self.engine.submit(task.message.body.clone(), weights)?;
                 }
                 self.held.extend(waited);
+                if let Some(Version { policy_version, .. }) = came {
+                    let newest = Weights { policy_version, packed: weights.clone() };
+                    self.engine.announce(newest.clone());
+                    self.newest = Some(newest);
+                }
                 self.versions.push_front((digest, weights));
                 self.versions.truncate(KEPT_VERSIONS);
-                if is_newest {
-                    self.play_newest();
-                }
+                // There may be newer ones by now.
+                self.play_newest();
             }
             Err(
                 error @ (Error::Bus(bus::Error::NoWeights { .. } | bus::Error::BadWeights { .. })
                 | Error::Weights { .. }),
             ) => {
-                if is_newest {
-                    // They come again when they are announced again.
-                    self.newest = None;
-                }
                 if waited.is_empty() {
+                    // They are announced again, or others are.
                     return Ok(());
                 }
                 // The learner stores them again; until then what is there already is played.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use actor::engine::Engine;
+use actor::engine::{Engine, Weights};
 use actor::{Config, Error};
 use policy::{Device, Model, ModelConfig, PackedWeights, Params, Sequence};
 use proto::{
@@ -22,8 +22,10 @@ fn config() -> ModelConfig {
     }
 }
 
-fn weights(seed: u64) -> Arc<PackedWeights> {
-    Arc::new(PackedWeights::new(&config(), &Params::init(&config(), seed)).unwrap())
+/// Weights of a seed, as version 5.
+fn weights(seed: u64) -> Weights {
+    let packed = Arc::new(PackedWeights::new(&config(), &Params::init(&config(), seed)).unwrap());
+    Weights { policy_version: 5, packed }
 }
 
 fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
@@ -117,7 +119,7 @@ fn newer_weights_take_over_what_is_free_running() {
         engine.submit(free, weights(2)).unwrap();
         engine.submit(pinned.clone(), weights(2)).unwrap();
         for _ in 0..2 {
-            engine.announce(version, weights(version % 2 + 1));
+            engine.announce(Weights { policy_version: version, ..weights(version % 2 + 1) });
             version += 1;
             let group = groups.blocking_recv().unwrap().unwrap();
             if !group.task.free_running {

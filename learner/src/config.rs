@@ -36,8 +36,8 @@ pub struct BatchConfig {
     pub num_tasks: u32,
     /// Rollouts a task (k); 1 or more.
     pub num_rollouts: u32,
-    /// Batch n is planned from state n - lag: 0 generates and trains in turn, 1 does both at once. Up to `max_staleness` where
-    /// that is given.
+    /// Batch n is planned from state n - lag: 0 generates and trains in turn, 1 does both at once. 1 to 8 where
+    /// `max_staleness` is given, and no more than that.
     pub lag: u64,
     /// Absent in a `pipelined` run: step n folds batch n, whoever is slow. With it the run is `free-running`: a step folds the
     /// first `num_tasks` groups that are in, played by the newest weights that their actor had, none of whose tokens is older
@@ -218,7 +218,7 @@ impl Config {
             None => check("batch.lag", "0 or 1", lag, lag <= 1)?,
             Some(limit) => {
                 check("batch.max_staleness", "1 to 1000", limit, (1..=1_000).contains(&limit))?;
-                check("batch.lag", "1 to batch.max_staleness", lag, (1..=limit).contains(&lag))?;
+                check("batch.lag", "1 to 8, and up to batch.max_staleness", lag, (1..=limit.min(8)).contains(&lag))?;
             }
         }
         let temperature = self.actor.temperature;

@@ -410,8 +410,9 @@ impl Fold {
         let policy_gradient = learner.policy_gradient.as_ref();
         let max_answer_tokens = self.config.actor.max_answer_tokens;
         let step = self.state.step;
-        let minibatches: Vec<Minibatch> =
-            policy_gradient.map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, step, groups));
+        let minibatches: Vec<Minibatch> = policy_gradient.map_or_else(Vec::new, |config| {
+            minibatches(config, max_answer_tokens, (step, learner.updates_per_step), groups)
+        });
         let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
         let mut proposer_minibatch = Some(proposer_minibatch(rewarded, proposer_weight));
         let draws_examples =

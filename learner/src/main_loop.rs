@@ -282,7 +282,7 @@ impl Learner {
         self.begin_sitting(step, ends).await?;
         if !ends {
             self.issue_batches().await?;
-            self.refuse_stale(step);
+            self.refuse_stale();
         }
         let sits = self.sitting.is_some();
         self.collect(step, ends).await?;
@@ -451,7 +451,9 @@ impl Learner {
                 }
                 _ = rounds.tick() => {
                     let stale = std::mem::take(&mut self.stale);
-                    self.issue_again(stale).await?;
+                    if !ends {
+                        self.issue_again(stale).await?;
+                    }
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
                         if looked.elapsed() >= LOOK_EVERY {
@@ -463,7 +465,11 @@ impl Learner {
                     let (waited, now) = (heard.elapsed(), Instant::now());
                     let is_over = waited >= self.options.stall_limit;
                     if is_over || told.elapsed() >= self.options.tell_after {
-                        let num_tasks = if ends { 0 } else { self.fold.config().batch.num_tasks as usize };
+                        let num_tasks = match (ends, self.fold.config().is_free_running()) {
+                            (true, _) => 0,
+                            (false, false) => self.fold.config().batch.num_tasks as usize,
+                            (false, true) => self.fold.planned().iter().count(),
+                        };
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
@@ -486,15 +492,16 @@ impl Learner {
         if config.max_staleness.is_none() {
             return Ok(self.fold.planned().batch(step).all(|planned| self.received.contains(planned.task.id)));
         }
+        // What was played for a step comes out differently when it is played again.
+        let lacks = |what: &str| {
+            let reason = format!("the journal goes further and lacks {what} of the next step; --fork starts a new run");
+            Err(Error::Integrity { what: "batch", step, reason })
+        };
         match self.expected_steps.get(&(step + 1)) {
-            // What was played for it comes out differently when it is played again.
-            Some(expected) if self.received.named(&expected.groups).is_none() => Err(Error::Integrity {
-                what: "batch",
-                step,
-                reason: "the journal has the step and lacks some of its groups".to_owned(),
-            }),
+            None if self.expected_steps.is_empty() => Ok(self.received.len() >= config.num_tasks as usize),
+            None => lacks("the record"),
+            Some(expected) if self.received.named(&expected.groups).is_none() => lacks("some groups"),
             Some(_) => Ok(true),
-            None => Ok(self.received.len() >= config.num_tasks as usize),
         }
     }
 
@@ -511,8 +518,9 @@ impl Learner {
     }
 
     /// Gives up groups that have become too old for the next step of a free-running run.
-    fn refuse_stale(&mut self, step: u64) {
-        if self.expected_steps.contains_key(&(step + 1)) {
+    fn refuse_stale(&mut self) {
+        if !self.expected_steps.is_empty() {
+            // Later steps of the journal take them.
             return;
         }
         let stale: Vec<TaskId> = self
@@ -555,6 +563,10 @@ impl Learner {
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
         let id = scored.group.task.id;
         let Some(planned) = self.fold.planned().get(id) else { return Ok(()) };
+        if scored.group.task.free_running && envelope.epoch != self.options.epoch {
+            // Its versions may be numbers of other weights.
+            return Ok(());
+        }
         let disagrees = |reason: &str| {
             Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
         };

@@ -121,7 +121,7 @@ impl PolicyGradientReport {
 pub(crate) fn minibatches(
     config: &PolicyGradientConfig,
     max_answer_tokens: u32,
-    step: u64,
+    (step, num_updates): (u64, u32),
     groups: &[ScoredGroup],
 ) -> Vec<Minibatch> {
     // Problems that were written have no reward before somebody tries them.
@@ -132,8 +132,12 @@ pub(crate) fn minibatches(
         PolicyGradientKind::ReinforcePlusPlus => whitened_over_tokens(&groups),
     };
     let per_update = groups.len().div_ceil(config.updates_per_step as usize).max(1);
-    let parts = groups.chunks(per_update).zip(advantages.chunks(per_update));
-    parts.map(|(groups, advantages)| minibatch(config, max_answer_tokens, step, groups, advantages)).collect()
+    let parts = groups.chunks(per_update).zip(advantages.chunks(per_update)).zip(0u32..);
+    let minibatches = parts.map(|((groups, advantages), update)| {
+        let done = f64::from(update) / f64::from(num_updates);
+        minibatch(config, max_answer_tokens, (step, done), groups, advantages)
+    });
+    minibatches.collect()
 }
 
 /// Gives the sequence of a rollout as it was played.
@@ -146,7 +150,7 @@ pub(crate) fn played_sequence(scored: &ScoredGroup, rollout: &Rollout) -> Sequen
 fn minibatch(
     config: &PolicyGradientConfig,
     max_answer_tokens: u32,
-    step: u64,
+    (step, done): (u64, f64),
     groups: &[&ScoredGroup],
     advantages: &[Vec<f64>],
 ) -> Minibatch {
@@ -165,7 +169,7 @@ fn minibatch(
             minibatch.objectives.push(Objective::PolicyGradient(PolicyGradient {
                 advantage: *advantage as f32,
                 behavior_logprobs: rollout.choices.iter().map(|choice| choice.logprob).collect(),
-                proximal: rollout.choices.iter().map(|choice| proximal(scored, rollout, choice, step)).collect(),
+                proximal: rollout.choices.iter().map(|choice| proximal(scored, rollout, choice, step, done)).collect(),
                 clip_low: config.clip_low as f32,
                 clip_high: config.clip_high as f32,
                 entropy_bonus: config.entropy_bonus as f32,
@@ -176,14 +180,15 @@ fn minibatch(
     minibatch
 }
 
-/// Places the proximal policy, which is that of the step before its updates, between the behaviour policy and the one that
-/// the updates lead to, by their versions. In a pipelined run it is the behaviour policy, as far behind for every token.
-fn proximal(scored: &ScoredGroup, rollout: &Rollout, choice: &Choice, step: u64) -> f32 {
-    if !scored.group.task.free_running {
+/// Places the proximal policy, which is that of the step before its updates, between the behaviour policy and the current one,
+/// by their versions; `done` is the share of the step's updates that the current one is ahead. Before the first update the two
+/// are one. In a pipelined run it is the behaviour policy, as far behind for every token.
+fn proximal(scored: &ScoredGroup, rollout: &Rollout, choice: &Choice, step: u64, done: f64) -> f32 {
+    let age = step.saturating_sub(rollout.version_at(choice.position)) as f64;
+    if !scored.group.task.free_running || age == 0.0 {
         return 0.0;
     }
-    let age = step.saturating_sub(rollout.version_at(choice.position));
-    age as f32 / (age + 1) as f32
+    (age / (age + done)) as f32
 }
 
 /// 1 for a right answer, else 0. Only verdicts feed rewards.
@@ -226,7 +231,7 @@ fn whitened(values: &[f64], counts: &[f64]) -> Vec<f64> {
 mod tests {
     use proto::{
         ActionMask, Aim, Choice, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task,
-        TaskId, TaskKind,
+        TaskId, TaskKind, VersionSpan,
     };
 
     use super::*;
@@ -301,7 +306,7 @@ mod tests {
             group(&[(RIGHT, 2), (RIGHT, 3), (WRONG, 1), (RIGHT, 1)]),
             group(&[(RIGHT, 2), (RIGHT, 3), (RIGHT, 1), (RIGHT, 1)]),
         ];
-        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, 0, &groups);
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, (0, 2), &groups);
         // 0.5 / (2 groups x 4 rollouts x 20 tokens), groups that agree included.
         let weight = 0.5 / 160.0;
         let expected = [
@@ -317,7 +322,7 @@ mod tests {
     #[test]
     fn reinforce_plus_plus_whitens_over_tokens_and_takes_their_mean() {
         let groups = [group(&[(RIGHT, 4), (WRONG, 1)]), group(&[(RIGHT, 3), (RIGHT, 2)])];
-        let minibatches = minibatches(&config(PolicyGradientKind::ReinforcePlusPlus), 20, 0, &groups);
+        let minibatches = minibatches(&config(PolicyGradientKind::ReinforcePlusPlus), 20, (0, 2), &groups);
         let (good, bad) = (0.1 / 0.1f64.sqrt(), -0.9 / 0.1f64.sqrt());
         // 0.5 / 5 tokens in either update. A group that agrees has an advantage here: the baseline is the batch's.
         let expected = [[(good, 0.1), (bad, 0.1)], [(good, 0.1), (good, 0.1)]];
@@ -336,7 +341,7 @@ mod tests {
         for kind in [PolicyGradientKind::DrGrpo, PolicyGradientKind::ReinforcePlusPlus] {
             for verdict in [RIGHT, WRONG] {
                 let groups = [group(&[(verdict, 4), (verdict, 1)]), group(&[(verdict, 3), (verdict, 7)])];
-                let minibatches = minibatches(&config(kind), 20, 0, &groups);
+                let minibatches = minibatches(&config(kind), 20, (0, 2), &groups);
                 assert_eq!(minibatches, [Minibatch::default(), Minibatch::default()]);
                 assert_eq!(PolicyGradientReport::new(&config(kind), &minibatches, &Loss::default()), None);
             }
@@ -347,7 +352,7 @@ mod tests {
     #[test]
     fn groups_are_dealt_out_in_order() {
         let groups: Vec<ScoredGroup> = (1..6).map(|length| group(&[(RIGHT, length), (WRONG, length + 1)])).collect();
-        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, 0, &groups);
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, (0, 2), &groups);
         let lengths = |minibatch: &Minibatch| minibatch.sequences.iter().map(|it| it.chosen.len()).collect::<Vec<_>>();
         assert_eq!(minibatches.iter().map(lengths).collect::<Vec<_>>(), [vec![1, 2, 2, 3, 3, 4], vec![4, 5, 5, 6]]);
         let sequence = &minibatches[0].sequences[1];
@@ -355,6 +360,25 @@ mod tests {
         let Objective::PolicyGradient(objective) = &minibatches[0].objectives[1] else { panic!("{minibatches:?}") };
         assert_eq!(objective.behavior_logprobs, [-0.5, -0.5]);
         assert_eq!((objective.clip_low, objective.clip_high, objective.entropy_bonus), (0.2, 0.28, 0.01));
+    }
+
+    /// At step 7, with four updates: the current policy is the proximal one at first, and then half a step ahead of it.
+    #[test]
+    fn the_proximal_policy_is_placed_by_version() {
+        let mut groups = [(); 4].map(|()| group(&[(RIGHT, 3), (WRONG, 2)]));
+        for scored in &mut groups {
+            scored.group.task.free_running = true;
+            for rollout in &mut scored.group.rollouts {
+                rollout.versions = [(0, 5), (1, 6), (2, 7)]
+                    .map(|(first_token, policy_version)| VersionSpan { first_token, policy_version })
+                    .to_vec();
+            }
+        }
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, (7, 2), &groups);
+        for (minibatch, expected) in minibatches.iter().zip([[1.0, 1.0, 0.0], [0.8, 2.0 / 3.0, 0.0]]) {
+            let Objective::PolicyGradient(objective) = &minibatch.objectives[0] else { panic!("{minibatch:?}") };
+            assert_eq!(objective.proximal, expected);
+        }
     }
 
     #[test]
@@ -370,7 +394,7 @@ mod tests {
             sum_importance_ratio: 6.0,
             sum_entropy: 2.0,
         };
-        let report = PolicyGradientReport::new(&config, &minibatches(&config, 20, 0, &groups), &loss);
+        let report = PolicyGradientReport::new(&config, &minibatches(&config, 20, (0, 2), &groups), &loss);
         // -0.25 / (0.5 x 2 updates)
         let expected = PolicyGradientReport {
             loss: -0.25,
