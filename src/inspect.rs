@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use domains::{domain, vocabulary};
-use learner::{Control, Damage, EvalRecord, Manifest, Record, RecordError, StepRecord};
+use learner::{BanRecord, Control, Damage, EvalRecord, GroupRecord, Manifest, Record, RecordError, StepRecord};
 use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict};
 use serde::Serialize;
 
@@ -78,6 +78,7 @@ struct Summary {
     evals: Vec<EvalRecord>,
     /// The end of the run, where the clock fixed it.
     control: Option<Control>,
+    bans: Vec<BanRecord>,
     size_bytes: u64,
     unreadable: Vec<RecordError>,
 }
@@ -95,7 +96,7 @@ impl Summary {
         let mut summary = Summary::default();
         let unreadable = read_journal(run, |record| match record {
             Record::Manifest(manifest) => summary.manifest = Some(manifest),
-            Record::Group(scored) => {
+            Record::Group(GroupRecord { scored, .. }) => {
                 summary.num_groups += 1;
                 summary.num_rollouts += scored.group.rollouts.len() as u64;
             }
@@ -105,6 +106,7 @@ impl Summary {
                 summary.last_step = Some(LastStep { step, weights_digest, state_digest, elapsed_s });
             }
             Record::Control(control) => summary.control = Some(control),
+            Record::Ban(ban) => summary.bans.push(ban),
         })?;
         summary.size_bytes = folder_bytes(&run.join("journal"));
         summary.unreadable = unreadable;
@@ -140,6 +142,9 @@ impl Summary {
         }
         if let Some(Control { decay_from, stop_at }) = self.control {
             line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
+        }
+        for BanRecord { player, tasks } in &self.bans {
+            line("banned", format!("{player}; its groups of {} tasks were taken back", tasks.len()));
         }
         line("journal", bytes(self.size_bytes));
         text + &unreadable_lines(&self.unreadable)
@@ -197,7 +202,7 @@ impl Step {
         let mut groups = BTreeMap::new();
         let (mut last, mut found) = (0, None);
         let unreadable = read_journal(run, |record| match record {
-            Record::Group(scored) if scored.group.task.id.batch + 1 == number => {
+            Record::Group(GroupRecord { scored, .. }) if scored.group.task.id.batch + 1 == number => {
                 groups.insert(scored.group.task.id.index, scored);
             }
             Record::Step(step) => {
@@ -262,6 +267,8 @@ impl GroupLine {
 #[derive(Debug, Serialize)]
 struct Group {
     task: Task,
+    /// Absent where actors have no names.
+    played_by: Option<String>,
     asked: String,
     /// In words of the vocabulary, as the network read it.
     prompt: String,
@@ -296,9 +303,9 @@ impl Group {
         let GroupId { batch, index } = id;
         let (mut found, mut indices) = (None, BTreeSet::new());
         let unreadable = read_journal(run, |record| match record {
-            Record::Group(scored) if scored.group.task.id.batch == batch => {
-                indices.insert(scored.group.task.id.index);
-                found = (scored.group.task.id.index == index).then_some(scored).or(found.take());
+            Record::Group(group) if group.scored.group.task.id.batch == batch => {
+                indices.insert(group.scored.group.task.id.index);
+                found = (group.scored.group.task.id.index == index).then_some(group).or(found.take());
             }
             _ => {}
         })?;
@@ -312,7 +319,7 @@ impl Group {
         Group::new(found)
     }
 
-    fn new(scored: ScoredGroup) -> Result<Group> {
+    fn new(GroupRecord { played_by, scored }: GroupRecord) -> Result<Group> {
         let task = scored.group.task;
         let domain = domain(task.request.domain())?;
         let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
@@ -343,6 +350,7 @@ impl Group {
             prompt: words(&scored.prompt),
             answers: answers.collect(),
             examples: examples.collect(),
+            played_by: Some(played_by).filter(|player| !player.is_empty()),
             task,
         })
     }
@@ -360,7 +368,7 @@ impl Group {
             ]
         }));
         let mut text = format!(
-            "group {}/{}, folded in step {}: {}\nprompt: {}\n{} answers of version {} (weights {}), {} at temperature {}\n\n{}",
+            "group {}/{}, folded in step {}: {}\nprompt: {}\n{} answers of version {} (weights {}), {} at temperature {}{}\n\n{}",
             task.id.batch,
             task.id.index,
             task.id.batch + 1,
@@ -371,6 +379,7 @@ impl Group {
             task.weights.short(),
             word(&task.sampling.behavior),
             task.sampling.temperature,
+            self.played_by.as_ref().map_or(String::new(), |player| format!(", played by {player}")),
             table(&answers),
         );
         let mut examples = vec![["example", "prompt", "label", "problem", "choices"].map(str::to_owned).to_vec()];

@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary, expect_begun_with};
+use learner::{
+    Audit, BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary, expect_begun_with,
+};
 use policy::Numerics;
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -340,6 +344,7 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         tell_after: TELL_AFTER.min(local.stall_limit() / 2),
         epoch: others.epoch(),
         reissue_after: plan.meeting.as_ref().map(|_| local.reissue_after()),
+        audit: plan.meeting.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
         tokenizer_json: tokenizer_json(),
     };
     let recorder = Recorder::open(&plan.run_dir)?;
@@ -382,6 +387,13 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         Some(error) => Err(error),
         None => Ok((summary?, cpu_time)),
     }
+}
+
+/// Has a share of the tasks audited, by a secret that is drawn now: the seed of a run stands in every task.
+fn draw_audit(share: f64) -> Result<Audit> {
+    let mut secret = [0; 32];
+    SysRng.try_fill_bytes(&mut secret).context("ask the system for a secret")?;
+    Ok(Audit { share, secret })
 }
 
 /// Who plays and judges.

@@ -87,7 +87,7 @@ fn task(index: u32) -> Task {
 
 /// A task, as it is asked for the nth time.
 fn issued(index: u32, issue: u32) -> Message<Task> {
-    Message { envelope: Envelope { epoch: 1, issue }, body: task(index) }
+    Message { envelope: Envelope { epoch: 1, issue, ..Envelope::default() }, body: task(index) }
 }
 
 async fn take(bus: &Arc<dyn Bus>) -> Delivery<Task> {
@@ -181,6 +181,40 @@ async fn a_reply_goes_in_the_envelope_of_its_task() {
         let played = timeout(LIMIT, bus.workers[1].next_group()).await.unwrap().unwrap();
         assert_eq!((played.message.envelope, &played.message.body), (issued(1, 3).envelope, &group), "{}", bus.name);
     }
+}
+
+/// An audit is played by another actor, and an actor cannot say that it is another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_is_for_others_and_a_group_names_its_actor() {
+    let bus = nats().await;
+    let [one, two] = &bus.workers;
+    let mut audit = issued(1, 1);
+    audit.envelope.not_by = vec!["one".to_owned()];
+    bus.learner.publish_task(audit.clone()).await.unwrap();
+    expect_none(one, SOON).await;
+    bus.learner.publish_task(issued(2, 0)).await.unwrap();
+    let mut taken = BTreeSet::new();
+    for _ in 0..2 {
+        let delivery = take(two).await;
+        delivery.acknowledge().await.unwrap();
+        taken.insert(delivery.message.body.id.index);
+    }
+    assert_eq!(taken, BTreeSet::from([1, 2]));
+    audit.envelope.issue = 2;
+    bus.learner.publish_task(audit.clone()).await.unwrap();
+    bus.learner.forget_batch(TaskKind::Train, 0).await.unwrap();
+    expect_none(two, SOON).await;
+
+    let mut lies = audit.reply(Group { task: task(1), masks: Vec::new(), rollouts: Vec::new() });
+    lies.envelope.played_by = "two".to_owned();
+    one.publish_group(lies).await.unwrap();
+    let group = timeout(LIMIT, two.next_group()).await.unwrap().unwrap();
+    assert_eq!(group.message.envelope.played_by, "one");
+    assert!(group.set_aside().await);
+    let (_, server) = bus._kept.as_ref().unwrap();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let dead = jetstream.get_stream(format!("autodidact_{RUN}_dead")).await.unwrap();
+    assert_eq!(dead.get_raw_message(1).await.unwrap().subject.as_str(), format!("autodidact.{RUN}.dead.two.group"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

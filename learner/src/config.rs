@@ -1,5 +1,5 @@
 use policy::{DeviceKind, ModelConfig};
-use proto::{Behavior, Digest, ProblemSource};
+use proto::{Behavior, Digest, ProblemSource, Task};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, PolicyGradientConfig};
@@ -201,7 +201,7 @@ impl Config {
             "batch.num_rollouts",
             "1 to 4096",
             self.batch.num_rollouts,
-            (1..=4_096).contains(&self.batch.num_rollouts),
+            (1..=Task::MAX_ROLLOUTS).contains(&self.batch.num_rollouts),
         )?;
         check("batch.lag", "0 or 1", self.batch.lag, self.batch.lag <= 1)?;
         let temperature = self.actor.temperature;

@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::TaskId;
+use proto::{TaskId, TaskKind};
 use tokio::time::Instant;
 
 /// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     open: BTreeMap<TaskId, Issued>,
+    /// How often each task was asked for, until its batch is over: no two issues have the same number.
+    num_issues: BTreeMap<TaskId, u32>,
     /// How long the tasks took that came in since the last batch was asked for, in order of arrival.
     took: Vec<Duration>,
     num_reissued: u64,
@@ -15,8 +17,7 @@ pub(crate) struct Ledger {
 
 #[derive(Clone, Copy, Debug)]
 struct Issued {
-    /// How often it was asked for before.
-    number: u32,
+    is_again: bool,
     first: Instant,
     last: Instant,
 }
@@ -32,23 +33,31 @@ impl Ledger {
     pub(crate) fn issue(&mut self, task: TaskId, now: Instant) -> u32 {
         match self.open.get_mut(&task) {
             Some(issued) => {
-                issued.number += 1;
-                issued.last = now;
+                (issued.is_again, issued.last) = (true, now);
                 self.num_reissued += 1;
-                issued.number
             }
-            None => {
-                self.open.insert(task, Issued { number: 0, first: now, last: now });
-                0
-            }
+            None => drop(self.open.insert(task, Issued { is_again: false, first: now, last: now })),
         }
+        let num_issues = self.num_issues.entry(task).or_default();
+        *num_issues += 1;
+        *num_issues - 1
     }
 
-    /// Notes that a task is done.
+    /// Tells whether the issue of this number is the last that is out of a task that is not done.
+    pub(crate) fn is_last(&self, task: TaskId, issue: u32) -> bool {
+        self.open.contains_key(&task) && self.num_issues.get(&task) == Some(&(issue.saturating_add(1)))
+    }
+
+    /// Notes that a task is done, or that a group of it has come and another is needed: when it is asked for next, it begins anew.
     pub(crate) fn close(&mut self, task: TaskId, now: Instant) {
         if let Some(issued) = self.open.remove(&task) {
             self.took.push(now - issued.first);
         }
+    }
+
+    /// Forgets the tasks of a batch that is over.
+    pub(crate) fn forget_batch(&mut self, kind: TaskKind, batch: u64) {
+        self.num_issues.retain(|task, _| (task.kind, task.batch) != (kind, batch));
     }
 
     /// Begins to look anew at how long tasks take.
@@ -68,7 +77,7 @@ impl Ledger {
         let num_slow = ((self.open.len() + self.took.len()) as f64 * SLOWEST).ceil() as usize;
         let are_last = self.open.len() <= num_slow;
         let is_due = |issued: &Issued| {
-            let is_slow = are_last && issued.number == 0 && now - issued.first > slowest * SLOWNESS;
+            let is_slow = are_last && !issued.is_again && now - issued.first > slowest * SLOWNESS;
             is_slow || now - issued.last >= limit
         };
         self.open.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| *task).collect()
@@ -87,8 +96,6 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use proto::TaskKind;
-
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -133,5 +140,19 @@ mod tests {
         assert!(!ledger.is_overdue(LIMIT, began + 3 * SECOND) && ledger.is_overdue(LIMIT, began + LIMIT));
         ledger.issue(task(98), began + 3 * SECOND);
         assert_eq!(ledger.due(LIMIT, began + 9 * SECOND), [task(99)]);
+    }
+
+    /// The bus takes two messages of one number for one.
+    #[test]
+    fn what_is_asked_for_after_it_was_done_begins_anew_and_has_another_number() {
+        let began = Instant::now();
+        let mut ledger = issued(2, began);
+        ledger.close(task(1), began + SECOND);
+        assert!(!ledger.is_last(task(1), 0), "it is done");
+        assert_eq!(ledger.issue(task(1), began + SECOND), 1);
+        assert_eq!((ledger.num_reissued(), ledger.is_last(task(1), 0), ledger.is_last(task(1), 1)), (0, false, true));
+        assert_eq!(ledger.due(LIMIT, began + LIMIT), [task(0)]);
+        ledger.forget_batch(TaskKind::Train, 0);
+        assert_eq!(ledger.num_issues.len(), 0);
     }
 }

@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{Audit, Audits, Heard, Lie};
 use crate::checkpoint::{Checkpoint, prune, save};
-use crate::event::{Event, StepEvent, sample};
-use crate::journal::{EvalRecord, Journal, Record, StepRecord};
+use crate::event::{Ban, Event, StepEvent, sample};
+use crate::journal::{BanRecord, EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
 use crate::run_dir::{Recovered, RunLock};
 use crate::waiting::Workers;
@@ -44,6 +45,8 @@ pub struct RunOptions {
     pub epoch: u64,
     /// After how long a task that nobody was heard of is asked for again; `None` where nothing is lost.
     pub reissue_after: Option<Duration>,
+    /// Which tasks two actors must agree on; `None` where all actors are trusted.
+    pub audit: Option<Audit>,
     /// Names of the tokens, written beside the weights.
     pub tokenizer_json: String,
 }
@@ -87,6 +90,12 @@ pub struct Summary {
     pub num_reissued: u64,
     /// Groups that came more than once to this process; all alike, or the run had ended.
     pub num_duplicates: u64,
+    /// Tasks of which this process had two actors agree.
+    pub num_audited: u64,
+    /// Actors that are banned, also by earlier processes.
+    pub banned: Vec<String>,
+    /// What banned actors sent to this process.
+    pub num_refused: u64,
 }
 
 /// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
@@ -131,7 +140,7 @@ struct Learner {
     journal: Journal,
     control: Option<Control>,
     /// Groups that are in, by batch and index.
-    received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
+    received: BTreeMap<u64, BTreeMap<u32, GroupRecord>>,
     /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
     expected_steps: BTreeMap<u64, StepRecord>,
     /// The exams that are being sat.
@@ -145,10 +154,14 @@ struct Learner {
     /// Encoded weights that planned batches name.
     versions: BTreeMap<Digest, Arc<[u8]>>,
     ledger: Ledger,
+    audits: Audits,
+    /// Tasks that are to be asked for again in the next round.
+    wanted: BTreeSet<TaskId>,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
     workers: Workers,
     num_duplicates: u64,
+    num_refused: u64,
     _lock: RunLock,
 }
 
@@ -176,8 +189,9 @@ impl Learner {
     ) -> Result<Learner, Error> {
         let is_reproducible = manifest.reproducible;
         let refuse = |reason| drop(events.send(Event::CheckpointRefused(reason)));
-        let Recovered { checkpoint, mut control, received, mut steps, mut evals, manifest: was, damage } =
-            Recovered::read(&options.run_dir, is_reproducible, refuse)?;
+        let recovered = Recovered::read(&options.run_dir, is_reproducible, refuse)?;
+        let Recovered { checkpoint, mut control, received, banned, trained, .. } = recovered;
+        let Recovered { mut steps, mut evals, manifest: was, damage, .. } = recovered;
         // Before anybody hears that the run goes on: a refused config must change nothing.
         if let Some(was) = &was {
             was.expect_same(&manifest)?;
@@ -201,11 +215,13 @@ impl Learner {
         let (journal, truncated_bytes) = Journal::open(&options.run_dir.join("journal"), &damage)?;
         if options.resume {
             let (step, unreadable, evals) = (state.step, damage.unreadable, evals.clone());
-            drop(events.send(Event::Resumed { step, control, truncated_bytes, unreadable, evals }));
+            let banned = banned.iter().cloned().collect();
+            drop(events.send(Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned }));
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
         let last_checkpoint = resumes.then_some(state.step);
+        let audits = Audits::new(options.audit, banned, trained);
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {
             options,
@@ -225,9 +241,12 @@ impl Learner {
             resumes,
             versions,
             ledger: Ledger::default(),
+            audits,
+            wanted: BTreeSet::new(),
             unsynced: Vec::new(),
             workers: Workers::default(),
             num_duplicates: 0,
+            num_refused: 0,
             _lock: lock,
         };
         if was.is_none() {
@@ -258,7 +277,7 @@ impl Learner {
                 return Ok(Outcome::Finished);
             }
             self.fold_batch(step, asked.elapsed())?;
-            self.bus.forget_batch(TaskKind::Train, step).await?;
+            self.forget_batch(TaskKind::Train, step).await?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
@@ -277,9 +296,14 @@ impl Learner {
         let sits = self.sitting.is_some();
         self.collect(step, ends).await?;
         if sits {
-            self.bus.forget_batch(TaskKind::Evaluate, step).await?;
+            self.forget_batch(TaskKind::Evaluate, step).await?;
         }
         Ok(())
+    }
+
+    async fn forget_batch(&mut self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        self.ledger.forget_batch(kind, batch);
+        Ok(self.bus.forget_batch(kind, batch).await?)
     }
 
     /// Puts the journal on the disk; what is in it then need not be kept by the bus.
@@ -353,7 +377,8 @@ impl Learner {
         let epoch = self.options.epoch;
         let bus = self.bus.as_ref();
         let issues = tasks.into_iter().map(|(task, key)| {
-            let envelope = Envelope { epoch, issue: self.ledger.issue(task.id, now) };
+            let (issue, not_by) = (self.ledger.issue(task.id, now), self.audits.players(task.id));
+            let envelope = Envelope { epoch, issue, not_by, played_by: String::new() };
             async move {
                 if let Some(key) = key {
                     bus.put_key(task.id, key).await?;
@@ -366,18 +391,23 @@ impl Learner {
         Ok(())
     }
 
-    /// Asks again for tasks that are out.
+    /// Asks again for tasks, as far as they are not done.
     async fn issue_again(&mut self, tasks: Vec<TaskId>) -> Result<(), Error> {
         let find = |id: &TaskId| {
             let index = id.index as usize;
             match id.kind {
+                TaskKind::Train
+                    if self.received.get(&id.batch).is_some_and(|groups| groups.contains_key(&id.index)) =>
+                {
+                    None
+                }
                 TaskKind::Train => {
                     let planned = self.fold.planned().get(&id.batch)?.get(index)?;
                     Some((planned.task.clone(), planned.key.clone()))
                 }
                 TaskKind::Evaluate => {
                     let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
-                    Some((sitting.tasks.get(index)?.clone(), None))
+                    sitting.correct.get(index)?.is_none().then(|| (sitting.tasks[index].clone(), None))
                 }
             }
         };
@@ -427,9 +457,10 @@ impl Learner {
             tokio::select! {
                 scored = &mut next => {
                     next = bus.next_scored();
-                    self.accept(scored?)?;
-                    heard = Instant::now();
-                    told = heard;
+                    if self.accept(scored?)? {
+                        heard = Instant::now();
+                        told = heard;
+                    }
                 }
                 beat = &mut beats => {
                     beats = bus.next_beat();
@@ -438,8 +469,10 @@ impl Learner {
                 _ = rounds.tick() => {
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
+                        let wanted = std::mem::take(&mut self.wanted).into_iter().collect();
+                        // A bus that is too slow for it now is looked after the next time.
+                        tokio::time::timeout(LOOK_LIMIT, self.issue_again(wanted)).await.unwrap_or(Ok(()))?;
                         if looked.elapsed() >= LOOK_EVERY {
-                            // A bus that is too slow for it now is looked after the next time.
                             tokio::time::timeout(LOOK_LIMIT, self.look_after(limit)).await.unwrap_or(Ok(()))?;
                             looked = Instant::now();
                         }
@@ -451,7 +484,8 @@ impl Learner {
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
-                        let missing: Vec<TaskId> = self.missing(batch, ends).collect();
+                        let missing = self.missing(batch, ends).map(|task| (task, self.audits.players(task)));
+                        let missing: Vec<(TaskId, Vec<String>)> = missing.collect();
                         let waiting = self.workers.waiting(batch, &missing, num_tasks, hears_workers, waited, now);
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
@@ -479,14 +513,23 @@ impl Learner {
         unsat.chain(unsealed)
     }
 
-    fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
-        let id = delivery.message.body.group.task.id;
+    /// Takes in what a verifier says; tells whether anything may come of it.
+    fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<bool, Error> {
+        let Message { envelope, body } = &delivery.message;
+        let id = body.group.task.id;
+        let is_refused = self.audits.banned().contains(&envelope.played_by);
         match id.kind {
-            TaskKind::Evaluate => self.accept_exam_answer(&delivery.message.body)?,
+            _ if is_refused => {
+                self.num_refused += 1;
+                if envelope.epoch == self.options.epoch && self.ledger.is_last(id, envelope.issue) {
+                    self.wanted.insert(id);
+                }
+            }
+            TaskKind::Evaluate => self.accept_exam_answer(body)?,
             TaskKind::Train => self.accept_group(&delivery.message)?,
         }
         self.unsynced.push(delivery);
-        Ok(())
+        Ok(!is_refused)
     }
 
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
@@ -496,33 +539,101 @@ impl Learner {
         let disagrees = |reason: &str| {
             Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
         };
-        if planned.task != scored.group.task {
-            if envelope.epoch != self.options.epoch {
-                // Played for an earlier life of the learner, which had planned otherwise.
-                return Ok(());
+        let is_planned = planned.task == scored.group.task;
+        if !is_planned && envelope.epoch != self.options.epoch {
+            // Played for an earlier life of the learner, which had planned otherwise.
+            return Ok(());
+        }
+        let other_plan = || Err("it was not played for this plan".to_owned());
+        if let Err(reason) = if is_planned { scored.group.check() } else { other_plan() } {
+            if !self.audits.is_on() {
+                return disagrees(&reason);
             }
-            return disagrees("it was not played for this plan");
+            // No honest actor does that.
+            self.wanted.insert(id);
+            return self.ban(&envelope.played_by, id, reason);
         }
         if let Err(reason) = scored.check() {
             return disagrees(&reason);
         }
+        let group = GroupRecord { played_by: envelope.played_by.clone(), scored: scored.clone() };
+        let is_sealed = self.is_sealed(id.batch);
         let received = self.received.entry(id.batch).or_default();
-        match received.get(&id.index) {
-            Some(first) if first != scored => {
-                let [first, second] = [first, scored].map(|scored| Digest::of(scored).short());
-                disagrees(&format!("two copies differ: {first} came first, then {second}"))
-            }
-            Some(_) => {
-                self.num_duplicates += 1;
-                Ok(())
-            }
-            None => {
-                let record = Record::Group(scored.clone());
-                received.insert(id.index, scored.clone());
+        let Some(first) = received.get(&id.index) else { return self.hear(group) };
+        first.expect_same_verdicts(&group)?;
+        let [known, said] = [first, &group].map(GroupRecord::digest);
+        if known == said {
+            self.num_duplicates += 1;
+            return Ok(());
+        }
+        if !self.audits.is_on() {
+            let [first, second] = [known, said].map(|digest| digest.short());
+            return disagrees(&format!("two copies differ: {first} came first, then {second}"));
+        }
+        if is_sealed {
+            return Ok(());
+        }
+        self.audits.dispute(received.remove(&id.index).expect("it was just looked at"));
+        self.hear(group)
+    }
+
+    /// Takes in a group of a task that is not done, and does with its actor, and with others, what it calls for.
+    fn hear(&mut self, group: GroupRecord) -> Result<(), Error> {
+        let id = group.task();
+        match self.audits.hear(group)? {
+            Heard::Known => self.num_duplicates += 1,
+            Heard::Undecided => {
                 self.ledger.close(id, Instant::now());
-                self.journal.append(&record)
+                self.wanted.insert(id);
+            }
+            Heard::Contradiction(Lie { player, said, agreed }) => {
+                self.ban(&player, id, format!("it said {}, then {}", agreed.short(), said.short()))?;
+            }
+            Heard::Agreed(group, lies) => {
+                // First: what the journal has of a banned actor is taken back by the record that follows it.
+                for Lie { player, said, agreed } in lies {
+                    self.ban(&player, id, format!("it said {}, others agree on {}", said.short(), agreed.short()))?;
+                }
+                self.receive(*group)?;
             }
         }
+        Ok(())
+    }
+
+    /// Keeps the group with which a task is done.
+    fn receive(&mut self, group: GroupRecord) -> Result<(), Error> {
+        let id = group.task();
+        self.ledger.close(id, Instant::now());
+        self.journal.append(&Record::Group(group.clone()))?;
+        self.received.entry(id.batch).or_default().insert(id.index, group);
+        Ok(())
+    }
+
+    /// Believes an actor nothing any more: what it played of batches that are not sealed is played again.
+    fn ban(&mut self, player: &str, task: TaskId, reason: String) -> Result<(), Error> {
+        let mut again = Vec::new();
+        for batch in self.received.keys().copied().filter(|batch| !self.is_sealed(*batch)).collect::<Vec<_>>() {
+            let groups = self.received.entry(batch).or_default();
+            let of_player = groups.extract_if(.., |_, group| group.played_by == player);
+            again.extend(of_player.map(|(_, group)| group.task()));
+        }
+        let (undecided, done) = self.audits.ban(player);
+        again.extend(undecided);
+        self.wanted.extend(&again);
+        let taken_back = again.iter().copied().chain(done.iter().map(GroupRecord::task)).chain([task]);
+        let record = BanRecord { player: player.to_owned(), tasks: taken_back.collect() };
+        self.journal.append(&Record::Ban(record))?;
+        self.journal.sync()?;
+        let (num_trained, first, last) = self.audits.trained_on(player);
+        let num_again = again.len();
+        let ban = Ban { player: player.to_owned(), task, reason, num_trained, steps: (first, last), num_again };
+        drop(self.events.send(Event::Ban(Box::new(ban))));
+        done.into_iter().try_for_each(|group| self.receive(group))
+    }
+
+    /// Tells whether the journal knows a batch as folded; a process that goes on before that folds it again as it was.
+    fn is_sealed(&self, batch: u64) -> bool {
+        self.expected_steps.contains_key(&(batch + 1))
     }
 
     fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
@@ -554,7 +665,9 @@ impl Learner {
     }
 
     fn fold_batch(&mut self, batch: u64, waited: Duration) -> Result<(), Error> {
-        let groups: Vec<ScoredGroup> = self.received.remove(&batch).unwrap_or_default().into_values().collect();
+        let received = self.received.remove(&batch).unwrap_or_default();
+        received.values().for_each(|group| self.audits.train_on(group, batch + 1));
+        let groups: Vec<ScoredGroup> = received.into_values().map(|group| group.scored).collect();
         let began = Instant::now();
         let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
         let trained = began.elapsed();
@@ -574,7 +687,8 @@ impl Learner {
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
-        let event = StepEvent { report, elapsed, waited, trained, totals, sample };
+        let num_audited = self.audits.num_audited();
+        let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, sample };
         drop(self.events.send(Event::Step(Box::new(event))));
         Ok(())
     }
@@ -640,6 +754,9 @@ impl Learner {
             evals: self.evals,
             num_reissued: self.ledger.num_reissued(),
             num_duplicates: self.num_duplicates,
+            num_audited: self.audits.num_audited(),
+            banned: self.audits.banned().iter().cloned().collect(),
+            num_refused: self.num_refused,
         }
     }
 }

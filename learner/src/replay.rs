@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
-use crate::journal::{JournalReader, Record, RecordError};
+use crate::journal::{GroupRecord, JournalReader, Record, RecordError};
 use crate::main_loop::expect_step;
 use crate::{Config, Error, Fold, Manifest, State};
 
@@ -51,7 +51,7 @@ pub fn replay(
             Ok(Record::Manifest(found)) if !found.reproducible => return Err(Error::NotReproducible),
             Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
-            Ok(Record::Group(scored)) if scored.group.task.id.kind == TaskKind::Train => {
+            Ok(Record::Group(GroupRecord { scored, .. })) if scored.group.task.id.kind == TaskKind::Train => {
                 let id = scored.group.task.id;
                 received.entry(id.batch).or_default().insert(id.index, scored);
             }

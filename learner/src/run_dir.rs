@@ -1,13 +1,14 @@
 //! What a run leaves in its directory, and who may work there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use proto::ScoredGroup;
+use proto::TaskId;
 
+use crate::audit::Trained;
 use crate::checkpoint::{Checkpoint, load_latest};
-use crate::journal::{Damage, EvalRecord, JournalReader, Record, StepRecord, read_journal};
+use crate::journal::{BanRecord, Damage, EvalRecord, GroupRecord, JournalReader, Record, StepRecord, read_journal};
 use crate::{Control, Error, Manifest};
 
 /// A run directory, taken for this process: a second learner is refused.
@@ -55,7 +56,10 @@ pub(crate) struct Recovered {
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) control: Option<Control>,
     /// Groups of batches that the checkpoint has not folded.
-    pub(crate) received: BTreeMap<u64, BTreeMap<u32, ScoredGroup>>,
+    pub(crate) received: BTreeMap<u64, BTreeMap<u32, GroupRecord>>,
+    pub(crate) banned: BTreeSet<String>,
+    /// Of batches that the checkpoint has folded.
+    pub(crate) trained: Trained,
     pub(crate) steps: BTreeMap<u64, StepRecord>,
     pub(crate) evals: Vec<EvalRecord>,
     pub(crate) manifest: Option<Manifest>,
@@ -91,7 +95,8 @@ impl Recovered {
 
     /// Reads the journal, as far as a run needs it that goes on from a step.
     fn after(step: u64, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
-        let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+        let mut received = BTreeMap::<u64, BTreeMap<u32, GroupRecord>>::new();
+        let (mut banned, mut trained) = (BTreeSet::new(), Trained::default());
         let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
         let mut num_records = 0;
         let damage = read_journal(journal, |record| {
@@ -100,20 +105,27 @@ impl Recovered {
                 Record::Manifest(found) => drop(manifest.get_or_insert(found)),
                 Record::Control(decided) => control = Some(decided),
                 Record::Eval(eval) => evals.push(eval),
-                Record::Step(step) => {
+                Record::Step(done) => {
                     if !is_reproducible {
                         // Exams from here on were of steps that are played anew.
-                        evals.retain(|eval: &EvalRecord| eval.step < step.step);
+                        evals.retain(|eval: &EvalRecord| eval.step < done.step);
                     }
-                    steps.insert(step.step, step);
+                    if done.step <= step {
+                        let groups = received.remove(&(done.step - 1)).unwrap_or_default();
+                        groups.values().for_each(|group| trained.note(&group.played_by, done.step));
+                    }
+                    steps.insert(done.step, done);
                 }
-                Record::Group(scored) => {
-                    let id = scored.group.task.id;
-                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from
-                    // its checkpoint.
-                    if is_reproducible && id.batch >= step {
-                        received.entry(id.batch).or_default().insert(id.index, scored);
+                Record::Group(group) => {
+                    let TaskId { batch, index, .. } = group.task();
+                    drop(received.entry(batch).or_default().insert(index, group));
+                }
+                Record::Ban(BanRecord { player, tasks }) => {
+                    for TaskId { batch, index, .. } in tasks {
+                        let groups = received.entry(batch).or_default();
+                        drop(groups.extract_if(index..=index, |_, group| group.played_by == player).next());
                     }
+                    banned.insert(player);
                 }
             }
         })?;
@@ -124,7 +136,9 @@ impl Recovered {
                 got: "none that can be read".to_owned(),
             });
         }
-        Ok(Recovered { checkpoint: None, control, received, steps, evals, manifest, damage })
+        // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its checkpoint.
+        received.retain(|batch, _| is_reproducible && *batch >= step);
+        Ok(Recovered { checkpoint: None, control, received, banned, trained, steps, evals, manifest, damage })
     }
 }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{ActionMask, KeyedProblem, Niche, ProblemOrigin, Task, Token};
+use crate::{ActionMask, KeyedProblem, MASK_BITS, Niche, ProblemOrigin, Task, Token};
 
 /// A token that was chosen rather than forced.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,23 +171,44 @@ pub struct ScoredGroup {
     pub proposals: Vec<Proposal>,
 }
 
-impl ScoredGroup {
-    /// Checks that everything in the message that points somewhere points into the message, so that its readers need not.
+impl Group {
+    /// Checks that the group has the size and the form of what its task asks for, and that everything in it that points
+    /// somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
     ///
     /// # Errors
     /// In words, the first thing that is not as it must be.
     pub fn check(&self) -> Result<(), String> {
-        let Group { task, masks, rollouts } = &self.group;
-        let expect = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("expected {what}")) };
-        let counts = [rollouts.len(), self.verdicts.len()];
-        expect(counts == [task.num_rollouts as usize; 2], "as many rollouts and verdicts as were asked for")?;
-        expect(!self.prompt.is_empty(), "a prompt")?;
-        for Rollout { tokens, choices, .. } in rollouts {
+        let Group { task, masks, rollouts } = self;
+        let is_possible = task.num_rollouts <= Task::MAX_ROLLOUTS && task.max_tokens <= Task::MAX_TOKENS;
+        expect(is_possible, "a task of a size that tasks have")?;
+        expect(rollouts.len() == task.num_rollouts as usize, "as many rollouts as were asked for")?;
+        for Rollout { tokens, choices, versions, search, .. } in rollouts {
             expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
+            expect(tokens.iter().all(|token| usize::from(*token) < MASK_BITS), "tokens of the vocabulary")?;
             expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
             let choices = choices.iter().map(|choice| (choice.position, choice.mask));
             expect(are_choices(tokens, choices, masks), "choices of legal tokens, in order, in every rollout")?;
+            let spans = versions.iter().map(|span| usize::from(span.first_token));
+            let holds = spans.clone().is_sorted_by(|left, right| left < right)
+                && spans.into_iter().all(|first| first < tokens.len().max(1));
+            expect(holds, "versions of its tokens, in order, in every rollout")?;
+            expect(search.is_none(), "no search where none is asked for")?;
         }
+        let num_choices = rollouts.iter().map(|rollout| rollout.choices.len()).sum();
+        expect(masks.len() <= num_choices, "no masks but those of choices")
+    }
+}
+
+impl ScoredGroup {
+    /// Checks the group, and that everything that was added to it points into the message.
+    ///
+    /// # Errors
+    /// In words, the first thing that is not as it must be.
+    pub fn check(&self) -> Result<(), String> {
+        self.group.check()?;
+        let rollouts = &self.group.rollouts;
+        expect(self.verdicts.len() == rollouts.len(), "as many verdicts as rollouts")?;
+        expect(!self.prompt.is_empty(), "a prompt")?;
         for Example { prompt, answer, choices, .. } in &self.examples {
             expect(!prompt.is_empty(), "a prompt in every example")?;
             let choices = choices.iter().map(|choice| (choice.position, choice.mask));
@@ -201,6 +222,10 @@ impl ScoredGroup {
         }
         Ok(())
     }
+}
+
+fn expect(holds: bool, what: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(format!("expected {what}")) }
 }
 
 /// Tells whether (position, mask) pairs are in order and name tokens that their masks hold.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::Error;
 
 /// Bumped whenever the meaning of encoded bytes changes.
-pub const WIRE_VERSION: u8 = 3;
+pub const WIRE_VERSION: u8 = 4;
 
 /// Encodes a value.
 ///

@@ -43,6 +43,7 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         tell_after: Duration::from_secs(30),
         epoch: 0,
         reissue_after: None,
+        audit: None,
         tokenizer_json: "{}".to_owned(),
     };
     let manifest = Manifest {

@@ -32,18 +32,21 @@ pub enum Error {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    /// The group's problem is not one of ours.
-    #[error("cannot judge task {task:?}")]
-    Problem {
+    /// The group is none that an actor of ours plays.
+    #[error("cannot judge task {task:?}: {reason}")]
+    Group {
         /// Which task.
         task: proto::TaskId,
-        /// What is wrong with its problem.
-        source: domains::Error,
+        /// What is wrong with its group.
+        reason: String,
     },
 }
 
 /// Groups that are worked on at a time: while one waits for its key or to be sent, others are judged.
 const MAX_IN_WORK: usize = 16;
+
+/// How much people are told of what is wrong with a group.
+const MAX_REASON_CHARS: usize = 300;
 
 /// How long a verifier that is told to stop goes on with what it has begun.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
@@ -51,7 +54,8 @@ const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// Scores groups from the bus until told to stop; what is begun then is finished.
 ///
 /// # Errors
-/// [`Error::Bus`], or [`Error::Problem`] for a task that no verifier can judge: a fault, never a verdict.
+/// [`Error::Bus`], or [`Error::Group`] for a group that no verifier can judge: a fault, never a verdict. A bus between machines
+/// keeps such groups for people to look at, and the verifier goes on.
 pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let mut count = |judged: Result<Result<Option<usize>, Error>, JoinError>| {
@@ -111,11 +115,31 @@ async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<us
         },
         _ => None,
     };
-    let scored = score(group.clone(), key.as_ref()).map_err(|source| Error::Problem { task, source })?;
+    let judged = group.check().and_then(|()| score(group.clone(), key.as_ref()).map_err(|error| error.to_string()));
+    let scored = match judged {
+        Ok(scored) => scored,
+        Err(reason) => return refuse(&delivery, reason).await,
+    };
     let num_verdicts = scored.verdicts.len();
-    bus.publish_scored(delivery.message.reply(scored)).await?;
+    match bus.publish_scored(delivery.message.reply(scored)).await {
+        Err(error @ bus::Error::TooLarge { .. }) => return refuse(&delivery, error.to_string()).await,
+        published => published?,
+    }
     delivery.acknowledge().await?;
     Ok(Some(num_verdicts))
+}
+
+/// Has a group set aside of which nothing can be made: its actor is hostile, or broken. The learner asks for its task again.
+async fn refuse(delivery: &Delivery<Group>, reason: String) -> Result<Option<usize>, Error> {
+    let task = delivery.message.body.task.id;
+    // It may quote the group, which may be large.
+    let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
+    if !delivery.set_aside().await {
+        return Err(Error::Group { task, reason });
+    }
+    let actor = &delivery.message.envelope.played_by;
+    tracing::warn!(actor, ?task, reason, "a group that cannot be judged is set aside");
+    Ok(None)
 }
 
 /// Judges every rollout of a group, and makes examples of those that solve something exactly, or problems of those that
