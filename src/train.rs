@@ -29,7 +29,7 @@ use crate::files::{partial, write_whole};
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::report::{count, print, quoted};
-use crate::run_config::{self, LocalConfig, RunConfig};
+use crate::run_config::{self, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -307,7 +307,8 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
     let traffic = metrics.traffic();
     let mut others = match &plan.meeting {
         None => {
-            Others::here(Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone())), local, &shutdown)
+            let bus = Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone()));
+            Others::here(bus, &plan.config, &shutdown)
         }
         Some(meeting) => {
             let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
@@ -405,10 +406,11 @@ enum Others {
 }
 
 impl Others {
-    fn here(bus: Arc<dyn Bus>, local: &LocalConfig, shutdown: &CancellationToken) -> Others {
+    fn here(bus: Arc<dyn Bus>, config: &RunConfig, shutdown: &CancellationToken) -> Others {
+        let RunConfig { run, local, .. } = config;
         let config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
-        let (actor, verifier) =
-            (actor::run(config, bus.clone(), shutdown.clone()), verifier::run(bus.clone(), shutdown.clone()));
+        let actor = actor::run(config, bus.clone(), shutdown.clone());
+        let verifier = verifier::run(run.batch.num_rollouts, bus.clone(), shutdown.clone());
         let mut roles = JoinSet::new();
         roles.spawn(async { Ok(actor.await.map(drop)?) });
         roles.spawn(async { Ok(verifier.await.map(drop)?) });

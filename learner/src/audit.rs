@@ -177,3 +177,153 @@ fn agreed(groups: &[GroupRecord], is_audited: bool) -> Option<usize> {
     let digests: Vec<Digest> = groups.iter().map(GroupRecord::digest).collect();
     (0..digests.len()).find(|index| digests[index + 1..].contains(&digests[*index]))
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::{
+        Aim, Behavior, Choice, Group, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling, ScoredGroup,
+        StopReason, Task, Verdict,
+    };
+
+    use super::*;
+
+    fn task(index: u32) -> TaskId {
+        TaskId { kind: TaskKind::Train, batch: 3, index }
+    }
+
+    /// A group that says one number.
+    fn says(played_by: &str, index: u32, logprob: f32) -> GroupRecord {
+        let problem = Problem { domain: "countdown".to_owned(), text: "2 1 -> 3".to_owned() };
+        let task = Task {
+            id: task(index),
+            seed: 0,
+            weights: Digest::of_bytes(b""),
+            policy_version: 3,
+            request: Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false },
+            family: String::new(),
+            num_rollouts: 1,
+            sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
+            max_tokens: 5,
+        };
+        let choices = vec![Choice { position: 0, mask: 0, logprob }];
+        let rollout = Rollout { tokens: vec![2], choices, stop: StopReason::Length, versions: vec![], search: None };
+        let scored = ScoredGroup {
+            group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: vec![rollout] },
+            prompt: vec![120],
+            niche: Niche(0),
+            aim: Aim { level: 1, goal: 3 },
+            verdicts: vec![Verdict::Incorrect],
+            example_masks: Vec::new(),
+            examples: Vec::new(),
+            proposals: Vec::new(),
+        };
+        GroupRecord { played_by: played_by.to_owned(), scored }
+    }
+
+    fn audits(share: f64) -> Audits {
+        Audits::new(Some(Audit { share, secret: [7; 32] }), BTreeSet::new(), Trained::default())
+    }
+
+    fn lie(player: &str, said: f32, agreed: f32) -> Lie {
+        let [said, agreed] = [said, agreed].map(|number| says("", 0, number).digest());
+        Lie { player: player.to_owned(), said, agreed }
+    }
+
+    fn agreed(group: GroupRecord, lies: Vec<Lie>) -> Heard {
+        Heard::Agreed(Box::new(group), lies)
+    }
+
+    #[test]
+    fn two_actors_that_agree_are_enough_and_one_that_says_it_twice_is_not() {
+        let mut audits = audits(1.0);
+        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Undecided);
+        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Known);
+        assert_eq!(audits.players(task(0)), ["a"]);
+        assert_eq!(audits.hear(says("b", 0, -1.0)).unwrap(), agreed(says("a", 0, -1.0), vec![]));
+        assert_eq!((audits.players(task(0)), audits.num_audited()), (vec![], 1));
+    }
+
+    #[test]
+    fn a_third_decides() {
+        for (last, liar) in [(-1.0, "b"), (-2.0, "a")] {
+            let mut audits = audits(1.0);
+            assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Undecided);
+            assert_eq!(audits.hear(says("b", 0, -2.0)).unwrap(), Heard::Undecided);
+            let honest = if liar == "b" { "a" } else { "b" };
+            let expected = agreed(says(honest, 0, last), vec![lie(liar, -3.0 - last, last)]);
+            assert_eq!(audits.hear(says("c", 0, last)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn actors_are_asked_until_two_agree() {
+        let mut audits = audits(1.0);
+        for (player, number) in [("a", -1.0), ("b", -2.0), ("c", -3.0)] {
+            assert_eq!(audits.hear(says(player, 0, number)).unwrap(), Heard::Undecided);
+        }
+        assert_eq!(audits.players(task(0)), ["a", "b", "c"]);
+        let lies = vec![lie("a", -1.0, -2.0), lie("c", -3.0, -2.0)];
+        assert_eq!(audits.hear(says("d", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), lies));
+    }
+
+    #[test]
+    fn an_actor_that_says_two_things_gives_itself_away() {
+        let mut audits = audits(1.0);
+        audits.hear(says("a", 0, -1.0)).unwrap();
+        audits.hear(says("b", 0, -2.0)).unwrap();
+        assert_eq!(audits.hear(says("a", 0, -2.0)).unwrap(), Heard::Contradiction(lie("a", -2.0, -1.0)));
+        assert_eq!(audits.ban("a"), (vec![task(0)], vec![]));
+        assert_eq!(audits.players(task(0)), ["b"], "what it said counts for nothing");
+        assert_eq!(audits.hear(says("c", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), vec![]));
+    }
+
+    #[test]
+    fn what_is_not_audited_is_done_until_somebody_says_otherwise() {
+        let mut audits = audits(0.0);
+        for index in 0..2 {
+            assert_eq!(audits.hear(says("a", index, -1.0)).unwrap(), agreed(says("a", index, -1.0), vec![]));
+            audits.dispute(says("a", index, -1.0));
+            assert_eq!(audits.hear(says("b", index, -2.0)).unwrap(), Heard::Undecided);
+        }
+        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), agreed(says("a", 0, -1.0), vec![lie("b", -2.0, -1.0)]));
+        assert_eq!(audits.ban("b"), (vec![], vec![says("a", 1, -1.0)]), "nobody contradicts the other one any more");
+        assert!(audits.banned().contains("b") && audits.num_audited() == 1);
+    }
+
+    #[test]
+    fn an_audited_task_needs_another_actor_in_the_place_of_a_banned_one() {
+        let mut audits = audits(1.0);
+        for player in ["a", "b"] {
+            audits.hear(says(player, 0, if player == "a" { -1.0 } else { -2.0 })).unwrap();
+        }
+        assert_eq!(audits.ban("b"), (vec![task(0)], vec![]));
+        assert_eq!(audits.ban("a"), (vec![task(0)], vec![]));
+        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), Heard::Undecided);
+    }
+
+    /// Equal numbers are not always equal bytes.
+    #[test]
+    fn groups_are_compared_byte_for_byte() {
+        let mut audits = audits(1.0);
+        assert_eq!(audits.hear(says("a", 0, 0.0)).unwrap(), Heard::Undecided);
+        assert_eq!(audits.hear(says("b", 0, -0.0)).unwrap(), Heard::Undecided);
+        let mut other_verdict = says("c", 0, 0.0);
+        other_verdict.scored.verdicts[0] = Verdict::Correct;
+        let error = audits.hear(other_verdict).unwrap_err().to_string();
+        assert!(error.contains("verdicts on one group differ"), "{error}");
+    }
+
+    #[test]
+    fn a_share_is_audited_and_the_secret_says_which() {
+        let audited = |share, secret| {
+            let audits = Audits::new(Some(Audit { share, secret }), BTreeSet::new(), Trained::default());
+            (0..10_000).filter(|index| audits.is_audited(task(*index))).collect::<BTreeSet<u32>>()
+        };
+        assert_eq!((audited(0.0, [7; 32]).len(), audited(1.0, [7; 32]).len()), (0, 10_000));
+        let [one, other] = [[7; 32], [8; 32]].map(|secret| audited(0.2, secret));
+        // Within five standard deviations.
+        assert!(one.len().abs_diff(2_000) < 200 && other.len().abs_diff(2_000) < 200);
+        assert!(one.intersection(&other).count().abs_diff(400) < 100, "one does not tell the other");
+        assert!(!audits(1.0).is_audited(TaskId { kind: TaskKind::Evaluate, ..task(0) }));
+    }
+}

@@ -51,12 +51,13 @@ const MAX_REASON_CHARS: usize = 300;
 /// How long a verifier that is told to stop goes on with what it has begun.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Scores groups from the bus until told to stop; what is begun then is finished.
+/// Scores groups from the bus until told to stop; what is begun then is finished. No task of the run asks for more than
+/// `max_rollouts`: a group that says otherwise would only keep the verifier busy.
 ///
 /// # Errors
 /// [`Error::Bus`], or [`Error::Group`] for a group that no verifier can judge: a fault, never a verdict. A bus between machines
 /// keeps such groups for people to look at, and the verifier goes on.
-pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
+pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let mut count = |judged: Result<Result<Option<usize>, Error>, JoinError>| {
         let num_verdicts = judged.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
@@ -80,7 +81,7 @@ pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summa
                 next = bus.next_group();
                 let group = group?;
                 let task = group.message.body.task.id;
-                begun.insert(in_work.spawn(judge(bus.clone(), group)).id(), task);
+                begun.insert(in_work.spawn(judge(max_rollouts, bus.clone(), group)).id(), task);
             }
             _ = beats.tick() => bus.beat(Role::Verifier, begun.values().copied().collect()).await?,
         }
@@ -99,7 +100,7 @@ pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summa
 }
 
 /// Scores a group and sends it on its way; only then is the group done. Gives the number of verdicts, where there are any.
-async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<usize>, Error> {
+async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<usize>, Error> {
     let group = &delivery.message.body;
     let task = group.task.id;
     let key = match group.task.request {
@@ -115,7 +116,12 @@ async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<us
         },
         _ => None,
     };
-    let judged = group.check().and_then(|()| score(group.clone(), key.as_ref()).map_err(|error| error.to_string()));
+    let num_rollouts = group.task.num_rollouts;
+    let judged = match group.check() {
+        Ok(()) if num_rollouts <= max_rollouts => score(group.clone(), key.as_ref()).map_err(|error| error.to_string()),
+        Ok(()) => Err(format!("expected up to {max_rollouts} rollouts, as the run asks for, got {num_rollouts}")),
+        Err(reason) => Err(reason),
+    };
     let scored = match judged {
         Ok(scored) => scored,
         Err(reason) => return refuse(&delivery, reason).await,
