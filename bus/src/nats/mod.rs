@@ -115,16 +115,17 @@ impl Nats {
         message: &Message<T>,
     ) -> Result<(), Error> {
         let payload: bytes::Bytes = wire::encode(message).into();
-        let limit_bytes = self.server.max_payload();
-        if payload.len() > limit_bytes {
-            return Err(Error::TooLarge { what: what.to_owned(), size_bytes: payload.len(), limit_bytes });
-        }
         let mut patience = self.server.patience(format!("publish {what}"));
         loop {
             let message = PublishMessage::build().message_id(&id).payload(payload.clone());
             let sent = async { self.jetstream().send_publish(subject.clone(), message).await?.await };
             match sent.await {
                 Ok(_) => return Ok(()),
+                // Its headers count too.
+                Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                    let (size_bytes, limit_bytes) = (payload.len(), self.server.max_payload());
+                    return Err(Error::TooLarge { what: what.to_owned(), size_bytes, limit_bytes });
+                }
                 Err(error) => {
                     if error.kind() == PublishErrorKind::StreamNotFound {
                         self.make_what_is_missing().await;
