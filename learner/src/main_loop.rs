@@ -544,8 +544,9 @@ impl Learner {
             // Played for an earlier life of the learner, which had planned otherwise.
             return Ok(());
         }
-        let other_plan = || Err("it was not played for this plan".to_owned());
-        if let Err(reason) = if is_planned { scored.group.check() } else { other_plan() } {
+        let fault =
+            if is_planned { scored.group.check().err() } else { Some("it was not played for this plan".to_owned()) };
+        if let Some(reason) = fault {
             if !self.audits.is_on() {
                 return disagrees(&reason);
             }

@@ -46,14 +46,18 @@ impl Guarded {
         self.start("learner", &[&["--run-dir", "run"], &HASTE[..], args].concat())
     }
 
-    fn forger(&self, run: &str) -> Forger {
+    /// Starts the hostile actor for a run; for what it played it sends what `forge` makes of it.
+    fn forger(&self, run: &str, forge: Forge) -> Forger {
         let credentials = Credentials {
             nkey: Some(self.folder.path(&format!("keys/{FORGER}.nk"))),
             tls_ca: Some(self.folder.path("keys/ca.pem")),
         };
-        Forger::start(self.server.url(), credentials, run)
+        Forger::start(self.server.url(), credentials, run, forge)
     }
 }
+
+/// What an actor sends for the nth group of a batch that it has played.
+type Forge = fn(Group, u64) -> Vec<Group>;
 
 /// An actor that sits exams as it should, and forges every other group.
 struct Forger {
@@ -62,11 +66,11 @@ struct Forger {
 }
 
 impl Forger {
-    fn start(url: String, credentials: Credentials, run: &str) -> Forger {
+    fn start(url: String, credentials: Credentials, run: &str, forge: Forge) -> Forger {
         let runtime = Runtime::new().unwrap();
         let num_forged = Arc::new(AtomicU64::new(0));
         let nats = runtime.block_on(join(url, credentials, run, FORGER));
-        runtime.spawn(forge_all(nats, num_forged.clone()));
+        runtime.spawn(forge_all(nats, forge, num_forged.clone()));
         Forger { num_forged, _runtime: runtime }
     }
 
@@ -80,7 +84,7 @@ async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> N
     Server::connect(settings, name).await.unwrap().join(run, name, Duration::from_secs(1))
 }
 
-async fn forge_all(bus: Nats, num_forged: Arc<AtomicU64>) {
+async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
     let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
     let mut known = None;
     loop {
@@ -99,27 +103,30 @@ async fn forge_all(bus: Nats, num_forged: Arc<AtomicU64>) {
         };
         engine.submit(task.message.body.clone(), weights.clone()).unwrap();
         known = Some((digest, weights));
-        let mut group = groups.recv().await.unwrap().unwrap();
-        if group.task.id.kind == TaskKind::Train {
-            forge(&mut group, num_forged.load(Ordering::SeqCst).is_multiple_of(2));
-            num_forged.fetch_add(1, Ordering::SeqCst);
+        let group = groups.recv().await.unwrap().unwrap();
+        let said = match group.task.id.kind {
+            TaskKind::Evaluate => vec![group],
+            TaskKind::Train => forge(group, num_forged.fetch_add(1, Ordering::SeqCst)),
+        };
+        for group in said {
+            bus.publish_group(task.message.reply(group)).await.unwrap();
         }
-        bus.publish_group(task.message.reply(group)).await.unwrap();
         task.acknowledge().await.unwrap();
     }
 }
 
-/// Changes a log-probability, or a token to another legal one. Everything that can be checked without playing still holds.
-fn forge(group: &mut Group, logprob: bool) {
+/// Changes a log-probability, the next time a token to another legal one. All that can be checked without playing still holds.
+fn forged(mut group: Group, number: u64) -> Vec<Group> {
     let rollout = &mut group.rollouts[0];
     let choice = &mut rollout.choices[0];
-    if logprob {
+    if number.is_multiple_of(2) {
         choice.logprob -= 0.5;
     } else {
         let token = &mut rollout.tokens[usize::from(choice.position)];
         *token = group.masks[usize::from(choice.mask)].iter().find(|other| other != token).unwrap();
     }
     group.check().unwrap();
+    vec![group]
 }
 
 /// Everything is audited, and the learner is killed once it knows.
@@ -127,7 +134,7 @@ fn forge(group: &mut Group, logprob: bool) {
 fn a_forger_is_banned_and_the_weights_are_those_of_a_run_without_it() {
     let cluster = Guarded::new();
     let learner = cluster.learner(&["smoke", "--set", "local.bus.audit_share=1.0"]);
-    let forger = cluster.forger(&Cluster::run_of(&learner));
+    let forger = cluster.forger(&Cluster::run_of(&learner), forged);
     let _verifier = cluster.start("verifier-0", &[]);
     let mut honest = vec![cluster.start("actor-0", &[])];
     // The two of them play every task, so they disagree, and a third decides.
@@ -165,7 +172,7 @@ fn a_forger_is_banned_after_few_forged_groups() {
     let cluster = Guarded::new();
     let steps = ["--set", "schedule.num_steps=100000", "--set", "exams.names=[]"];
     let learner = cluster.learner(&[&["smoke", "--set", "local.bus.audit_share=0.2"], &steps[..]].concat());
-    let forger = cluster.forger(&Cluster::run_of(&learner));
+    let forger = cluster.forger(&Cluster::run_of(&learner), forged);
     let _workers = ["verifier-0", "actor-0", "actor-1"].map(|name| cluster.start(name, &[]));
     wait_until("a ban", || learner.said_so_far().contains("is banned"));
     let step = cluster.folder.last_step();
@@ -192,6 +199,29 @@ fn a_forger_is_banned_after_few_forged_groups() {
     assert!(damage.unwrap().unreadable.is_empty() && !taken_back.unwrap().is_empty());
     assert!(num_believed <= MISSED + BATCH, "{num_believed}");
     assert!(cluster.folder.call(&["replay", "run"]).success().stdout.starts_with("replayed "));
+}
+
+/// With audits an actor is banned at once for what no honest one does. Next to none of the tasks is audited here.
+#[test]
+fn an_actor_that_gives_itself_away_needs_no_audit() {
+    let other_plan: Forge = |mut group, _| {
+        group.task.seed ^= 1;
+        vec![group]
+    };
+    let two_things: Forge = |group, number| [vec![group.clone()], forged(group, number)].concat();
+    for (forge, says) in [(other_plan, ": it was not played for this plan; none of"), (two_things, ": it said ")] {
+        let cluster = Guarded::new();
+        let learner = cluster.learner(&["smoke", "--set", "local.bus.audit_share=1e-9"]);
+        let _forger = cluster.forger(&Cluster::run_of(&learner), forge);
+        let _verifier = cluster.start("verifier-0", &[]);
+        wait_until("a ban", || learner.said_so_far().contains("is banned"));
+        let _honest = cluster.start("actor-0", &[]);
+        let ended = learner.end().success();
+        assert!(ended.stderr.starts_with(&format!("warning: {FORGER} is banned: its group of task ")), "{ended:#?}");
+        assert!(ended.stderr.contains(says) && ended.stderr.lines().count() == 1, "{ended:#?}");
+        assert!(ended.stdout.contains(&format!("; banned: {FORGER}\n")), "{ended:#?}");
+        cluster.folder.history().assert_steps_of(&reference(0).history);
+    }
 }
 
 #[test]

@@ -341,7 +341,7 @@ fn a_full_queue_is_waited_for_and_garbage_is_thrown_away() {
     wait_until("the learner to wait", || learner.said_so_far().contains("waiting to publish a task: "));
     let workers = cluster.workers();
     learner.end().success();
-    let says = "a message that cannot be read is thrown away";
+    let says = "a message that cannot be read is set aside";
     assert!(workers[0].said_so_far().contains(says), "{}", workers[0].said_so_far());
     cluster.has_ended_as_undisturbed(workers);
 }
