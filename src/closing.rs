@@ -74,7 +74,8 @@ impl Closing<'_> {
             text += &format!("two actors agreed on {} tasks; banned: {banned}\n", summary.num_audited);
         }
         if let Some(control) = summary.control {
-            let what = if plan.manifest.reproducible { "weights" } else { "config" };
+            let comes_out_the_same = plan.manifest.reproducible && !plan.config.run.is_free_running();
+            let what = if comes_out_the_same { "weights" } else { "config" };
             text += &format!("the same {what} again: {}\n", plan.again(control));
         }
         text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");
@@ -123,6 +124,7 @@ impl Closing<'_> {
             "num_audited": summary.num_audited,
             "banned": summary.banned,
             "num_refused": summary.num_refused,
+            "num_stale": summary.num_stale,
             "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
             // Commands: one runs the same config again, one goes on.
             "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),

@@ -12,7 +12,7 @@ use prometheus::{
     register_histogram_vec_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
     register_int_gauge_vec_with_registry, register_int_gauge_with_registry,
 };
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind, Version};
 use tokio::time::Instant;
 
 use crate::report::word;
@@ -290,6 +290,14 @@ impl Bus for Counted {
 
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
         self.bus.retain_weights(digests).await
+    }
+
+    async fn announce(&self, version: Version) -> Result<(), Error> {
+        self.bus.announce(version).await
+    }
+
+    async fn next_version(&self) -> Result<Version, Error> {
+        self.bus.next_version().await
     }
 
     async fn leave(&self) {

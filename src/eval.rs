@@ -327,6 +327,7 @@ impl Player {
                 seed: 0,
                 weights: Digest::of_bytes(b""),
                 policy_version: 0,
+                free_running: false,
                 request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
                 family: String::new(),
                 num_rollouts: num_samples,

@@ -73,6 +73,7 @@ struct Summary {
     manifest: Option<Manifest>,
     num_groups: u64,
     num_rollouts: u64,
+    is_free_running: bool,
     /// What the last step made; absent before the first.
     last_step: Option<LastStep>,
     evals: Vec<EvalRecord>,
@@ -99,6 +100,7 @@ impl Summary {
             Record::Group(GroupRecord { scored, .. }) => {
                 summary.num_groups += 1;
                 summary.num_rollouts += scored.group.rollouts.len() as u64;
+                summary.is_free_running |= scored.group.task.free_running;
             }
             Record::Eval(eval) => summary.evals.push(eval),
             Record::Step(StepRecord { step, weights_digest, state_digest, elapsed_ms, .. }) => {
@@ -123,7 +125,12 @@ impl Summary {
                 line("config", manifest.config.to_string());
                 line("build", manifest.build.0.clone());
                 line("arithmetic", format!("{} {} {}", numerics.kernels, word(&numerics.device), numerics.dtype));
-                line("reproducible", if manifest.reproducible { "yes" } else { "no" }.to_owned());
+                let reproducible = match (manifest.reproducible, self.is_free_running) {
+                    (true, false) => "yes",
+                    (true, true) => "from its journal",
+                    (false, _) => "no",
+                };
+                line("reproducible", reproducible.to_owned());
             }
         }
         match &self.last_step {
@@ -178,7 +185,7 @@ struct Step {
     step: u64,
     weights_digest: Digest,
     state_digest: Digest,
-    /// In order of index; a group that cannot be read is absent.
+    /// In the order in which they were folded; a group that cannot be read is absent.
     groups: Vec<GroupLine>,
     unreadable: Vec<RecordError>,
 }
@@ -199,24 +206,23 @@ struct GroupLine {
 
 impl Step {
     fn read(run: &Path, number: u64) -> Result<Step> {
-        let mut groups = BTreeMap::new();
+        let mut waiting = BTreeMap::new();
         let (mut last, mut found) = (0, None);
         let unreadable = read_journal(run, |record| match record {
-            Record::Group(GroupRecord { scored, .. }) if scored.group.task.id.batch + 1 == number => {
-                groups.insert(scored.group.task.id.index, scored);
-            }
+            Record::Group(GroupRecord { scored, .. }) => drop(waiting.insert(Digest::of(&scored), scored)),
             Record::Step(step) => {
                 last = step.step;
+                let groups: Vec<ScoredGroup> = step.groups.iter().filter_map(|digest| waiting.remove(digest)).collect();
                 // The newest: a run that is not reproducible plays steps anew when it goes on.
-                found = (step.step == number).then_some(step).or(found.take());
+                found = (step.step == number).then_some((step, groups)).or(found.take());
             }
             _ => {}
         })?;
-        let StepRecord { step, weights_digest, state_digest, .. } = found.with_context(|| {
+        let (StepRecord { step, weights_digest, state_digest, .. }, groups) = found.with_context(|| {
             let hint = unreadable_hint(&unreadable);
             format!("--step: expected one of the {last} steps of the journal{hint}, got {number}")
         })?;
-        let groups = groups.values().map(GroupLine::new).collect::<Result<_>>()?;
+        let groups = groups.iter().map(GroupLine::new).collect::<Result<_>>()?;
         Ok(Step { step, weights_digest, state_digest, groups, unreadable })
     }
 

@@ -9,9 +9,10 @@ use anyhow::Result;
 use bus::nats::Server;
 use learner::{Event, Missing, StepEvent, Waiting};
 use prometheus::{
-    Counter, Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
+    Counter, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
     register_counter_with_registry, register_gauge_vec_with_registry, register_gauge_with_registry,
-    register_int_counter_vec_with_registry, register_int_counter_with_registry, register_int_gauge_with_registry,
+    register_histogram_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
+    register_int_gauge_with_registry,
 };
 use proto::Role;
 
@@ -93,6 +94,8 @@ struct Values {
     grad_norm: Gauge,
     entropy: Gauge,
     logprob_mismatch: Gauge,
+    staleness: Histogram,
+    stale: IntCounter,
     exam_solved: GaugeVec,
     journal_bytes: IntGauge,
     audited_tasks: IntCounter,
@@ -155,6 +158,17 @@ impl Metrics {
             logprob_mismatch: register_gauge_with_registry!(
                 "logprob_mismatch_nats",
                 "Mean difference between the log-probabilities of actor and learner; NaN where versions differ.",
+                to
+            )?,
+            staleness: register_histogram_with_registry!(
+                "rollout_staleness_steps",
+                "Steps between the oldest version that drew a token of a rollout and the state that it trains.",
+                vec![0.0, 1.0, 2.0, 4.0, 8.0, 16.0],
+                to
+            )?,
+            stale: register_int_counter_with_registry!(
+                "groups_stale_total",
+                "Groups of a free-running run that came too late and were not trained on.",
                 to
             )?,
             exam_solved: register_gauge_vec_with_registry!(
@@ -220,7 +234,7 @@ impl Scraped for Metrics {
 
 impl Values {
     fn step(&mut self, event: &StepEvent) {
-        let StepEvent { report, waited, trained, totals, num_audited, .. } = event;
+        let StepEvent { report, waited, trained, totals, num_audited, num_stale, .. } = event;
         self.learner_step.set(report.step as i64);
         for (family, (solved, played)) in &report.solved_by_family {
             self.rollouts.with_label_values(&[family]).inc_by(*played);
@@ -238,6 +252,10 @@ impl Values {
         self.grad_norm.set(report.grad_norm);
         self.entropy.set(report.entropy);
         self.logprob_mismatch.set(report.logprob_mismatch.unwrap_or(f64::NAN));
+        for (steps, count) in &report.rollouts_by_staleness {
+            (0..*count).for_each(|_| self.staleness.observe(*steps as f64));
+        }
+        self.stale.inc_by(num_stale.saturating_sub(self.stale.get()));
     }
 
     /// Says in what role somebody has what is waited for.

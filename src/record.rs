@@ -38,6 +38,7 @@ impl Recorder {
                 row["cpu_s"] = self.cpu_time()?.as_secs_f64().into();
                 row["waited_s"] = event.waited.as_secs_f64().into();
                 row["trained_s"] = event.trained.as_secs_f64().into();
+                row["num_stale"] = event.num_stale.into();
                 row["num_rollouts"] = event.totals.num_rollouts.into();
                 row["num_trained_tokens"] = event.totals.num_trained_tokens.into();
                 self.write(&row)

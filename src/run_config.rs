@@ -320,6 +320,12 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         }
         error => error.into(),
     })?;
+    ensure!(
+        local.bus.audit_share == 0.0 || !run.is_free_running(),
+        "{}: expected 0 in a free-running run, where what an actor plays depends on when it does, got {}",
+        named("local.bus.audit_share"),
+        local.bus.audit_share
+    );
     validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
     validate_ladder(&run).map_err(|error| error.context(named("domains")))?;
     Ok(RunConfig { name, run, local })
@@ -567,6 +573,8 @@ mod tests {
             ("local.bus.audit_share=1.5", "local.bus.audit_share: expected 0 to 1, got 1.5"),
             ("local.slot=1", "unknown field `slot`"),
             ("batch.lag=2", "batch.lag: expected 0 or 1, got 2"),
+            ("batch.max_staleness=0", "batch.max_staleness: expected 1 to 1000, got 0"),
+            ("batch.max_staleness=8", "batch.lag: expected 1 to batch.max_staleness, got 0"),
         ] {
             let error = set(&[wrong]).unwrap_err().to_string();
             assert!(error.contains(says), "{wrong}: {error}");

@@ -17,6 +17,17 @@ use crate::{Config, Error};
 #[derive(Debug)]
 pub struct Engine {
     jobs: Sender<Job>,
+    newest: Newest,
+}
+
+/// The newest weights of a free-running run.
+type Newest = Arc<Mutex<Option<Version>>>;
+
+/// Weights, and the step after which they were published.
+#[derive(Clone, Debug)]
+struct Version {
+    policy_version: u64,
+    weights: Arc<PackedWeights>,
 }
 
 type GroupSender = mpsc::UnboundedSender<Result<Group, Error>>;
@@ -28,7 +39,8 @@ pub(crate) type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
 struct Job {
     group: Arc<OpenGroup>,
     attempt: usize,
-    weights: Arc<PackedWeights>,
+    /// The one that its task names.
+    version: Version,
 }
 
 /// A group whose rollouts are still being played.
@@ -44,6 +56,7 @@ struct Played {
     tokens: Vec<Token>,
     choices: Vec<(u16, ActionMask, f32)>,
     stop: StopReason,
+    versions: Vec<VersionSpan>,
 }
 
 impl Engine {
@@ -51,16 +64,22 @@ impl Engine {
     pub fn start(config: Config) -> (Engine, GroupReceiver) {
         let (jobs, job_receiver) = unbounded();
         let (groups, group_receiver) = mpsc::unbounded_channel();
+        let newest = Newest::default();
         let num_threads = config.num_threads.max(1);
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
         for index in 0..num_threads {
-            let (jobs, groups) = (job_receiver.clone(), groups.clone());
+            let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());
             std::thread::Builder::new()
                 .name(format!("actor-{index}"))
-                .spawn(move || play(&jobs, &groups, slots_per_thread))
+                .spawn(move || play(&jobs, &newest, &groups, slots_per_thread))
                 .expect("the system can start a thread");
         }
-        (Engine { jobs }, group_receiver)
+        (Engine { jobs, newest }, group_receiver)
+    }
+
+    /// Takes weights for whatever is free-running, from the next token on.
+    pub fn announce(&self, policy_version: u64, weights: Arc<PackedWeights>) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Version { policy_version, weights });
     }
 
     /// Takes a task to play.
@@ -69,10 +88,11 @@ impl Engine {
     /// [`Error::EngineStopped`] when the threads are gone.
     pub fn submit(&self, task: Task, weights: Arc<PackedWeights>) -> Result<(), Error> {
         let num_rollouts = task.num_rollouts as usize;
+        let version = Version { policy_version: task.policy_version, weights };
         let played = Mutex::new((0..num_rollouts).map(|_| None).collect());
         let group = Arc::new(OpenGroup { task, played });
         for attempt in 0..num_rollouts {
-            let job = Job { group: group.clone(), attempt, weights: weights.clone() };
+            let job = Job { group: group.clone(), attempt, version: version.clone() };
             self.jobs.send(job).map_err(|_| Error::EngineStopped)?;
         }
         Ok(())
@@ -84,6 +104,7 @@ struct Active {
     job: Job,
     grammar: Box<dyn Grammar>,
     rng: CounterRng,
+    prompt: Vec<Token>,
     played: Played,
     /// Tokens that the network has not seen yet.
     pending: Vec<Token>,
@@ -92,33 +113,44 @@ struct Active {
 }
 
 /// The loop of one thread: fill slots, run the network once, draw one token for each slot.
-fn play(jobs: &Receiver<Job>, groups: &GroupSender, num_slots: usize) {
+fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: usize) {
     let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
     let mut decoder: Option<Decoder> = None;
-    let mut playing: Option<Arc<PackedWeights>> = None;
+    let mut playing: Option<Version> = None;
     let mut held: Option<Job> = None;
     let mut num_active = 0;
     loop {
+        if let (Some(decoder), Some(playing)) = (&mut decoder, &mut playing)
+            && num_active > 0
+            && let Some(newer) = newer(newest, playing.policy_version)
+            && slots.iter().flatten().all(|active| active.job.group.task.free_running)
+        {
+            decoder.set_weights(newer.weights.clone());
+            slots.iter_mut().flatten().for_each(|active| active.go_on_with(newer.policy_version));
+            *playing = newer;
+        }
         while num_active < num_slots {
             let job = match held.take().map_or_else(|| next_job(jobs, num_active > 0), Ok) {
                 Ok(job) => job,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             };
-            if !playing.as_ref().is_some_and(|weights| Arc::ptr_eq(weights, &job.weights)) {
+            let version = job.version(newest);
+            if !playing.as_ref().is_some_and(|playing| Arc::ptr_eq(&playing.weights, &version.weights)) {
                 // Slots of different versions never share a forward pass.
                 if num_active > 0 {
                     held = Some(job);
                     break;
                 }
-                playing = Some(job.weights.clone());
                 match &mut decoder {
-                    Some(decoder) => decoder.set_weights(job.weights.clone()),
-                    None => decoder = Some(Decoder::new(job.weights.clone(), num_slots)),
+                    Some(decoder) => decoder.set_weights(version.weights.clone()),
+                    None => decoder = Some(Decoder::new(version.weights.clone(), num_slots)),
                 }
             }
+            let policy_version = version.policy_version;
+            playing = Some(version);
             let decoder = decoder.as_mut().expect("a version is being played");
-            match begin(job, decoder.config().max_positions) {
+            match begin(job, policy_version, decoder.config().max_positions) {
                 Begun::Playing(active) => {
                     let slot = slots.iter().position(Option::is_none).expect("a slot is free");
                     decoder.reset(slot);
@@ -161,6 +193,20 @@ fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
     if busy { jobs.try_recv() } else { jobs.recv().map_err(|_| TryRecvError::Disconnected) }
 }
 
+/// Gives the newest weights, if they are newer than these.
+fn newer(newest: &Newest, policy_version: u64) -> Option<Version> {
+    let newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
+    newest.as_ref().filter(|newest| newest.policy_version > policy_version).cloned()
+}
+
+impl Job {
+    /// Chooses the weights to begin with.
+    fn version(&self, newest: &Newest) -> Version {
+        let newer = self.group.task.free_running.then(|| newer(newest, self.version.policy_version)).flatten();
+        newer.unwrap_or_else(|| self.version.clone())
+    }
+}
+
 /// A job that was taken up.
 enum Begun {
     /// The network is to choose its next token.
@@ -171,8 +217,8 @@ enum Begun {
 }
 
 /// Opens a rollout and plays it as far as it needs no network.
-fn begin(job: Job, max_positions: usize) -> Begun {
-    match open(job, max_positions) {
+fn begin(job: Job, policy_version: u64, max_positions: usize) -> Begun {
+    match open(job, policy_version, max_positions) {
         Ok(mut active) => {
             let mut over = active.advance();
             while active.job.group.task.sampling.behavior == Behavior::UniformLegal && !over {
@@ -189,7 +235,7 @@ fn begin(job: Job, max_positions: usize) -> Begun {
     }
 }
 
-fn open(job: Job, max_positions: usize) -> Result<Active, Error> {
+fn open(job: Job, policy_version: u64, max_positions: usize) -> Result<Active, Error> {
     let task = &job.group.task;
     let fail = |reason: String| Error::Task { task: task.id, reason };
     let (prompt, grammar) = languages(&task.request).map_err(|error| fail(error.to_string()))?;
@@ -205,8 +251,9 @@ fn open(job: Job, max_positions: usize) -> Result<Active, Error> {
         TaskKind::Evaluate => Purpose::Evaluation,
     };
     let rng = CounterRng::new(task.seed, purpose, task.id.batch, u64::from(task.id.index), job.attempt as u64);
-    let played = Played { tokens: Vec::new(), choices: Vec::new(), stop: StopReason::Complete };
-    Ok(Active { grammar, rng, played, pending: prompt, mask: ActionMask::default(), job })
+    let versions = vec![VersionSpan { first_token: 0, policy_version }];
+    let played = Played { tokens: Vec::new(), choices: Vec::new(), stop: StopReason::Complete, versions };
+    Ok(Active { grammar, rng, played, pending: prompt.clone(), prompt, mask: ActionMask::default(), job })
 }
 
 /// Gives what the network reads and the language in which it answers.
@@ -247,6 +294,16 @@ impl Active {
         }
     }
 
+    /// Has the next token drawn by newer weights, which have to see everything.
+    fn go_on_with(&mut self, policy_version: u64) {
+        let Played { tokens, versions, .. } = &mut self.played;
+        let first_token = tokens.len() as u16;
+        versions.retain(|span| span.first_token < first_token);
+        versions.push(VersionSpan { first_token: if versions.is_empty() { 0 } else { first_token }, policy_version });
+        self.pending.clear();
+        self.pending.extend(self.prompt.iter().chain(tokens.iter()));
+    }
+
     fn append(&mut self, token: Token) {
         let legal = self.grammar.push(token);
         debug_assert!(legal, "the grammar offered the token");
@@ -263,7 +320,6 @@ impl OpenGroup {
         if played.iter().any(Option::is_none) {
             return None;
         }
-        let versions = vec![VersionSpan { first_token: 0, policy_version: self.task.policy_version }];
         let mut masks = MaskDictionary::default();
         let rollouts = played
             .drain(..)
@@ -276,7 +332,7 @@ impl OpenGroup {
                     .collect(),
                 tokens: played.tokens,
                 stop: played.stop,
-                versions: versions.clone(),
+                versions: played.versions,
                 search: None,
             })
             .collect();

@@ -6,14 +6,14 @@
 
 pub mod engine;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{BEAT_EVERY, Bus, Delivery};
 use policy::{PackedWeights, read_weights};
-use proto::{Digest, Group, Role, Task, TaskId};
+use proto::{Digest, Group, Role, Task, TaskId, Version};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +86,8 @@ pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken)
         parked: Vec::new(),
         versions: VecDeque::new(),
         fetches: JoinSet::new(),
+        fetching: BTreeSet::new(),
+        newest: None,
         refused: None,
         summary: Summary::default(),
     };
@@ -103,6 +105,9 @@ struct Actor {
     parked: Vec<Delivery<Task>>,
     versions: VecDeque<(Digest, Arc<PackedWeights>)>,
     fetches: JoinSet<(Digest, Result<PackedWeights, Error>)>,
+    fetching: BTreeSet<Digest>,
+    /// The weights that were announced last, in a free-running run.
+    newest: Option<Version>,
     /// The weights that could not be had last, and when that was.
     refused: Option<(Digest, Instant)>,
     summary: Summary,
@@ -114,7 +119,7 @@ impl Actor {
         let mut keep = tokio::time::interval(bus.keep_every());
         let mut beats = tokio::time::interval(BEAT_EVERY);
         // Kept over the turns of the loop: a wait that is begun anew each time may never end.
-        let mut next = bus.next_task();
+        let (mut next, mut versions) = (bus.next_task(), bus.next_version());
         loop {
             let has_room = self.num_rollouts() < self.max_rollouts;
             tokio::select! {
@@ -135,6 +140,10 @@ impl Actor {
                     next = bus.next_task();
                     self.begin(task?).await?;
                 }
+                version = &mut versions => {
+                    versions = bus.next_version();
+                    self.announced(version?);
+                }
                 _ = keep.tick() => {
                     for task in self.taken() {
                         task.keep().await?;
@@ -146,7 +155,7 @@ impl Actor {
                 }
             }
         }
-        drop(next);
+        drop((next, versions));
         for task in self.taken() {
             task.hand_back(Duration::ZERO).await?;
         }
@@ -174,24 +183,53 @@ impl Actor {
             }
             return Ok(task.acknowledge().await?);
         }
-        if let Some((_, weights)) = self.versions.iter().find(|(known, _)| *known == digest) {
-            self.engine.submit(body.clone(), weights.clone())?;
+        let newer = self.newest.filter(|newest| body.free_running && newest.policy_version > body.policy_version);
+        let weights = self.weights(digest).or_else(|| self.weights(newer?.weights));
+        if let Some(weights) = weights {
+            self.engine.submit(body.clone(), weights)?;
             self.held.push(task);
             return Ok(());
         }
         if self.refused.is_some_and(|(refused, when)| refused == digest && when.elapsed() < RETRY_PAUSE) {
             return Ok(task.hand_back(RETRY_PAUSE).await?);
         }
-        if !self.parked.iter().any(|parked| parked.message.body.weights == digest) {
-            let bus = self.bus.clone();
-            self.fetches.spawn(async move { (digest, fetch(bus.as_ref(), digest).await) });
-        }
+        self.fetch(digest);
         self.parked.push(task);
         Ok(())
     }
 
+    /// Gives weights that are here.
+    fn weights(&self, digest: Digest) -> Option<Arc<PackedWeights>> {
+        self.versions.iter().find(|(known, _)| *known == digest).map(|(_, weights)| weights.clone())
+    }
+
+    fn fetch(&mut self, digest: Digest) {
+        if self.fetching.insert(digest) {
+            let bus = self.bus.clone();
+            self.fetches.spawn(async move { (digest, fetch(bus.as_ref(), digest).await) });
+        }
+    }
+
+    /// Has what is free-running played by other weights, as soon as they are here.
+    fn announced(&mut self, version: Version) {
+        if self.newest != Some(version) {
+            self.newest = Some(version);
+            self.play_newest();
+        }
+    }
+
+    fn play_newest(&mut self) {
+        let Some(Version { policy_version, weights }) = self.newest else { return };
+        match self.weights(weights) {
+            Some(weights) => self.engine.announce(policy_version, weights),
+            None => self.fetch(weights),
+        }
+    }
+
     /// Plays the tasks that waited for a version; without it, they wait elsewhere.
     async fn arrived(&mut self, digest: Digest, weights: Result<PackedWeights, Error>) -> Result<(), Error> {
+        self.fetching.remove(&digest);
+        let is_newest = self.newest.is_some_and(|newest| newest.weights == digest);
         let waited = self.parked.extract_if(.., |task| task.message.body.weights == digest).collect::<Vec<_>>();
         match weights {
             Ok(weights) => {
@@ -202,11 +240,21 @@ impl Actor {
                 self.held.extend(waited);
                 self.versions.push_front((digest, weights));
                 self.versions.truncate(KEPT_VERSIONS);
+                if is_newest {
+                    self.play_newest();
+                }
             }
             Err(
                 error @ (Error::Bus(bus::Error::NoWeights { .. } | bus::Error::BadWeights { .. })
                 | Error::Weights { .. }),
             ) => {
+                if is_newest {
+                    // They come again when they are announced again.
+                    self.newest = None;
+                }
+                if waited.is_empty() {
+                    return Ok(());
+                }
                 // The learner stores them again; until then what is there already is played.
                 tracing::warn!("{} tasks wait: {error}", waited.len());
                 self.refused = Some((digest, Instant::now()));

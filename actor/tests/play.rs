@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use actor::engine::Engine;
 use actor::{Config, Error};
-use policy::{ModelConfig, PackedWeights, Params};
+use policy::{Device, Model, ModelConfig, PackedWeights, Params, Sequence};
 use proto::{
     Behavior, Difficulty, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
     TaskKind,
 };
 
-fn weights(seed: u64) -> Arc<PackedWeights> {
-    let config = ModelConfig {
+fn config() -> ModelConfig {
+    ModelConfig {
         vocabulary_size: 256,
         max_positions: 32,
         d_model: 32,
@@ -19,8 +19,11 @@ fn weights(seed: u64) -> Arc<PackedWeights> {
         num_heads: 2,
         num_kv_heads: 1,
         ff_dim: 32,
-    };
-    Arc::new(PackedWeights::new(&config, &Params::init(&config, seed)).unwrap())
+    }
+}
+
+fn weights(seed: u64) -> Arc<PackedWeights> {
+    Arc::new(PackedWeights::new(&config(), &Params::init(&config(), seed)).unwrap())
 }
 
 fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
@@ -29,6 +32,7 @@ fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
         seed: 3,
         weights: Digest::of_bytes(b""),
         policy_version: 5,
+        free_running: false,
         request: Request::Solve {
             problem: Problem { domain: "countdown".to_owned(), text: text.to_owned() },
             origin: ProblemOrigin::Ladder,
@@ -96,4 +100,55 @@ fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Task { task, .. } if task.index == 9), "{error}");
     assert!(error.to_string().contains("model.max_positions = 32, got 7 + 30"), "{error}");
+}
+
+/// Weights that are announced in the middle of a rollout draw its next tokens, as if they had read it from the start; and
+/// every token says whose it is.
+#[test]
+fn newer_weights_take_over_what_is_free_running() {
+    let config = config();
+    let params = [1, 2].map(|seed| Params::init(&config, seed));
+    let model = Model::new(&config, Device::Cpu).unwrap();
+    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 16 });
+    let pinned = task(0, "25 7 3 -> 82", Behavior::Policy, 20);
+    let (mut version, mut num_switched) = (6, 0);
+    for index in 0..10_000 {
+        let free = Task { free_running: true, ..task(index, "25 7 3 -> 82", Behavior::Policy, 20) };
+        engine.submit(free, weights(2)).unwrap();
+        engine.submit(pinned.clone(), weights(2)).unwrap();
+        for _ in 0..2 {
+            engine.announce(version, weights(version % 2 + 1));
+            version += 1;
+            let group = groups.blocking_recv().unwrap().unwrap();
+            if !group.task.free_running {
+                assert!(group.is_of_version(5), "{group:?}");
+                continue;
+            }
+            for rollout in &group.rollouts {
+                num_switched += usize::from(rollout.versions.len() > 1);
+                assert!(
+                    rollout.versions[0].first_token == 0
+                        && rollout.versions.is_sorted_by(|left, right| {
+                            (left.first_token, left.policy_version) < (right.first_token, right.policy_version)
+                        })
+                );
+                let prompt =
+                    domains::domain("countdown").unwrap().prompt(group.task.request.problem().unwrap()).unwrap();
+                let choices = rollout.choices.iter();
+                let choices =
+                    choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
+                let sequence = Sequence::new(&prompt, &rollout.tokens, choices);
+                let logprobs =
+                    params.each_ref().map(|params| model.load(params).unwrap().logprobs(&[&sequence]).unwrap());
+                for (number, choice) in rollout.choices.iter().enumerate() {
+                    let of_version = &logprobs[rollout.version_at(choice.position) as usize % 2];
+                    assert_eq!(choice.logprob, of_version[number], "token {} of {rollout:?}", choice.position);
+                }
+            }
+        }
+        if num_switched >= 20 {
+            return;
+        }
+    }
+    panic!("no weights took over a rollout: {num_switched} did");
 }

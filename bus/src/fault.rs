@@ -3,7 +3,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Beat, CounterRng, Digest, Group, Message, ProblemKey, Purpose, Role, ScoredGroup, Task, TaskId, TaskKind};
+use proto::{
+    Beat, CounterRng, Digest, Group, Message, ProblemKey, Purpose, Role, ScoredGroup, Task, TaskId, TaskKind, Version,
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -228,6 +230,14 @@ impl Bus for Faulty {
 
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
         self.bus.retain_weights(digests).await
+    }
+
+    async fn announce(&self, version: Version) -> Result<(), Error> {
+        self.bus.announce(version).await
+    }
+
+    async fn next_version(&self) -> Result<Version, Error> {
+        self.bus.next_version().await
     }
 
     async fn leave(&self) {

@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind};
-use tokio::sync::mpsc;
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
+use tokio::sync::{mpsc, watch};
 
 use crate::{Bus, Delivery, Error, Receipt};
 
@@ -16,6 +16,9 @@ pub struct InProcess {
     scored: Queue<ScoredGroup>,
     keys: Mutex<BTreeMap<TaskId, ProblemKey>>,
     weights: Mutex<BTreeMap<Digest, Arc<[u8]>>>,
+    newest: watch::Sender<Option<Version>>,
+    /// Of the one actor that there is.
+    announced: tokio::sync::Mutex<watch::Receiver<Option<Version>>>,
 }
 
 #[derive(Debug)]
@@ -28,7 +31,10 @@ struct Queue<T> {
 impl InProcess {
     /// Makes empty queues.
     pub fn new() -> InProcess {
+        let (newest, announced) = watch::channel(None);
         InProcess {
+            newest,
+            announced: tokio::sync::Mutex::new(announced),
             tasks: Queue::new("tasks"),
             groups: Queue::new("groups"),
             scored: Queue::new("scored groups"),
@@ -156,6 +162,21 @@ impl Bus for InProcess {
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).retain(|digest, _| digests.contains(digest));
         Ok(())
+    }
+
+    async fn announce(&self, version: Version) -> Result<(), Error> {
+        self.newest.send_replace(Some(version));
+        Ok(())
+    }
+
+    async fn next_version(&self) -> Result<Version, Error> {
+        let mut announced = self.announced.lock().await;
+        loop {
+            announced.changed().await.map_err(|_| Error::Closed { queue: "versions" })?;
+            if let Some(version) = *announced.borrow_and_update() {
+                return Ok(version);
+            }
+        }
     }
 
     async fn leave(&self) {}

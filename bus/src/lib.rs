@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
 
 pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
@@ -70,6 +70,12 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Forgets all weights but these.
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error>;
+
+    /// Says which weights are the newest; whoever does not listen misses it.
+    async fn announce(&self, version: Version) -> Result<(), Error>;
+
+    /// Waits until newer weights are announced than were when it was last called; perhaps the same again.
+    async fn next_version(&self) -> Result<Version, Error>;
 
     /// Hands back what is on its way to this process, which ends.
     async fn leave(&self);

@@ -73,6 +73,7 @@ fn task(index: u32) -> Task {
         seed: 0,
         weights: Digest::of_bytes(b""),
         policy_version: 0,
+        free_running: false,
         request: Request::Solve {
             problem: Problem { domain: "countdown".to_owned(), text: "2 1 -> 3".to_owned() },
             origin: ProblemOrigin::Ladder,

@@ -199,6 +199,7 @@ mod tests {
             seed: 0,
             weights: Digest::of_bytes(b""),
             policy_version: 3,
+            free_running: false,
             request: Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false },
             family: String::new(),
             num_rollouts: 1,

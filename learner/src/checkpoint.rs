@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::fold::{State, Totals};
 use crate::journal::sync_folder;
 use crate::optimizer::AdamW;
-use crate::plan::Planned;
+use crate::plan::Plans;
 use crate::self_play::SelfPlay;
 use crate::window::{Saved, Windows};
 use crate::{Config, Control, Error};
@@ -22,9 +22,9 @@ use crate::{Config, Control, Error};
 pub struct Checkpoint {
     /// The state.
     pub state: State,
-    /// Batches that were planned and not folded.
-    pub planned: BTreeMap<u64, Vec<Planned>>,
-    /// Weights that those batches name, besides the state's own.
+    /// Tasks that were planned and not folded.
+    pub planned: Plans,
+    /// Weights that those tasks name, besides the state's own.
     pub versions: Vec<(Digest, Vec<u8>)>,
     /// The end of the run, if it was fixed by then.
     pub control: Option<Control>,
@@ -39,7 +39,7 @@ struct Rest {
     history: Digest,
     windows: Saved,
     self_play: SelfPlay,
-    planned: BTreeMap<u64, Vec<Planned>>,
+    planned: Plans,
     versions: Vec<(Digest, Vec<u8>)>,
     control: Option<Control>,
 }
@@ -56,7 +56,7 @@ pub(crate) fn save(
     folder: &Path,
     config: &Config,
     state: &State,
-    planned: &BTreeMap<u64, Vec<Planned>>,
+    planned: &Plans,
     versions: Vec<(Digest, Vec<u8>)>,
     control: Option<Control>,
     tokenizer_json: &str,

@@ -36,8 +36,13 @@ pub struct BatchConfig {
     pub num_tasks: u32,
     /// Rollouts a task (k); 1 or more.
     pub num_rollouts: u32,
-    /// Batch n is planned from state n - lag: 0 generates and trains in turn, 1 does both at once.
+    /// Batch n is planned from state n - lag: 0 generates and trains in turn, 1 does both at once. Up to `max_staleness` where
+    /// that is given.
     pub lag: u64,
+    /// Absent in a `pipelined` run: step n folds batch n, whoever is slow. With it the run is `free-running`: a step folds the
+    /// first `num_tasks` groups that are in, played by the newest weights that their actor had, none of whose tokens is older
+    /// than so many steps; 1 to 1000.
+    pub max_staleness: Option<u64>,
 }
 
 /// How actors draw tokens.
@@ -187,6 +192,11 @@ pub struct Control {
 }
 
 impl Config {
+    /// Tells whether groups depend on when they were played.
+    pub fn is_free_running(&self) -> bool {
+        self.batch.max_staleness.is_some()
+    }
+
     /// Checks ranges.
     ///
     /// # Errors
@@ -203,7 +213,14 @@ impl Config {
             self.batch.num_rollouts,
             (1..=Task::MAX_ROLLOUTS).contains(&self.batch.num_rollouts),
         )?;
-        check("batch.lag", "0 or 1", self.batch.lag, self.batch.lag <= 1)?;
+        let lag = self.batch.lag;
+        match self.batch.max_staleness {
+            None => check("batch.lag", "0 or 1", lag, lag <= 1)?,
+            Some(limit) => {
+                check("batch.max_staleness", "1 to 1000", limit, (1..=1_000).contains(&limit))?;
+                check("batch.lag", "1 to batch.max_staleness", lag, (1..=limit).contains(&lag))?;
+            }
+        }
         let temperature = self.actor.temperature;
         check("actor.temperature", "over 0, up to 10", temperature, temperature > 0.0 && temperature <= 10.0)?;
         let max_answer_tokens = self.actor.max_answer_tokens;

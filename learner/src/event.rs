@@ -87,6 +87,8 @@ pub struct StepEvent {
     pub totals: Totals,
     /// Tasks of which this process had two actors agree, so far.
     pub num_audited: u64,
+    /// Groups of a free-running run that came too late, since this process began.
+    pub num_stale: u64,
     /// A look into the batch.
     pub sample: Option<Sample>,
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ProposerLoss;
 use crate::optimizer::{AdamW, Update, average};
-use crate::plan::{Planned, plan_batch};
+use crate::plan::{Planned, Plans, plan_batch};
 use crate::policy_gradient::{Minibatch, PolicyGradientReport, minibatches, played_sequence};
 use crate::self_play::{SelfPlay, StoredProposal, proposer_minibatch};
 use crate::shuffle::shuffled;
@@ -81,6 +81,8 @@ pub struct StepReport {
     pub self_play: Option<SelfPlayReport>,
     /// Mean negative log-probability of the batch's chosen tokens under the behaviour policy: an estimate of its entropy.
     pub entropy: f64,
+    /// Rollouts by the steps between the oldest version that drew one of their tokens and the state that they train.
+    pub rollouts_by_staleness: BTreeMap<u64, u64>,
     /// Examples of the batch that were new to the replay windows, and of a level that the config lists.
     pub num_examples: u64,
     /// Mean |log-probability of the actor - of the learner| at equal version, of the first group and the first that
@@ -131,8 +133,7 @@ pub struct Fold {
     state: State,
     /// Weights of the current state, encoded once.
     weights_digest: Digest,
-    /// Planned batches that are not folded yet.
-    planned: BTreeMap<u64, Vec<Planned>>,
+    planned: Plans,
 }
 
 impl State {
@@ -165,7 +166,7 @@ impl State {
 }
 
 impl Fold {
-    /// Continues from a state; `planned` are the batches that earlier states had planned already.
+    /// Continues from a state; `planned` is what earlier states had planned already.
     ///
     /// # Errors
     /// [`Error::Config`] when the config is not legal; [`Error::Policy`] when there is no such device.
@@ -174,7 +175,7 @@ impl Fold {
         sources: Vec<Arc<dyn ProblemSource>>,
         num_threads: usize,
         state: State,
-        planned: BTreeMap<u64, Vec<Planned>>,
+        planned: Plans,
     ) -> Result<Fold, Error> {
         config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
         let model = Model::new(&config.model, config.learner.device.open()?)?;
@@ -197,21 +198,29 @@ impl Fold {
         self.weights_digest
     }
 
-    /// Gives the tasks of batches that are planned and not folded.
-    pub fn planned(&self) -> &BTreeMap<u64, Vec<Planned>> {
+    /// Gives the tasks that are planned and not folded.
+    pub fn planned(&self) -> &Plans {
         &self.planned
     }
 
-    /// Plans every batch that may be planned from the current state, and gives their numbers.
-    pub fn plan(&mut self) -> Vec<u64> {
-        let due: Vec<u64> = (self.state.step..=self.state.step + self.config.batch.lag)
-            .filter(|batch| !self.planned.contains_key(batch))
-            .collect();
-        for batch in &due {
-            let tasks = plan_batch(&self.config, &self.sources, &mut self.state, self.weights_digest, *batch);
-            self.planned.insert(*batch, tasks);
+    /// Plans every batch that may be planned from the current state, and names its tasks.
+    pub fn plan(&mut self) -> Vec<TaskId> {
+        let mut new = Vec::new();
+        while self.planned.num_batches() <= self.state.step + self.config.batch.lag {
+            let batch = self.planned.num_batches();
+            let tasks = plan_batch(&self.config, &self.sources, &mut self.state, self.weights_digest, batch);
+            new.extend(tasks.iter().map(|planned| planned.task.id));
+            self.planned.push_batch(tasks);
         }
-        due
+        new
+    }
+
+    /// Tells whether some token of a free-running group is too old for the step that is next, or of weights that there are not
+    /// yet.
+    pub(crate) fn is_stale(&self, scored: &ScoredGroup) -> bool {
+        let step = self.state.step;
+        let Some(limit) = self.config.batch.max_staleness else { return false };
+        scored.group.versions().any(|version| version > step || version + limit < step)
     }
 
     /// Writes the tasks of an exam sat by the current state's averaged weights.
@@ -221,6 +230,7 @@ impl Fold {
             seed: self.config.seed,
             weights: ema_digest,
             policy_version: self.state.step,
+            free_running: false,
             request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
             family: String::new(),
             num_rollouts: 1,
@@ -230,24 +240,18 @@ impl Fold {
         tasks.collect()
     }
 
-    /// Folds the groups of the next batch, in index order, and trains.
+    /// Folds the groups that the next step takes, in order, and trains.
     ///
     /// # Errors
     /// [`Error::Integrity`] when a group does not answer its task; [`Error::NotFinite`] when training diverges.
     pub fn fold(&mut self, groups: &[ScoredGroup], control: Option<Control>) -> Result<StepReport, Error> {
         let batch = self.state.step;
-        let planned = self.planned.remove(&batch).unwrap_or_default();
-        if !groups.iter().map(|scored| &scored.group.task).eq(planned.iter().map(|planned| &planned.task)) {
-            return Err(Error::Integrity {
-                what: "group",
-                step: batch,
-                reason: "it was not played for this plan".to_owned(),
-            });
+        let planned = self.take_planned(groups)?;
+        let logprob_mismatch = self.logprob_mismatch(groups)?;
+        let mut rollouts_by_staleness = BTreeMap::new();
+        for rollout in groups.iter().flat_map(|scored| &scored.group.rollouts) {
+            *rollouts_by_staleness.entry(batch.saturating_sub(rollout.version_at(0))).or_default() += 1;
         }
-        let answered = groups.iter().find(|scored| scored.group.task.request.problem().is_some());
-        let (written, answered) =
-            (self.logprob_mismatch(&groups[0])?, answered.map(|scored| self.logprob_mismatch(scored)).transpose()?);
-        let logprob_mismatch = [written, answered.flatten()].into_iter().flatten().reduce(f64::max);
         let Brought { num_examples, rewarded, self_play } = self.take_groups(groups, planned);
         let learning_rate = self.config.learning_rate(batch, control);
         let trained = self.train(groups, num_examples, rewarded, learning_rate)?;
@@ -275,12 +279,36 @@ impl Fold {
             solved_by_family,
             self_play,
             entropy: mean_surprise(groups),
+            rollouts_by_staleness,
             num_examples,
             logprob_mismatch,
         })
     }
 
-    /// Takes in what the groups brought, in index order: examples, measurements, problems.
+    /// Takes what was planned for the groups of a step off the plans.
+    fn take_planned(&mut self, groups: &[ScoredGroup]) -> Result<Vec<Planned>, Error> {
+        let step = self.state.step;
+        let refuse = |reason: String| Err(Error::Integrity { what: "batch", step, reason });
+        let num_tasks = self.config.batch.num_tasks as usize;
+        if groups.len() != num_tasks {
+            return refuse(format!("expected {num_tasks} groups, got {}", groups.len()));
+        }
+        let mut taken = Vec::with_capacity(num_tasks);
+        for (index, scored) in (0..).zip(groups) {
+            let task = &scored.group.task;
+            let is_next = self.config.is_free_running() || (task.id.batch, task.id.index) == (step, index);
+            if self.is_stale(scored) {
+                return refuse(format!("group {index} is older than batch.max_staleness allows: {:?}", task.id));
+            }
+            match self.planned.remove(task.id).filter(|planned| is_next && planned.task == *task) {
+                Some(planned) => taken.push(planned),
+                None => return refuse(format!("group {index} was not played for this plan: {:?}", task.id)),
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes in what the groups brought, in their order: examples, measurements, problems.
     fn take_groups(&mut self, groups: &[ScoredGroup], planned: Vec<Planned>) -> Brought {
         let mut examples = Vec::new();
         let mut rewarded = Vec::new();
@@ -381,8 +409,9 @@ impl Fold {
         let learner = self.config.learner.clone();
         let policy_gradient = learner.policy_gradient.as_ref();
         let max_answer_tokens = self.config.actor.max_answer_tokens;
+        let step = self.state.step;
         let minibatches: Vec<Minibatch> =
-            policy_gradient.map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, groups));
+            policy_gradient.map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, step, groups));
         let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
         let mut proposer_minibatch = Some(proposer_minibatch(rewarded, proposer_weight));
         let draws_examples =
@@ -473,15 +502,24 @@ impl Fold {
         Ok((loss, sum.expect("there is a shard")))
     }
 
-    /// Compares a group's log-probabilities with what the learner computes, where both mean the same weights.
-    fn logprob_mismatch(&self, scored: &ScoredGroup) -> Result<Option<f64>, Error> {
-        let group = &scored.group;
-        let task = &group.task;
-        let comparable = task.policy_version == self.state.step
-            && task.sampling == (Sampling { behavior: Behavior::Policy, temperature: 1.0 });
-        if !comparable {
-            return Ok(None);
+    /// Compares log-probabilities of actors with what the learner computes, in the first group that the current weights played
+    /// and the first of those that answers a problem; gives the larger difference.
+    fn logprob_mismatch(&self, groups: &[ScoredGroup]) -> Result<Option<f64>, Error> {
+        let sampling = Sampling { behavior: Behavior::Policy, temperature: 1.0 };
+        let is_comparable = |scored: &&ScoredGroup| {
+            scored.group.task.sampling == sampling && scored.group.is_of_version(self.state.step)
+        };
+        let first = groups.iter().find(is_comparable);
+        let answered = groups.iter().filter(is_comparable).find(|scored| scored.group.task.request.problem().is_some());
+        let mut mismatches = Vec::new();
+        for scored in first.into_iter().chain(answered) {
+            mismatches.extend(self.group_mismatch(scored)?);
         }
+        Ok(mismatches.into_iter().reduce(f64::max))
+    }
+
+    fn group_mismatch(&self, scored: &ScoredGroup) -> Result<Option<f64>, Error> {
+        let group = &scored.group;
         let sequences: Vec<Sequence> = group
             .rollouts
             .iter()

@@ -1,15 +1,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::{TaskId, TaskKind};
+use proto::TaskId;
 use tokio::time::Instant;
 
 /// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    open: BTreeMap<TaskId, Issued>,
-    /// How often each task was asked for, until its batch is over: no two issues have the same number.
-    num_issues: BTreeMap<TaskId, u32>,
+    issued: BTreeMap<TaskId, Issued>,
     /// How long the tasks took that came in since the last batch was asked for, in order of arrival.
     took: Vec<Duration>,
     num_reissued: u64,
@@ -17,9 +15,13 @@ pub(crate) struct Ledger {
 
 #[derive(Clone, Copy, Debug)]
 struct Issued {
-    is_again: bool,
+    /// How often it was asked for before.
+    number: u32,
+    /// Since when its next group is waited for.
     first: Instant,
     last: Instant,
+    /// Kept for the number: an issue that had an earlier one's would be taken for its copy.
+    is_done: bool,
 }
 
 /// The slowest share of what is asked for together, which is asked for again before it is overdue.
@@ -31,33 +33,41 @@ const SLOWNESS: u32 = 2;
 impl Ledger {
     /// Notes that a task is asked for; gives the number of the issue.
     pub(crate) fn issue(&mut self, task: TaskId, now: Instant) -> u32 {
-        match self.open.get_mut(&task) {
+        match self.issued.get_mut(&task) {
             Some(issued) => {
-                (issued.is_again, issued.last) = (true, now);
+                issued.number += 1;
+                if std::mem::take(&mut issued.is_done) {
+                    issued.first = now;
+                }
+                issued.last = now;
                 self.num_reissued += 1;
+                issued.number
             }
-            None => drop(self.open.insert(task, Issued { is_again: false, first: now, last: now })),
+            None => {
+                self.issued.insert(task, Issued { number: 0, first: now, last: now, is_done: false });
+                0
+            }
         }
-        let num_issues = self.num_issues.entry(task).or_default();
-        *num_issues += 1;
-        *num_issues - 1
     }
 
     /// Tells whether the issue of this number is the last that is out of a task that is not done.
     pub(crate) fn is_last(&self, task: TaskId, issue: u32) -> bool {
-        self.open.contains_key(&task) && self.num_issues.get(&task) == Some(&(issue.saturating_add(1)))
+        self.issued.get(&task).is_some_and(|issued| !issued.is_done && issued.number == issue)
     }
 
     /// Notes that a task is done, or that a group of it has come and another is needed: when it is asked for next, it begins anew.
     pub(crate) fn close(&mut self, task: TaskId, now: Instant) {
-        if let Some(issued) = self.open.remove(&task) {
+        if let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) {
+            issued.is_done = true;
             self.took.push(now - issued.first);
         }
     }
 
-    /// Forgets the tasks of a batch that is over.
-    pub(crate) fn forget_batch(&mut self, kind: TaskKind, batch: u64) {
-        self.num_issues.retain(|task, _| (task.kind, task.batch) != (kind, batch));
+    /// Forgets tasks that are not asked for any more.
+    pub(crate) fn forget(&mut self, tasks: &[TaskId]) {
+        for task in tasks {
+            self.issued.remove(task);
+        }
     }
 
     /// Begins to look anew at how long tasks take.
@@ -67,25 +77,30 @@ impl Ledger {
 
     /// Names every task that is out.
     pub(crate) fn open(&self) -> Vec<TaskId> {
-        self.open.keys().copied().collect()
+        self.iter().map(|(task, _)| task).collect()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (TaskId, &Issued)> {
+        self.issued.iter().filter(|(_, issued)| !issued.is_done).map(|(task, issued)| (*task, issued))
     }
 
     /// Names the tasks to ask for again: those that nobody was heard of for `limit`, and the slowest few when all others
     /// took less than half of what they have taken.
     pub(crate) fn due(&self, limit: Duration, now: Instant) -> Vec<TaskId> {
         let slowest = self.took.iter().max().copied().unwrap_or(limit);
-        let num_slow = ((self.open.len() + self.took.len()) as f64 * SLOWEST).ceil() as usize;
-        let are_last = self.open.len() <= num_slow;
+        let num_open = self.iter().count();
+        let num_slow = ((num_open + self.took.len()) as f64 * SLOWEST).ceil() as usize;
+        let are_last = num_open <= num_slow;
         let is_due = |issued: &Issued| {
-            let is_slow = are_last && !issued.is_again && now - issued.first > slowest * SLOWNESS;
+            let is_slow = are_last && issued.first == issued.last && now - issued.first > slowest * SLOWNESS;
             is_slow || now - issued.last >= limit
         };
-        self.open.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| *task).collect()
+        self.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| task).collect()
     }
 
     /// Tells whether nobody was heard of some task for `limit`.
     pub(crate) fn is_overdue(&self, limit: Duration, now: Instant) -> bool {
-        self.open.values().any(|issued| now - issued.last >= limit)
+        self.iter().any(|(_, issued)| now - issued.last >= limit)
     }
 
     /// How often a task was asked for again.
@@ -96,6 +111,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use proto::TaskKind;
+
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(60);
@@ -127,6 +144,18 @@ mod tests {
     }
 
     #[test]
+    fn no_two_issues_of_a_task_have_the_same_number() {
+        let began = Instant::now();
+        let mut ledger = issued(2, began);
+        ledger.close(task(0), began + SECOND);
+        assert_eq!(ledger.open(), [task(1)]);
+        assert_eq!(ledger.issue(task(0), began + LIMIT), 1, "what came was of no use");
+        assert_eq!(ledger.open(), [task(0), task(1)]);
+        ledger.forget(&[task(0), task(1)]);
+        assert_eq!(ledger.open(), []);
+    }
+
+    #[test]
     fn the_slowest_few_are_asked_for_again_once() {
         let began = Instant::now();
         let mut ledger = issued(100, began);
@@ -150,9 +179,7 @@ mod tests {
         ledger.close(task(1), began + SECOND);
         assert!(!ledger.is_last(task(1), 0), "it is done");
         assert_eq!(ledger.issue(task(1), began + SECOND), 1);
-        assert_eq!((ledger.num_reissued(), ledger.is_last(task(1), 0), ledger.is_last(task(1), 1)), (0, false, true));
+        assert_eq!((ledger.is_last(task(1), 0), ledger.is_last(task(1), 1)), (false, true));
         assert_eq!(ledger.due(LIMIT, began + LIMIT), [task(0)]);
-        ledger.forget_batch(TaskKind::Train, 0);
-        assert_eq!(ledger.num_issues.len(), 0);
     }
 }

@@ -16,6 +16,7 @@ mod manifest;
 mod optimizer;
 mod plan;
 mod policy_gradient;
+mod received;
 mod replay;
 mod run_dir;
 mod self_play;
@@ -38,7 +39,7 @@ pub use journal::{
 };
 pub use main_loop::{Exam, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
-pub use plan::Planned;
+pub use plan::{Planned, Plans};
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
 pub use run_dir::{RunLock, expect_begun_with};
@@ -143,7 +144,7 @@ fn test_config() -> Config {
             num_kv_heads: 1,
             ff_dim: 16,
         },
-        batch: BatchConfig { num_tasks: 4, num_rollouts: 2, lag: 0 },
+        batch: BatchConfig { num_tasks: 4, num_rollouts: 2, lag: 0, max_staleness: None },
         actor: ActorConfig { behavior: proto::Behavior::Policy, temperature: 1.0, max_answer_tokens: 20 },
         domains: vec![DomainShare {
             name: "countdown".to_owned(),

@@ -8,6 +8,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{Params, write_weights};
 use proto::{
     Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Verdict,
+    Version,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -18,6 +19,8 @@ use crate::checkpoint::{Checkpoint, prune, save};
 use crate::event::{Ban, Event, StepEvent, sample};
 use crate::journal::{BanRecord, EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
+use crate::plan::Plans;
+use crate::received::Received;
 use crate::run_dir::{Recovered, RunLock};
 use crate::waiting::Workers;
 use crate::{Config, Control, Error, Fold, Manifest, State, Totals};
@@ -88,7 +91,7 @@ pub struct Summary {
     pub elapsed: Duration,
     /// How often this process asked for a task again.
     pub num_reissued: u64,
-    /// Groups that came more than once to this process; all alike, or the run had ended.
+    /// Groups that came more than once to this process; all alike, or the run had ended or was free-running.
     pub num_duplicates: u64,
     /// Tasks of which this process had two actors agree.
     pub num_audited: u64,
@@ -96,6 +99,8 @@ pub struct Summary {
     pub banned: Vec<String>,
     /// What banned actors sent to this process.
     pub num_refused: u64,
+    /// Groups of a free-running run that were older than `batch.max_staleness` allows.
+    pub num_stale: u64,
 }
 
 /// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
@@ -139,8 +144,7 @@ struct Learner {
     fold: Fold,
     journal: Journal,
     control: Option<Control>,
-    /// Groups that are in, by batch and index.
-    received: BTreeMap<u64, BTreeMap<u32, GroupRecord>>,
+    received: Received,
     /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
     expected_steps: BTreeMap<u64, StepRecord>,
     /// The exams that are being sat.
@@ -155,13 +159,14 @@ struct Learner {
     versions: BTreeMap<Digest, Arc<[u8]>>,
     ledger: Ledger,
     audits: Audits,
-    /// Tasks that are to be asked for again in the next round.
+    /// Tasks that are to be asked for again in the next round: another copy is needed, or what came is of no use.
     wanted: BTreeSet<TaskId>,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
     workers: Workers,
     num_duplicates: u64,
     num_refused: u64,
+    num_stale: u64,
     _lock: RunLock,
 }
 
@@ -200,7 +205,7 @@ impl Learner {
         control = config.control().or(control);
         let (state, planned, versions) = match checkpoint {
             Some(Checkpoint { state, planned, versions, .. }) => (state, planned, versions),
-            None => (State::initial(&config), BTreeMap::new(), Vec::new()),
+            None => (State::initial(&config), Plans::default(), Vec::new()),
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
             versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
@@ -247,6 +252,7 @@ impl Learner {
             workers: Workers::default(),
             num_duplicates: 0,
             num_refused: 0,
+            num_stale: 0,
             _lock: lock,
         };
         if was.is_none() {
@@ -276,8 +282,8 @@ impl Learner {
                 self.checkpoint()?;
                 return Ok(Outcome::Finished);
             }
-            self.fold_batch(step, asked.elapsed())?;
-            self.forget_batch(TaskKind::Train, step).await?;
+            let folded = self.fold_step(step, asked.elapsed())?;
+            self.forget(&folded).await?;
             self.decide_end()?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
                 self.checkpoint()?;
@@ -292,18 +298,14 @@ impl Learner {
         self.begin_sitting(step, ends).await?;
         if !ends {
             self.issue_batches().await?;
+            self.refuse_stale(step);
         }
         let sits = self.sitting.is_some();
         self.collect(step, ends).await?;
         if sits {
-            self.forget_batch(TaskKind::Evaluate, step).await?;
+            self.bus.forget_batch(TaskKind::Evaluate, step).await?;
         }
         Ok(())
-    }
-
-    async fn forget_batch(&mut self, kind: TaskKind, batch: u64) -> Result<(), Error> {
-        self.ledger.forget_batch(kind, batch);
-        Ok(self.bus.forget_batch(kind, batch).await?)
     }
 
     /// Puts the journal on the disk; what is in it then need not be kept by the bus.
@@ -323,13 +325,20 @@ impl Learner {
         let bytes: Arc<[u8]> = write_weights(&self.fold.config().model, &[("", &self.fold.state().params)]).into();
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
-        let planned = self.fold.planned();
-        let named = |version: &Digest| {
-            *version == digest || planned.values().flatten().any(|planned| planned.task.weights == *version)
-        };
-        self.versions.retain(|version, _| named(version));
+        self.announce().await?;
+        let named: BTreeSet<Digest> = self.fold.planned().iter().map(|planned| planned.task.weights).collect();
+        self.versions.retain(|version, _| *version == digest || named.contains(version));
         let needed: Vec<Digest> = self.versions.keys().copied().collect();
         Ok(self.bus.retain_weights(&needed).await?)
+    }
+
+    /// Tells those who play a free-running run that there are newer weights.
+    async fn announce(&self) -> Result<(), Error> {
+        if self.fold.config().is_free_running() {
+            let version = Version { policy_version: self.fold.state().step, weights: self.fold.weights_digest() };
+            self.bus.announce(version).await?;
+        }
+        Ok(())
     }
 
     /// Asks for the exams that are due and not in the journal yet.
@@ -356,19 +365,20 @@ impl Learner {
 
     /// Asks for every batch that may be planned now, except what is in already.
     async fn issue_batches(&mut self) -> Result<(), Error> {
-        let mut batches: BTreeSet<u64> = self.fold.plan().into_iter().collect();
+        let mut tasks = self.fold.plan();
         if std::mem::take(&mut self.resumes) {
-            // Batches planned before the checkpoint may have been lost with the process that asked for them.
-            batches.extend(self.fold.planned().keys());
+            // What was planned before the checkpoint may have been lost with the process that asked for it.
+            tasks = self.fold.planned().iter().map(|planned| planned.task.id).collect();
         }
-        let mut missing = Vec::new();
-        for batch in batches {
-            let received = self.received.entry(batch).or_default();
-            let planned = self.fold.planned()[&batch].iter();
-            let planned = planned.filter(|planned| !received.contains_key(&planned.task.id.index));
-            missing.extend(planned.map(|planned| (planned.task.clone(), planned.key.clone())));
-        }
+        let missing = tasks.into_iter().filter(|id| !self.received.contains(*id)).filter_map(|id| self.planned(id));
+        let missing = missing.collect();
         self.issue(missing).await
+    }
+
+    /// Gives a task of a batch, with the key of its problem.
+    fn planned(&self, id: TaskId) -> Option<(Task, Option<ProblemKey>)> {
+        let planned = self.fold.planned().get(id)?;
+        Some((planned.task.clone(), planned.key.clone()))
     }
 
     /// Asks for tasks, with the keys of their problems; side by side, for a bus may be far away.
@@ -393,22 +403,13 @@ impl Learner {
 
     /// Asks again for tasks, as far as they are not done.
     async fn issue_again(&mut self, tasks: Vec<TaskId>) -> Result<(), Error> {
-        let find = |id: &TaskId| {
-            let index = id.index as usize;
-            match id.kind {
-                TaskKind::Train
-                    if self.received.get(&id.batch).is_some_and(|groups| groups.contains_key(&id.index)) =>
-                {
-                    None
-                }
-                TaskKind::Train => {
-                    let planned = self.fold.planned().get(&id.batch)?.get(index)?;
-                    Some((planned.task.clone(), planned.key.clone()))
-                }
-                TaskKind::Evaluate => {
-                    let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
-                    sitting.correct.get(index)?.is_none().then(|| (sitting.tasks[index].clone(), None))
-                }
+        let find = |id: &TaskId| match id.kind {
+            TaskKind::Train if self.received.contains(*id) => None,
+            TaskKind::Train => self.planned(*id),
+            TaskKind::Evaluate => {
+                let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
+                let index = id.index as usize;
+                sitting.correct.get(index)?.is_none().then(|| (sitting.tasks[index].clone(), None))
             }
         };
         let tasks = tasks.iter().filter_map(find).collect();
@@ -417,6 +418,8 @@ impl Learner {
 
     /// Looks after what is out: what the bus has lost, and what nobody was heard of for too long, is asked for again.
     async fn look_after(&mut self, limit: Duration) -> Result<(), Error> {
+        // Again and again: nobody keeps it.
+        self.announce().await?;
         if self.bus.restore().await? {
             self.put_weights().await?;
             return self.issue_again(self.ledger.open()).await;
@@ -443,15 +446,15 @@ impl Learner {
         Ok(())
     }
 
-    /// Waits until the batch is sealed and the exams are over.
-    async fn collect(&mut self, batch: u64, ends: bool) -> Result<(), Error> {
+    /// Waits until the next step has its groups and the exams are over.
+    async fn collect(&mut self, step: u64, ends: bool) -> Result<(), Error> {
         let bus = self.bus.clone();
         // Kept over the turns of the loop: a wait that is begun anew each time may never end.
         let (mut next, mut beats) = (bus.next_scored(), bus.next_beat());
         let [mut heard, mut looked, mut told] = [Instant::now(); 3];
         let mut rounds = tokio::time::interval(ROUND);
         loop {
-            if self.missing(batch, ends).next().is_none() {
+            if self.sitting.is_none() && (ends || self.is_sealed(step)?) {
                 return Ok(());
             }
             tokio::select! {
@@ -467,11 +470,11 @@ impl Learner {
                     self.workers.heard(beat?, Instant::now());
                 }
                 _ = rounds.tick() => {
+                    let wanted = std::mem::take(&mut self.wanted).into_iter().collect();
+                    // What a bus is too slow for now is looked after the next time.
+                    tokio::time::timeout(LOOK_LIMIT, self.issue_again(wanted)).await.unwrap_or(Ok(()))?;
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
-                        let wanted = std::mem::take(&mut self.wanted).into_iter().collect();
-                        // A bus that is too slow for it now is looked after the next time.
-                        tokio::time::timeout(LOOK_LIMIT, self.issue_again(wanted)).await.unwrap_or(Ok(()))?;
                         if looked.elapsed() >= LOOK_EVERY {
                             tokio::time::timeout(LOOK_LIMIT, self.look_after(limit)).await.unwrap_or(Ok(()))?;
                             looked = Instant::now();
@@ -484,9 +487,9 @@ impl Learner {
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
-                        let missing = self.missing(batch, ends).map(|task| (task, self.audits.players(task)));
+                        let missing = self.missing(step, ends).map(|task| (task, self.audits.players(task)));
                         let missing: Vec<(TaskId, Vec<String>)> = missing.collect();
-                        let waiting = self.workers.waiting(batch, &missing, num_tasks, hears_workers, waited, now);
+                        let waiting = self.workers.waiting(step, &missing, num_tasks, hears_workers, waited, now);
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
                         }
@@ -498,18 +501,61 @@ impl Learner {
         }
     }
 
-    /// Names the tasks that the step waits for.
-    fn missing(&self, batch: u64, ends: bool) -> impl Iterator<Item = TaskId> {
+    /// Tells whether all groups are in that the next step folds.
+    fn is_sealed(&self, step: u64) -> Result<bool, Error> {
+        let config = &self.fold.config().batch;
+        if config.max_staleness.is_none() {
+            return Ok(self.fold.planned().batch(step).all(|planned| self.received.contains(planned.task.id)));
+        }
+        match self.expected_steps.get(&(step + 1)) {
+            // What was played for it comes out differently when it is played again.
+            Some(expected) if self.received.named(&expected.groups).is_none() => Err(Error::Integrity {
+                what: "batch",
+                step,
+                reason: "the journal has the step and lacks some of its groups".to_owned(),
+            }),
+            Some(_) => Ok(true),
+            None => Ok(self.received.len() >= config.num_tasks as usize),
+        }
+    }
+
+    /// Names the groups that the next step folds, in order; all are in.
+    fn sealed(&self, step: u64) -> Vec<TaskId> {
+        let config = &self.fold.config().batch;
+        if config.max_staleness.is_none() {
+            return self.fold.planned().batch(step).map(|planned| planned.task.id).collect();
+        }
+        let expected = self.expected_steps.get(&(step + 1));
+        expected.and_then(|expected| self.received.named(&expected.groups)).unwrap_or_else(|| {
+            self.received.in_order().map(GroupRecord::task).take(config.num_tasks as usize).collect()
+        })
+    }
+
+    /// Gives up groups that have become too old for the next step of a free-running run.
+    fn refuse_stale(&mut self, step: u64) {
+        if self.expected_steps.contains_key(&(step + 1)) {
+            return;
+        }
+        let stale: Vec<TaskId> =
+            self.received.in_order().filter(|group| self.fold.is_stale(&group.scored)).map(GroupRecord::task).collect();
+        self.received.remove(&stale);
+        self.note_stale(&stale);
+    }
+
+    fn note_stale(&mut self, stale: &[TaskId]) {
+        self.num_stale += stale.len() as u64;
+        self.wanted.extend(stale);
+    }
+
+    /// Names the tasks that the step waits for; in a free-running run, those of which it needs some.
+    fn missing(&self, step: u64, ends: bool) -> impl Iterator<Item = TaskId> {
         let unsat = self.sitting.iter().flat_map(|sitting| {
             sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
         });
-        let received = self.received.get(&batch);
-        let planned = self.fold.planned().get(&batch).filter(|_| !ends);
-        let unsealed = planned
-            .into_iter()
-            .flatten()
-            .map(|planned| planned.task.id)
-            .filter(move |id| received.is_none_or(|received| !received.contains_key(&id.index)));
+        let is_free_running = self.fold.config().is_free_running();
+        let planned = self.fold.planned().iter().map(|planned| planned.task.id);
+        let unsealed =
+            planned.filter(move |id| !ends && (id.batch == step || is_free_running) && !self.received.contains(*id));
         unsat.chain(unsealed)
     }
 
@@ -534,8 +580,7 @@ impl Learner {
 
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
         let id = scored.group.task.id;
-        let planned = self.fold.planned().get(&id.batch).and_then(|tasks| tasks.get(id.index as usize));
-        let Some(planned) = planned else { return Ok(()) };
+        let Some(planned) = self.fold.planned().get(id) else { return Ok(()) };
         let disagrees = |reason: &str| {
             Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
         };
@@ -558,12 +603,17 @@ impl Learner {
             return disagrees(&reason);
         }
         let group = GroupRecord { played_by: envelope.played_by.clone(), scored: scored.clone() };
-        let is_sealed = self.is_sealed(id.batch);
-        let received = self.received.entry(id.batch).or_default();
-        let Some(first) = received.get(&id.index) else { return self.hear(group) };
+        let Some(first) = self.received.get(id) else {
+            if self.fold.is_stale(scored) {
+                self.note_stale(&[id]);
+                return Ok(());
+            }
+            return self.hear(group);
+        };
         first.expect_same_verdicts(&group)?;
         let [known, said] = [first, &group].map(GroupRecord::digest);
-        if known == said {
+        // Copies of a free-running task were played by different weights.
+        if known == said || scored.group.task.free_running {
             self.num_duplicates += 1;
             return Ok(());
         }
@@ -571,10 +621,10 @@ impl Learner {
             let [first, second] = [known, said].map(|digest| digest.short());
             return disagrees(&format!("two copies differ: {first} came first, then {second}"));
         }
-        if is_sealed {
+        if self.was_folded(id.batch) {
             return Ok(());
         }
-        self.audits.dispute(received.remove(&id.index).expect("it was just looked at"));
+        self.received.take(&[id]).into_iter().for_each(|(_, first)| self.audits.dispute(first));
         self.hear(group)
     }
 
@@ -606,18 +656,15 @@ impl Learner {
         let id = group.task();
         self.ledger.close(id, Instant::now());
         self.journal.append(&Record::Group(group.clone()))?;
-        self.received.entry(id.batch).or_default().insert(id.index, group);
+        self.received.insert(group);
         Ok(())
     }
 
     /// Believes an actor nothing any more: what it played of batches that are not sealed is played again.
     fn ban(&mut self, player: &str, task: TaskId, reason: String) -> Result<(), Error> {
-        let mut again = Vec::new();
-        for batch in self.received.keys().copied().filter(|batch| !self.is_sealed(*batch)).collect::<Vec<_>>() {
-            let groups = self.received.entry(batch).or_default();
-            let of_player = groups.extract_if(.., |_, group| group.played_by == player);
-            again.extend(of_player.map(|(_, group)| group.task()));
-        }
+        let of_player = self.received.in_order().filter(|group| group.played_by == player).map(GroupRecord::task);
+        let mut again: Vec<TaskId> = of_player.filter(|id| !self.was_folded(id.batch)).collect();
+        self.received.remove(&again);
         let (undecided, done) = self.audits.ban(player);
         again.extend(undecided);
         self.wanted.extend(&again);
@@ -633,7 +680,7 @@ impl Learner {
     }
 
     /// Tells whether the journal knows a batch as folded; a process that goes on before that folds it again as it was.
-    fn is_sealed(&self, batch: u64) -> bool {
+    fn was_folded(&self, batch: u64) -> bool {
         self.expected_steps.contains_key(&(batch + 1))
     }
 
@@ -649,6 +696,7 @@ impl Learner {
             return Ok(());
         }
         let Some(sitting) = self.sitting.take() else { return Ok(()) };
+        self.ledger.forget(&sitting.tasks.iter().map(|task| task.id).collect::<Vec<_>>());
         let mut correct = sitting.correct.into_iter();
         for (exam, num_problems) in sitting.parts {
             let num_correct = correct.by_ref().take(num_problems).filter(|correct| *correct == Some(true)).count();
@@ -665,10 +713,12 @@ impl Learner {
         Ok(())
     }
 
-    fn fold_batch(&mut self, batch: u64, waited: Duration) -> Result<(), Error> {
-        let received = self.received.remove(&batch).unwrap_or_default();
-        received.values().for_each(|group| self.audits.train_on(group, batch + 1));
-        let groups: Vec<ScoredGroup> = received.into_values().map(|group| group.scored).collect();
+    /// Folds what is sealed, and names it.
+    fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
+        let ids = self.sealed(step);
+        let (digests, groups): (Vec<Digest>, Vec<GroupRecord>) = self.received.take(&ids).into_iter().unzip();
+        groups.iter().for_each(|group| self.audits.train_on(group, step + 1));
+        let groups: Vec<ScoredGroup> = groups.into_iter().map(|group| group.scored).collect();
         let began = Instant::now();
         let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
         let trained = began.elapsed();
@@ -678,7 +728,7 @@ impl Learner {
             None => {
                 self.journal.append(&Record::Step(StepRecord {
                     step: report.step,
-                    groups: groups.iter().map(Digest::of).collect(),
+                    groups: digests,
                     weights_digest: report.weights_digest,
                     state_digest: report.state_digest,
                     elapsed_ms: elapsed.as_millis() as u64,
@@ -688,9 +738,21 @@ impl Learner {
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
-        let num_audited = self.audits.num_audited();
-        let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, sample };
+        let (num_audited, num_stale) = (self.audits.num_audited(), self.num_stale);
+        let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, num_stale, sample };
         drop(self.events.send(Event::Step(Box::new(event))));
+        Ok(ids)
+    }
+
+    /// Forgets tasks that are folded, and on the bus the batches of which nothing is left.
+    async fn forget(&mut self, folded: &[TaskId]) -> Result<(), Error> {
+        self.ledger.forget(folded);
+        let batches: BTreeSet<u64> = folded.iter().map(|id| id.batch).collect();
+        for batch in batches {
+            if self.fold.planned().batch(batch).next().is_none() {
+                self.bus.forget_batch(TaskKind::Train, batch).await?;
+            }
+        }
         Ok(())
     }
 
@@ -758,6 +820,7 @@ impl Learner {
             num_audited: self.audits.num_audited(),
             banned: self.audits.banned().iter().cloned().collect(),
             num_refused: self.num_refused,
+            num_stale: self.num_stale,
         }
     }
 }

@@ -24,7 +24,8 @@ pub struct Manifest {
     pub exams: BTreeMap<String, Digest>,
     /// Which arithmetic.
     pub numerics: Numerics,
-    /// Whether every component promises the same result twice.
+    /// Whether every component promises the same result twice: then steps can be computed again from their groups. That
+    /// groups come out the same is for the schedule to promise, which the config names.
     pub reproducible: bool,
 }
 

@@ -1,5 +1,6 @@
 //! What a batch asks for: a function of the state, the batch and the index.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::{
@@ -21,6 +22,52 @@ pub struct Planned {
     pub key: Option<ProblemKey>,
     /// The proposal that its problem comes from.
     pub(crate) proposal: Option<StoredProposal>,
+}
+
+/// Tasks that are planned and not folded.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plans {
+    /// Batches that were planned so far.
+    num_batches: u64,
+    tasks: BTreeMap<TaskId, Planned>,
+}
+
+impl Plans {
+    /// Gives a task that is planned.
+    pub fn get(&self, id: TaskId) -> Option<&Planned> {
+        self.tasks.get(&id)
+    }
+
+    /// Gives all of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Planned> {
+        self.tasks.values()
+    }
+
+    /// Gives those of a batch, in order of index.
+    pub fn batch(&self, batch: u64) -> impl Iterator<Item = &Planned> {
+        let id = |index| TaskId { kind: TaskKind::Train, batch, index };
+        self.tasks.range(id(0)..=id(u32::MAX)).map(|(_, planned)| planned)
+    }
+
+    /// Tells whether a task is planned, or will be.
+    pub(crate) fn may_hold(&self, id: TaskId) -> bool {
+        id.batch >= self.num_batches || self.tasks.contains_key(&id)
+    }
+
+    /// Tells how many batches were planned so far.
+    pub(crate) fn num_batches(&self) -> u64 {
+        self.num_batches
+    }
+
+    /// Adds the next batch.
+    pub(crate) fn push_batch(&mut self, batch: Vec<Planned>) {
+        self.num_batches += 1;
+        self.tasks.extend(batch.into_iter().map(|planned| (planned.task.id, planned)));
+    }
+
+    pub(crate) fn remove(&mut self, id: TaskId) -> Option<Planned> {
+        self.tasks.remove(&id)
+    }
 }
 
 /// Plans a batch from a state. Proposals that it poses leave the state's queue.
@@ -49,6 +96,7 @@ pub(crate) fn plan_batch(
             seed: config.seed,
             weights,
             policy_version: state.step,
+            free_running: config.is_free_running(),
             request: asked.request,
             family: asked.family,
             num_rollouts: config.batch.num_rollouts,

@@ -3,7 +3,7 @@
 //! [`minibatches`] is what the fold trains on; everything here is a function of the groups.
 
 use policy::{Loss, Objective, PolicyGradient, Sequence};
-use proto::{Behavior, Rollout, ScoredGroup, Verdict};
+use proto::{Behavior, Choice, Rollout, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::config::check;
@@ -48,6 +48,8 @@ pub struct PolicyGradientReport {
     pub loss: f64,
     /// Share of tokens whose surrogate was clipped.
     pub clip_fraction: f64,
+    /// Share of tokens that count less than the proximal policy would have it; 0 unless the run is free-running.
+    pub truncated_fraction: f64,
     /// Mean probability of a token now over its probability when it was drawn.
     pub importance_ratio: f64,
     /// Mean entropy over the legal tokens, in nats.
@@ -104,6 +106,7 @@ impl PolicyGradientReport {
         (num_rollouts > 0).then(|| PolicyGradientReport {
             loss: loss.policy_gradient / (config.weight * minibatches.len() as f64),
             clip_fraction: mean(loss.num_clipped as f64),
+            truncated_fraction: mean(loss.num_truncated as f64),
             importance_ratio: mean(loss.sum_importance_ratio),
             entropy: mean(loss.sum_entropy),
             num_rollouts,
@@ -111,13 +114,14 @@ impl PolicyGradientReport {
     }
 }
 
-/// Deals the groups of a batch out to `updates_per_step` updates, in index order, and gives each rollout its objective.
+/// Deals the groups of a step out to `updates_per_step` updates, in order, and gives each rollout its objective.
 ///
 /// Rollouts without an advantage are left out: with them go all groups that agree, whose surrogate has no gradient. They
 /// still count in what the loss is divided by, so that leaving them out makes no other rollout count more.
 pub(crate) fn minibatches(
     config: &PolicyGradientConfig,
     max_answer_tokens: u32,
+    step: u64,
     groups: &[ScoredGroup],
 ) -> Vec<Minibatch> {
     // Problems that were written have no reward before somebody tries them.
@@ -129,7 +133,7 @@ pub(crate) fn minibatches(
     };
     let per_update = groups.len().div_ceil(config.updates_per_step as usize).max(1);
     let parts = groups.chunks(per_update).zip(advantages.chunks(per_update));
-    parts.map(|(groups, advantages)| minibatch(config, max_answer_tokens, groups, advantages)).collect()
+    parts.map(|(groups, advantages)| minibatch(config, max_answer_tokens, step, groups, advantages)).collect()
 }
 
 /// Gives the sequence of a rollout as it was played.
@@ -142,6 +146,7 @@ pub(crate) fn played_sequence(scored: &ScoredGroup, rollout: &Rollout) -> Sequen
 fn minibatch(
     config: &PolicyGradientConfig,
     max_answer_tokens: u32,
+    step: u64,
     groups: &[&ScoredGroup],
     advantages: &[Vec<f64>],
 ) -> Minibatch {
@@ -160,6 +165,7 @@ fn minibatch(
             minibatch.objectives.push(Objective::PolicyGradient(PolicyGradient {
                 advantage: *advantage as f32,
                 behavior_logprobs: rollout.choices.iter().map(|choice| choice.logprob).collect(),
+                proximal: rollout.choices.iter().map(|choice| proximal(scored, rollout, choice, step)).collect(),
                 clip_low: config.clip_low as f32,
                 clip_high: config.clip_high as f32,
                 entropy_bonus: config.entropy_bonus as f32,
@@ -168,6 +174,16 @@ fn minibatch(
         }
     }
     minibatch
+}
+
+/// Places the proximal policy, which is that of the step before its updates, between the behaviour policy and the one that
+/// the updates lead to, by their versions. In a pipelined run it is the behaviour policy, as far behind for every token.
+fn proximal(scored: &ScoredGroup, rollout: &Rollout, choice: &Choice, step: u64) -> f32 {
+    if !scored.group.task.free_running {
+        return 0.0;
+    }
+    let age = step.saturating_sub(rollout.version_at(choice.position));
+    age as f32 / (age + 1) as f32
 }
 
 /// 1 for a right answer, else 0. Only verdicts feed rewards.
@@ -244,6 +260,7 @@ mod tests {
             seed: 0,
             weights: Digest::of_bytes(b""),
             policy_version: 0,
+            free_running: false,
             request: Request::Solve {
                 problem: Problem { domain: "countdown".to_owned(), text: String::new() },
                 origin: ProblemOrigin::Ladder,
@@ -284,7 +301,7 @@ mod tests {
             group(&[(RIGHT, 2), (RIGHT, 3), (WRONG, 1), (RIGHT, 1)]),
             group(&[(RIGHT, 2), (RIGHT, 3), (RIGHT, 1), (RIGHT, 1)]),
         ];
-        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, &groups);
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, 0, &groups);
         // 0.5 / (2 groups x 4 rollouts x 20 tokens), groups that agree included.
         let weight = 0.5 / 160.0;
         let expected = [
@@ -300,7 +317,7 @@ mod tests {
     #[test]
     fn reinforce_plus_plus_whitens_over_tokens_and_takes_their_mean() {
         let groups = [group(&[(RIGHT, 4), (WRONG, 1)]), group(&[(RIGHT, 3), (RIGHT, 2)])];
-        let minibatches = minibatches(&config(PolicyGradientKind::ReinforcePlusPlus), 20, &groups);
+        let minibatches = minibatches(&config(PolicyGradientKind::ReinforcePlusPlus), 20, 0, &groups);
         let (good, bad) = (0.1 / 0.1f64.sqrt(), -0.9 / 0.1f64.sqrt());
         // 0.5 / 5 tokens in either update. A group that agrees has an advantage here: the baseline is the batch's.
         let expected = [[(good, 0.1), (bad, 0.1)], [(good, 0.1), (good, 0.1)]];
@@ -319,7 +336,7 @@ mod tests {
         for kind in [PolicyGradientKind::DrGrpo, PolicyGradientKind::ReinforcePlusPlus] {
             for verdict in [RIGHT, WRONG] {
                 let groups = [group(&[(verdict, 4), (verdict, 1)]), group(&[(verdict, 3), (verdict, 7)])];
-                let minibatches = minibatches(&config(kind), 20, &groups);
+                let minibatches = minibatches(&config(kind), 20, 0, &groups);
                 assert_eq!(minibatches, [Minibatch::default(), Minibatch::default()]);
                 assert_eq!(PolicyGradientReport::new(&config(kind), &minibatches, &Loss::default()), None);
             }
@@ -330,7 +347,7 @@ mod tests {
     #[test]
     fn groups_are_dealt_out_in_order() {
         let groups: Vec<ScoredGroup> = (1..6).map(|length| group(&[(RIGHT, length), (WRONG, length + 1)])).collect();
-        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, &groups);
+        let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, 0, &groups);
         let lengths = |minibatch: &Minibatch| minibatch.sequences.iter().map(|it| it.chosen.len()).collect::<Vec<_>>();
         assert_eq!(minibatches.iter().map(lengths).collect::<Vec<_>>(), [vec![1, 2, 2, 3, 3, 4], vec![4, 5, 5, 6]]);
         let sequence = &minibatches[0].sequences[1];
@@ -349,14 +366,16 @@ mod tests {
             policy_gradient: -0.25,
             num_policy_tokens: 4,
             num_clipped: 1,
+            num_truncated: 0,
             sum_importance_ratio: 6.0,
             sum_entropy: 2.0,
         };
-        let report = PolicyGradientReport::new(&config, &minibatches(&config, 20, &groups), &loss);
+        let report = PolicyGradientReport::new(&config, &minibatches(&config, 20, 0, &groups), &loss);
         // -0.25 / (0.5 x 2 updates)
         let expected = PolicyGradientReport {
             loss: -0.25,
             clip_fraction: 0.25,
+            truncated_fraction: 0.0,
             importance_ratio: 1.5,
             entropy: 0.5,
             num_rollouts: 2,

@@ -1,12 +1,12 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
-use crate::journal::{GroupRecord, JournalReader, Record, RecordError};
+use crate::journal::{JournalReader, Record, RecordError};
 use crate::main_loop::expect_step;
-use crate::{Config, Error, Fold, Manifest, State};
+use crate::received::Received;
+use crate::{Config, Error, Fold, Manifest, Plans, State};
 
 /// What a replay found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,9 +39,8 @@ pub fn replay(
     }
     let mut control = config.control();
     let state = State::initial(&config);
-    let num_tasks = config.batch.num_tasks as usize;
-    let mut fold = Fold::new(config, sources, num_threads, state, BTreeMap::new())?;
-    let mut received = BTreeMap::<u64, BTreeMap<u32, ScoredGroup>>::new();
+    let mut fold = Fold::new(config, sources, num_threads, state, Plans::default())?;
+    let mut received = Received::default();
     let (mut manifest, mut num_groups) = (None, 0);
     let mut damaged = None;
     let mut reader = JournalReader::open(journal)?;
@@ -51,18 +50,18 @@ pub fn replay(
             Ok(Record::Manifest(found)) if !found.reproducible => return Err(Error::NotReproducible),
             Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
-            Ok(Record::Group(GroupRecord { scored, .. })) if scored.group.task.id.kind == TaskKind::Train => {
-                let id = scored.group.task.id;
-                received.entry(id.batch).or_default().insert(id.index, scored);
+            Ok(Record::Group(group)) if group.task().kind == TaskKind::Train => {
+                received.insert(group);
             }
             Ok(Record::Step(expected)) if expected.step <= last_step => {
                 expect_undamaged(&damaged)?;
                 let batch = expected.step - 1;
-                let groups: Vec<ScoredGroup> = received.remove(&batch).unwrap_or_default().into_values().collect();
-                if groups.len() != num_tasks || fold.state().step != batch {
-                    let reason = format!("the journal has {} of its {num_tasks} groups", groups.len());
+                let ids = received.named(&expected.groups).filter(|_| fold.state().step == batch);
+                let Some(ids) = ids else {
+                    let reason = "the journal lacks some of its groups".to_owned();
                     return Err(Error::Integrity { what: "batch", step: batch, reason });
-                }
+                };
+                let groups: Vec<ScoredGroup> = received.take(&ids).into_iter().map(|(_, group)| group.scored).collect();
                 fold.plan();
                 let report = fold.fold(&groups, control)?;
                 expect_step(&expected, report.weights_digest, report.state_digest)?;

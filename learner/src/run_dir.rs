@@ -8,7 +8,9 @@ use proto::TaskId;
 
 use crate::audit::Trained;
 use crate::checkpoint::{Checkpoint, load_latest};
-use crate::journal::{BanRecord, Damage, EvalRecord, GroupRecord, JournalReader, Record, StepRecord, read_journal};
+use crate::journal::{BanRecord, Damage, EvalRecord, JournalReader, Record, StepRecord, read_journal};
+use crate::plan::Plans;
+use crate::received::Received;
 use crate::{Control, Error, Manifest};
 
 /// A run directory, taken for this process: a second learner is refused.
@@ -55,8 +57,8 @@ pub(crate) struct Recovered {
     /// Absent where the run begins with its first step.
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) control: Option<Control>,
-    /// Groups of batches that the checkpoint has not folded.
-    pub(crate) received: BTreeMap<u64, BTreeMap<u32, GroupRecord>>,
+    /// Groups that the checkpoint has not folded.
+    pub(crate) received: Received,
     pub(crate) banned: BTreeSet<String>,
     /// Of batches that the checkpoint has folded.
     pub(crate) trained: Trained,
@@ -77,7 +79,9 @@ impl Recovered {
         loop {
             let checkpoint = load_latest(&run_dir.join("checkpoints"), newest, |error| refuse(error.to_string()))?;
             let step = checkpoint.as_ref().map_or(0, |(_, checkpoint)| checkpoint.state.step);
-            let found = Recovered::after(step, &run_dir.join("journal"), is_reproducible)?;
+            let nothing = Plans::default();
+            let planned = checkpoint.as_ref().map_or(&nothing, |(_, checkpoint)| &checkpoint.planned);
+            let found = Recovered::after(step, planned, &run_dir.join("journal"), is_reproducible)?;
             let Some((model, checkpoint)) = checkpoint else { return Ok(found) };
             let is_known = match found.steps.get(&step) {
                 Some(record) => record.weights_digest == checkpoint.state.params.digest(&model),
@@ -93,10 +97,11 @@ impl Recovered {
         }
     }
 
-    /// Reads the journal, as far as a run needs it that goes on from a step.
-    fn after(step: u64, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
-        let mut received = BTreeMap::<u64, BTreeMap<u32, GroupRecord>>::new();
+    /// Reads the journal, as far as a run needs it that goes on from a step with these plans.
+    fn after(step: u64, planned: &Plans, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
+        let mut received = Received::default();
         let (mut banned, mut trained) = (BTreeSet::new(), Trained::default());
+        let mut players = BTreeMap::<u64, BTreeMap<u32, String>>::new();
         let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
         let mut num_records = 0;
         let damage = read_journal(journal, |record| {
@@ -111,20 +116,24 @@ impl Recovered {
                         evals.retain(|eval: &EvalRecord| eval.step < done.step);
                     }
                     if done.step <= step {
-                        let groups = received.remove(&(done.step - 1)).unwrap_or_default();
-                        groups.values().for_each(|group| trained.note(&group.played_by, done.step));
+                        let players = players.remove(&(done.step - 1)).unwrap_or_default();
+                        players.values().for_each(|player| trained.note(player, done.step));
                     }
                     steps.insert(done.step, done);
                 }
                 Record::Group(group) => {
-                    let TaskId { batch, index, .. } = group.task();
-                    drop(received.entry(batch).or_default().insert(index, group));
+                    let id = group.task();
+                    players.entry(id.batch).or_default().insert(id.index, group.played_by.clone());
+                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its
+                    // checkpoint.
+                    if is_reproducible && planned.may_hold(id) {
+                        received.insert(group);
+                    }
                 }
                 Record::Ban(BanRecord { player, tasks }) => {
-                    for TaskId { batch, index, .. } in tasks {
-                        let groups = received.entry(batch).or_default();
-                        drop(groups.extract_if(index..=index, |_, group| group.played_by == player).next());
-                    }
+                    let is_of_player = |id: &TaskId| received.get(*id).is_some_and(|group| group.played_by == player);
+                    let taken_back: Vec<TaskId> = tasks.into_iter().filter(is_of_player).collect();
+                    received.remove(&taken_back);
                     banned.insert(player);
                 }
             }
@@ -136,8 +145,6 @@ impl Recovered {
                 got: "none that can be read".to_owned(),
             });
         }
-        // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its checkpoint.
-        received.retain(|batch, _| is_reproducible && *batch >= step);
         Ok(Recovered { checkpoint: None, control, received, banned, trained, steps, evals, manifest, damage })
     }
 }

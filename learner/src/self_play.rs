@@ -158,6 +158,7 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
             let objective = PolicyGradient {
                 advantage: advantage as f32,
                 behavior_logprobs: played.choices.iter().map(|(_, _, logprob)| *logprob).collect(),
+                proximal: vec![0.0; played.choices.len()],
                 clip_low: CLIP.0,
                 clip_high: CLIP.1,
                 entropy_bonus: 0.0,

@@ -12,16 +12,26 @@ pub enum Objective {
     PolicyGradient(PolicyGradient),
 }
 
-/// `-weight * (min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` a token, where `ratio` is
-/// `exp(logprob - behavior_logprob)`, `A` the advantage and `H` the entropy over the legal tokens.
+/// `-weight * (w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` a token, where `A` is the
+/// advantage and `H` the entropy over the legal tokens.
 ///
-/// Source: Schulman et al. 2017 (PPO), eq. 7, with the two clips of Yu et al. 2025 (DAPO), section 3.1.
+/// `ratio` is the current probability over that of the proximal policy, from which a step may not lead far; `w`, a constant
+/// to the gradient, is `min(proximal / behaviour, MAX_PROXIMAL_WEIGHT)`: what was drawn by older weights counts as often as
+/// the proximal policy would have drawn it. Where the proximal policy is the behaviour policy, `w` is 1.
+///
+/// The proximal policy's log-probability is not computed but lies on the line between the other two, at `proximal` of the
+/// way from the behaviour policy to the current one.
+///
+/// Source: Schulman et al. 2017 (PPO), eq. 7, with the two clips of Yu et al. 2025 (DAPO), section 3.1, the decoupling of
+/// Hilton et al. 2022 (arXiv 2110.00641) as in Fu et al. 2025 (AReaL, arXiv 2505.24298), and AReaL's approximation by versions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyGradient {
     /// Advantage of the rollout, for each of its tokens.
     pub advantage: f32,
     /// Log-probability of each chosen token when it was drawn.
     pub behavior_logprobs: Vec<f32>,
+    /// Where the proximal policy is for each chosen token: 0 is the behaviour policy, 1 the current one.
+    pub proximal: Vec<f32>,
     /// How far below 1 the importance ratio has an effect; in (0, 1].
     pub clip_low: f32,
     /// How far above 1 the importance ratio has an effect; over 0.
@@ -31,6 +41,11 @@ pub struct PolicyGradient {
     /// How much each token counts.
     pub weight: f32,
 }
+
+/// Most that a token counts whose behaviour policy is not the proximal one.
+///
+/// Source: the default of truncated importance sampling in verl and SkyRL.
+const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
 
 /// What sequences cost under their objectives; sums over their chosen tokens, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -43,6 +58,8 @@ pub struct Loss {
     pub num_policy_tokens: u64,
     /// Of these, those whose surrogate was clipped: only the entropy bonus moves them.
     pub num_clipped: u64,
+    /// And those that count less than the proximal policy would have it.
+    pub num_truncated: u64,
     /// Sum of their importance ratios.
     pub sum_importance_ratio: f64,
     /// Sum of their entropies in nats.
@@ -63,8 +80,10 @@ pub(crate) struct Slopes {
 struct Surrogate {
     value: f32,
     slope: f32,
+    /// Of the current policy to the behaviour policy.
     importance_ratio: f32,
     is_clipped: bool,
+    is_truncated: bool,
 }
 
 impl Objective {
@@ -82,13 +101,23 @@ impl Objective {
 
 impl PolicyGradient {
     fn surrogate(&self, index: usize, logprob: f32) -> Surrogate {
-        let importance_ratio = libm::expf(logprob - self.behavior_logprobs[index]);
-        let free = importance_ratio * self.advantage;
-        let clipped = importance_ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * self.advantage;
+        let log_ratio = logprob - self.behavior_logprobs[index];
+        let proximal = self.proximal[index];
+        let ratio = libm::expf((1.0 - proximal) * log_ratio);
+        let proximal_weight = libm::expf(proximal * log_ratio);
+        let weight = proximal_weight.min(MAX_PROXIMAL_WEIGHT);
+        let free = ratio * self.advantage;
+        let clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * self.advantage;
         let is_clipped = clipped < free;
-        // The derivative of exp is exp; a clipped ratio is a constant.
-        let slope = if is_clipped { 0.0 } else { free };
-        Surrogate { value: free.min(clipped), slope, importance_ratio, is_clipped }
+        // The derivative of exp is exp; a clipped ratio is a constant, and so is the proximal policy.
+        let slope = if is_clipped { 0.0 } else { weight * free };
+        Surrogate {
+            value: weight * free.min(clipped),
+            slope,
+            importance_ratio: libm::expf(log_ratio),
+            is_clipped,
+            is_truncated: weight < proximal_weight,
+        }
     }
 }
 
@@ -119,6 +148,7 @@ impl Loss {
         self.policy_gradient += other.policy_gradient;
         self.num_policy_tokens += other.num_policy_tokens;
         self.num_clipped += other.num_clipped;
+        self.num_truncated += other.num_truncated;
         self.sum_importance_ratio += other.sum_importance_ratio;
         self.sum_entropy += other.sum_entropy;
     }
@@ -132,6 +162,7 @@ impl Loss {
                 self.policy_gradient -= f64::from(objective.weight) * (f64::from(surrogate.value) + bonus);
                 self.num_policy_tokens += 1;
                 self.num_clipped += u64::from(surrogate.is_clipped);
+                self.num_truncated += u64::from(surrogate.is_truncated);
                 self.sum_importance_ratio += f64::from(surrogate.importance_ratio);
                 self.sum_entropy += f64::from(entropy);
             }
@@ -149,6 +180,7 @@ mod tests {
         PolicyGradient {
             advantage,
             behavior_logprobs: vec![0.25f32.ln()],
+            proximal: vec![0.0],
             clip_low: 0.2,
             clip_high: 0.28,
             entropy_bonus: 0.5,
@@ -173,6 +205,28 @@ mod tests {
             assert!((surrogate.slope - slope).abs() < 1e-6, "{case}");
             assert!((surrogate.importance_ratio - 4.0 * probability).abs() < 1e-6, "{case}");
             assert_eq!(surrogate.is_clipped, slope == 0.0, "{case}");
+        }
+    }
+
+    /// By hand, for a behaviour probability of 1/4 and a proximal policy two thirds of the way: at probability p, the ratio
+    /// to it is (4 p)^(1/3) and its ratio to the behaviour policy (4 p)^(2/3).
+    #[test]
+    fn weighs_by_the_proximal_policy_and_clips_around_it() {
+        for (advantage, probability, value, slope, is_truncated) in [
+            (2.0, 0.25, 2.0, 2.0, false),
+            (2.0, 0.25 * 0.729, 0.81 * 0.9 * 2.0, 0.81 * 0.9 * 2.0, false),
+            (2.0, 0.25 * 1.331, 1.21 * 1.1 * 2.0, 1.21 * 1.1 * 2.0, false),
+            (2.0, 0.25 * 2.197, 1.69 * 1.28 * 2.0, 0.0, false),
+            (-2.0, 0.25 * 3.375, 2.0 * 1.5 * -2.0, 2.0 * 1.5 * -2.0, true),
+            (-2.0, 0.25 * 0.343, 0.49 * 0.8 * -2.0, 0.0, false),
+        ] {
+            let surrogate =
+                PolicyGradient { proximal: vec![2.0 / 3.0], ..objective(advantage) }.surrogate(0, f32::ln(probability));
+            let case = format!("advantage {advantage}, probability {probability}: {surrogate:?}");
+            assert!((surrogate.value - value).abs() < 1e-5, "{case}");
+            assert!((surrogate.slope - slope).abs() < 1e-5, "{case}");
+            assert!((surrogate.importance_ratio - 4.0 * probability).abs() < 1e-5, "{case}");
+            assert_eq!((surrogate.is_clipped, surrogate.is_truncated), (slope == 0.0, is_truncated), "{case}");
         }
     }
 

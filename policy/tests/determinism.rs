@@ -124,6 +124,7 @@ fn gradients_have_the_same_bits_beside_others() {
         let behavior_logprobs = draws(sequence.chosen.len(), number).iter().map(|draw| draw - 3.0).collect();
         let objective = Objective::PolicyGradient(PolicyGradient {
             advantage: [0.5, -0.5][number as usize % 2],
+            proximal: draws(sequence.chosen.len(), number + 100).iter().map(|draw| draw + 0.5).collect(),
             behavior_logprobs,
             clip_low: 0.2,
             clip_high: 0.28,

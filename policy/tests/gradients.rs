@@ -71,6 +71,7 @@ fn policy_gradient(model: &Model, params: &Params, sequences: &[Sequence], entro
         Objective::PolicyGradient(PolicyGradient {
             advantage: [0.75, -0.25, -1.5][index % 3],
             behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
+            proximal: vec![0.0; logprobs.len()],
             clip_low: 0.2,
             clip_high: 0.28,
             entropy_bonus,

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::TaskId;
+use crate::{Digest, TaskId};
 
 /// What travels around a message and is no part of what it says: never digested, folded or compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,15 @@ impl<T> Message<T> {
     pub fn reply<U>(&self, body: U) -> Message<U> {
         Message { envelope: self.envelope.clone(), body }
     }
+}
+
+/// Names weights of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The step after which they were published.
+    pub policy_version: u64,
+    /// What they are stored under.
+    pub weights: Digest,
 }
 
 /// A worker's sign of life: nothing depends on it but what people are told.

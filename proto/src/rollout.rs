@@ -51,7 +51,7 @@ pub struct Rollout {
     pub choices: Vec<Choice>,
     /// Why it ended.
     pub stop: StopReason,
-    /// Which versions drew the tokens; one span unless weights changed midway.
+    /// Which versions drew the tokens, oldest first; one span unless weights changed midway.
     pub versions: Vec<VersionSpan>,
     /// What search found, where there was search.
     pub search: Option<SearchTrace>,
@@ -66,6 +66,14 @@ pub struct Group {
     pub masks: Vec<ActionMask>,
     /// The rollouts in order of attempt.
     pub rollouts: Vec<Rollout>,
+}
+
+impl Rollout {
+    /// Names the version that drew the token at a position; its versions have been checked.
+    pub fn version_at(&self, position: u16) -> u64 {
+        let span = self.versions.iter().rfind(|span| span.first_token <= position);
+        span.expect("the first span begins with the first token").policy_version
+    }
 }
 
 /// What a checker says of an answer; a function of problem and answer alone.
@@ -172,6 +180,17 @@ pub struct ScoredGroup {
 }
 
 impl Group {
+    /// Names the versions that drew its tokens, some more than once.
+    pub fn versions(&self) -> impl Iterator<Item = u64> {
+        self.rollouts.iter().flat_map(|rollout| &rollout.versions).map(|span| span.policy_version)
+    }
+
+    /// Tells whether one version drew all of its tokens.
+    pub fn is_of_version(&self, policy_version: u64) -> bool {
+        let whole = [VersionSpan { first_token: 0, policy_version }];
+        self.rollouts.iter().all(|rollout| rollout.versions == whole)
+    }
+
     /// Checks that the group has the size and the form of what its task asks for, and that everything in it that points
     /// somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
     ///
@@ -183,15 +202,21 @@ impl Group {
         expect(is_possible, "a task of a size that tasks have")?;
         expect(rollouts.len() == task.num_rollouts as usize, "as many rollouts as were asked for")?;
         for Rollout { tokens, choices, versions, search, .. } in rollouts {
+            let is_span = |span: &VersionSpan| usize::from(span.first_token) <= tokens.len();
+            let are_in_order = versions.is_sorted_by(|left, right| {
+                left.first_token < right.first_token && left.policy_version < right.policy_version
+            });
+            let begin = versions
+                .first()
+                .is_some_and(|span| span.first_token == 0 && span.policy_version >= task.policy_version);
+            expect(begin && are_in_order && versions.iter().all(is_span), "the versions of every token, in order")?;
+            let is_pinned = versions == &[VersionSpan { first_token: 0, policy_version: task.policy_version }];
+            expect(is_pinned || task.free_running, "the version that was asked for")?;
             expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
             expect(tokens.iter().all(|token| usize::from(*token) < MASK_BITS), "tokens of the vocabulary")?;
             expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
             let choices = choices.iter().map(|choice| (choice.position, choice.mask));
             expect(are_choices(tokens, choices, masks), "choices of legal tokens, in order, in every rollout")?;
-            let spans = versions.iter().map(|span| usize::from(span.first_token));
-            let holds = spans.clone().is_sorted_by(|left, right| left < right)
-                && spans.into_iter().all(|first| first < tokens.len().max(1));
-            expect(holds, "versions of its tokens, in order, in every rollout")?;
             expect(search.is_none(), "no search where none is asked for")?;
         }
         let num_choices = rollouts.iter().map(|rollout| rollout.choices.len()).sum();

@@ -94,6 +94,8 @@ pub struct Task {
     pub weights: Digest,
     /// The step after which these weights were published.
     pub policy_version: u64,
+    /// Whether newer weights than these may play it, also from the middle of a rollout on.
+    pub free_running: bool,
     /// What to do.
     pub request: Request,
     /// What the learner planned it as, for its statistics: domain and source; empty for evaluations.

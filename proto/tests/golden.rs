@@ -13,6 +13,7 @@ fn scored_group() -> ScoredGroup {
         seed: 1 << 40,
         weights: Digest::of_bytes(b"weights"),
         policy_version: 2,
+        free_running: false,
         request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Ladder, has_key: true },
         family: "countdown/1".to_owned(),
         num_rollouts: 1,
@@ -54,8 +55,8 @@ fn scored_group() -> ScoredGroup {
 #[test]
 fn bytes_of_a_scored_group_are_fixed() {
     let bytes = wire::encode(&scored_group());
-    assert_eq!(bytes.len(), 193);
-    assert_eq!(Digest::of_bytes(&bytes).short(), "8038a115ea1e");
+    assert_eq!(bytes.len(), 194);
+    assert_eq!(Digest::of_bytes(&bytes).short(), "f03fe3c5b15b");
     assert_eq!(wire::decode::<ScoredGroup>(&bytes).unwrap(), scored_group());
 }
 
@@ -83,8 +84,8 @@ fn pointers_out_of_a_scored_group_are_refused() {
         ("as many rollouts", |scored| scored.group.rollouts = vec![scored.group.rollouts[0].clone(); 2]),
         ("as many verdicts", |scored| scored.verdicts.push(Verdict::Correct)),
         ("of the vocabulary", |scored| scored.group.rollouts[0].tokens[0] = 256),
-        ("versions of its tokens", |scored| scored.group.rollouts[0].versions[0].first_token = 5),
-        ("versions of its tokens", |scored| {
+        ("the versions of every token", |scored| scored.group.rollouts[0].versions[0].first_token = 5),
+        ("the versions of every token", |scored| {
             let again = scored.group.rollouts[0].versions[0];
             scored.group.rollouts[0].versions.push(again);
         }),

@@ -10,7 +10,7 @@ use bus::nats::{Credentials, Nats, Server, Settings};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
 use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Rollout, Sampling, StopReason, Task,
-    TaskId, TaskKind,
+    TaskId, TaskKind, VersionSpan,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -288,7 +288,7 @@ fn group(domain: &str, text: &str, family: &str, answers: &[Vec<u16>]) -> Group 
         tokens: answer.clone(),
         choices: Vec::new(),
         stop: StopReason::Complete,
-        versions: Vec::new(),
+        versions: vec![VersionSpan { first_token: 0, policy_version: 0 }],
         search: None,
     });
     let task = Task {
@@ -296,6 +296,7 @@ fn group(domain: &str, text: &str, family: &str, answers: &[Vec<u16>]) -> Group 
         seed: 0,
         weights: Digest::of_bytes(b""),
         policy_version: 0,
+        free_running: false,
         request: Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false },
         family: family.to_owned(),
         num_rollouts: answers.len() as u32,

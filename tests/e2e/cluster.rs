@@ -228,35 +228,35 @@ fn a_stall_names_what_is_waited_for() {
 #[test]
 fn weights_that_were_changed_are_refused_and_come_again() {
     let cluster = Cluster::new();
-    // Time enough for an actor to see what was changed before the learner puts it right.
-    let waits = ["--set", "local.bus.ack_wait_seconds=1.0", "--set", "local.bus.reissue_seconds=5.0"];
-    let learner = cluster.learner(&waits);
+    let learner = cluster.learner(&HASTE);
     let verifier = cluster.start("verifier", &[]);
     let run = Cluster::run_of(&learner);
-    let (stream, first) = (format!("autodidact_{run}_weights"), format!("autodidact.{run}.weights.*.0"));
+    let [tasks, weights] = ["task", "weights"].map(|queue| format!("autodidact_{run}_{queue}"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let jetstream = runtime
         .block_on(async { async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap()) });
-    // Nobody plays yet, so the first version is there for as long as it takes to change it.
-    let change = async || {
-        let stream = jetstream.get_stream(&stream).await.ok()?;
-        let piece = stream.get_last_raw_message_by_subject(&first).await.ok()?;
+    let num_tasks = async || {
+        let mut stream = jetstream.get_stream(&tasks).await.ok()?;
+        Some(stream.info().await.ok()?.state.messages)
+    };
+    // Nobody plays yet: the first version, which is stored before its tasks, stays.
+    wait_until("tasks", || runtime.block_on(num_tasks()).is_some_and(|count| count > 0));
+    // An actor sees what is changed before the learner puts it right.
+    learner.freeze();
+    let digest = runtime.block_on(async {
+        let stream = jetstream.get_stream(&weights).await.unwrap();
+        let piece = stream.get_last_raw_message_by_subject(&format!("autodidact.{run}.weights.*.0")).await.unwrap();
         let mut bytes = piece.payload.to_vec();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         jetstream.publish(piece.subject.clone(), bytes.into()).await.unwrap().await.unwrap();
-        Some(piece.subject.split('.').nth(3).unwrap().to_owned())
-    };
-    let mut changed = None;
-    wait_until("weights", || {
-        changed = runtime.block_on(change());
-        changed.is_some()
+        piece.subject.split('.').nth(3).unwrap().to_owned()
     });
-    let digest = changed.unwrap();
     let actor = cluster.start("actor", &["--metrics", "127.0.0.1:0"]);
     wait_until("the actor to refuse them", || actor.said_so_far().contains(&digest[..12]));
     let (_, body) = get(&metrics_address(&actor), "/metrics");
     assert!(value(&body, "autodidact_weights_refused_total") >= 1.0, "{body}");
+    learner.thaw();
     learner.end().success();
     cluster.folder.history().assert_steps_of(&reference(0).history);
     for worker in [actor, verifier] {

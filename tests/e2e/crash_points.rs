@@ -327,7 +327,7 @@ fn outlasts_a_cut(cluster: &Cluster, network: &Network, mut learner: Process, mu
 
 /// Whoever may publish tasks can fill their queue; what comes of that is that the learner waits.
 #[test]
-fn a_full_queue_is_waited_for_and_garbage_is_thrown_away() {
+fn a_full_queue_is_waited_for_and_garbage_is_set_aside() {
     let cluster = Cluster::new();
     let learner = cluster.learner(&HASTE);
     let run = Cluster::run_of(&learner);

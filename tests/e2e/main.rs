@@ -7,10 +7,12 @@ mod bench;
 mod cluster;
 mod crash_points;
 mod device;
+mod free_running;
 mod inspect;
 mod metrics;
 #[path = "../../bus/tests/nats_server/mod.rs"]
 mod nats_server;
+mod pages;
 mod pure_function;
 mod runs;
 mod security;

@@ -73,7 +73,8 @@ fn who_may_not_is_told_so() {
     let actor = folder.start(&[&["actor"], &key(&url, "keys/verifier-0.nk")[..]].concat());
     let ended = actor.end();
     let refusal = ended.stderr.lines().last().unwrap();
-    assert!(refusal.contains("$JS.API.CONSUMER.MSG.NEXT.") || refusal.contains(".weights."), "{ended:#?}");
+    let denied = ["$JS.API.CONSUMER.MSG.NEXT.", ".weights.", ".version"];
+    assert!(denied.iter().any(|subject| refusal.contains(subject)), "{ended:#?}");
     learner.terminate();
     learner.end().success();
 }
@@ -137,6 +138,7 @@ fn permissions_are_the_least_that_works() {
         "autodidact.r.audit.t0.0",
         "autodidact.r.key.t0.0",
         "autodidact.r.weights.d.0",
+        "autodidact.r.version",
         "$KV.autodidact_runs.r.run",
         "$JS.API.STREAM.CREATE.autodidact_r_task",
         "$JS.API.STREAM.PURGE.autodidact_r_task",
@@ -185,6 +187,8 @@ fn permissions_are_the_least_that_works() {
                 let expected = inbox == format!("_INBOX_{name}.x");
                 assert_eq!(user.may_subscribe(inbox).await, expected, "{name} listens to {inbox}");
             }
+            let plays = name.starts_with("actor");
+            assert_eq!(user.may_subscribe("autodidact.r.version").await, plays, "{name} hears of versions");
             assert!(!user.may_subscribe("autodidact.>").await, "{name} listens to everything");
         }
     });

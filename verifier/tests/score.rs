@@ -27,6 +27,7 @@ fn group(problem: &str, kind: TaskKind, answers: &[&[Token]]) -> Group {
             seed: 0,
             weights: Digest::of_bytes(b""),
             policy_version: 0,
+            free_running: false,
             request: solve("countdown", problem),
             family: String::new(),
             num_rollouts: answers.len() as u32,

@@ -150,6 +150,11 @@ impl Layout {
         format!("autodidact.{}.beat.{worker}", self.run)
     }
 
+    /// Where the learner says which weights are the newest; no stream keeps that either.
+    pub(super) fn version(&self) -> String {
+        format!("autodidact.{}.version", self.run)
+    }
+
     /// Where it stands how large weights are.
     pub(super) fn weights(&self, digest: Digest) -> String {
         self.subject(Queue::Weights, &digest.to_string())

@@ -20,8 +20,8 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use async_nats::jetstream::{AckKind, Context};
 use async_nats::{Client, StatusCode, Subject, Subscriber};
 use async_trait::async_trait;
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, wire};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, Version, wire};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -49,7 +49,8 @@ pub struct Nats {
     num_published: AtomicU64,
     /// Weights that this process stored, which it may remove.
     stored: Mutex<BTreeSet<Digest>>,
-    beats: tokio::sync::Mutex<Option<Subscriber>>,
+    beats: tokio::sync::Mutex<Calls>,
+    versions: tokio::sync::Mutex<Calls>,
     tasks: Puller<Task>,
     groups: Puller<Group>,
     scored: Puller<ScoredGroup>,
@@ -93,7 +94,8 @@ impl Nats {
             has_lost: AtomicBool::new(false),
             num_published: AtomicU64::new(0),
             stored: Mutex::default(),
-            beats: tokio::sync::Mutex::new(None),
+            beats: tokio::sync::Mutex::default(),
+            versions: tokio::sync::Mutex::default(),
             tasks: Puller::new(run, &worker, Queue::Tasks, PREFETCHED_TASKS),
             groups: Puller::new(run, &worker, Queue::Groups, PREFETCHED_GROUPS),
             scored: Puller::new(run, &worker, Queue::Scored, PREFETCHED_SCORED),
@@ -198,28 +200,13 @@ impl Bus for Nats {
     }
 
     async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
-        let payload = wire::encode(&(role, tasks));
-        // Not waited for, and not repeated: the next one says more.
-        if let Err(error) = self.server.client.publish(self.layout.beat(&self.worker), payload.into()).await {
-            tracing::debug!(%error, "a sign of life was not heard");
-        }
+        self.call(self.layout.beat(&self.worker), wire::encode(&(role, tasks))).await;
         Ok(())
     }
 
     async fn next_beat(&self) -> Result<Beat, Error> {
-        let mut open = self.beats.lock().await;
         loop {
-            let Some(beats) = open.as_mut() else {
-                match self.server.client.subscribe(self.layout.beat("*")).await {
-                    Ok(beats) => *open = Some(beats),
-                    Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
-                }
-                continue;
-            };
-            let Some(message) = beats.next().await else {
-                *open = None;
-                continue;
-            };
+            let message = self.beats.lock().await.next(&self.server.client, self.layout.beat("*")).await;
             // Who it is stands in the subject, which the server guards.
             let worker = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
             if let Ok((role, tasks)) = wire::decode(&message.payload) {
@@ -330,6 +317,25 @@ impl Bus for Nats {
         Ok(())
     }
 
+    async fn announce(&self, version: Version) -> Result<(), Error> {
+        self.call(self.layout.version(), wire::encode(&version)).await;
+        Ok(())
+    }
+
+    async fn next_version(&self) -> Result<Version, Error> {
+        let mut calls = self.versions.lock().await;
+        loop {
+            let mut message = calls.next(&self.server.client, self.layout.version()).await;
+            // Of those that came meanwhile only the last is the newest.
+            while let Some(newer) = calls.next(&self.server.client, self.layout.version()).now_or_never() {
+                message = newer;
+            }
+            if let Ok(version) = wire::decode(&message.payload) {
+                return Ok(version);
+            }
+        }
+    }
+
     async fn leave(&self) {
         self.tasks.hand_back(self.jetstream()).await;
         self.groups.hand_back(self.jetstream()).await;
@@ -345,6 +351,13 @@ impl Bus for Nats {
 }
 
 impl Nats {
+    /// Says something to whoever listens. It is not waited for, and not repeated: the next one says more.
+    async fn call(&self, subject: String, payload: Vec<u8>) {
+        if let Err(error) = self.server.client.publish(subject, payload.into()).await {
+            tracing::debug!(%error, "a call was not heard");
+        }
+    }
+
     /// Stores a message under a subject, until the server says that it has it.
     async fn store(&self, what: String, subject: String, payload: bytes::Bytes) -> Result<(), Error> {
         let mut patience = self.server.patience(what);
@@ -529,6 +542,28 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 /// How long a request for messages stands. A server that was lost in between is asked again after that.
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
 const PULL_SLACK: Duration = Duration::from_secs(1);
+
+/// What is said to whoever listens, and kept by nobody.
+#[derive(Default)]
+struct Calls(Option<Subscriber>);
+
+impl Calls {
+    async fn next(&mut self, client: &Client, subject: String) -> async_nats::Message {
+        loop {
+            let Some(calls) = self.0.as_mut() else {
+                match client.subscribe(subject.clone()).await {
+                    Ok(calls) => self.0 = Some(calls),
+                    Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+                }
+                continue;
+            };
+            match calls.next().await {
+                Some(message) => return message,
+                None => self.0 = None,
+            }
+        }
+    }
+}
 
 /// A message of JetStream, which wants to hear of it.
 struct Pulled {
