@@ -560,6 +560,9 @@ mod tests {
         assert_eq!((small.d_model, small.ff_dim, small.num_layers, small.max_positions), (128, 384, 5, 32));
         let local = set(&["local.slots=16"]).unwrap();
         assert_eq!(local.run.digest(), set(&[]).unwrap().run.digest(), "local keys are not part of the identity");
+        let free_running = ["batch.lag=1", "batch.max_staleness=8", "local.bus.audit_share=0.1"];
+        let error = set(&free_running).unwrap_err().to_string();
+        assert!(error.contains("local.bus.audit_share: expected 0 in a free-running run"), "{error}");
         for (wrong, says) in [
             ("learner.lr=1", "unknown field `lr`"),
             ("lerner.reuse=1", "expected a table"),

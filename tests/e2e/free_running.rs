@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use learner::{JournalReader, Record};
+use learner::{GroupRecord, JournalReader, Record};
 use proto::{Digest, ScoredGroup};
 use serde_json::Value;
 
@@ -24,7 +24,7 @@ fn check(folder: &Folder) -> Vec<BTreeMap<u64, u64>> {
     let mut ages = Vec::new();
     while let Some(record) = reader.next().unwrap() {
         match record.unwrap() {
-            Record::Group(scored) => drop(groups.insert(Digest::of(&scored), scored)),
+            Record::Group(GroupRecord { scored, .. }) => drop(groups.insert(Digest::of(&scored), scored)),
             Record::Step(step) => {
                 let mut of_step = BTreeMap::new();
                 for digest in step.groups {
