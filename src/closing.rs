@@ -69,6 +69,10 @@ impl Closing<'_> {
             bytes(folder_bytes(&plan.run_dir.join("journal"))),
             summary.weights_digest.short()
         );
+        if summary.num_audited > 0 || !summary.banned.is_empty() {
+            let banned = if summary.banned.is_empty() { "nobody".to_owned() } else { summary.banned.join(", ") };
+            text += &format!("two actors agreed on {} tasks; banned: {banned}\n", summary.num_audited);
+        }
         if let Some(control) = summary.control {
             let comes_out_the_same = plan.manifest.reproducible && !plan.config.run.is_free_running();
             let what = if comes_out_the_same { "weights" } else { "config" };
@@ -117,6 +121,9 @@ impl Closing<'_> {
             "totals": summary.totals,
             "num_reissued": summary.num_reissued,
             "num_duplicates": summary.num_duplicates,
+            "num_audited": summary.num_audited,
+            "banned": summary.banned,
+            "num_refused": summary.num_refused,
             "num_stale": summary.num_stale,
             "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
             // Commands: one runs the same config again, one goes on.

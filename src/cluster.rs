@@ -19,7 +19,7 @@ use crate::counted::Counted;
 use crate::endpoint::Listener;
 use crate::metrics::WorkerMetrics;
 use crate::report::{print, word};
-use crate::run_config::{self, BusConfig, LocalConfig};
+use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
 use crate::train::{self, stop_on_signal};
 
 /// Where a run's processes meet.
@@ -105,15 +105,15 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
         threads => threads.into(),
     };
     let config = actor::Config { num_threads, num_slots: args.slots as usize };
-    work(Role::Actor, &args.meeting, &args.worker, async |bus, shutdown| {
+    work(Role::Actor, &args.meeting, &args.worker, async |_, bus, shutdown| {
         let summary = actor::run(config, bus, shutdown).await?;
         Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
     })
 }
 
 pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
-    work(Role::Verifier, &args.meeting, &args.worker, async |bus, shutdown| {
-        let summary = verifier::run(bus, shutdown).await?;
+    work(Role::Verifier, &args.meeting, &args.worker, async |config, bus, shutdown| {
+        let summary = verifier::run(config.run.batch.num_rollouts, bus, shutdown).await?;
         Ok(format!("{} groups judged, {} answers", summary.num_groups, summary.num_verdicts))
     })
 }
@@ -123,7 +123,7 @@ fn work(
     role: Role,
     meeting: &Meeting,
     worker: &Worker,
-    play: impl AsyncFnOnce(Arc<dyn Bus>, CancellationToken) -> Result<String>,
+    play: impl AsyncFnOnce(&RunConfig, Arc<dyn Bus>, CancellationToken) -> Result<String>,
 ) -> Result<()> {
     let name = worker_name(role, worker, meeting)?;
     let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
@@ -143,7 +143,7 @@ fn work(
         print(&format!("{name}: joined run {} on {}", joined.run, meeting.bus))?;
         let _first = metrics.traffic.server.set(joined.server.clone());
         let bus = Arc::new(Counted::new(joined.bus.clone(), metrics.traffic.meters.clone()));
-        let play = play(bus, shutdown.clone());
+        let play = play(&joined.config, bus, shutdown.clone());
         tokio::pin!(play);
         let (done, ended) = tokio::select! {
             // It was told to stop, or cannot go on.
@@ -164,6 +164,8 @@ struct Joined {
     server: Server,
     run: String,
     announced: Announcement,
+    /// What it announces, read.
+    config: RunConfig,
     bus: Arc<dyn Bus>,
 }
 
@@ -177,7 +179,7 @@ impl Joined {
         let BusConfig { ack_wait_seconds, fault, .. } = config.local.bus;
         let bus =
             Arc::new(server.join(&course(&run, &announced.manifest), name, Duration::from_secs_f64(ack_wait_seconds)));
-        Ok(Joined { bus: with_faults(bus, fault), server, run, announced })
+        Ok(Joined { bus: with_faults(bus, fault), server, run, announced, config })
     }
 
     /// Waits until the run is over.
@@ -292,7 +294,7 @@ impl Meeting {
         &self,
         run_dir: &Path,
         manifest: &Manifest,
-        config: &run_config::RunConfig,
+        config: &RunConfig,
         max_tasks: usize,
     ) -> Result<Led> {
         let run = self.run_id(manifest);

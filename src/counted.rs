@@ -116,7 +116,11 @@ impl Meters {
                 "Times that messages came faster than they were taken.",
                 to
             )?,
-            dead: register_int_counter_with_registry!("dead_letters_total", "Messages that could not be read.", to)?,
+            dead: register_int_counter_with_registry!(
+                "dead_letters_total",
+                "Messages that could not be read or judged.",
+                to
+            )?,
             has_weights: AtomicBool::new(false),
         })
     }

@@ -93,7 +93,7 @@ impl Printer {
 
     fn event(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Resumed { step, control, truncated_bytes, unreadable, .. } => {
+            Event::Resumed { step, control, truncated_bytes, unreadable, banned, .. } => {
                 self.settings.control = control;
                 self.screen.say(&format!("resumed at step {step}\n"))?;
                 if truncated_bytes > 0 {
@@ -107,6 +107,9 @@ impl Printer {
                         record.offset,
                         record.segment.display()
                     );
+                }
+                if !banned.is_empty() {
+                    eprintln!("banned: {}", banned.join(", "));
                 }
                 Ok(())
             }
@@ -128,6 +131,10 @@ impl Printer {
                     "the clock decides: the learning rate decays from step {}, the run ends with step {}\n",
                     control.decay_from, control.stop_at
                 ))
+            }
+            Event::Ban(ban) => {
+                eprintln!("warning: {ban}");
+                Ok(())
             }
             Event::Waiting(waiting) => {
                 eprintln!("waiting: {waiting}");

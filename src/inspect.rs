@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use domains::{domain, vocabulary};
-use learner::{Control, Damage, EvalRecord, Manifest, Record, RecordError, StepRecord};
+use learner::{BanRecord, Control, Damage, EvalRecord, GroupRecord, Manifest, Record, RecordError, StepRecord};
 use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict, VersionSpan};
 use serde::Serialize;
 
@@ -79,6 +79,7 @@ struct Summary {
     evals: Vec<EvalRecord>,
     /// The end of the run, where the clock fixed it.
     control: Option<Control>,
+    bans: Vec<BanRecord>,
     size_bytes: u64,
     unreadable: Vec<RecordError>,
 }
@@ -96,7 +97,7 @@ impl Summary {
         let mut summary = Summary::default();
         let unreadable = read_journal(run, |record| match record {
             Record::Manifest(manifest) => summary.manifest = Some(manifest),
-            Record::Group(scored) => {
+            Record::Group(GroupRecord { scored, .. }) => {
                 summary.num_groups += 1;
                 summary.num_rollouts += scored.group.rollouts.len() as u64;
                 summary.is_free_running |= scored.group.task.free_running;
@@ -107,6 +108,7 @@ impl Summary {
                 summary.last_step = Some(LastStep { step, weights_digest, state_digest, elapsed_s });
             }
             Record::Control(control) => summary.control = Some(control),
+            Record::Ban(ban) => summary.bans.push(ban),
         })?;
         summary.size_bytes = folder_bytes(&run.join("journal"));
         summary.unreadable = unreadable;
@@ -147,6 +149,9 @@ impl Summary {
         }
         if let Some(Control { decay_from, stop_at }) = self.control {
             line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
+        }
+        for BanRecord { player, tasks } in &self.bans {
+            line("banned", format!("{player}; its groups of {} tasks were taken back", tasks.len()));
         }
         line("journal", bytes(self.size_bytes));
         text + &unreadable_lines(&self.unreadable)
@@ -217,7 +222,7 @@ impl Step {
         let wanted: BTreeSet<Digest> = digests.iter().copied().collect();
         let mut groups = BTreeMap::new();
         read_journal(run, |record| {
-            if let Record::Group(scored) = record {
+            if let Record::Group(GroupRecord { scored, .. }) = record {
                 let digest = Digest::of(&scored);
                 if wanted.contains(&digest) {
                     groups.insert(digest, scored);
@@ -278,6 +283,8 @@ struct Group {
     task: Task,
     /// Which folded it; absent where none has yet.
     step: Option<u64>,
+    /// Absent where actors have no names.
+    played_by: Option<String>,
     asked: String,
     /// In words of the vocabulary, as the network read it.
     prompt: String,
@@ -315,10 +322,11 @@ impl Group {
         let (mut found, mut indices) = (None, BTreeSet::new());
         let mut steps = BTreeMap::new();
         let unreadable = read_journal(run, |record| match record {
-            Record::Group(scored) if scored.group.task.id.batch == batch => {
-                indices.insert(scored.group.task.id.index);
+            Record::Group(group) if group.scored.group.task.id.batch == batch => {
+                let task = group.scored.group.task.id;
+                indices.insert(task.index);
                 // The last: an earlier one may have come too late.
-                found = (scored.group.task.id.index == index).then_some(scored).or(found.take());
+                found = (task.index == index).then_some(group).or(found.take());
             }
             Record::Step(step) => steps.extend(step.groups.into_iter().map(|digest| (digest, step.step))),
             _ => {}
@@ -330,11 +338,11 @@ impl Group {
                 unreadable_hint(&unreadable)
             )
         })?;
-        let step = steps.get(&Digest::of(&found)).copied();
+        let step = steps.get(&Digest::of(&found.scored)).copied();
         Group::new(found, step)
     }
 
-    fn new(scored: ScoredGroup, step: Option<u64>) -> Result<Group> {
+    fn new(GroupRecord { played_by, scored }: GroupRecord, step: Option<u64>) -> Result<Group> {
         let task = scored.group.task;
         let domain = domain(task.request.domain())?;
         let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
@@ -367,6 +375,7 @@ impl Group {
             prompt: words(&scored.prompt),
             answers: answers.collect(),
             examples: examples.collect(),
+            played_by: Some(played_by).filter(|player| !player.is_empty()),
             task,
         })
     }
@@ -383,8 +392,8 @@ impl Group {
                 answer.num_choices.to_string(),
             ]
         }));
-        let versions = || self.answers.iter().flat_map(|answer| &answer.versions).map(|span| span.policy_version);
-        let played_by = match (versions().min(), versions().max()) {
+        let drawn_by = || self.answers.iter().flat_map(|answer| &answer.versions).map(|span| span.policy_version);
+        let versions = match (drawn_by().min(), drawn_by().max()) {
             (Some(oldest), Some(newest)) if task.free_running && oldest < newest => {
                 format!("versions {oldest} to {newest}")
             }
@@ -393,7 +402,7 @@ impl Group {
         };
         let folded = self.step.map_or("not folded".to_owned(), |step| format!("folded in step {step}"));
         let mut text = format!(
-            "group {}/{}, {folded}: {}\nprompt: {}\n{} answers of {played_by}, {} at temperature {}\n\n{}",
+            "group {}/{}, {folded}: {}\nprompt: {}\n{} answers of {versions}, {} at temperature {}{}\n\n{}",
             task.id.batch,
             task.id.index,
             self.asked,
@@ -401,6 +410,7 @@ impl Group {
             self.answers.len(),
             word(&task.sampling.behavior),
             task.sampling.temperature,
+            self.played_by.as_ref().map_or(String::new(), |player| format!(", played by {player}")),
             table(&answers),
         );
         let mut examples = vec![["example", "prompt", "label", "problem", "choices"].map(str::to_owned).to_vec()];

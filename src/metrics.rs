@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::Result;
 use bus::nats::Server;
-use learner::{Event, StepEvent, Waiting};
+use learner::{Event, Missing, StepEvent, Waiting};
 use prometheus::{
     Counter, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
     register_counter_with_registry, register_gauge_vec_with_registry, register_gauge_with_registry,
@@ -98,6 +98,8 @@ struct Values {
     stale: IntCounter,
     exam_solved: GaugeVec,
     journal_bytes: IntGauge,
+    audited_tasks: IntCounter,
+    banned_actors: IntGauge,
 }
 
 impl Metrics {
@@ -176,6 +178,12 @@ impl Metrics {
                 to
             )?,
             journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
+            audited_tasks: register_int_counter_with_registry!(
+                "audited_tasks_total",
+                "Tasks that two actors agreed on.",
+                to
+            )?,
+            banned_actors: register_int_gauge_with_registry!("banned_actors", "Actors that the run has banned.", to)?,
         };
         Ok(Metrics { values: Mutex::new(values), traffic })
     }
@@ -196,7 +204,11 @@ impl Metrics {
                 let share = eval.num_correct as f64 / eval.num_problems as f64;
                 values.exam_solved.with_label_values(&[&eval.exam]).set(share);
             }
-            Event::Resumed { step, .. } => values.learner_step.set(*step as i64),
+            Event::Resumed { step, banned, .. } => {
+                values.learner_step.set(*step as i64);
+                values.banned_actors.set(banned.len() as i64);
+            }
+            Event::Ban(_) => values.banned_actors.inc(),
             Event::Waiting(waiting) => values.waiting(waiting),
             Event::CheckpointRefused(_) | Event::Control(_) | Event::Checkpoint(_) => {}
         }
@@ -222,7 +234,7 @@ impl Scraped for Metrics {
 
 impl Values {
     fn step(&mut self, event: &StepEvent) {
-        let StepEvent { report, waited, trained, totals, num_stale, .. } = event;
+        let StepEvent { report, waited, trained, totals, num_audited, num_stale, .. } = event;
         self.learner_step.set(report.step as i64);
         for (family, (solved, played)) in &report.solved_by_family {
             self.rollouts.with_label_values(&[family]).inc_by(*played);
@@ -234,6 +246,7 @@ impl Values {
         self.trained_tokens_before = Some(totals.num_trained_tokens);
         self.wait_seconds.inc_by(waited.as_secs_f64());
         self.train_seconds.inc_by(trained.as_secs_f64());
+        self.audited_tasks.inc_by(num_audited - self.audited_tasks.get());
         self.learning_rate.set(report.learning_rate);
         self.loss.set(report.loss);
         self.grad_norm.set(report.grad_norm);
@@ -248,7 +261,7 @@ impl Values {
     /// Says in what role somebody has what is waited for.
     fn waiting(&mut self, waiting: &Waiting) {
         self.readiness = Err(waiting.to_string());
-        for (task, holder) in &waiting.first {
+        for Missing { task, holder, .. } in &waiting.first {
             let role = holder.as_ref().map_or("none".to_owned(), |holder| word(&holder.role));
             let labels = [role, word(&task.kind)];
             self.waiting_seconds.with_label_values(&labels).set(waiting.waited.as_secs_f64());

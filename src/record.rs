@@ -44,7 +44,11 @@ impl Recorder {
                 self.write(&row)
             }
             Event::Eval(eval) => self.write(&eval_row(eval)),
-            Event::CheckpointRefused(_) | Event::Control(_) | Event::Checkpoint(_) | Event::Waiting(_) => Ok(()),
+            Event::CheckpointRefused(_)
+            | Event::Control(_)
+            | Event::Checkpoint(_)
+            | Event::Waiting(_)
+            | Event::Ban(_) => Ok(()),
         }
     }
 

@@ -83,6 +83,8 @@ pub(crate) struct BusConfig {
     pub(crate) lease_seconds: f64,
     /// Servers that keep a copy of each stream.
     pub(crate) num_replicas: usize,
+    /// Share of the tasks that two actors must agree on; 0 where all actors are trusted.
+    pub(crate) audit_share: f64,
     /// What every process does wrong on purpose, to see that it changes nothing.
     pub(crate) fault: Option<Faults>,
 }
@@ -99,6 +101,11 @@ impl LocalConfig {
     /// After how long a task that nobody was heard of is asked for again.
     pub(crate) fn reissue_after(&self) -> Duration {
         Duration::from_secs_f64(self.bus.reissue_seconds)
+    }
+
+    /// Gives the share of the tasks that are audited, where any are.
+    pub(crate) fn audit_share(&self) -> Option<f64> {
+        Some(self.bus.audit_share).filter(|share| *share > 0.0)
     }
 
     pub(crate) fn stall_limit(&self) -> Duration {
@@ -120,15 +127,16 @@ impl LocalConfig {
         }
         check("stall_seconds", "1 or more", self.stall_seconds, self.stall_seconds > 0)?;
         check("bus.num_replicas", "1 to 5", self.bus.num_replicas as u64, (1..=5).contains(&self.bus.num_replicas))?;
-        let BusConfig { ack_wait_seconds, reissue_seconds, lease_seconds, fault, .. } = self.bus;
+        let BusConfig { ack_wait_seconds, reissue_seconds, lease_seconds, audit_share, fault, .. } = self.bus;
         let waits = [("ack_wait", ack_wait_seconds), ("reissue", reissue_seconds), ("lease", lease_seconds)];
         for (key, seconds) in waits {
             let key = named(&format!("local.bus.{key}_seconds"));
             ensure!((0.1..=86_400.0).contains(&seconds), "{key}: expected 0.1 to 86400, got {seconds}");
         }
+        let is_share = |share: &f64| (0.0..=1.0).contains(share);
+        ensure!(is_share(&audit_share), "{}: expected 0 to 1, got {audit_share}", named("local.bus.audit_share"));
         let Some(Faults { drop, duplicate, reorder, .. }) = fault else { return Ok(()) };
         let shares = [drop, duplicate, reorder];
-        let is_share = |share: &f64| (0.0..=1.0).contains(share);
         ensure!(
             shares.iter().all(is_share) && shares.iter().sum::<f64>() < 1.0,
             "{}: expected shares that are less than 1 together, got {shares:?}",
@@ -312,6 +320,12 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         }
         error => error.into(),
     })?;
+    ensure!(
+        local.bus.audit_share == 0.0 || !run.is_free_running(),
+        "{}: expected 0 in a free-running run, where what an actor plays depends on when it does, got {}",
+        named("local.bus.audit_share"),
+        local.bus.audit_share
+    );
     validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
     validate_ladder(&run).map_err(|error| error.context(named("domains")))?;
     Ok(RunConfig { name, run, local })
@@ -546,6 +560,9 @@ mod tests {
         assert_eq!((small.d_model, small.ff_dim, small.num_layers, small.max_positions), (128, 384, 5, 32));
         let local = set(&["local.slots=16"]).unwrap();
         assert_eq!(local.run.digest(), set(&[]).unwrap().run.digest(), "local keys are not part of the identity");
+        let free_running = ["batch.lag=1", "batch.max_staleness=8", "local.bus.audit_share=0.1"];
+        let error = set(&free_running).unwrap_err().to_string();
+        assert!(error.contains("local.bus.audit_share: expected 0 in a free-running run"), "{error}");
         for (wrong, says) in [
             ("learner.lr=1", "unknown field `lr`"),
             ("lerner.reuse=1", "expected a table"),
@@ -556,6 +573,7 @@ mod tests {
             ("model.d_model=33", "model.d_model: expected a multiple of 16"),
             ("model.size=huge", "expected one of micro, nano, small, got \"huge\""),
             ("local.slots=0", "local.slots: expected 1 to"),
+            ("local.bus.audit_share=1.5", "local.bus.audit_share: expected 0 to 1, got 1.5"),
             ("local.slot=1", "unknown field `slot`"),
             ("batch.lag=2", "batch.lag: expected 0 or 1, got 2"),
             ("batch.max_staleness=0", "batch.max_staleness: expected 1 to 1000, got 0"),

@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary, expect_begun_with};
+use learner::{
+    Audit, BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary, expect_begun_with,
+};
 use policy::Numerics;
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -25,7 +29,7 @@ use crate::files::{partial, write_whole};
 use crate::metrics::Metrics;
 use crate::record::Recorder;
 use crate::report::{count, print, quoted};
-use crate::run_config::{self, LocalConfig, RunConfig};
+use crate::run_config::{self, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -303,7 +307,8 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
     let traffic = metrics.traffic();
     let mut others = match &plan.meeting {
         None => {
-            Others::here(Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone())), local, &shutdown)
+            let bus = Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone()));
+            Others::here(bus, &plan.config, &shutdown)
         }
         Some(meeting) => {
             let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
@@ -340,6 +345,7 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         tell_after: TELL_AFTER.min(local.stall_limit() / 2),
         epoch: others.epoch(),
         reissue_after: plan.meeting.as_ref().map(|_| local.reissue_after()),
+        audit: plan.meeting.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
         tokenizer_json: tokenizer_json(),
     };
     let recorder = Recorder::open(&plan.run_dir)?;
@@ -384,6 +390,13 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
     }
 }
 
+/// Has a share of the tasks audited, by a secret that is drawn now: the seed of a run stands in every task.
+fn draw_audit(share: f64) -> Result<Audit> {
+    let mut secret = [0; 32];
+    SysRng.try_fill_bytes(&mut secret).context("ask the system for a secret")?;
+    Ok(Audit { share, secret })
+}
+
 /// Who plays and judges.
 enum Others {
     /// Threads of this process.
@@ -393,10 +406,11 @@ enum Others {
 }
 
 impl Others {
-    fn here(bus: Arc<dyn Bus>, local: &LocalConfig, shutdown: &CancellationToken) -> Others {
+    fn here(bus: Arc<dyn Bus>, config: &RunConfig, shutdown: &CancellationToken) -> Others {
+        let RunConfig { run, local, .. } = config;
         let config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
-        let (actor, verifier) =
-            (actor::run(config, bus.clone(), shutdown.clone()), verifier::run(bus.clone(), shutdown.clone()));
+        let actor = actor::run(config, bus.clone(), shutdown.clone());
+        let verifier = verifier::run(run.batch.num_rollouts, bus.clone(), shutdown.clone());
         let mut roles = JoinSet::new();
         roles.spawn(async { Ok(actor.await.map(drop)?) });
         roles.spawn(async { Ok(verifier.await.map(drop)?) });

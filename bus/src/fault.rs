@@ -163,6 +163,11 @@ impl<T: Send + Sync> Receipt<T> for Copy {
     async fn hand_back(&self, _message: &Message<T>, _pause: Duration) -> Result<(), Error> {
         Ok(())
     }
+
+    /// With the first delivery all is said.
+    async fn set_aside(&self) -> bool {
+        true
+    }
 }
 
 #[async_trait]

@@ -88,6 +88,10 @@ impl<T: Clone + Send + Sync + 'static> Receipt<T> for Origin<T> {
         });
         Ok(())
     }
+
+    async fn set_aside(&self) -> bool {
+        false
+    }
 }
 
 #[async_trait]

@@ -25,7 +25,8 @@ pub const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// What is taken from a queue and neither acknowledged nor handed back is delivered again, to some worker.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
-    /// Hands a task to some actor. Two issues of a task are two messages; a bus may drop copies of one issue only.
+    /// Hands a task to some actor, to none of those that its envelope excludes, where actors have names. Two issues of a task
+    /// are two messages; a bus may drop copies of one issue only.
     async fn publish_task(&self, task: Message<Task>) -> Result<(), Error>;
 
     /// Hands a played group to some verifier.
@@ -37,7 +38,7 @@ pub trait Bus: Send + Sync + 'static {
     /// Waits for a task. Loses nothing when the wait is given up.
     async fn next_task(&self) -> Result<Delivery<Task>, Error>;
 
-    /// Waits for a played group, as [`Bus::next_task`] does.
+    /// Waits for a played group, as [`Bus::next_task`] does. Who played it is the bus's to fill in.
     async fn next_group(&self) -> Result<Delivery<Group>, Error>;
 
     /// Waits for a scored group, as [`Bus::next_task`] does.
@@ -117,6 +118,12 @@ impl<T: Send + Sync> Delivery<T> {
     pub async fn hand_back(&self, pause: Duration) -> Result<(), Error> {
         self.receipt.hand_back(&self.message, pause).await
     }
+
+    /// Has it kept for people to look at, and not delivered again; `false`, and nothing is done, where all workers are of one
+    /// process, and nobody is to be suspected.
+    pub async fn set_aside(&self) -> bool {
+        self.receipt.set_aside().await
+    }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Delivery<T> {
@@ -131,6 +138,7 @@ trait Receipt<T>: Send + Sync {
     async fn acknowledge(&self) -> Result<(), Error>;
     async fn keep(&self) -> Result<(), Error>;
     async fn hand_back(&self, message: &Message<T>, pause: Duration) -> Result<(), Error>;
+    async fn set_aside(&self) -> bool;
 }
 
 /// What can go wrong on a bus.

@@ -88,7 +88,7 @@ fn task(index: u32) -> Task {
 
 /// A task, as it is asked for the nth time.
 fn issued(index: u32, issue: u32) -> Message<Task> {
-    Message { envelope: Envelope { epoch: 1, issue }, body: task(index) }
+    Message { envelope: Envelope { epoch: 1, issue, ..Envelope::default() }, body: task(index) }
 }
 
 async fn take(bus: &Arc<dyn Bus>) -> Delivery<Task> {
@@ -180,8 +180,39 @@ async fn a_reply_goes_in_the_envelope_of_its_task() {
         let group = Group { task: task(1), masks: Vec::new(), rollouts: Vec::new() };
         bus.workers[0].publish_group(delivery.message.reply(group.clone())).await.unwrap();
         let played = timeout(LIMIT, bus.workers[1].next_group()).await.unwrap().unwrap();
-        assert_eq!((played.message.envelope, &played.message.body), (issued(1, 3).envelope, &group), "{}", bus.name);
+        let Envelope { epoch, issue, .. } = played.message.envelope;
+        assert_eq!((epoch, issue, &played.message.body), (1, 3, &group), "{}", bus.name);
     }
+}
+
+/// An audit is played by another actor, and an actor cannot say that it is another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_is_for_others_and_a_group_names_its_actor() {
+    let bus = nats().await;
+    let [one, two] = &bus.workers;
+    let mut audit = issued(1, 1);
+    audit.envelope.not_by = vec!["one".to_owned()];
+    bus.learner.publish_task(audit.clone()).await.unwrap();
+    expect_none(one, SOON).await;
+    bus.learner.publish_task(issued(2, 0)).await.unwrap();
+    let mut taken = BTreeSet::new();
+    for _ in 0..2 {
+        let delivery = take(two).await;
+        delivery.acknowledge().await.unwrap();
+        taken.insert(delivery.message.body.id.index);
+    }
+    assert_eq!(taken, BTreeSet::from([1, 2]));
+
+    let mut lies = audit.reply(Group { task: task(1), masks: Vec::new(), rollouts: Vec::new() });
+    lies.envelope.played_by = "two".to_owned();
+    one.publish_group(lies).await.unwrap();
+    let group = timeout(LIMIT, two.next_group()).await.unwrap().unwrap();
+    assert_eq!(group.message.envelope.played_by, "one");
+    assert!(group.set_aside().await);
+    let (_, server) = bus._kept.as_ref().unwrap();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let dead = jetstream.get_stream(format!("autodidact_{RUN}_dead")).await.unwrap();
+    assert_eq!(dead.get_raw_message(1).await.unwrap().subject.as_str(), format!("autodidact.{RUN}.dead.two.group"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,9 +320,10 @@ async fn an_issue_is_delivered_once_however_often_it_is_published() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tasks_of_a_sealed_batch_are_forgotten() {
     let bus = nats().await;
-    let mut of_next = issued(2, 0);
+    let (mut audit, mut of_next) = (issued(1, 1), issued(2, 0));
+    audit.envelope.not_by = vec!["two".to_owned()];
     of_next.body.id.batch = 1;
-    for message in [issued(1, 0), issued(2, 0), of_next.clone()] {
+    for message in [issued(1, 0), issued(2, 0), audit, of_next.clone()] {
         bus.learner.publish_task(message).await.unwrap();
     }
     bus.learner.forget_batch(TaskKind::Train, 0).await.unwrap();

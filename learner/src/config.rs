@@ -1,5 +1,5 @@
 use policy::{DeviceKind, ModelConfig};
-use proto::{Behavior, Digest, ProblemSource};
+use proto::{Behavior, Digest, ProblemSource, Task};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, PolicyGradientConfig};
@@ -211,7 +211,7 @@ impl Config {
             "batch.num_rollouts",
             "1 to 4096",
             self.batch.num_rollouts,
-            (1..=4_096).contains(&self.batch.num_rollouts),
+            (1..=Task::MAX_ROLLOUTS).contains(&self.batch.num_rollouts),
         )?;
         let lag = self.batch.lag;
         match self.batch.max_staleness {

@@ -1,7 +1,8 @@
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use proto::{Problem, ProblemOrigin, Request, ScoredGroup, Token, Verdict};
+use proto::{Problem, ProblemOrigin, Request, ScoredGroup, TaskId, Token, Verdict};
 
 use crate::journal::{EvalRecord, RecordError};
 use crate::waiting::Waiting;
@@ -22,6 +23,8 @@ pub enum Event {
         unreadable: Vec<RecordError>,
         /// Exams that are in the journal and will not be sat again.
         evals: Vec<EvalRecord>,
+        /// Actors that are banned.
+        banned: Vec<String>,
     },
     /// A checkpoint is broken, or of another course than the journal's; an earlier one is used.
     CheckpointRefused(String),
@@ -35,6 +38,38 @@ pub enum Event {
     Checkpoint(PathBuf),
     /// Nothing has come for a while.
     Waiting(Box<Waiting>),
+    /// An actor is believed nothing from now on.
+    Ban(Box<Ban>),
+}
+
+/// How an actor gave itself away, and what it had done by then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// The actor.
+    pub player: String,
+    /// Which task it was.
+    pub task: TaskId,
+    /// What it said of that, and what others said.
+    pub reason: String,
+    /// How many of its groups were trained on; that stays.
+    pub num_trained: u64,
+    /// The first and the last step that trained on them.
+    pub steps: (u64, u64),
+    /// How many of its groups were not, and are played again.
+    pub num_again: usize,
+}
+
+impl fmt::Display for Ban {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ban { player, task: TaskId { batch, index, .. }, reason, num_trained, steps: (first, last), num_again } =
+            self;
+        write!(formatter, "{player} is banned: its group of task {index} of batch {batch}: {reason}; ")?;
+        match num_trained {
+            0 => write!(formatter, "none of its groups was trained on")?,
+            _ => write!(formatter, "{num_trained} of its groups were trained on, in steps {first} to {last}")?,
+        }
+        write!(formatter, "; {num_again} are played again")
+    }
 }
 
 /// A step, as it is shown.
@@ -50,6 +85,8 @@ pub struct StepEvent {
     pub trained: Duration,
     /// Counts so far.
     pub totals: Totals,
+    /// Tasks of which this process had two actors agree, so far.
+    pub num_audited: u64,
     /// Groups of a free-running run that came too late, since this process began.
     pub num_stale: u64,
     /// A look into the batch.

@@ -17,6 +17,7 @@ pub(crate) struct Ledger {
 struct Issued {
     /// How often it was asked for before.
     number: u32,
+    /// Since when its next group is waited for.
     first: Instant,
     last: Instant,
     /// Kept for the number: an issue that had an earlier one's would be taken for its copy.
@@ -35,8 +36,10 @@ impl Ledger {
         match self.issued.get_mut(&task) {
             Some(issued) => {
                 issued.number += 1;
+                if std::mem::take(&mut issued.is_done) {
+                    issued.first = now;
+                }
                 issued.last = now;
-                issued.is_done = false;
                 self.num_reissued += 1;
                 issued.number
             }
@@ -47,7 +50,12 @@ impl Ledger {
         }
     }
 
-    /// Notes that a task is done.
+    /// Tells whether the issue of this number is the last that is out of a task that is not done.
+    pub(crate) fn is_last(&self, task: TaskId, issue: u32) -> bool {
+        self.issued.get(&task).is_some_and(|issued| !issued.is_done && issued.number == issue)
+    }
+
+    /// Notes that a task is done, or that a group of it has come and another is needed: when it is asked for next, it begins anew.
     pub(crate) fn close(&mut self, task: TaskId, now: Instant) {
         if let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) {
             issued.is_done = true;
@@ -84,7 +92,7 @@ impl Ledger {
         let num_slow = ((num_open + self.took.len()) as f64 * SLOWEST).ceil() as usize;
         let are_last = num_open <= num_slow;
         let is_due = |issued: &Issued| {
-            let is_slow = are_last && issued.number == 0 && now - issued.first > slowest * SLOWNESS;
+            let is_slow = are_last && issued.first == issued.last && now - issued.first > slowest * SLOWNESS;
             is_slow || now - issued.last >= limit
         };
         self.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| task).collect()
@@ -161,5 +169,17 @@ mod tests {
         assert!(!ledger.is_overdue(LIMIT, began + 3 * SECOND) && ledger.is_overdue(LIMIT, began + LIMIT));
         ledger.issue(task(98), began + 3 * SECOND);
         assert_eq!(ledger.due(LIMIT, began + 9 * SECOND), [task(99)]);
+    }
+
+    /// The bus takes two messages of one number for one.
+    #[test]
+    fn what_is_asked_for_after_it_was_done_begins_anew_and_has_another_number() {
+        let began = Instant::now();
+        let mut ledger = issued(2, began);
+        ledger.close(task(1), began + SECOND);
+        assert!(!ledger.is_last(task(1), 0), "it is done");
+        assert_eq!(ledger.issue(task(1), began + SECOND), 1);
+        assert_eq!((ledger.is_last(task(1), 0), ledger.is_last(task(1), 1)), (false, true));
+        assert_eq!(ledger.due(LIMIT, began + LIMIT), [task(0)]);
     }
 }

@@ -3,6 +3,7 @@
 //! Start at [`main_loop`](run); the run as a function is [`Fold`].
 
 mod archive;
+mod audit;
 mod checkpoint;
 mod config;
 mod curriculum;
@@ -25,21 +26,24 @@ mod window;
 
 use std::path::PathBuf;
 
+pub use audit::Audit;
 pub use checkpoint::{Checkpoint, load_checkpoint, load_latest};
 pub use config::{
     ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
     ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
-pub use event::{Event, Sample, StepEvent};
+pub use event::{Ban, Event, Sample, StepEvent};
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
-pub use journal::{Damage, EvalRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal};
+pub use journal::{
+    BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal,
+};
 pub use main_loop::{Exam, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::{Planned, Plans};
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
 pub use run_dir::{RunLock, expect_begun_with};
-pub use waiting::{Holder, Waiting};
+pub use waiting::{Holder, Missing, Waiting};
 
 /// What can go wrong in a learner.
 #[derive(Debug, thiserror::Error)]

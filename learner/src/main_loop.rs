@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{Audit, Audits, Heard, Lie};
 use crate::checkpoint::{Checkpoint, prune, save};
-use crate::event::{Event, StepEvent, sample};
-use crate::journal::{EvalRecord, Journal, Record, StepRecord};
+use crate::event::{Ban, Event, StepEvent, sample};
+use crate::journal::{BanRecord, EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
 use crate::plan::Plans;
 use crate::received::Received;
@@ -47,6 +48,8 @@ pub struct RunOptions {
     pub epoch: u64,
     /// After how long a task that nobody was heard of is asked for again; `None` where nothing is lost.
     pub reissue_after: Option<Duration>,
+    /// Which tasks two actors must agree on; `None` where all actors are trusted.
+    pub audit: Option<Audit>,
     /// Names of the tokens, written beside the weights.
     pub tokenizer_json: String,
 }
@@ -90,6 +93,12 @@ pub struct Summary {
     pub num_reissued: u64,
     /// Groups that came more than once to this process; all alike, or the run had ended or was free-running.
     pub num_duplicates: u64,
+    /// Tasks of which this process had two actors agree.
+    pub num_audited: u64,
+    /// Actors that are banned, also by earlier processes.
+    pub banned: Vec<String>,
+    /// What banned actors sent to this process.
+    pub num_refused: u64,
     /// Groups of a free-running run that were older than `batch.max_staleness` allows.
     pub num_stale: u64,
 }
@@ -136,8 +145,6 @@ struct Learner {
     journal: Journal,
     control: Option<Control>,
     received: Received,
-    /// Tasks whose groups came too late in a free-running run: they are asked for again.
-    stale: Vec<TaskId>,
     /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
     expected_steps: BTreeMap<u64, StepRecord>,
     /// The exams that are being sat.
@@ -151,10 +158,14 @@ struct Learner {
     /// Encoded weights that planned batches name.
     versions: BTreeMap<Digest, Arc<[u8]>>,
     ledger: Ledger,
+    audits: Audits,
+    /// Tasks that are to be asked for again in the next round: another copy is needed, or what came is of no use.
+    wanted: BTreeSet<TaskId>,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
     workers: Workers,
     num_duplicates: u64,
+    num_refused: u64,
     num_stale: u64,
     _lock: RunLock,
 }
@@ -183,8 +194,9 @@ impl Learner {
     ) -> Result<Learner, Error> {
         let is_reproducible = manifest.reproducible;
         let refuse = |reason| drop(events.send(Event::CheckpointRefused(reason)));
-        let Recovered { checkpoint, mut control, received, mut steps, mut evals, manifest: was, damage } =
-            Recovered::read(&options.run_dir, is_reproducible, refuse)?;
+        let recovered = Recovered::read(&options.run_dir, is_reproducible, refuse)?;
+        let Recovered { checkpoint, mut control, received, banned, trained, .. } = recovered;
+        let Recovered { mut steps, mut evals, manifest: was, damage, .. } = recovered;
         // Before anybody hears that the run goes on: a refused config must change nothing.
         if let Some(was) = &was {
             was.expect_same(&manifest)?;
@@ -208,11 +220,13 @@ impl Learner {
         let (journal, truncated_bytes) = Journal::open(&options.run_dir.join("journal"), &damage)?;
         if options.resume {
             let (step, unreadable, evals) = (state.step, damage.unreadable, evals.clone());
-            drop(events.send(Event::Resumed { step, control, truncated_bytes, unreadable, evals }));
+            let banned = banned.iter().cloned().collect();
+            drop(events.send(Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned }));
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
         let last_checkpoint = resumes.then_some(state.step);
+        let audits = Audits::new(options.audit, banned, trained);
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {
             options,
@@ -223,7 +237,6 @@ impl Learner {
             journal,
             control,
             received,
-            stale: Vec::new(),
             expected_steps,
             sitting: None,
             evals,
@@ -233,9 +246,12 @@ impl Learner {
             resumes,
             versions,
             ledger: Ledger::default(),
+            audits,
+            wanted: BTreeSet::new(),
             unsynced: Vec::new(),
             workers: Workers::default(),
             num_duplicates: 0,
+            num_refused: 0,
             num_stale: 0,
             _lock: lock,
         };
@@ -371,7 +387,8 @@ impl Learner {
         let epoch = self.options.epoch;
         let bus = self.bus.as_ref();
         let issues = tasks.into_iter().map(|(task, key)| {
-            let envelope = Envelope { epoch, issue: self.ledger.issue(task.id, now) };
+            let (issue, not_by) = (self.ledger.issue(task.id, now), self.audits.players(task.id));
+            let envelope = Envelope { epoch, issue, not_by, played_by: String::new() };
             async move {
                 if let Some(key) = key {
                     bus.put_key(task.id, key).await?;
@@ -384,13 +401,15 @@ impl Learner {
         Ok(())
     }
 
-    /// Asks again for tasks that are out.
+    /// Asks again for tasks, as far as they are not done.
     async fn issue_again(&mut self, tasks: Vec<TaskId>) -> Result<(), Error> {
         let find = |id: &TaskId| match id.kind {
+            TaskKind::Train if self.received.contains(*id) => None,
             TaskKind::Train => self.planned(*id),
             TaskKind::Evaluate => {
                 let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
-                Some((sitting.tasks.get(id.index as usize)?.clone(), None))
+                let index = id.index as usize;
+                sitting.correct.get(index)?.is_none().then(|| (sitting.tasks[index].clone(), None))
             }
         };
         let tasks = tasks.iter().filter_map(find).collect();
@@ -441,23 +460,24 @@ impl Learner {
             tokio::select! {
                 scored = &mut next => {
                     next = bus.next_scored();
-                    self.accept(scored?)?;
-                    heard = Instant::now();
-                    told = heard;
+                    if self.accept(scored?)? {
+                        heard = Instant::now();
+                        told = heard;
+                    }
                 }
                 beat = &mut beats => {
                     beats = bus.next_beat();
                     self.workers.heard(beat?, Instant::now());
                 }
                 _ = rounds.tick() => {
-                    let stale = std::mem::take(&mut self.stale);
-                    if !ends {
-                        self.issue_again(stale).await?;
-                    }
+                    let wanted = std::mem::take(&mut self.wanted).into_iter();
+                    // In the end exams alone are waited for.
+                    let wanted = wanted.filter(|id| !ends || id.kind == TaskKind::Evaluate).collect();
+                    // What a bus is too slow for now is looked after the next time.
+                    tokio::time::timeout(LOOK_LIMIT, self.issue_again(wanted)).await.unwrap_or(Ok(()))?;
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
                         if looked.elapsed() >= LOOK_EVERY {
-                            // A bus that is too slow for it now is looked after the next time.
                             tokio::time::timeout(LOOK_LIMIT, self.look_after(limit)).await.unwrap_or(Ok(()))?;
                             looked = Instant::now();
                         }
@@ -473,7 +493,8 @@ impl Learner {
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
-                        let missing: Vec<TaskId> = self.missing(step, ends).collect();
+                        let missing = self.missing(step, ends).map(|task| (task, self.audits.players(task)));
+                        let missing: Vec<(TaskId, Vec<String>)> = missing.collect();
                         let waiting = self.workers.waiting(step, &missing, num_tasks, hears_workers, waited, now);
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
@@ -513,7 +534,7 @@ impl Learner {
         }
         let expected = self.expected_steps.get(&(step + 1));
         expected.and_then(|expected| self.received.named(&expected.groups)).unwrap_or_else(|| {
-            self.received.in_order().map(|scored| scored.group.task.id).take(config.num_tasks as usize).collect()
+            self.received.in_order().map(GroupRecord::task).take(config.num_tasks as usize).collect()
         })
     }
 
@@ -523,19 +544,15 @@ impl Learner {
             // Later steps of the journal take them.
             return;
         }
-        let stale: Vec<TaskId> = self
-            .received
-            .in_order()
-            .filter(|scored| self.fold.is_stale(scored))
-            .map(|scored| scored.group.task.id)
-            .collect();
+        let stale: Vec<TaskId> =
+            self.received.in_order().filter(|group| self.fold.is_stale(&group.scored)).map(GroupRecord::task).collect();
         self.received.remove(&stale);
         self.note_stale(&stale);
     }
 
     fn note_stale(&mut self, stale: &[TaskId]) {
         self.num_stale += stale.len() as u64;
-        self.stale.extend(stale);
+        self.wanted.extend(stale);
     }
 
     /// Names the tasks that the step waits for; in a free-running run, those of which it needs some.
@@ -550,14 +567,23 @@ impl Learner {
         unsat.chain(unsealed)
     }
 
-    fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
-        let id = delivery.message.body.group.task.id;
+    /// Takes in what a verifier says; tells whether anything may come of it.
+    fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<bool, Error> {
+        let Message { envelope, body } = &delivery.message;
+        let id = body.group.task.id;
+        let is_refused = self.audits.banned().contains(&envelope.played_by);
         match id.kind {
-            TaskKind::Evaluate => self.accept_exam_answer(&delivery.message.body)?,
+            _ if is_refused => {
+                self.num_refused += 1;
+                if envelope.epoch == self.options.epoch && self.ledger.is_last(id, envelope.issue) {
+                    self.wanted.insert(id);
+                }
+            }
+            TaskKind::Evaluate => self.accept_exam_answer(body)?,
             TaskKind::Train => self.accept_group(&delivery.message)?,
         }
         self.unsynced.push(delivery);
-        Ok(())
+        Ok(!is_refused)
     }
 
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
@@ -570,37 +596,104 @@ impl Learner {
         let disagrees = |reason: &str| {
             Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
         };
-        if planned.task != scored.group.task {
-            if envelope.epoch != self.options.epoch {
-                // Played for an earlier life of the learner, which had planned otherwise.
-                return Ok(());
+        let is_planned = planned.task == scored.group.task;
+        if !is_planned && envelope.epoch != self.options.epoch {
+            // Played for an earlier life of the learner, which had planned otherwise.
+            return Ok(());
+        }
+        let fault =
+            if is_planned { scored.group.check().err() } else { Some("it was not played for this plan".to_owned()) };
+        if let Some(reason) = fault {
+            if !self.audits.is_on() {
+                return disagrees(&reason);
             }
-            return disagrees("it was not played for this plan");
+            // No honest actor does that.
+            self.wanted.insert(id);
+            return self.ban(&envelope.played_by, id, reason);
         }
         if let Err(reason) = scored.check() {
             return disagrees(&reason);
         }
-        match self.received.get(id) {
-            // Copies of a free-running task were played by different weights.
-            Some(first) if first != scored && !scored.group.task.free_running => {
-                let [first, second] = [first, scored].map(|scored| Digest::of(scored).short());
-                disagrees(&format!("two copies differ: {first} came first, then {second}"))
-            }
-            Some(_) => {
-                self.num_duplicates += 1;
-                Ok(())
-            }
-            None if self.fold.is_stale(scored) => {
+        let group = GroupRecord { played_by: envelope.played_by.clone(), scored: scored.clone() };
+        let Some(first) = self.received.get(id) else {
+            if self.fold.is_stale(scored) {
                 self.note_stale(&[id]);
-                Ok(())
+                return Ok(());
             }
-            None => {
-                let record = Record::Group(scored.clone());
-                self.received.insert(scored.clone());
+            return self.hear(group);
+        };
+        first.expect_same_verdicts(&group)?;
+        let [known, said] = [first, &group].map(GroupRecord::digest);
+        // Copies of a free-running task were played by different weights.
+        if known == said || scored.group.task.free_running {
+            self.num_duplicates += 1;
+            return Ok(());
+        }
+        if !self.audits.is_on() {
+            let [first, second] = [known, said].map(|digest| digest.short());
+            return disagrees(&format!("two copies differ: {first} came first, then {second}"));
+        }
+        if self.was_folded(id.batch) {
+            return Ok(());
+        }
+        self.received.take(&[id]).into_iter().for_each(|(_, first)| self.audits.dispute(first));
+        self.hear(group)
+    }
+
+    /// Takes in a group of a task that is not done, and does with its actor, and with others, what it calls for.
+    fn hear(&mut self, group: GroupRecord) -> Result<(), Error> {
+        let id = group.task();
+        match self.audits.hear(group)? {
+            Heard::Known => self.num_duplicates += 1,
+            Heard::Undecided => {
                 self.ledger.close(id, Instant::now());
-                self.journal.append(&record)
+                self.wanted.insert(id);
+            }
+            Heard::Contradiction(Lie { player, said, agreed }) => {
+                self.ban(&player, id, format!("it said {}, then {}", agreed.short(), said.short()))?;
+            }
+            Heard::Agreed(group, lies) => {
+                // First: what the journal has of a banned actor is taken back by the record that follows it.
+                for Lie { player, said, agreed } in lies {
+                    self.ban(&player, id, format!("it said {}, others agree on {}", said.short(), agreed.short()))?;
+                }
+                self.receive(*group)?;
             }
         }
+        Ok(())
+    }
+
+    /// Keeps the group with which a task is done.
+    fn receive(&mut self, group: GroupRecord) -> Result<(), Error> {
+        let id = group.task();
+        self.ledger.close(id, Instant::now());
+        self.journal.append(&Record::Group(group.clone()))?;
+        self.received.insert(group);
+        Ok(())
+    }
+
+    /// Believes an actor nothing any more: what it played of batches that are not sealed is played again.
+    fn ban(&mut self, player: &str, task: TaskId, reason: String) -> Result<(), Error> {
+        let of_player = self.received.in_order().filter(|group| group.played_by == player).map(GroupRecord::task);
+        let mut again: Vec<TaskId> = of_player.filter(|id| !self.was_folded(id.batch)).collect();
+        self.received.remove(&again);
+        let (undecided, done) = self.audits.ban(player);
+        again.extend(undecided);
+        self.wanted.extend(&again);
+        let taken_back = again.iter().copied().chain(done.iter().map(GroupRecord::task)).chain([task]);
+        let record = BanRecord { player: player.to_owned(), tasks: taken_back.collect() };
+        self.journal.append(&Record::Ban(record))?;
+        self.journal.sync()?;
+        let (num_trained, first, last) = self.audits.trained_on(player);
+        let num_again = again.len();
+        let ban = Ban { player: player.to_owned(), task, reason, num_trained, steps: (first, last), num_again };
+        drop(self.events.send(Event::Ban(Box::new(ban))));
+        done.into_iter().try_for_each(|group| self.receive(group))
+    }
+
+    /// Tells whether the journal knows a batch as folded; a process that goes on before that folds it again as it was.
+    fn was_folded(&self, batch: u64) -> bool {
+        self.expected_steps.contains_key(&(batch + 1))
     }
 
     fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
@@ -635,7 +728,9 @@ impl Learner {
     /// Folds what is sealed, and names it.
     fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
         let ids = self.sealed(step);
-        let (digests, groups): (Vec<Digest>, Vec<ScoredGroup>) = self.received.take(&ids).into_iter().unzip();
+        let (digests, groups): (Vec<Digest>, Vec<GroupRecord>) = self.received.take(&ids).into_iter().unzip();
+        groups.iter().for_each(|group| self.audits.train_on(group, step + 1));
+        let groups: Vec<ScoredGroup> = groups.into_iter().map(|group| group.scored).collect();
         let began = Instant::now();
         let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
         let trained = began.elapsed();
@@ -655,7 +750,8 @@ impl Learner {
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
-        let event = StepEvent { report, elapsed, waited, trained, totals, num_stale: self.num_stale, sample };
+        let (num_audited, num_stale) = (self.audits.num_audited(), self.num_stale);
+        let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, num_stale, sample };
         drop(self.events.send(Event::Step(Box::new(event))));
         Ok(ids)
     }
@@ -733,6 +829,9 @@ impl Learner {
             evals: self.evals,
             num_reissued: self.ledger.num_reissued(),
             num_duplicates: self.num_duplicates,
+            num_audited: self.audits.num_audited(),
+            banned: self.audits.banned().iter().cloned().collect(),
+            num_refused: self.num_refused,
             num_stale: self.num_stale,
         }
     }

@@ -1,18 +1,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{Digest, ScoredGroup, TaskId};
+use proto::{Digest, TaskId};
+
+use crate::journal::GroupRecord;
 
 /// Groups that are in and not folded.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
-    groups: BTreeMap<TaskId, (Digest, ScoredGroup)>,
+    groups: BTreeMap<TaskId, (Digest, GroupRecord)>,
     /// As they came.
     order: Vec<TaskId>,
 }
 
 impl Received {
-    pub(crate) fn get(&self, id: TaskId) -> Option<&ScoredGroup> {
-        self.groups.get(&id).map(|(_, scored)| scored)
+    pub(crate) fn get(&self, id: TaskId) -> Option<&GroupRecord> {
+        self.groups.get(&id).map(|(_, group)| group)
     }
 
     pub(crate) fn contains(&self, id: TaskId) -> bool {
@@ -20,7 +22,7 @@ impl Received {
     }
 
     /// Gives all of them as they came.
-    pub(crate) fn in_order(&self) -> impl Iterator<Item = &ScoredGroup> {
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = &GroupRecord> {
         self.order.iter().map(|id| &self.groups[id].1)
     }
 
@@ -29,10 +31,10 @@ impl Received {
     }
 
     /// Adds a group, in the place of an earlier one of its task.
-    pub(crate) fn insert(&mut self, scored: ScoredGroup) {
-        let id = scored.group.task.id;
+    pub(crate) fn insert(&mut self, group: GroupRecord) {
+        let id = group.task();
         self.remove(&[id]);
-        self.groups.insert(id, (Digest::of(&scored), scored));
+        self.groups.insert(id, (Digest::of(&group.scored), group));
         self.order.push(id);
     }
 
@@ -44,7 +46,7 @@ impl Received {
     }
 
     /// Gives away the groups of tasks that are in, in this order.
-    pub(crate) fn take(&mut self, ids: &[TaskId]) -> Vec<(Digest, ScoredGroup)> {
+    pub(crate) fn take(&mut self, ids: &[TaskId]) -> Vec<(Digest, GroupRecord)> {
         let taken = ids.iter().filter_map(|id| self.groups.remove(id)).collect();
         let gone: BTreeSet<TaskId> = ids.iter().copied().collect();
         self.order.retain(|id| !gone.contains(id));

@@ -50,8 +50,8 @@ pub fn replay(
             Ok(Record::Manifest(found)) if !found.reproducible => return Err(Error::NotReproducible),
             Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
-            Ok(Record::Group(scored)) if scored.group.task.id.kind == TaskKind::Train => {
-                received.insert(scored);
+            Ok(Record::Group(group)) if group.task().kind == TaskKind::Train => {
+                received.insert(group);
             }
             Ok(Record::Step(expected)) if expected.step <= last_step => {
                 expect_undamaged(&damaged)?;
@@ -61,7 +61,7 @@ pub fn replay(
                     let reason = "the journal lacks some of its groups".to_owned();
                     return Err(Error::Integrity { what: "batch", step: batch, reason });
                 };
-                let groups: Vec<ScoredGroup> = received.take(&ids).into_iter().map(|(_, scored)| scored).collect();
+                let groups: Vec<ScoredGroup> = received.take(&ids).into_iter().map(|(_, group)| group.scored).collect();
                 fold.plan();
                 let report = fold.fold(&groups, control)?;
                 expect_step(&expected, report.weights_digest, report.state_digest)?;

@@ -1,11 +1,14 @@
 //! What a run leaves in its directory, and who may work there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use proto::TaskId;
+
+use crate::audit::Trained;
 use crate::checkpoint::{Checkpoint, load_latest};
-use crate::journal::{Damage, EvalRecord, JournalReader, Record, StepRecord, read_journal};
+use crate::journal::{BanRecord, Damage, EvalRecord, JournalReader, Record, StepRecord, read_journal};
 use crate::plan::Plans;
 use crate::received::Received;
 use crate::{Control, Error, Manifest};
@@ -56,6 +59,9 @@ pub(crate) struct Recovered {
     pub(crate) control: Option<Control>,
     /// Groups that the checkpoint has not folded.
     pub(crate) received: Received,
+    pub(crate) banned: BTreeSet<String>,
+    /// Of batches that the checkpoint has folded.
+    pub(crate) trained: Trained,
     pub(crate) steps: BTreeMap<u64, StepRecord>,
     pub(crate) evals: Vec<EvalRecord>,
     pub(crate) manifest: Option<Manifest>,
@@ -75,7 +81,7 @@ impl Recovered {
             let step = checkpoint.as_ref().map_or(0, |(_, checkpoint)| checkpoint.state.step);
             let nothing = Plans::default();
             let planned = checkpoint.as_ref().map_or(&nothing, |(_, checkpoint)| &checkpoint.planned);
-            let found = Recovered::after(planned, &run_dir.join("journal"), is_reproducible)?;
+            let found = Recovered::after(step, planned, &run_dir.join("journal"), is_reproducible)?;
             let Some((model, checkpoint)) = checkpoint else { return Ok(found) };
             let is_known = match found.steps.get(&step) {
                 Some(record) => record.weights_digest == checkpoint.state.params.digest(&model),
@@ -91,9 +97,11 @@ impl Recovered {
         }
     }
 
-    /// Reads the journal, as far as a run needs it that goes on with these plans.
-    fn after(planned: &Plans, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
+    /// Reads the journal, as far as a run needs it that goes on from a step with these plans.
+    fn after(step: u64, planned: &Plans, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
         let mut received = Received::default();
+        let (mut banned, mut trained) = (BTreeSet::new(), Trained::default());
+        let mut players = BTreeMap::<u64, BTreeMap<u32, String>>::new();
         let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
         let mut num_records = 0;
         let damage = read_journal(journal, |record| {
@@ -102,19 +110,32 @@ impl Recovered {
                 Record::Manifest(found) => drop(manifest.get_or_insert(found)),
                 Record::Control(decided) => control = Some(decided),
                 Record::Eval(eval) => evals.push(eval),
-                Record::Step(step) => {
+                Record::Step(done) => {
                     if !is_reproducible {
                         // Exams from here on were of steps that are played anew.
-                        evals.retain(|eval: &EvalRecord| eval.step < step.step);
+                        evals.retain(|eval: &EvalRecord| eval.step < done.step);
                     }
-                    steps.insert(step.step, step);
+                    if done.step <= step {
+                        let players = players.remove(&(done.step - 1)).unwrap_or_default();
+                        players.values().for_each(|player| trained.note(player, done.step));
+                    }
+                    steps.insert(done.step, done);
                 }
-                // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its
-                // checkpoint.
-                Record::Group(scored) if is_reproducible && planned.may_hold(scored.group.task.id) => {
-                    received.insert(scored);
+                Record::Group(group) => {
+                    let id = group.task();
+                    players.entry(id.batch).or_default().insert(id.index, group.played_by.clone());
+                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its
+                    // checkpoint.
+                    if is_reproducible && planned.may_hold(id) {
+                        received.insert(group);
+                    }
                 }
-                Record::Group(_) => {}
+                Record::Ban(BanRecord { player, tasks }) => {
+                    let is_of_player = |id: &TaskId| received.get(*id).is_some_and(|group| group.played_by == player);
+                    let taken_back: Vec<TaskId> = tasks.into_iter().filter(is_of_player).collect();
+                    received.remove(&taken_back);
+                    banned.insert(player);
+                }
             }
         })?;
         if manifest.is_none() && (num_records > 0 || !damage.unreadable.is_empty()) {
@@ -124,7 +145,7 @@ impl Recovered {
                 got: "none that can be read".to_owned(),
             });
         }
-        Ok(Recovered { checkpoint: None, control, received, steps, evals, manifest, damage })
+        Ok(Recovered { checkpoint: None, control, received, banned, trained, steps, evals, manifest, damage })
     }
 }
 

@@ -16,14 +16,25 @@ pub struct Waiting {
     pub num_missing: usize,
     /// Of how many.
     pub num_tasks: usize,
-    /// The first of those that are out, and who is known to have them.
-    pub first: Vec<(TaskId, Option<Holder>)>,
+    /// The first of those that are out.
+    pub first: Vec<Missing>,
     /// How many workers have been heard of lately.
     pub num_actors: usize,
     /// Judges among them are counted apart.
     pub num_verifiers: usize,
     /// Whether workers say that they live at all; threads of one process do not.
     pub hears_workers: bool,
+}
+
+/// A task that is out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The task.
+    pub task: TaskId,
+    /// Who is known to have it.
+    pub holder: Option<Holder>,
+    /// Actors that have played it and do not agree, or are too few to be believed.
+    pub played_by: Vec<String>,
 }
 
 /// A worker that has a task.
@@ -60,7 +71,7 @@ impl Workers {
     pub(crate) fn waiting(
         &self,
         step: u64,
-        missing: &[TaskId],
+        missing: &[(TaskId, Vec<String>)],
         num_tasks: usize,
         hears_workers: bool,
         waited: Duration,
@@ -80,7 +91,11 @@ impl Workers {
             step,
             num_missing: missing.len(),
             num_tasks,
-            first: missing.iter().take(NUM_NAMED).map(|task| (*task, holder(task))).collect(),
+            first: missing
+                .iter()
+                .take(NUM_NAMED)
+                .map(|(task, played_by)| Missing { task: *task, holder: holder(task), played_by: played_by.clone() })
+                .collect(),
             num_actors: living(Role::Actor),
             num_verifiers: living(Role::Verifier),
             hears_workers,
@@ -93,12 +108,16 @@ impl fmt::Display for Waiting {
         let (missing, total) = (self.num_missing, self.num_tasks);
         write!(formatter, "nothing for {} s at step {}: ", self.waited.as_secs(), self.step)?;
         write!(formatter, "{missing} of {total} tasks are out")?;
-        for (index, (TaskId { kind, batch, index: task }, holder)) in self.first.iter().enumerate() {
+        for (index, Missing { task, holder, played_by }) in self.first.iter().enumerate() {
+            let TaskId { kind, batch, index: task } = task;
             let kind = if *kind == TaskKind::Train { "task" } else { "exam task" };
             write!(formatter, "{} {kind} {task} of batch {batch}", if index == 0 { ":" } else { "," })?;
             match holder {
                 Some(Holder { worker, silent, .. }) => {
                     write!(formatter, " ({worker} has it, heard of {} s ago)", silent.as_secs())?;
+                }
+                None if !played_by.is_empty() => {
+                    write!(formatter, " ({} played it, another actor must)", played_by.join(" and "))?;
                 }
                 None if self.hears_workers => write!(formatter, " (nobody is known to have it)")?,
                 None => {}
@@ -133,14 +152,20 @@ mod tests {
         workers.heard(held("gone", Role::Actor, vec![task(TaskKind::Train, 1)]), began);
         workers.heard(held("slow", Role::Verifier, vec![task(TaskKind::Train, 2)]), began + 25 * second);
         workers.heard(held("idle", Role::Actor, vec![]), began + 29 * second);
-        let mut missing: Vec<TaskId> = (1..5).map(|index| task(TaskKind::Train, index)).collect();
+        let mut missing: Vec<(TaskId, Vec<String>)> =
+            (1..5).map(|index| (task(TaskKind::Train, index), Vec::new())).collect();
         let now = began + 30 * second;
         let waiting = workers.waiting(7, &missing, 16, true, 30 * second, now).to_string();
         let expected = "nothing for 30 s at step 7: 4 of 16 tasks are out: task 1 of batch 7 (gone has it, heard of 30 s ago), \
                         task 2 of batch 7 (slow has it, heard of 5 s ago), task 3 of batch 7 (nobody is known to have it), ...; \
                         1 actor and 1 verifier are heard of";
         assert_eq!(waiting, expected);
-        missing = vec![task(TaskKind::Evaluate, 9)];
+        missing = vec![(task(TaskKind::Train, 3), vec!["gone".to_owned(), "idle".to_owned()])];
+        let waiting = workers.waiting(7, &missing, 16, true, 30 * second, now).to_string();
+        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are out: task 3 of batch 7 (gone and idle played it, another \
+                        actor must); 1 actor and 1 verifier are heard of";
+        assert_eq!(waiting, expected);
+        missing = vec![(task(TaskKind::Evaluate, 9), Vec::new())];
         let waiting = Workers::default().waiting(7, &missing, 1, false, 90 * second, now).to_string();
         assert_eq!(waiting, "nothing for 90 s at step 7: 1 of 1 tasks are out: exam task 9 of batch 7");
     }

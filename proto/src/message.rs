@@ -3,12 +3,16 @@ use serde::{Deserialize, Serialize};
 use crate::{Digest, TaskId};
 
 /// What travels around a message and is no part of what it says: never digested, folded or compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// Which life of the learner asked for the task; grows from one life to the next.
     pub epoch: u64,
     /// How often this life had asked for it before.
     pub issue: u32,
+    /// Actors that may not play this copy of the task, for they have played it: the copy is an audit. Empty otherwise.
+    pub not_by: Vec<String>,
+    /// The actor that played the group, as the bus knows it, whatever the actor says; empty where actors have no names.
+    pub played_by: String,
 }
 
 /// A message on a bus: a body, which is a function of its task, in an envelope.
@@ -23,7 +27,7 @@ pub struct Message<T> {
 impl<T> Message<T> {
     /// Puts what answers this message in the same envelope.
     pub fn reply<U>(&self, body: U) -> Message<U> {
-        Message { envelope: self.envelope, body }
+        Message { envelope: self.envelope.clone(), body }
     }
 }
 

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::{ActionMask, KeyedProblem, Niche, ProblemOrigin, Task, Token};
+use crate::{ActionMask, KeyedProblem, MASK_BITS, Niche, ProblemOrigin, Task, Token};
 
 /// A token that was chosen rather than forced.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,14 @@ pub struct Group {
     pub masks: Vec<ActionMask>,
     /// The rollouts in order of attempt.
     pub rollouts: Vec<Rollout>,
+}
+
+impl Rollout {
+    /// Names the version that drew the token at a position; its versions have been checked.
+    pub fn version_at(&self, position: u16) -> u64 {
+        let span = self.versions.iter().rfind(|span| span.first_token <= position);
+        span.expect("the first span begins with the first token").policy_version
+    }
 }
 
 /// What a checker says of an answer; a function of problem and answer alone.
@@ -182,28 +190,18 @@ impl Group {
         let whole = [VersionSpan { first_token: 0, policy_version }];
         self.rollouts.iter().all(|rollout| rollout.versions == whole)
     }
-}
 
-impl Rollout {
-    /// Names the version that drew the token at a position; its versions have been checked.
-    pub fn version_at(&self, position: u16) -> u64 {
-        let span = self.versions.iter().rfind(|span| span.first_token <= position);
-        span.expect("the first span begins with the first token").policy_version
-    }
-}
-
-impl ScoredGroup {
-    /// Checks that everything in the message that points somewhere points into the message, so that its readers need not.
+    /// Checks that the group has the size and the form of what its task asks for, and that everything in it that points
+    /// somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
     ///
     /// # Errors
     /// In words, the first thing that is not as it must be.
     pub fn check(&self) -> Result<(), String> {
-        let Group { task, masks, rollouts } = &self.group;
-        let expect = |holds: bool, what: &str| if holds { Ok(()) } else { Err(format!("expected {what}")) };
-        let counts = [rollouts.len(), self.verdicts.len()];
-        expect(counts == [task.num_rollouts as usize; 2], "as many rollouts and verdicts as were asked for")?;
-        expect(!self.prompt.is_empty(), "a prompt")?;
-        for Rollout { tokens, choices, versions, .. } in rollouts {
+        let Group { task, masks, rollouts } = self;
+        let is_possible = task.num_rollouts <= Task::MAX_ROLLOUTS && task.max_tokens <= Task::MAX_TOKENS;
+        expect(is_possible, "a task of a size that tasks have")?;
+        expect(rollouts.len() == task.num_rollouts as usize, "as many rollouts as were asked for")?;
+        for Rollout { tokens, choices, versions, search, .. } in rollouts {
             let is_span = |span: &VersionSpan| usize::from(span.first_token) <= tokens.len();
             let are_in_order = versions.is_sorted_by(|left, right| {
                 left.first_token < right.first_token && left.policy_version < right.policy_version
@@ -215,10 +213,27 @@ impl ScoredGroup {
             let is_pinned = versions == &[VersionSpan { first_token: 0, policy_version: task.policy_version }];
             expect(is_pinned || task.free_running, "the version that was asked for")?;
             expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
+            expect(tokens.iter().all(|token| usize::from(*token) < MASK_BITS), "tokens of the vocabulary")?;
             expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
             let choices = choices.iter().map(|choice| (choice.position, choice.mask));
             expect(are_choices(tokens, choices, masks), "choices of legal tokens, in order, in every rollout")?;
+            expect(search.is_none(), "no search where none is asked for")?;
         }
+        let num_choices = rollouts.iter().map(|rollout| rollout.choices.len()).sum();
+        expect(masks.len() <= num_choices, "no masks but those of choices")
+    }
+}
+
+impl ScoredGroup {
+    /// Checks the group, and that everything that was added to it points into the message.
+    ///
+    /// # Errors
+    /// In words, the first thing that is not as it must be.
+    pub fn check(&self) -> Result<(), String> {
+        self.group.check()?;
+        let rollouts = &self.group.rollouts;
+        expect(self.verdicts.len() == rollouts.len(), "as many verdicts as rollouts")?;
+        expect(!self.prompt.is_empty(), "a prompt")?;
         for Example { prompt, answer, choices, .. } in &self.examples {
             expect(!prompt.is_empty(), "a prompt in every example")?;
             let choices = choices.iter().map(|choice| (choice.position, choice.mask));
@@ -232,6 +247,10 @@ impl ScoredGroup {
         }
         Ok(())
     }
+}
+
+fn expect(holds: bool, what: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(format!("expected {what}")) }
 }
 
 /// Tells whether (position, mask) pairs are in order and name tokens that their masks hold.

@@ -107,3 +107,11 @@ pub struct Task {
     /// Most answer tokens, forced ones included; a rollout that would pass it stops as [`crate::StopReason::Length`].
     pub max_tokens: u32,
 }
+
+impl Task {
+    /// The most rollouts that a task may ask for.
+    pub const MAX_ROLLOUTS: u32 = 4_096;
+
+    /// The most tokens that it may ask for in each.
+    pub const MAX_TOKENS: u32 = 4_096;
+}

@@ -2,8 +2,8 @@
 
 use proto::{
     ActionMask, Aim, Behavior, Choice, Digest, Example, ExampleChoice, Group, KeyedProblem, LabelOrigin, Niche,
-    Problem, ProblemKey, ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, StopReason, Task, TaskId,
-    TaskKind, Verdict, VersionSpan, wire,
+    Problem, ProblemKey, ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, SearchTrace, StopReason,
+    Task, TaskId, TaskKind, Verdict, VersionSpan, wire,
 };
 
 fn scored_group() -> ScoredGroup {
@@ -77,9 +77,27 @@ fn no_cut_and_no_extra_byte_decodes() {
 fn pointers_out_of_a_scored_group_are_refused() {
     assert_eq!(scored_group().check(), Ok(()));
     type Change = fn(&mut ScoredGroup);
-    let changes: [(&str, Change); 12] = [
+    let changes: [(&str, Change); 21] = [
+        ("of a size that tasks have", |scored| scored.group.task.num_rollouts = 5000),
+        ("of a size that tasks have", |scored| scored.group.task.max_tokens = u32::MAX),
         ("as many rollouts", |scored| scored.group.rollouts.clear()),
-        ("as many rollouts", |scored| scored.verdicts.push(Verdict::Correct)),
+        ("as many rollouts", |scored| scored.group.rollouts = vec![scored.group.rollouts[0].clone(); 2]),
+        ("as many verdicts", |scored| scored.verdicts.push(Verdict::Correct)),
+        ("of the vocabulary", |scored| scored.group.rollouts[0].tokens[0] = 256),
+        ("the versions of every token", |scored| scored.group.rollouts[0].versions[0].first_token = 5),
+        ("the versions of every token", |scored| {
+            let again = scored.group.rollouts[0].versions[0];
+            scored.group.rollouts[0].versions.push(again);
+        }),
+        ("no search", |scored| {
+            let trace = SearchTrace { policy_targets: Vec::new(), value_targets: Vec::new(), num_simulations: 1 };
+            scored.group.rollouts[0].search = Some(trace);
+        }),
+        ("no masks but", |scored| {
+            let again = scored.group.masks[0];
+            scored.group.masks.push(again);
+        }),
+        ("no masks but", |scored| scored.group.rollouts[0].choices.clear()),
         ("a prompt", |scored| scored.prompt.clear()),
         ("no more tokens", |scored| scored.group.task.max_tokens = 4),
         ("logprobs", |scored| scored.group.rollouts[0].choices[0].logprob = f32::NAN),

@@ -178,7 +178,7 @@ fn count_journal(folder: &Folder) -> (usize, usize) {
     let (mut groups, mut steps, mut twice) = (BTreeSet::<TaskId>::new(), BTreeMap::new(), 0);
     while let Some(record) = reader.next().unwrap() {
         match record.unwrap() {
-            Record::Group(scored) => twice += usize::from(!groups.insert(scored.group.task.id)),
+            Record::Group(group) => twice += usize::from(!groups.insert(group.scored.group.task.id)),
             Record::Step(step) => twice += usize::from(steps.insert(step.step, step.groups.len()).is_some()),
             _ => {}
         }

@@ -43,6 +43,7 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
         tell_after: Duration::from_secs(30),
         epoch: 0,
         reissue_after: None,
+        audit: None,
         tokenizer_json: "{}".to_owned(),
     };
     let manifest = Manifest {
@@ -62,7 +63,7 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
     runtime.block_on(async {
         let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
         tokio::spawn(actor::run(actor::Config { num_threads: 1, num_slots: 64 }, bus.clone(), shutdown.clone()));
-        tokio::spawn(verifier::run(bus.clone(), shutdown.clone()));
+        tokio::spawn(verifier::run(config.batch.num_rollouts, bus.clone(), shutdown.clone()));
         learner::run(config, options, lock, manifest, sources(), exams, bus, events, shutdown.clone()).await.unwrap()
     })
 }

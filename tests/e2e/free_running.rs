@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use learner::{JournalReader, Record};
+use learner::{GroupRecord, JournalReader, Record};
 use proto::{Digest, ScoredGroup};
 use serde_json::Value;
 
@@ -34,7 +34,7 @@ fn check(folder: &Folder) -> Folded {
     let mut folded = Folded::default();
     while let Some(record) = reader.next().unwrap() {
         match record.unwrap() {
-            Record::Group(scored) => drop(groups.insert(Digest::of(&scored), scored)),
+            Record::Group(GroupRecord { scored, .. }) => drop(groups.insert(Digest::of(&scored), scored)),
             Record::Step(step) => {
                 let mut batches = BTreeSet::new();
                 for digest in step.groups {

@@ -1,6 +1,7 @@
 //! The real binary: the same digests at every step whatever happens to a run, and one clear error for whatever it cannot
 //! take.
 
+mod audit;
 mod bad_input;
 mod bench;
 mod cluster;

@@ -135,6 +135,7 @@ fn permissions_are_the_least_that_works() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let learner_only = [
         "autodidact.r.task.t0.0",
+        "autodidact.r.audit.t0.0",
         "autodidact.r.key.t0.0",
         "autodidact.r.weights.d.0",
         "autodidact.r.version",

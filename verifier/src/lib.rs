@@ -32,27 +32,32 @@ pub enum Error {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    /// The group's problem is not one of ours.
-    #[error("cannot judge task {task:?}")]
-    Problem {
+    /// The group is none that an actor of ours plays.
+    #[error("cannot judge task {task:?}: {reason}")]
+    Group {
         /// Which task.
         task: proto::TaskId,
-        /// What is wrong with its problem.
-        source: domains::Error,
+        /// What is wrong with its group.
+        reason: String,
     },
 }
 
 /// Groups that are worked on at a time: while one waits for its key or to be sent, others are judged.
 const MAX_IN_WORK: usize = 16;
 
+/// How much people are told of what is wrong with a group.
+const MAX_REASON_CHARS: usize = 300;
+
 /// How long a verifier that is told to stop goes on with what it has begun.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Scores groups from the bus until told to stop; what is begun then is finished.
+/// Scores groups from the bus until told to stop; what is begun then is finished. No task of the run asks for more than
+/// `max_rollouts`: a group that says otherwise would only keep the verifier busy.
 ///
 /// # Errors
-/// [`Error::Bus`], or [`Error::Problem`] for a task that no verifier can judge: a fault, never a verdict.
-pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
+/// [`Error::Bus`], or [`Error::Group`] for a group that no verifier can judge: a fault, never a verdict. A bus between machines
+/// keeps such groups for people to look at, and the verifier goes on.
+pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let mut count = |judged: Result<Result<Option<usize>, Error>, JoinError>| {
         let num_verdicts = judged.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
@@ -76,7 +81,7 @@ pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summa
                 next = bus.next_group();
                 let group = group?;
                 let task = group.message.body.task.id;
-                begun.insert(in_work.spawn(judge(bus.clone(), group)).id(), task);
+                begun.insert(in_work.spawn(judge(max_rollouts, bus.clone(), group)).id(), task);
             }
             _ = beats.tick() => bus.beat(Role::Verifier, begun.values().copied().collect()).await?,
         }
@@ -95,7 +100,7 @@ pub async fn run(bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summa
 }
 
 /// Scores a group and sends it on its way; only then is the group done. Gives the number of verdicts, where there are any.
-async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<usize>, Error> {
+async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<usize>, Error> {
     let group = &delivery.message.body;
     let task = group.task.id;
     let key = match group.task.request {
@@ -111,11 +116,36 @@ async fn judge(bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<us
         },
         _ => None,
     };
-    let scored = score(group.clone(), key.as_ref()).map_err(|source| Error::Problem { task, source })?;
+    let num_rollouts = group.task.num_rollouts;
+    let judged = match group.check() {
+        Ok(()) if num_rollouts <= max_rollouts => score(group.clone(), key.as_ref()).map_err(|error| error.to_string()),
+        Ok(()) => Err(format!("expected up to {max_rollouts} rollouts, as the run asks for, got {num_rollouts}")),
+        Err(reason) => Err(reason),
+    };
+    let scored = match judged {
+        Ok(scored) => scored,
+        Err(reason) => return refuse(&delivery, reason).await,
+    };
     let num_verdicts = scored.verdicts.len();
-    bus.publish_scored(delivery.message.reply(scored)).await?;
+    match bus.publish_scored(delivery.message.reply(scored)).await {
+        Err(error @ bus::Error::TooLarge { .. }) => return refuse(&delivery, error.to_string()).await,
+        published => published?,
+    }
     delivery.acknowledge().await?;
     Ok(Some(num_verdicts))
+}
+
+/// Has a group set aside of which nothing can be made: its actor is hostile, or broken. The learner asks for its task again.
+async fn refuse(delivery: &Delivery<Group>, reason: String) -> Result<Option<usize>, Error> {
+    let task = delivery.message.body.task.id;
+    // It may quote the group, which may be large.
+    let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
+    if !delivery.set_aside().await {
+        return Err(Error::Group { task, reason });
+    }
+    let actor = &delivery.message.envelope.played_by;
+    tracing::warn!(actor, ?task, reason, "a group that cannot be judged is set aside");
+    Ok(None)
 }
 
 /// Judges every rollout of a group, and makes examples of those that solve something exactly, or problems of those that

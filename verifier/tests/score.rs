@@ -1,6 +1,7 @@
 //! Verdicts and examples of groups, and what a hostile actor cannot do.
 
 use domains::{Next, domain, exam};
+use proptest::prelude::*;
 use proto::{
     ActionMask, Behavior, Choice, Difficulty, Digest, Group, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin,
     Request, Rollout, Sampling, StopReason, Task, TaskId, TaskKind, Token, Verdict,
@@ -185,5 +186,50 @@ fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
         let mut tokens: Vec<Token> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
         tokens.push(target.parse().unwrap());
         assert!(propose(three_numbers, &[&tokens]).proposals.is_empty(), "{}", problem.text);
+    }
+}
+
+/// Texts of problems and keys: right ones, such as are nearly right, and others.
+fn text() -> impl Strategy<Value = String> {
+    let right = ["25 7 3 -> 82", "50 75 2 9 -> 98 max 9999", "sum : [1 2] -> ?", "sort take 2 : ? -> [1 2]", "rev"];
+    let right = prop::sample::select([&right[..], &["? max 1 : [3 2 1] -> [1 2 3] ; [5 4] -> [4 5]"]].concat());
+    let bent = (right.clone(), any::<prop::sample::Index>(), any::<char>()).prop_map(|(text, at, letter)| {
+        let mut letters: Vec<char> = text.chars().collect();
+        let at = at.index(letters.len());
+        letters[at] = letter;
+        letters.into_iter().collect()
+    });
+    prop_oneof![right.prop_map(str::to_owned), bent, ".{0,40}"]
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let domain =
+        prop::sample::select(domains::registry().iter().map(|domain| domain.name().to_owned()).collect::<Vec<_>>());
+    let solve = (domain.clone(), text()).prop_map(|(domain, text)| solve(&domain, &text));
+    let propose = (domain, any::<u64>(), any::<bool>()).prop_map(|(domain, niche, is_hard)| {
+        let difficulty = if is_hard { Difficulty::Hard } else { Difficulty::Easy };
+        Request::Propose { domain, niche: Niche(niche), difficulty }
+    });
+    prop_oneof![solve, propose]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Whatever a group says, it has verdicts or is refused.
+    #[test]
+    fn no_group_makes_a_panic(
+        request in request(),
+        key in prop::option::of(text()),
+        answers in prop::collection::vec(prop::collection::vec(0..256 as Token, 0..24), 0..4),
+        is_evaluation: bool,
+    ) {
+        let kind = if is_evaluation { TaskKind::Evaluate } else { TaskKind::Train };
+        let mut group = group("", kind, &answers.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        group.task.request = request;
+        if let Ok(scored) = score(group, key.map(|text| ProblemKey { text }).as_ref()) {
+            prop_assert_eq!(scored.verdicts.len(), answers.len());
+            prop_assert!(!scored.prompt.is_empty());
+        }
     }
 }

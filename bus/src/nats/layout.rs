@@ -19,7 +19,7 @@ pub(super) struct Layout {
 /// A stream of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// `task.BATCH.INDEX`.
+    /// `task.BATCH.INDEX`, and `audit.BATCH.INDEX` for what one actor has played and another is to play again.
     Tasks,
     /// `group.ACTOR.BATCH.INDEX`.
     Groups,
@@ -29,7 +29,7 @@ pub(super) enum Queue {
     Keys,
     /// `weights.DIGEST`, which says how many bytes there are, and `weights.DIGEST.PIECE`: a store too.
     Weights,
-    /// `dead.WORKER.QUEUE`: messages that could not be read, for people to look at.
+    /// `dead.WORKER.QUEUE`: messages that could not be read or judged, for people to look at.
     Dead,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Difference {
 
 /// How many copies of the worst case fit into a queue.
 const SLACK: usize = 4;
-/// How much of what could not be read is kept.
+/// How much of that is kept.
 const MAX_DEAD: i64 = 1000;
 const MAX_DEAD_BYTES: i64 = 64 << 20;
 /// For how long the server knows a message id again. A publisher that retries for longer may be heard twice.
@@ -82,6 +82,11 @@ pub(super) fn batch_token(kind: TaskKind, batch: u64) -> String {
         TaskKind::Train => format!("t{batch}"),
         TaskKind::Evaluate => format!("e{batch}"),
     }
+}
+
+/// Names the actor in the subject of a group.
+pub(super) fn actor_of(subject: &str) -> &str {
+    subject.split('.').nth(3).unwrap_or_default()
 }
 
 impl Queue {
@@ -131,6 +136,11 @@ impl Layout {
         format!("autodidact.{}.{}.{rest}", self.run, queue.token())
     }
 
+    /// Where tasks go that are played again for an audit.
+    pub(super) fn audit(&self, rest: &str) -> String {
+        format!("autodidact.{}.audit.{rest}", self.run)
+    }
+
     pub(super) fn key(&self, TaskId { kind, batch, index }: TaskId) -> String {
         self.subject(Queue::Keys, &format!("{}.{index}", batch_token(kind, batch)))
     }
@@ -165,7 +175,10 @@ impl Layout {
         };
         Config {
             name: self.stream(queue),
-            subjects: vec![self.subject(queue, ">")],
+            subjects: match queue {
+                Queue::Tasks => vec![self.subject(queue, ">"), self.audit(">")],
+                _ => vec![self.subject(queue, ">")],
+            },
             retention: match queue {
                 Queue::Tasks | Queue::Groups | Queue::Scored => RetentionPolicy::WorkQueue,
                 Queue::Keys | Queue::Weights | Queue::Dead => RetentionPolicy::Limits,

@@ -56,6 +56,9 @@ pub struct Nats {
     scored: Puller<ScoredGroup>,
 }
 
+/// For how long a worker leaves to others what it may not play itself.
+const FOR_OTHERS_PAUSE: Duration = Duration::from_millis(75);
+
 /// Weights travel in pieces of this size, several at a time.
 const PIECE_BYTES: usize = 512 << 10;
 const PIECES_IN_FLIGHT: usize = 8;
@@ -114,16 +117,17 @@ impl Nats {
         message: &Message<T>,
     ) -> Result<(), Error> {
         let payload: bytes::Bytes = wire::encode(message).into();
-        let limit_bytes = self.server.max_payload();
-        if payload.len() > limit_bytes {
-            return Err(Error::TooLarge { what: what.to_owned(), size_bytes: payload.len(), limit_bytes });
-        }
         let mut patience = self.server.patience(format!("publish {what}"));
         loop {
             let message = PublishMessage::build().message_id(&id).payload(payload.clone());
             let sent = async { self.jetstream().send_publish(subject.clone(), message).await?.await };
             match sent.await {
                 Ok(_) => return Ok(()),
+                // Its headers count too.
+                Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                    let (size_bytes, limit_bytes) = (payload.len(), self.server.max_payload());
+                    return Err(Error::TooLarge { what: what.to_owned(), size_bytes, limit_bytes });
+                }
                 Err(error) => {
                     if error.kind() == PublishErrorKind::StreamNotFound {
                         self.make_what_is_missing().await;
@@ -159,7 +163,11 @@ impl Bus for Nats {
         let batch = layout::batch_token(task.body.id.kind, task.body.id.batch);
         // An issue of a task is one message, whoever publishes it; another issue is another one.
         let id = format!("{batch}.{index}.{}.{}", task.envelope.epoch, task.envelope.issue);
-        let subject = self.layout.subject(Queue::Tasks, &format!("{batch}.{index}"));
+        let rest = format!("{batch}.{index}");
+        let subject = match task.envelope.not_by.is_empty() {
+            true => self.layout.subject(Queue::Tasks, &rest),
+            false => self.layout.audit(&rest),
+        };
         self.publish("a task", subject, id, &task).await
     }
 
@@ -174,7 +182,13 @@ impl Bus for Nats {
     }
 
     async fn next_task(&self) -> Result<Delivery<Task>, Error> {
-        self.tasks.next(&self.server).await
+        loop {
+            let task = self.tasks.next(&self.server).await?;
+            if !task.message.envelope.not_by.contains(&self.worker) {
+                return Ok(task);
+            }
+            task.hand_back(FOR_OTHERS_PAUSE).await?;
+        }
     }
 
     async fn next_group(&self) -> Result<Delivery<Group>, Error> {
@@ -221,14 +235,16 @@ impl Bus for Nats {
 
     async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
         let batch = layout::batch_token(kind, batch);
+        let all = format!("{batch}.>");
         let purges = [
-            (Queue::Tasks, format!("{batch}.>")),
-            (Queue::Groups, format!("*.{batch}.>")),
-            (Queue::Keys, format!("{batch}.>")),
+            (Queue::Tasks, self.layout.subject(Queue::Tasks, &all)),
+            (Queue::Tasks, self.layout.audit(&all)),
+            (Queue::Groups, self.layout.subject(Queue::Groups, &format!("*.{all}"))),
+            (Queue::Keys, self.layout.subject(Queue::Keys, &all)),
         ];
-        let purges = purges.map(|(queue, rest)| async move {
+        let purges = purges.map(|(queue, subject)| async move {
             let stream = self.jetstream().get_stream_no_info(self.layout.stream(queue)).await.ok()?;
-            stream.purge().filter(self.layout.subject(queue, &rest)).await.ok()
+            stream.purge().filter(subject).await.ok()
         });
         // What could not be removed costs somebody work, and is in nobody's way.
         futures_util::future::join_all(purges).await;
@@ -396,7 +412,7 @@ impl Nats {
 /// that nobody could leave it with nothing on the way.
 struct Puller<T> {
     stream: String,
-    /// Where messages go that cannot be read.
+    /// Where messages go that cannot be read or judged.
     dead: String,
     queue: Queue,
     prefetched: usize,
@@ -445,17 +461,20 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
             let message = async_nats::jetstream::Message { message, context: server.jetstream.clone() };
             let is_redelivered = message.info().is_ok_and(|info| info.delivered > 1);
             let (message, acker) = message.split();
-            match wire::decode(&message.payload) {
-                Ok(message) => return Ok(Delivery { message, is_redelivered, receipt: Box::new(Ack(acker)) }),
+            let (server, dead, payload) = (server.clone(), self.dead.clone(), message.payload.clone());
+            let receipt = Pulled { acker, server, dead, payload };
+            let subject = message.subject.as_str();
+            match wire::decode::<Message<T>>(&message.payload) {
+                Ok(mut message) => {
+                    if self.queue == Queue::Groups {
+                        // Only the actor of that name may write there.
+                        message.envelope.played_by = layout::actor_of(subject).to_owned();
+                    }
+                    return Ok(Delivery { message, is_redelivered, receipt: Box::new(receipt) });
+                }
                 Err(error) => {
-                    let set_aside =
-                        async { server.jetstream.publish(self.dead.clone(), message.payload.clone()).await?.await };
-                    // One that could not be set aside comes again.
-                    if set_aside.await.is_ok() {
-                        let subject = message.subject.as_str();
+                    if receipt.set_aside().await {
                         tracing::warn!(subject, %error, "a message that cannot be read is set aside");
-                        server.count_dead();
-                        drop(acker.ack_with(AckKind::Term).await);
                     }
                 }
             }
@@ -546,11 +565,17 @@ impl Calls {
     }
 }
 
-/// What JetStream wants to hear of a message.
-struct Ack(Acker);
+/// A message of JetStream, which wants to hear of it.
+struct Pulled {
+    acker: Acker,
+    server: Server,
+    /// Where it goes when it is good for nothing.
+    dead: String,
+    payload: bytes::Bytes,
+}
 
 #[async_trait]
-impl<T: Send + Sync> Receipt<T> for Ack {
+impl<T: Send + Sync> Receipt<T> for Pulled {
     async fn acknowledge(&self) -> Result<(), Error> {
         self.say(AckKind::Ack).await
     }
@@ -562,12 +587,28 @@ impl<T: Send + Sync> Receipt<T> for Ack {
     async fn hand_back(&self, _message: &Message<T>, pause: Duration) -> Result<(), Error> {
         self.say(AckKind::Nak(Some(pause))).await
     }
+
+    async fn set_aside(&self) -> bool {
+        Pulled::set_aside(self).await;
+        true
+    }
 }
 
-impl Ack {
+impl Pulled {
+    /// Tells whether it was; one that could not be set aside comes again.
+    async fn set_aside(&self) -> bool {
+        let kept = async { self.server.jetstream.publish(self.dead.clone(), self.payload.clone()).await?.await };
+        let is_kept = kept.await.is_ok();
+        if is_kept {
+            self.server.count_dead();
+            drop(self.acker.ack_with(AckKind::Term).await);
+        }
+        is_kept
+    }
+
     /// Not waited for: a word that is lost costs a delivery more.
     async fn say(&self, kind: AckKind) -> Result<(), Error> {
-        if let Err(error) = self.0.ack_with(kind).await {
+        if let Err(error) = self.acker.ack_with(kind).await {
             tracing::debug!(%error, "the server did not hear of a delivery");
         }
         Ok(())

@@ -41,7 +41,7 @@ pub struct ServerCounts {
     pub num_denied: u64,
     /// Times that messages came faster than they were taken.
     pub num_slow: u64,
-    /// Messages that could not be read.
+    /// Messages that could not be read or judged.
     pub num_dead: u64,
 }
 

@@ -1,0 +1,330 @@
+//! Audits: whether what actors say is what their tasks give.
+//!
+//! A group is a function of its task, so two honest actors play the same one, byte for byte. An audited task is done when two
+//! actors agree on it; so is any task of which different groups have come in. Who says otherwise is banned.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::{Digest, TaskId, TaskKind, wire};
+
+use crate::Error;
+use crate::journal::GroupRecord;
+
+/// Which tasks are audited: a share of them, that nobody foresees who does not know the secret. Changes who plays again, never
+/// what.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Audit {
+    /// Share of the tasks of batches; 0 to 1.
+    pub share: f64,
+    /// Drawn for this process, from nothing that actors know; a run's seed they do know.
+    pub secret: [u8; 32],
+}
+
+/// What is known of actors, and of tasks that are not done yet.
+#[derive(Debug, Default)]
+pub(crate) struct Audits {
+    audit: Option<Audit>,
+    /// Groups of tasks on which nobody has agreed yet, one of each actor, in order of arrival.
+    undecided: BTreeMap<TaskId, Vec<GroupRecord>>,
+    banned: BTreeSet<String>,
+    trained: Trained,
+    num_audited: u64,
+}
+
+/// What was trained on of every actor's groups: how many of them, in which first and last step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trained(BTreeMap<String, (u64, u64, u64)>);
+
+/// What another group of a task changes.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Heard {
+    /// Nothing: its actor had said the same.
+    Known,
+    /// Another actor must play the task too.
+    Undecided,
+    /// The task is done with this group. What others have said is not so.
+    Agreed(Box<GroupRecord>, Vec<Lie>),
+    /// An actor has said two things of one task.
+    Contradiction(Lie),
+}
+
+/// What gives an actor away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lie {
+    pub(crate) player: String,
+    /// The group that it said.
+    pub(crate) said: Digest,
+    /// The group that two others agree on, or that it had said itself before.
+    pub(crate) agreed: Digest,
+}
+
+impl Audits {
+    pub(crate) fn new(audit: Option<Audit>, banned: BTreeSet<String>, trained: Trained) -> Audits {
+        Audits { audit, banned, trained, ..Audits::default() }
+    }
+
+    /// Tells whether actors are audited at all, and so may be wrong.
+    pub(crate) fn is_on(&self) -> bool {
+        self.audit.is_some()
+    }
+
+    pub(crate) fn banned(&self) -> &BTreeSet<String> {
+        &self.banned
+    }
+
+    /// How many tasks two actors agreed on in this process.
+    pub(crate) fn num_audited(&self) -> u64 {
+        self.num_audited
+    }
+
+    /// Names the actors that have played a task on which nobody has agreed yet.
+    pub(crate) fn players(&self, task: TaskId) -> Vec<String> {
+        let groups = self.undecided.get(&task).into_iter().flatten();
+        groups.map(|group| group.played_by.clone()).collect()
+    }
+
+    /// Takes back that a task is done with a group: another one has come.
+    pub(crate) fn dispute(&mut self, group: GroupRecord) {
+        self.undecided.insert(group.task(), vec![group]);
+    }
+
+    /// Takes in a group of a task that is not done.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] when verifiers said different things of one group.
+    pub(crate) fn hear(&mut self, group: GroupRecord) -> Result<Heard, Error> {
+        let task = group.task();
+        let is_audited = self.is_audited(task);
+        let groups = self.undecided.entry(task).or_default();
+        for before in groups.iter() {
+            before.expect_same_verdicts(&group)?;
+        }
+        if let Some(before) = groups.iter().find(|before| before.played_by == group.played_by) {
+            let [agreed, said] = [before, &group].map(GroupRecord::digest);
+            let lie = Lie { player: group.played_by, said, agreed };
+            return Ok(if said == agreed { Heard::Known } else { Heard::Contradiction(lie) });
+        }
+        groups.push(group);
+        let Some(agreed) = agreed(groups, is_audited) else { return Ok(Heard::Undecided) };
+        let mut groups = self.undecided.remove(&task).expect("it was just added to");
+        self.num_audited += u64::from(groups.len() > 1);
+        let agreed = groups.remove(agreed);
+        if groups.is_empty() {
+            return Ok(Heard::Agreed(Box::new(agreed), Vec::new()));
+        }
+        let digest = agreed.digest();
+        let others =
+            groups.into_iter().map(|group| (group.digest(), group.played_by)).filter(|(said, _)| *said != digest);
+        let lies = others.map(|(said, player)| Lie { player, said, agreed: digest }).collect();
+        Ok(Heard::Agreed(Box::new(agreed), lies))
+    }
+
+    /// Notes that a group was trained on.
+    pub(crate) fn train_on(&mut self, group: &GroupRecord, step: u64) {
+        self.trained.note(&group.played_by, step);
+    }
+
+    /// Gives how many groups of an actor were trained on, in which first and last step.
+    pub(crate) fn trained_on(&self, player: &str) -> (u64, u64, u64) {
+        self.trained.0.get(player).copied().unwrap_or_default()
+    }
+
+    /// Takes an actor's word for nothing any more. Gives the undecided tasks of which it had played a group, and the groups with
+    /// which others are done, now that nobody contradicts them.
+    pub(crate) fn ban(&mut self, player: &str) -> (Vec<TaskId>, Vec<GroupRecord>) {
+        self.banned.insert(player.to_owned());
+        let (mut tasks, mut done) = (Vec::new(), Vec::new());
+        for task in self.undecided.keys().copied().collect::<Vec<_>>() {
+            let is_audited = self.is_audited(task);
+            let groups = self.undecided.get_mut(&task).expect("it is one of the keys");
+            let num_groups = groups.len();
+            groups.retain(|group| group.played_by != player);
+            if groups.len() == num_groups {
+                continue;
+            }
+            match agreed(groups, is_audited) {
+                None => tasks.push(task),
+                Some(agreed) => {
+                    done.push(groups.swap_remove(agreed));
+                    self.undecided.remove(&task);
+                }
+            }
+        }
+        (tasks, done)
+    }
+
+    fn is_audited(&self, task: TaskId) -> bool {
+        let Some(Audit { share, secret }) = &self.audit else { return false };
+        let hash = Digest::from_bytes(*blake3::keyed_hash(secret, &wire::encode(&task)).as_bytes());
+        // 53 bits are what a float of [0, 1) holds.
+        let draw = (hash.head() >> 11) as f64 / (1_u64 << 53) as f64;
+        task.kind == TaskKind::Train && draw < *share
+    }
+}
+
+impl Trained {
+    pub(crate) fn note(&mut self, player: &str, step: u64) {
+        let (num_groups, first, last) = self.0.entry(player.to_owned()).or_insert((0, step, step));
+        (*num_groups, *first, *last) = (*num_groups + 1, step.min(*first), step.max(*last));
+    }
+}
+
+/// Finds the first group on which two actors agree; the only one will do where nothing asks for another.
+fn agreed(groups: &[GroupRecord], is_audited: bool) -> Option<usize> {
+    if let ([_], false) = (groups, is_audited) {
+        return Some(0);
+    }
+    let digests: Vec<Digest> = groups.iter().map(GroupRecord::digest).collect();
+    (0..digests.len()).find(|index| digests[index + 1..].contains(&digests[*index]))
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{
+        Aim, Behavior, Choice, Group, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling, ScoredGroup,
+        StopReason, Task, Verdict,
+    };
+
+    use super::*;
+
+    fn task(index: u32) -> TaskId {
+        TaskId { kind: TaskKind::Train, batch: 3, index }
+    }
+
+    /// A group that says one number.
+    fn says(played_by: &str, index: u32, logprob: f32) -> GroupRecord {
+        let problem = Problem { domain: "countdown".to_owned(), text: "2 1 -> 3".to_owned() };
+        let task = Task {
+            id: task(index),
+            seed: 0,
+            weights: Digest::of_bytes(b""),
+            policy_version: 3,
+            free_running: false,
+            request: Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false },
+            family: String::new(),
+            num_rollouts: 1,
+            sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
+            max_tokens: 5,
+        };
+        let choices = vec![Choice { position: 0, mask: 0, logprob }];
+        let rollout = Rollout { tokens: vec![2], choices, stop: StopReason::Length, versions: vec![], search: None };
+        let scored = ScoredGroup {
+            group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: vec![rollout] },
+            prompt: vec![120],
+            niche: Niche(0),
+            aim: Aim { level: 1, goal: 3 },
+            verdicts: vec![Verdict::Incorrect],
+            example_masks: Vec::new(),
+            examples: Vec::new(),
+            proposals: Vec::new(),
+        };
+        GroupRecord { played_by: played_by.to_owned(), scored }
+    }
+
+    fn audits(share: f64) -> Audits {
+        Audits::new(Some(Audit { share, secret: [7; 32] }), BTreeSet::new(), Trained::default())
+    }
+
+    fn lie(player: &str, said: f32, agreed: f32) -> Lie {
+        let [said, agreed] = [said, agreed].map(|number| says("", 0, number).digest());
+        Lie { player: player.to_owned(), said, agreed }
+    }
+
+    fn agreed(group: GroupRecord, lies: Vec<Lie>) -> Heard {
+        Heard::Agreed(Box::new(group), lies)
+    }
+
+    #[test]
+    fn two_actors_that_agree_are_enough_and_one_that_says_it_twice_is_not() {
+        let mut audits = audits(1.0);
+        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Undecided);
+        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Known);
+        assert_eq!(audits.players(task(0)), ["a"]);
+        assert_eq!(audits.hear(says("b", 0, -1.0)).unwrap(), agreed(says("a", 0, -1.0), vec![]));
+        assert_eq!((audits.players(task(0)), audits.num_audited()), (vec![], 1));
+    }
+
+    #[test]
+    fn a_third_decides() {
+        for (last, liar) in [(-1.0, "b"), (-2.0, "a")] {
+            let mut audits = audits(1.0);
+            assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Undecided);
+            assert_eq!(audits.hear(says("b", 0, -2.0)).unwrap(), Heard::Undecided);
+            let honest = if liar == "b" { "a" } else { "b" };
+            let expected = agreed(says(honest, 0, last), vec![lie(liar, -3.0 - last, last)]);
+            assert_eq!(audits.hear(says("c", 0, last)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn actors_are_asked_until_two_agree() {
+        let mut audits = audits(1.0);
+        for (player, number) in [("a", -1.0), ("b", -2.0), ("c", -3.0)] {
+            assert_eq!(audits.hear(says(player, 0, number)).unwrap(), Heard::Undecided);
+        }
+        assert_eq!(audits.players(task(0)), ["a", "b", "c"]);
+        let lies = vec![lie("a", -1.0, -2.0), lie("c", -3.0, -2.0)];
+        assert_eq!(audits.hear(says("d", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), lies));
+    }
+
+    #[test]
+    fn an_actor_that_says_two_things_gives_itself_away() {
+        let mut audits = audits(1.0);
+        audits.hear(says("a", 0, -1.0)).unwrap();
+        audits.hear(says("b", 0, -2.0)).unwrap();
+        assert_eq!(audits.hear(says("a", 0, -2.0)).unwrap(), Heard::Contradiction(lie("a", -2.0, -1.0)));
+        assert_eq!(audits.ban("a"), (vec![task(0)], vec![]));
+        assert_eq!(audits.players(task(0)), ["b"], "what it said counts for nothing");
+        assert_eq!(audits.hear(says("c", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), vec![]));
+    }
+
+    #[test]
+    fn what_is_not_audited_is_done_until_somebody_says_otherwise() {
+        let mut audits = audits(0.0);
+        for index in 0..2 {
+            assert_eq!(audits.hear(says("a", index, -1.0)).unwrap(), agreed(says("a", index, -1.0), vec![]));
+            audits.dispute(says("a", index, -1.0));
+            assert_eq!(audits.hear(says("b", index, -2.0)).unwrap(), Heard::Undecided);
+        }
+        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), agreed(says("a", 0, -1.0), vec![lie("b", -2.0, -1.0)]));
+        assert_eq!(audits.ban("b"), (vec![], vec![says("a", 1, -1.0)]), "nobody contradicts the other one any more");
+        assert!(audits.banned().contains("b") && audits.num_audited() == 1);
+    }
+
+    #[test]
+    fn an_audited_task_needs_another_actor_in_the_place_of_a_banned_one() {
+        let mut audits = audits(1.0);
+        for player in ["a", "b"] {
+            audits.hear(says(player, 0, if player == "a" { -1.0 } else { -2.0 })).unwrap();
+        }
+        assert_eq!(audits.ban("b"), (vec![task(0)], vec![]));
+        assert_eq!(audits.ban("a"), (vec![task(0)], vec![]));
+        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), Heard::Undecided);
+    }
+
+    /// Equal numbers are not always equal bytes.
+    #[test]
+    fn groups_are_compared_byte_for_byte() {
+        let mut audits = audits(1.0);
+        assert_eq!(audits.hear(says("a", 0, 0.0)).unwrap(), Heard::Undecided);
+        assert_eq!(audits.hear(says("b", 0, -0.0)).unwrap(), Heard::Undecided);
+        let mut other_verdict = says("c", 0, 0.0);
+        other_verdict.scored.verdicts[0] = Verdict::Correct;
+        let error = audits.hear(other_verdict).unwrap_err().to_string();
+        assert!(error.contains("verdicts on one group differ"), "{error}");
+    }
+
+    #[test]
+    fn a_share_is_audited_and_the_secret_says_which() {
+        let audited = |share, secret| {
+            let audits = Audits::new(Some(Audit { share, secret }), BTreeSet::new(), Trained::default());
+            (0..10_000).filter(|index| audits.is_audited(task(*index))).collect::<BTreeSet<u32>>()
+        };
+        assert_eq!((audited(0.0, [7; 32]).len(), audited(1.0, [7; 32]).len()), (0, 10_000));
+        let [one, other] = [[7; 32], [8; 32]].map(|secret| audited(0.2, secret));
+        // Within five standard deviations.
+        assert!(one.len().abs_diff(2_000) < 200 && other.len().abs_diff(2_000) < 200);
+        assert!(one.intersection(&other).count().abs_diff(400) < 100, "one does not tell the other");
+        assert!(!audits(1.0).is_audited(TaskId { kind: TaskKind::Evaluate, ..task(0) }));
+    }
+}

@@ -1,0 +1,308 @@
+//! Hostile actors with valid keys: what they forge is found out, and what they send that makes no sense harms nobody.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use actor::engine::{Engine, Weights};
+use bus::Bus as _;
+use bus::nats::{Credentials, Nats, Server, Settings};
+use learner::{BanRecord, GroupRecord, Record, read_journal};
+use proto::{
+    Behavior, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Rollout, Sampling, StopReason, Task,
+    TaskId, TaskKind, VersionSpan,
+};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+use crate::cluster::Cluster;
+use crate::nats_server::NatsServer;
+use crate::runs::{Folder, HASTE, Process, reference, wait_until};
+
+/// The hostile one; `actor-0` and `actor-1` are honest.
+const FORGER: &str = "actor-2";
+
+/// A server whose processes have keys.
+struct Guarded {
+    folder: Folder,
+    server: NatsServer,
+}
+
+impl Guarded {
+    fn new() -> Guarded {
+        let folder = Folder::new();
+        folder.call(&["keys", "init", "keys", "--actors", "3", "--verifiers", "1"]).success();
+        Guarded { server: NatsServer::with_keys(&folder.path("keys")), folder }
+    }
+
+    /// Starts a process with the key of this name.
+    fn start(&self, name: &str, args: &[&str]) -> Process {
+        let (role, nkey) = (name.split('-').next().unwrap(), format!("keys/{name}.nk"));
+        let meets = ["--bus", &self.server.url(), "--nkey", &nkey, "--tls-ca", "keys/ca.pem"];
+        self.folder.start(&[&[role], args, &meets[..]].concat())
+    }
+
+    fn learner(&self, args: &[&str]) -> Process {
+        self.start("learner", &[&["--run-dir", "run"], &HASTE[..], args].concat())
+    }
+
+    /// Starts the hostile actor for a run; for what it played it sends what `forge` makes of it.
+    fn forger(&self, run: &str, forge: Forge) -> Forger {
+        let credentials = Credentials {
+            nkey: Some(self.folder.path(&format!("keys/{FORGER}.nk"))),
+            tls_ca: Some(self.folder.path("keys/ca.pem")),
+        };
+        Forger::start(self.server.url(), credentials, run, forge)
+    }
+}
+
+/// What an actor sends for the nth group of a batch that it has played.
+type Forge = fn(Group, u64) -> Vec<Group>;
+
+/// An actor that sits exams as it should, and forges every other group.
+struct Forger {
+    num_forged: Arc<AtomicU64>,
+    _runtime: Runtime,
+}
+
+impl Forger {
+    fn start(url: String, credentials: Credentials, run: &str, forge: Forge) -> Forger {
+        let runtime = Runtime::new().unwrap();
+        let num_forged = Arc::new(AtomicU64::new(0));
+        let nats = runtime.block_on(join(url, credentials, run, FORGER));
+        runtime.spawn(forge_all(nats, forge, num_forged.clone()));
+        Forger { num_forged, _runtime: runtime }
+    }
+
+    fn has_forged(&self) -> bool {
+        self.num_forged.load(Ordering::SeqCst) > 0
+    }
+}
+
+async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> Nats {
+    let settings = Settings { url, patience: Duration::from_secs(60), credentials };
+    Server::connect(settings, name).await.unwrap().join(run, name, Duration::from_secs(1))
+}
+
+async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
+    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
+    let mut known = None;
+    loop {
+        let task = bus.next_task().await.unwrap();
+        let digest = task.message.body.weights;
+        let weights = match known.take().filter(|(of, _)| *of == digest) {
+            Some((_, weights)) => weights,
+            // A version that nobody needs any more is gone.
+            None => match bus.get_weights(digest).await {
+                Ok(bytes) => Arc::new(actor::unpack(digest, &bytes).unwrap()),
+                Err(_) => {
+                    task.acknowledge().await.unwrap();
+                    continue;
+                }
+            },
+        };
+        let policy_version = task.message.body.policy_version;
+        engine.submit(task.message.body.clone(), Weights { policy_version, packed: weights.clone() }).unwrap();
+        known = Some((digest, weights));
+        let group = groups.recv().await.unwrap().unwrap();
+        let said = match group.task.id.kind {
+            TaskKind::Evaluate => vec![group],
+            TaskKind::Train => forge(group, num_forged.fetch_add(1, Ordering::SeqCst)),
+        };
+        for group in said {
+            bus.publish_group(task.message.reply(group)).await.unwrap();
+        }
+        task.acknowledge().await.unwrap();
+    }
+}
+
+/// Changes a log-probability, the next time a token to another legal one. All that can be checked without playing still holds.
+fn forged(mut group: Group, number: u64) -> Vec<Group> {
+    let rollout = &mut group.rollouts[0];
+    let choice = &mut rollout.choices[0];
+    if number.is_multiple_of(2) {
+        choice.logprob -= 0.5;
+    } else {
+        let token = &mut rollout.tokens[usize::from(choice.position)];
+        *token = group.masks[usize::from(choice.mask)].iter().find(|other| other != token).unwrap();
+    }
+    group.check().unwrap();
+    vec![group]
+}
+
+/// Everything is audited, and the learner is killed once it knows.
+#[test]
+fn a_forger_is_banned_and_the_weights_are_those_of_a_run_without_it() {
+    let cluster = Guarded::new();
+    let learner = cluster.learner(&["smoke", "--set", "local.bus.audit_share=1.0"]);
+    let forger = cluster.forger(&Cluster::run_of(&learner), forged);
+    let _verifier = cluster.start("verifier-0", &[]);
+    let mut honest = vec![cluster.start("actor-0", &[])];
+    // The two of them play every task, so they disagree, and a third decides.
+    wait_until("a forged group", || forger.has_forged());
+    honest.push(cluster.start("actor-1", &[]));
+    wait_until("a ban", || learner.said_so_far().contains("is banned"));
+    wait_until("a checkpoint after it", || cluster.folder.last_step() >= 12);
+    let killed = learner.kill();
+    assert!(killed.stderr.contains(&format!("warning: {FORGER} is banned: its group of task ")), "{killed:#?}");
+    assert!(killed.stderr.contains(": it said ") && killed.stderr.contains(", others agree on "), "{killed:#?}");
+    assert_eq!(killed.stderr.matches(" is banned").count(), 1, "{killed:#?}");
+
+    let ended = cluster.learner(&["--resume", "--json"]).end().success();
+    assert_eq!(ended.stderr, format!("banned: {FORGER}\n"));
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    assert_eq!(cluster.folder.history().exams, reference(0).history.exams);
+    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(summary["banned"], serde_json::json!([FORGER]));
+    assert!(summary["num_audited"].as_u64().unwrap() >= 16, "{summary}");
+    for actor in honest {
+        actor.end().success();
+    }
+    let inspected = cluster.folder.call(&["inspect", "run"]).success().stdout;
+    assert!(inspected.contains(&format!("banned        {FORGER}; its groups of ")), "{inspected}");
+    assert!(cluster.folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
+}
+
+/// A fifth of the tasks is audited. A forged group is one of them with probability 0.2, so `MISSED` in a row that are not have
+/// a probability of 0.8^93, less than 1e-9. Those that come while an audit is being decided are of one batch, which waits for
+/// it.
+#[test]
+fn a_forger_is_banned_after_few_forged_groups() {
+    const MISSED: usize = 93;
+    const BATCH: usize = 16;
+    let cluster = Guarded::new();
+    let steps = ["--set", "schedule.num_steps=100000", "--set", "exams.names=[]"];
+    let learner = cluster.learner(&[&["smoke", "--set", "local.bus.audit_share=0.2"], &steps[..]].concat());
+    let forger = cluster.forger(&Cluster::run_of(&learner), forged);
+    let _workers = ["verifier-0", "actor-0", "actor-1"].map(|name| cluster.start(name, &[]));
+    wait_until("a ban", || learner.said_so_far().contains("is banned"));
+    let step = cluster.folder.last_step();
+    wait_until("steps after it", || cluster.folder.last_step() >= step + 3);
+    learner.terminate();
+    let ended = learner.end().success();
+    assert!(ended.stderr.contains(&format!("warning: {FORGER} is banned")), "{ended:#?}");
+    assert!(!ended.stderr.contains("actor-0 is") && !ended.stderr.contains("actor-1 is"), "{ended:#?}");
+    assert!(forger.has_forged());
+
+    let (mut num_believed, mut taken_back) = (0, None);
+    let of_forger = |group: &GroupRecord| group.played_by == FORGER;
+    let damage = read_journal(&cluster.folder.path("run/journal"), |record| match record {
+        Record::Group(group) if of_forger(&group) => {
+            assert!(taken_back.is_none(), "it is believed nothing any more");
+            num_believed += 1;
+        }
+        Record::Ban(BanRecord { player, tasks }) => {
+            assert_eq!(player, FORGER);
+            taken_back = Some(tasks);
+        }
+        _ => {}
+    });
+    assert!(damage.unwrap().unreadable.is_empty() && !taken_back.unwrap().is_empty());
+    assert!(num_believed <= MISSED + BATCH, "{num_believed}");
+    assert!(cluster.folder.call(&["replay", "run"]).success().stdout.starts_with("replayed "));
+}
+
+/// With audits an actor is banned at once for what no honest one does. Next to none of the tasks is audited here.
+#[test]
+fn an_actor_that_gives_itself_away_needs_no_audit() {
+    let other_plan: Forge = |mut group, _| {
+        group.task.seed ^= 1;
+        vec![group]
+    };
+    let two_things: Forge = |group, number| [vec![group.clone()], forged(group, number)].concat();
+    for (forge, says) in [(other_plan, ": it was not played for this plan; none of"), (two_things, ": it said ")] {
+        let cluster = Guarded::new();
+        let learner = cluster.learner(&["smoke", "--set", "local.bus.audit_share=1e-9"]);
+        let _forger = cluster.forger(&Cluster::run_of(&learner), forge);
+        let _verifier = cluster.start("verifier-0", &[]);
+        wait_until("a ban", || learner.said_so_far().contains("is banned"));
+        let _honest = cluster.start("actor-0", &[]);
+        let ended = learner.end().success();
+        assert!(ended.stderr.starts_with(&format!("warning: {FORGER} is banned: its group of task ")), "{ended:#?}");
+        assert!(ended.stderr.contains(says) && ended.stderr.lines().count() == 1, "{ended:#?}");
+        assert!(ended.stdout.contains(&format!("; banned: {FORGER}\n")), "{ended:#?}");
+        cluster.folder.history().assert_steps_of(&reference(0).history);
+    }
+}
+
+#[test]
+fn an_audit_without_a_second_actor_says_what_it_waits_for() {
+    let cluster = Cluster::new();
+    let audit = ["--set", "local.bus.audit_share=1.0", "--set", "local.stall_seconds=4"];
+    let learner = cluster.learner(&[&audit[..], &HASTE].concat());
+    let _workers = [cluster.start("actor", &["--name", "lonely"]), cluster.start("verifier", &[])];
+    let ended = learner.end();
+    let refusal = ended.stderr.lines().last().unwrap();
+    assert!(
+        !ended.status.success() && refusal.starts_with("error: stalled: nothing for 4 s at step 0: "),
+        "{ended:#?}"
+    );
+    assert!(refusal.contains("(lonely played it, another actor must)") && refusal.contains("1 actor "), "{ended:#?}");
+}
+
+/// Groups that no verifier can judge: one would be enough to end all of them, each in its turn.
+#[test]
+fn what_cannot_be_judged_is_set_aside() {
+    let cluster = Cluster::new();
+    let learner = cluster.learner(&[]);
+    let run = Cluster::run_of(&learner);
+    let verifier = cluster.start("verifier", &["--name", "judge"]);
+    let hostile: Vec<Group> = vec![
+        group("countdown", &"no problem ".repeat(10_000), "", &[]),
+        group("chess", "e4", "", &[]),
+        // `smoke` asks for eight.
+        group("countdown", "2 1 -> 3", "", &vec![vec![2, 110, 1, 114, 3]; 9]),
+        group("countdown", "2 1 -> 3", "", &[vec![300; 5]]),
+        // With its verdicts it is larger than a message may be.
+        group("countdown", "2 1 -> 3", &"x".repeat((1 << 20) - 350), &vec![vec![2, 110, 1, 114, 3]; 8]),
+    ];
+    let num_hostile = hostile.len();
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mallory = join(cluster.server.url(), Credentials::default(), &run, "mallory").await;
+        for body in hostile {
+            mallory.publish_group(Message { envelope: Envelope::default(), body }).await.unwrap();
+        }
+    });
+    let set_aside = || {
+        let said = verifier.said_so_far();
+        said.lines().filter(|line| line.contains("a group that cannot be judged is set aside")).count()
+    };
+    wait_until("all of it to be set aside", || set_aside() == num_hostile);
+    let said = verifier.said_so_far();
+    assert_eq!(said.matches("mallory").count(), num_hostile, "{said}");
+    assert!(said.len() < 1_000 * num_hostile, "it does not quote all of it: {said}");
+    runtime.block_on(async {
+        let jetstream = async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap());
+        let dead = jetstream.get_stream(format!("autodidact_{run}_dead")).await.unwrap();
+        assert_eq!(dead.cached_info().state.messages, num_hostile as u64);
+    });
+    let _actor = cluster.start("actor", &[]);
+    learner.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    verifier.end().success();
+}
+
+fn group(domain: &str, text: &str, family: &str, answers: &[Vec<u16>]) -> Group {
+    let problem = Problem { domain: domain.to_owned(), text: text.to_owned() };
+    let rollouts = answers.iter().map(|answer| Rollout {
+        tokens: answer.clone(),
+        choices: Vec::new(),
+        stop: StopReason::Complete,
+        versions: vec![VersionSpan { first_token: 0, policy_version: 0 }],
+        search: None,
+    });
+    let task = Task {
+        id: TaskId { kind: TaskKind::Train, batch: 0, index: 0 },
+        seed: 0,
+        weights: Digest::of_bytes(b""),
+        policy_version: 0,
+        free_running: false,
+        request: Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false },
+        family: family.to_owned(),
+        num_rollouts: answers.len() as u32,
+        sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
+        max_tokens: 5,
+    };
+    Group { task, masks: Vec::new(), rollouts: rollouts.collect() }
+}
