@@ -77,7 +77,7 @@ fn no_cut_and_no_extra_byte_decodes() {
 fn pointers_out_of_a_scored_group_are_refused() {
     assert_eq!(scored_group().check(), Ok(()));
     type Change = fn(&mut ScoredGroup);
-    let changes: [(&str, Change); 21] = [
+    let changes: [(&str, Change); 22] = [
         ("of a size that tasks have", |scored| scored.group.task.num_rollouts = 5000),
         ("of a size that tasks have", |scored| scored.group.task.max_tokens = u32::MAX),
         ("as many rollouts", |scored| scored.group.rollouts.clear()),
@@ -89,6 +89,7 @@ fn pointers_out_of_a_scored_group_are_refused() {
             let again = scored.group.rollouts[0].versions[0];
             scored.group.rollouts[0].versions.push(again);
         }),
+        ("the version that was asked for", |scored| scored.group.rollouts[0].versions[0].policy_version = 3),
         ("no search", |scored| {
             let trace = SearchTrace { policy_targets: Vec::new(), value_targets: Vec::new(), num_simulations: 1 };
             scored.group.rollouts[0].search = Some(trace);
@@ -117,5 +118,25 @@ fn pointers_out_of_a_scored_group_are_refused() {
         change(&mut scored);
         let reason = scored.check().unwrap_err();
         assert!(reason.contains(says), "{says}: {reason}");
+    }
+}
+
+#[test]
+fn free_running_rollouts_may_have_several_versions() {
+    let span = |first_token, policy_version| VersionSpan { first_token, policy_version };
+    let with = |versions: &[VersionSpan]| {
+        let mut scored = scored_group();
+        scored.group.task.free_running = true;
+        scored.group.rollouts[0].versions = versions.to_vec();
+        scored
+    };
+    let scored = with(&[span(0, 2), span(1, 4), span(4, 9)]);
+    assert_eq!(scored.check(), Ok(()));
+    let rollout = &scored.group.rollouts[0];
+    assert_eq!([0, 1, 3, 4].map(|position| rollout.version_at(position)), [2, 4, 4, 9]);
+    assert!(scored.group.versions().eq([2, 4, 9]) && !scored.group.is_of_version(2));
+    for versions in [&[][..], &[span(1, 2)], &[span(0, 1)], &[span(0, 4), span(1, 3)], &[span(0, 2), span(6, 3)]] {
+        let reason = with(versions).check().unwrap_err();
+        assert!(reason.contains("the versions of every token"), "{versions:?}: {reason}");
     }
 }

@@ -1,6 +1,7 @@
 //! `bench`: how fast this machine trains, decodes and judges, beside what its arithmetic could do at most and, with
-//! `--peer`, beside PyTorch in the same minutes.
+//! `--peer`, beside PyTorch in the same minutes; and what a NATS server on it carries, beside its client library and a file.
 
+mod bus;
 mod network;
 mod peer;
 mod verify;
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use self::network::{Decoding, Training};
 use crate::report::{count, percent, print, quoted, table};
+use crate::run_config::LocalConfig;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -37,6 +39,18 @@ pub(crate) struct Args {
     /// The Python that has PyTorch.
     #[arg(long, default_value = "python3", value_name = "PROGRAM")]
     python: String,
+    /// The nats-server to measure: `bus` starts it on a free port.
+    #[arg(long, default_value = "nats-server", value_name = "PROGRAM")]
+    server: String,
+    /// Groups that `bus` carries to time them together.
+    #[arg(long, default_value_t = 10_000)]
+    groups: usize,
+    /// Sizes of weights for `bus`, in MiB.
+    #[arg(long, default_values_t = [5, 100, 540], value_delimiter = ',', value_name = "MIB")]
+    weights: Vec<usize>,
+    /// For how long `bus` watches each number of simulated actors.
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -50,6 +64,8 @@ enum What {
     Decode,
     /// Judging answers.
     Verify,
+    /// Carrying groups and weights over a NATS server on this machine.
+    Bus,
 }
 
 /// What one bench found.
@@ -78,7 +94,7 @@ struct Row {
     gflops: Option<Spread>,
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_peak: Option<Spread>,
-    /// Ours over the peer's, round by round.
+    /// Over what it is compared with, round by round.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<Spread>,
 }
@@ -95,19 +111,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!((1..=100_000).contains(&args.batch), "batch: expected 1 to 100000, got {}", args.batch);
     ensure!(args.positions >= 12, "positions: expected 12 or more, got {}", args.positions);
     ensure!(args.threads <= 1_024, "threads: expected 0 to 1024, got {}", args.threads);
-    ensure!(!args.peer || args.what != What::Verify, "--peer: expected train or decode, got verify");
+    let has_peer = matches!(args.what, What::Train | What::Decode);
+    ensure!(!args.peer || has_peer, "--peer: expected train or decode");
+    ensure!((1..=1_000_000).contains(&args.groups), "groups: expected 1 to 1000000, got {}", args.groups);
+    let are_sizes = args.weights.iter().all(|mib| (1..=4_096).contains(mib));
+    ensure!(are_sizes, "weights: expected 1 to 4096 MiB each, got {:?}", args.weights);
+    ensure!((0.0..=3_600.0).contains(&args.seconds), "seconds: expected 0 to 3600, got {}", args.seconds);
     let report = match args.what {
         What::Train => network::measure(args, &mut Training::new(args)?)?,
         What::Decode => network::measure(args, &mut Decoding::new(args)?)?,
         What::Verify => verify::measure(args)?,
+        What::Bus => bus::measure(args)?,
     };
     if args.json { print(&serde_json::to_string(&report)?) } else { print(&report.text()) }
 }
 
 impl Args {
     fn num_threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        if self.threads == 0 { cores() } else { self.threads }
+        if self.threads == 0 { LocalConfig::num_cores() } else { self.threads }
     }
 
     fn report(&self, rows: Vec<Row>) -> Report {
@@ -117,6 +138,7 @@ impl Args {
                 What::Train => "train",
                 What::Decode => "decode",
                 What::Verify => "verify",
+                What::Bus => "bus",
             },
             command: format!("autodidact {command}"),
             cpu: cpu_model(),

@@ -75,3 +75,21 @@ fn a_peer_that_is_missing_is_named_with_its_remedy() {
     let ended = folder.call(&[&TINY[..], &["--python", &peer]].concat());
     assert!(ended.refusal().contains("the peer needs PyTorch: pip install torch"), "{ended:?}");
 }
+
+#[test]
+fn a_server_is_measured_with_groups_weights_and_actors() {
+    let server = crate::nats_server::tool("nats/bin/nats-server");
+    let args = ["bus", "--groups", "20", "--weights", "1,2", "--seconds", "0.3", "--server", server.to_str().unwrap()];
+    let report = report(&args);
+    let rows = report["rows"].as_array().unwrap();
+    let rates: Vec<(&str, &str)> =
+        rows.iter().map(|row| (row["name"].as_str().unwrap(), row["unit"].as_str().unwrap())).collect();
+    let [bare, _, carried, weights @ .., _, _, _, _] = &rates[..] else { panic!("{report}") };
+    assert!(bare.0.contains("client library alone") && carried.0.contains("over the bus") && bare.1 == "groups");
+    assert!(weights.len() == 6 && weights.iter().all(|(_, unit)| *unit == "MiB"), "{report}");
+    let alone = rows.iter().find(|row| row["name"] == "simulated actors: 1").unwrap();
+    assert_eq!(alone["ratio"]["median"], 1.0);
+    assert!(rows.iter().all(|row| row["per_second"]["min"].as_f64().unwrap() > 0.0), "{report}");
+    let refused = Folder::new().call(&["bench", "bus", "--server", "no-such-server"]);
+    assert!(refused.refusal().starts_with("--server: start no-such-server: "), "{refused:#?}");
+}

@@ -23,8 +23,6 @@ struct Folded {
     num_steps: u64,
     /// Steps that took groups of more than one batch.
     num_mixed: u64,
-    /// Rollouts that newer weights took over.
-    num_switched: u64,
 }
 
 /// Checks that nothing was trained on that is older than it may be, and that the run comes out of its journal again.
@@ -44,8 +42,6 @@ fn check(folder: &Folder) -> Folded {
                         assert!(age <= MAX_STALENESS, "step {}: {age} steps old", step.step);
                     }
                     batches.insert(scored.group.task.id.batch);
-                    let rollouts = scored.group.rollouts.iter();
-                    folded.num_switched += rollouts.filter(|rollout| rollout.versions.len() > 1).count() as u64;
                 }
                 folded.num_steps += 1;
                 folded.num_mixed += u64::from(batches.len() > 1);
@@ -141,5 +137,5 @@ fn a_slow_actor_holds_nobody_up() {
         worker.end().success();
     }
     let folded = check(folder);
-    assert!(folded.num_mixed > 0 && folded.num_switched > 0, "{folded:?}");
+    assert!(folded.num_mixed > 0, "{folded:?}");
 }

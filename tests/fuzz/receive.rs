@@ -1,0 +1,41 @@
+//! What a process does with bytes that anybody may have sent: shared by the fuzzer and the test that replays its corpus.
+
+use proto::{Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, Version, wire};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Rollouts that a run asks for at most, as verifiers know from its config.
+const MAX_ROLLOUTS: u32 = 64;
+
+/// Reads bytes as the kind of message that the first of them names, and does with it what comes before anybody trusts it.
+pub(crate) fn receive(bytes: &[u8]) {
+    let Some((kind, payload)) = bytes.split_first() else { return };
+    match kind % 6 {
+        0 => drop(read::<Message<Task>>(payload)),
+        1 => {
+            let Some(group) = read::<Message<Group>>(payload).map(|message| message.body) else { return };
+            if group.check().is_ok() && group.task.num_rollouts <= MAX_ROLLOUTS {
+                // A key comes from the learner; here it is as little to be trusted as the rest.
+                let key = ProblemKey { text: group.task.family.clone() };
+                drop(verifier::score(group.clone(), Some(&key)));
+                drop(verifier::score(group, None));
+            }
+        }
+        2 => {
+            if let Some(message) = read::<Message<ScoredGroup>>(payload) {
+                drop(message.body.check());
+            }
+        }
+        3 => drop(read::<(Role, Vec<TaskId>)>(payload)),
+        4 => drop(read::<Version>(payload)),
+        _ => drop(read::<ProblemKey>(payload)),
+    }
+}
+
+/// Reads a message; what can be read can be written and read again.
+fn read<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Option<T> {
+    let message: T = wire::decode(payload).ok()?;
+    let again = wire::encode(&message);
+    assert!(wire::decode::<T>(&again).is_ok_and(|message| wire::encode(&message) == again));
+    Some(message)
+}

@@ -1,0 +1,53 @@
+//! Messages that anybody may have sent: the fuzzer's corpus, and lengths that promise more than there is. Nothing panics, and
+//! what is allocated is in proportion to what came.
+
+use std::path::Path;
+
+use peak_alloc::PeakAlloc;
+use proto::wire;
+
+#[path = "../../tests/fuzz/receive.rs"]
+mod receive;
+
+#[global_allocator]
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// Bytes in memory for a byte of a message, at most: an empty rollout has 5 on the wire. Beyond that a list's length is believed
+/// for 1 MiB, and a domain needs room to judge.
+const GROWTH: usize = 256;
+const SLACK: usize = 4 << 20;
+
+fn receive_within_bounds(name: &str, bytes: &[u8]) {
+    ALLOCATOR.reset_peak_usage();
+    let before = ALLOCATOR.current_usage();
+    receive::receive(bytes);
+    let grown = ALLOCATOR.peak_usage().saturating_sub(before);
+    assert!(grown <= GROWTH * bytes.len() + SLACK, "{name}: {grown} bytes for a message of {}", bytes.len());
+}
+
+/// One test: the allocator counts for all threads.
+#[test]
+fn nothing_that_comes_does_harm() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/messages");
+    let paths = std::fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<(String, Vec<u8>)> =
+        paths.map(|path| (path.display().to_string(), std::fs::read(&path).unwrap())).collect();
+    assert!(files.len() >= 10, "{} files", files.len());
+    // What domains make once and keep is no message's doing.
+    files.iter().for_each(|(_, bytes)| receive::receive(bytes));
+    for (name, bytes) in &files {
+        receive_within_bounds(name, bytes);
+        // Cut short, and with every byte at its largest: lengths that promise what does not come.
+        for cut in 0..bytes.len().min(512) {
+            receive_within_bounds(&format!("{name}, cut at {cut}"), &bytes[..cut]);
+            let mut changed = bytes.clone();
+            changed[cut] = 0xff;
+            receive_within_bounds(&format!("{name}, changed at {cut}"), &changed);
+        }
+    }
+    let endless = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+    for kind in 0..6 {
+        let long = [&[kind, wire::WIRE_VERSION][..], &endless.repeat(100)].concat();
+        receive_within_bounds("endless", &long);
+    }
+}
