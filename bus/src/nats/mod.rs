@@ -65,7 +65,7 @@ const PIECES_IN_FLIGHT: usize = 8;
 
 /// How many messages a worker has on the way to it; they count as taken.
 const PREFETCHED_TASKS: usize = 2;
-const PREFETCHED_GROUPS: usize = 16;
+const PREFETCHED_GROUPS: usize = 8;
 const PREFETCHED_SCORED: usize = 128;
 
 /// What the pieces of weights make together. The hash is of the bytes; their digest, by which they are named, is of what they
@@ -424,9 +424,9 @@ struct Puller<T> {
 struct Open {
     inbox: Subject,
     messages: Subscriber,
-    /// Messages that requests may still bring.
+    /// Messages that the last request may still bring.
     num_wanted: usize,
-    /// When the server has ended the last of them, heard or not.
+    /// When the server has ended that request, heard or not.
     deadline: Instant,
 }
 
@@ -481,7 +481,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
         }
     }
 
-    /// Takes a message, asking for some where less is on the way than may be; `None` where a request is over.
+    /// Takes a message, asking for some where nothing is on the way; `None` where a request is over.
     async fn next_message(
         &self,
         client: &Client,
@@ -495,12 +495,10 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
                 none.insert(Open { inbox, messages, num_wanted: 0, deadline: Instant::now() })
             }
         };
-        // Half at a time: while one half is taken the other is on its way.
-        let half = self.prefetched.div_ceil(2);
-        while opened.num_wanted + half <= self.prefetched {
-            opened.num_wanted += half;
+        if opened.num_wanted == 0 {
+            opened.num_wanted = self.prefetched;
             opened.deadline = Instant::now() + PULL_EXPIRES + PULL_SLACK;
-            let request = serde_json::json!({"batch": half, "expires": PULL_EXPIRES.as_nanos() as u64});
+            let request = serde_json::json!({"batch": self.prefetched, "expires": PULL_EXPIRES.as_nanos() as u64});
             let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.queue.consumer());
             client.publish_with_reply(subject, opened.inbox.clone(), request.to_string().into()).await?;
         }
@@ -519,9 +517,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
             opened.num_wanted = opened.num_wanted.saturating_sub(1);
             return Ok(Some(message));
         };
-        let pending = message.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
-        let ended = pending.and_then(|pending| pending.as_str().parse().ok()).unwrap_or(opened.num_wanted);
-        opened.num_wanted = opened.num_wanted.saturating_sub(ended);
+        opened.num_wanted = 0;
         match status {
             StatusCode::TIMEOUT | StatusCode::NOT_FOUND => Ok(None),
             status => Err(format!("{status} {}", message.description.unwrap_or_default()).into()),
