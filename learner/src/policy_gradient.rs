@@ -184,11 +184,11 @@ fn minibatch(
 /// by their versions; `done` is the share of the step's updates that the current one is ahead. Before the first update the two
 /// are one. In a pipelined run it is the behaviour policy, as far behind for every token.
 fn proximal(scored: &ScoredGroup, rollout: &Rollout, choice: &Choice, step: u64, done: f64) -> f32 {
-    let age = step.saturating_sub(rollout.version_at(choice.position)) as f64;
-    if !scored.group.task.free_running || age == 0.0 {
+    if !scored.group.task.free_running {
         return 0.0;
     }
-    (age / (age + done)) as f32
+    let age = step.saturating_sub(rollout.version_at(choice.position)) as f64;
+    if age == 0.0 { 0.0 } else { (age / (age + done)) as f32 }
 }
 
 /// 1 for a right answer, else 0. Only verdicts feed rewards.
