@@ -221,13 +221,16 @@ impl Actor {
     fn play_newest(&mut self) {
         let Some(Version { policy_version, weights }) = self.announced else { return };
         if let Some(packed) = self.weights(weights) {
-            let newest = Weights { policy_version, packed };
-            self.engine.announce(newest.clone());
-            self.newest = Some(newest);
+            self.play_from_now_on(Weights { policy_version, packed });
         } else if self.coming.is_none() {
             self.coming = self.announced;
             self.fetch(weights);
         }
+    }
+
+    fn play_from_now_on(&mut self, newest: Weights) {
+        self.engine.announce(newest.clone());
+        self.newest = Some(newest);
     }
 
     /// Plays the tasks that waited for a version; without it, they wait elsewhere.
@@ -245,9 +248,7 @@ impl Actor {
                 }
                 self.held.extend(waited);
                 if let Some(Version { policy_version, .. }) = came {
-                    let newest = Weights { policy_version, packed: weights.clone() };
-                    self.engine.announce(newest.clone());
-                    self.newest = Some(newest);
+                    self.play_from_now_on(Weights { policy_version, packed: weights.clone() });
                 }
                 self.versions.push_front((digest, weights));
                 self.versions.truncate(KEPT_VERSIONS);

@@ -12,7 +12,7 @@ use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess};
 use nats_server::NatsServer;
 use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemKey, ProblemOrigin, Request, Sampling, Task, TaskId,
-    TaskKind,
+    TaskKind, Version,
 };
 use tokio::time::timeout;
 
@@ -448,4 +448,30 @@ async fn what_is_announced_is_found_also_after_a_loss() {
     server.restart();
     timeout(LIMIT, found()).await.unwrap();
     assert!(timeout(SOON, lease.lost()).await.is_err());
+}
+
+/// Who listens hears of the newest weights, who did not has missed them.
+#[tokio::test(flavor = "multi_thread")]
+async fn newer_weights_are_announced_to_whoever_listens() {
+    let version = |policy_version| Version { policy_version, weights: Digest::of_bytes(b"") };
+    for bus in buses().await {
+        let [worker, _] = &bus.workers;
+        let mut next = worker.next_version();
+        // It may begin to listen after the first of them.
+        let heard = async {
+            loop {
+                bus.learner.announce(version(1)).await.unwrap();
+                if let Ok(heard) = timeout(Duration::from_millis(50), &mut next).await {
+                    return heard.unwrap();
+                }
+            }
+        };
+        assert_eq!(timeout(LIMIT, heard).await.unwrap(), version(1), "{}", bus.name);
+        drop(next);
+        for policy_version in 2..10 {
+            bus.learner.announce(version(policy_version)).await.unwrap();
+        }
+        let newest = async { while worker.next_version().await.unwrap() != version(9) {} };
+        timeout(LIMIT, newest).await.expect("the last is heard of");
+    }
 }

@@ -1,3 +1,5 @@
+mod intake;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,17 +9,16 @@ use bus::{Bus, Delivery};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{Params, write_weights};
 use proto::{
-    Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Verdict,
-    Version,
+    Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Version,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{Audit, Audits, Heard, Lie};
+use crate::audit::{Audit, Audits};
 use crate::checkpoint::{Checkpoint, prune, save};
-use crate::event::{Ban, Event, StepEvent, sample};
-use crate::journal::{BanRecord, EvalRecord, GroupRecord, Journal, Record, StepRecord};
+use crate::event::{Event, StepEvent, sample};
+use crate::journal::{EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
 use crate::plan::Plans;
 use crate::received::Received;
@@ -454,7 +455,7 @@ impl Learner {
         let [mut heard, mut looked, mut told] = [Instant::now(); 3];
         let mut rounds = tokio::time::interval(ROUND);
         loop {
-            if self.sitting.is_none() && (ends || self.is_sealed(step)?) {
+            if self.sitting.is_none() && (ends || self.sealed(step)?.is_some()) {
                 return Ok(());
             }
             tokio::select! {
@@ -507,35 +508,27 @@ impl Learner {
         }
     }
 
-    /// Tells whether all groups are in that the next step folds.
-    fn is_sealed(&self, step: u64) -> Result<bool, Error> {
+    /// Names the groups that the next step folds, in order; `None` while they are not all in.
+    fn sealed(&self, step: u64) -> Result<Option<Vec<TaskId>>, Error> {
         let config = &self.fold.config().batch;
         if config.max_staleness.is_none() {
-            return Ok(self.fold.planned().batch(step).all(|planned| self.received.contains(planned.task.id)));
+            let batch = self.fold.planned().batch(step).map(|planned| planned.task.id);
+            return Ok(batch.map(|id| self.received.contains(id).then_some(id)).collect());
         }
         // What was played for a step comes out differently when it is played again.
         let lacks = |what: &str| {
             let reason = format!("the journal goes further and lacks {what} of the next step; --fork starts a new run");
-            Err(Error::Integrity { what: "batch", step, reason })
+            Error::Integrity { what: "batch", step, reason }
         };
         match self.expected_steps.get(&(step + 1)) {
-            None if self.expected_steps.is_empty() => Ok(self.received.len() >= config.num_tasks as usize),
-            None => lacks("the record"),
-            Some(expected) if self.received.named(&expected.groups).is_none() => lacks("some groups"),
-            Some(_) => Ok(true),
+            Some(expected) => self.received.named(&expected.groups).ok_or_else(|| lacks("some groups")).map(Some),
+            None if !self.expected_steps.is_empty() => Err(lacks("the record")),
+            None => {
+                let num_tasks = config.num_tasks as usize;
+                let is_enough = self.received.len() >= num_tasks;
+                Ok(is_enough.then(|| self.received.in_order().map(GroupRecord::task).take(num_tasks).collect()))
+            }
         }
-    }
-
-    /// Names the groups that the next step folds, in order; all are in.
-    fn sealed(&self, step: u64) -> Vec<TaskId> {
-        let config = &self.fold.config().batch;
-        if config.max_staleness.is_none() {
-            return self.fold.planned().batch(step).map(|planned| planned.task.id).collect();
-        }
-        let expected = self.expected_steps.get(&(step + 1));
-        expected.and_then(|expected| self.received.named(&expected.groups)).unwrap_or_else(|| {
-            self.received.in_order().map(GroupRecord::task).take(config.num_tasks as usize).collect()
-        })
     }
 
     /// Gives up groups that have become too old for the next step of a free-running run.
@@ -546,7 +539,7 @@ impl Learner {
         }
         let stale: Vec<TaskId> =
             self.received.in_order().filter(|group| self.fold.is_stale(&group.scored)).map(GroupRecord::task).collect();
-        self.received.remove(&stale);
+        self.received.take(&stale);
         self.note_stale(&stale);
     }
 
@@ -567,167 +560,9 @@ impl Learner {
         unsat.chain(unsealed)
     }
 
-    /// Takes in what a verifier says; tells whether anything may come of it.
-    fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<bool, Error> {
-        let Message { envelope, body } = &delivery.message;
-        let id = body.group.task.id;
-        let is_refused = self.audits.banned().contains(&envelope.played_by);
-        match id.kind {
-            _ if is_refused => {
-                self.num_refused += 1;
-                if envelope.epoch == self.options.epoch && self.ledger.is_last(id, envelope.issue) {
-                    self.wanted.insert(id);
-                }
-            }
-            TaskKind::Evaluate => self.accept_exam_answer(body)?,
-            TaskKind::Train => self.accept_group(&delivery.message)?,
-        }
-        self.unsynced.push(delivery);
-        Ok(!is_refused)
-    }
-
-    fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
-        let id = scored.group.task.id;
-        let Some(planned) = self.fold.planned().get(id) else { return Ok(()) };
-        if scored.group.task.free_running && envelope.epoch != self.options.epoch {
-            // Its versions may be numbers of other weights.
-            return Ok(());
-        }
-        let disagrees = |reason: &str| {
-            Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
-        };
-        let is_planned = planned.task == scored.group.task;
-        if !is_planned && envelope.epoch != self.options.epoch {
-            // Played for an earlier life of the learner, which had planned otherwise.
-            return Ok(());
-        }
-        let fault =
-            if is_planned { scored.group.check().err() } else { Some("it was not played for this plan".to_owned()) };
-        if let Some(reason) = fault {
-            if !self.audits.is_on() {
-                return disagrees(&reason);
-            }
-            // No honest actor does that.
-            self.wanted.insert(id);
-            return self.ban(&envelope.played_by, id, reason);
-        }
-        if let Err(reason) = scored.check() {
-            return disagrees(&reason);
-        }
-        let group = GroupRecord { played_by: envelope.played_by.clone(), scored: scored.clone() };
-        let Some(first) = self.received.get(id) else {
-            if self.fold.is_stale(scored) {
-                self.note_stale(&[id]);
-                return Ok(());
-            }
-            return self.hear(group);
-        };
-        first.expect_same_verdicts(&group)?;
-        let [known, said] = [first, &group].map(GroupRecord::digest);
-        // Copies of a free-running task were played by different weights.
-        if known == said || scored.group.task.free_running {
-            self.num_duplicates += 1;
-            return Ok(());
-        }
-        if !self.audits.is_on() {
-            let [first, second] = [known, said].map(|digest| digest.short());
-            return disagrees(&format!("two copies differ: {first} came first, then {second}"));
-        }
-        if self.was_folded(id.batch) {
-            return Ok(());
-        }
-        self.received.take(&[id]).into_iter().for_each(|(_, first)| self.audits.dispute(first));
-        self.hear(group)
-    }
-
-    /// Takes in a group of a task that is not done, and does with its actor, and with others, what it calls for.
-    fn hear(&mut self, group: GroupRecord) -> Result<(), Error> {
-        let id = group.task();
-        match self.audits.hear(group)? {
-            Heard::Known => self.num_duplicates += 1,
-            Heard::Undecided => {
-                self.ledger.close(id, Instant::now());
-                self.wanted.insert(id);
-            }
-            Heard::Contradiction(Lie { player, said, agreed }) => {
-                self.ban(&player, id, format!("it said {}, then {}", agreed.short(), said.short()))?;
-            }
-            Heard::Agreed(group, lies) => {
-                // First: what the journal has of a banned actor is taken back by the record that follows it.
-                for Lie { player, said, agreed } in lies {
-                    self.ban(&player, id, format!("it said {}, others agree on {}", said.short(), agreed.short()))?;
-                }
-                self.receive(*group)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps the group with which a task is done.
-    fn receive(&mut self, group: GroupRecord) -> Result<(), Error> {
-        let id = group.task();
-        self.ledger.close(id, Instant::now());
-        self.journal.append(&Record::Group(group.clone()))?;
-        self.received.insert(group);
-        Ok(())
-    }
-
-    /// Believes an actor nothing any more: what it played of batches that are not sealed is played again.
-    fn ban(&mut self, player: &str, task: TaskId, reason: String) -> Result<(), Error> {
-        let of_player = self.received.in_order().filter(|group| group.played_by == player).map(GroupRecord::task);
-        let mut again: Vec<TaskId> = of_player.filter(|id| !self.was_folded(id.batch)).collect();
-        self.received.remove(&again);
-        let (undecided, done) = self.audits.ban(player);
-        again.extend(undecided);
-        self.wanted.extend(&again);
-        let taken_back = again.iter().copied().chain(done.iter().map(GroupRecord::task)).chain([task]);
-        let record = BanRecord { player: player.to_owned(), tasks: taken_back.collect() };
-        self.journal.append(&Record::Ban(record))?;
-        self.journal.sync()?;
-        let (num_trained, first, last) = self.audits.trained_on(player);
-        let num_again = again.len();
-        let ban = Ban { player: player.to_owned(), task, reason, num_trained, steps: (first, last), num_again };
-        drop(self.events.send(Event::Ban(Box::new(ban))));
-        done.into_iter().try_for_each(|group| self.receive(group))
-    }
-
-    /// Tells whether the journal knows a batch as folded; a process that goes on before that folds it again as it was.
-    fn was_folded(&self, batch: u64) -> bool {
-        self.expected_steps.contains_key(&(batch + 1))
-    }
-
-    fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
-        let id = scored.group.task.id;
-        let Some(sitting) = self.sitting.as_mut().filter(|sitting| sitting.step == id.batch) else { return Ok(()) };
-        if sitting.tasks.get(id.index as usize) != Some(&scored.group.task) {
-            return Ok(());
-        }
-        sitting.correct[id.index as usize] = Some(scored.verdicts.first() == Some(&Verdict::Correct));
-        self.ledger.close(id, Instant::now());
-        if sitting.correct.iter().any(Option::is_none) {
-            return Ok(());
-        }
-        let Some(sitting) = self.sitting.take() else { return Ok(()) };
-        self.ledger.forget(&sitting.tasks.iter().map(|task| task.id).collect::<Vec<_>>());
-        let mut correct = sitting.correct.into_iter();
-        for (exam, num_problems) in sitting.parts {
-            let num_correct = correct.by_ref().take(num_problems).filter(|correct| *correct == Some(true)).count();
-            let eval = EvalRecord {
-                step: sitting.step,
-                exam,
-                num_correct: num_correct as u64,
-                num_problems: num_problems as u64,
-            };
-            self.journal.append(&Record::Eval(eval.clone()))?;
-            drop(self.events.send(Event::Eval(eval.clone())));
-            self.evals.push(eval);
-        }
-        Ok(())
-    }
-
     /// Folds what is sealed, and names it.
     fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
-        let ids = self.sealed(step);
+        let ids = self.sealed(step)?.expect("it was waited for");
         let (digests, groups): (Vec<Digest>, Vec<GroupRecord>) = self.received.take(&ids).into_iter().unzip();
         groups.iter().for_each(|group| self.audits.train_on(group, step + 1));
         let groups: Vec<ScoredGroup> = groups.into_iter().map(|group| group.scored).collect();

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use proto::{Digest, TaskId};
 
@@ -33,23 +33,17 @@ impl Received {
     /// Adds a group, in the place of an earlier one of its task.
     pub(crate) fn insert(&mut self, group: GroupRecord) {
         let id = group.task();
-        self.remove(&[id]);
+        self.take(&[id]);
         self.groups.insert(id, (Digest::of(&group.scored), group));
         self.order.push(id);
     }
 
-    pub(crate) fn remove(&mut self, ids: &[TaskId]) {
-        let gone: BTreeSet<TaskId> = ids.iter().filter(|id| self.groups.remove(id).is_some()).copied().collect();
-        if !gone.is_empty() {
-            self.order.retain(|id| !gone.contains(id));
-        }
-    }
-
-    /// Gives away the groups of tasks that are in, in this order.
+    /// Gives away the groups of tasks, as far as they are in, in this order.
     pub(crate) fn take(&mut self, ids: &[TaskId]) -> Vec<(Digest, GroupRecord)> {
-        let taken = ids.iter().filter_map(|id| self.groups.remove(id)).collect();
-        let gone: BTreeSet<TaskId> = ids.iter().copied().collect();
-        self.order.retain(|id| !gone.contains(id));
+        let taken: Vec<_> = ids.iter().filter_map(|id| self.groups.remove(id)).collect();
+        if !taken.is_empty() {
+            self.order.retain(|id| self.groups.contains_key(id));
+        }
         taken
     }
 

@@ -133,7 +133,7 @@ impl Recovered {
                 Record::Ban(BanRecord { player, tasks }) => {
                     let is_of_player = |id: &TaskId| received.get(*id).is_some_and(|group| group.played_by == player);
                     let taken_back: Vec<TaskId> = tasks.into_iter().filter(is_of_player).collect();
-                    received.remove(&taken_back);
+                    received.take(&taken_back);
                     banned.insert(player);
                 }
             }

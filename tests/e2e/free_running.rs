@@ -99,8 +99,8 @@ fn what_the_journal_has_lost_is_missed() {
     }
 }
 
-/// Policy gradients included. The slow one has played for weights that are long gone when it is heard of again; nobody has waited for it, and what it
-/// had is played again.
+/// Policy gradients included. The slow one has played for weights that are long gone when it is heard of again; nobody has
+/// waited for it, and what it had is played again.
 #[test]
 fn a_slow_actor_holds_nobody_up() {
     let cluster = Cluster { folder: Folder::holding(&policy_gradient_config("dr-grpo")), ..Cluster::new() };
