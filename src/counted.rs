@@ -12,7 +12,9 @@ use prometheus::{
     register_histogram_vec_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
     register_int_gauge_vec_with_registry, register_int_gauge_with_registry,
 };
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind, Version};
+use proto::{
+    Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind, Version,
+};
 use tokio::time::Instant;
 
 use crate::report::word;
@@ -252,6 +254,14 @@ impl Bus for Counted {
 
     async fn next_beat(&self) -> Result<Beat, Error> {
         self.bus.next_beat().await
+    }
+
+    async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
+        self.bus.refuse(refusal).await
+    }
+
+    async fn next_refusal(&self) -> Result<Refusal, Error> {
+        self.bus.next_refusal().await
     }
 
     fn keep_every(&self) -> std::time::Duration {

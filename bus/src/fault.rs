@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use proto::{
-    Beat, CounterRng, Digest, Group, Message, ProblemKey, Purpose, Role, ScoredGroup, Task, TaskId, TaskKind, Version,
+    Beat, CounterRng, Digest, Group, Message, ProblemKey, Purpose, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind,
+    Version,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -202,6 +203,14 @@ impl Bus for Faulty {
 
     async fn next_beat(&self) -> Result<Beat, Error> {
         self.bus.next_beat().await
+    }
+
+    async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
+        self.bus.refuse(refusal).await
+    }
+
+    async fn next_refusal(&self) -> Result<Refusal, Error> {
+        self.bus.next_refusal().await
     }
 
     fn keep_every(&self) -> Duration {

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
 use tokio::sync::{mpsc, watch};
 
 use crate::{Bus, Delivery, Error, Receipt};
@@ -125,6 +125,14 @@ impl Bus for InProcess {
     }
 
     async fn next_beat(&self) -> Result<Beat, Error> {
+        std::future::pending().await
+    }
+
+    async fn refuse(&self, _refusal: Refusal) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn next_refusal(&self) -> Result<Refusal, Error> {
         std::future::pending().await
     }
 

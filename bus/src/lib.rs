@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
+use proto::{Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
 
 pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
@@ -49,6 +49,12 @@ pub trait Bus: Send + Sync + 'static {
 
     /// Waits for a worker's sign of life; where workers do not live apart, for ever.
     async fn next_beat(&self) -> Result<Beat, Error>;
+
+    /// Says that a group cannot be judged; whoever does not listen misses it.
+    async fn refuse(&self, refusal: Refusal) -> Result<(), Error>;
+
+    /// Waits for such a word of a verifier; where workers do not live apart, for ever.
+    async fn next_refusal(&self) -> Result<Refusal, Error>;
 
     /// Says how often a worker must say that it still holds a delivery, lest it be delivered again.
     fn keep_every(&self) -> Duration;

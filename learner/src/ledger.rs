@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use proto::TaskId;
+use proto::{Refusal, TaskId};
 use tokio::time::Instant;
 
 /// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
@@ -10,6 +10,8 @@ pub(crate) struct Ledger {
     issued: BTreeMap<TaskId, Issued>,
     /// How long the tasks took that came in since the last batch was asked for, in order of arrival.
     took: Vec<Duration>,
+    /// Groups of tasks that are out of which nothing could be made, one an issue.
+    refused: BTreeMap<TaskId, Vec<Refusal>>,
     num_reissued: u64,
 }
 
@@ -55,18 +57,37 @@ impl Ledger {
         self.issued.get(&task).is_some_and(|issued| !issued.is_done && issued.number == issue)
     }
 
-    /// Notes that a task is done, or that a group of it has come and another is needed: when it is asked for next, it begins anew.
-    pub(crate) fn close(&mut self, task: TaskId, now: Instant) {
-        if let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) {
-            issued.is_done = true;
-            self.took.push(now - issued.first);
+    /// Notes that nothing could be made of a group; gives all such of its task, where it is of the last issue that is out.
+    pub(crate) fn refuse(&mut self, refusal: Refusal) -> Option<&[Refusal]> {
+        let (task, issue) = (refusal.task, refusal.envelope.issue);
+        let refused = self.refused(task);
+        if !self.is_last(task, issue) || refused.last().is_some_and(|last| last.envelope.issue == issue) {
+            return None;
         }
+        self.refused.entry(task).or_default().push(refusal);
+        Some(self.refused(task))
+    }
+
+    /// Gives the groups of a task that is out of which nothing could be made.
+    pub(crate) fn refused(&self, task: TaskId) -> &[Refusal] {
+        self.refused.get(&task).map_or(&[], Vec::as_slice)
+    }
+
+    /// Notes that a task is done, or that a group of it has come and another is needed: when it is asked for next, it begins anew.
+    /// Tells whether it was out.
+    pub(crate) fn close(&mut self, task: TaskId, now: Instant) -> bool {
+        let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) else { return false };
+        issued.is_done = true;
+        self.took.push(now - issued.first);
+        self.refused.remove(&task);
+        true
     }
 
     /// Forgets tasks that are not asked for any more.
     pub(crate) fn forget(&mut self, tasks: &[TaskId]) {
         for task in tasks {
             self.issued.remove(task);
+            self.refused.remove(task);
         }
     }
 
@@ -111,7 +132,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use proto::TaskKind;
+    use proto::{Envelope, TaskKind};
 
     use super::*;
 
@@ -169,6 +190,23 @@ mod tests {
         assert!(!ledger.is_overdue(LIMIT, began + 3 * SECOND) && ledger.is_overdue(LIMIT, began + LIMIT));
         ledger.issue(task(98), began + 3 * SECOND);
         assert_eq!(ledger.due(LIMIT, began + 9 * SECOND), [task(99)]);
+    }
+
+    #[test]
+    fn a_refusal_counts_once_an_issue_until_the_task_is_done() {
+        let began = Instant::now();
+        let mut ledger = issued(2, began);
+        let refuse = |ledger: &mut Ledger, issue| {
+            let envelope = Envelope { issue, ..Envelope::default() };
+            let refusal = Refusal { envelope, task: task(1), reason: "no sense".to_owned() };
+            ledger.refuse(refusal).map(<[Refusal]>::len)
+        };
+        assert_eq!(refuse(&mut ledger, 1), None, "nobody asked for that");
+        assert_eq!((refuse(&mut ledger, 0), refuse(&mut ledger, 0)), (Some(1), None));
+        ledger.issue(task(1), began + SECOND);
+        assert_eq!((refuse(&mut ledger, 0), refuse(&mut ledger, 1)), (None, Some(2)));
+        ledger.close(task(1), began + SECOND);
+        assert_eq!((refuse(&mut ledger, 1), ledger.refused(task(1)).len()), (None, 0));
     }
 
     /// The bus takes two messages of one number for one.

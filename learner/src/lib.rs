@@ -117,6 +117,18 @@ pub enum Error {
         /// Its value.
         got: f64,
     },
+    /// Nothing can be made of any group of a task, whoever plays it.
+    #[error("task {} of batch {}: {num_tries} groups in turn could not be judged, played by {}: {reason}", task.index, task.batch, players.join(" and "))]
+    Unjudged {
+        /// The task.
+        task: proto::TaskId,
+        /// How often it was asked for.
+        num_tries: usize,
+        /// Who played it.
+        players: Vec<String>,
+        /// What the last verifier said.
+        reason: String,
+    },
     /// Nothing came back for too long.
     #[error("stalled: {0}")]
     Stalled(Box<Waiting>),

@@ -23,7 +23,7 @@ use crate::ledger::Ledger;
 use crate::plan::Plans;
 use crate::received::Received;
 use crate::run_dir::{Recovered, RunLock};
-use crate::waiting::Workers;
+use crate::waiting::{Missing, Workers};
 use crate::{Config, Control, Error, Fold, Manifest, State, Totals};
 
 /// How this process runs; changes when things happen, never what.
@@ -165,6 +165,8 @@ struct Learner {
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
     workers: Workers,
+    /// When the run last got further.
+    got_further: Instant,
     num_duplicates: u64,
     num_refused: u64,
     num_stale: u64,
@@ -251,6 +253,7 @@ impl Learner {
             wanted: BTreeSet::new(),
             unsynced: Vec::new(),
             workers: Workers::default(),
+            got_further: Instant::now(),
             num_duplicates: 0,
             num_refused: 0,
             num_stale: 0,
@@ -451,8 +454,9 @@ impl Learner {
     async fn collect(&mut self, step: u64, ends: bool) -> Result<(), Error> {
         let bus = self.bus.clone();
         // Kept over the turns of the loop: a wait that is begun anew each time may never end.
-        let (mut next, mut beats) = (bus.next_scored(), bus.next_beat());
-        let [mut heard, mut looked, mut told] = [Instant::now(); 3];
+        let (mut next, mut beats, mut refusals) = (bus.next_scored(), bus.next_beat(), bus.next_refusal());
+        let [mut looked, mut told] = [Instant::now(); 2];
+        self.got_further = looked;
         let mut rounds = tokio::time::interval(ROUND);
         loop {
             if self.sitting.is_none() && (ends || self.sealed(step)?.is_some()) {
@@ -461,14 +465,15 @@ impl Learner {
             tokio::select! {
                 scored = &mut next => {
                     next = bus.next_scored();
-                    if self.accept(scored?)? {
-                        heard = Instant::now();
-                        told = heard;
-                    }
+                    self.accept(scored?)?;
                 }
                 beat = &mut beats => {
                     beats = bus.next_beat();
                     self.workers.heard(beat?, Instant::now());
+                }
+                refusal = &mut refusals => {
+                    refusals = bus.next_refusal();
+                    self.refuse(refusal?)?;
                 }
                 _ = rounds.tick() => {
                     let wanted = std::mem::take(&mut self.wanted).into_iter();
@@ -483,9 +488,9 @@ impl Learner {
                             looked = Instant::now();
                         }
                     }
-                    let (waited, now) = (heard.elapsed(), Instant::now());
+                    let (waited, now) = (self.got_further.elapsed(), Instant::now());
                     let is_over = waited >= self.options.stall_limit;
-                    if is_over || told.elapsed() >= self.options.tell_after {
+                    if is_over || waited.min(told.elapsed()) >= self.options.tell_after {
                         let num_tasks = match (ends, self.fold.config().is_free_running()) {
                             (true, _) => 0,
                             (false, false) => self.fold.config().batch.num_tasks as usize,
@@ -494,9 +499,8 @@ impl Learner {
                         let num_sat = self.sitting.as_ref().map_or(0, |sitting| sitting.tasks.len());
                         let hears_workers = self.options.reissue_after.is_some();
                         let num_tasks = num_tasks + num_sat;
-                        let missing = self.missing(step, ends).map(|task| (task, self.audits.players(task)));
-                        let missing: Vec<(TaskId, Vec<String>)> = missing.collect();
-                        let waiting = self.workers.waiting(step, &missing, num_tasks, hears_workers, waited, now);
+                        let missing = self.missing(step, ends).map(|task| self.what_is_known_of(task)).collect();
+                        let waiting = self.workers.waiting(step, missing, num_tasks, hears_workers, waited, now);
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
                         }
@@ -558,6 +562,12 @@ impl Learner {
         let unsealed =
             planned.filter(move |id| !ends && (id.batch == step || is_free_running) && !self.received.contains(*id));
         unsat.chain(unsealed)
+    }
+
+    fn what_is_known_of(&self, task: TaskId) -> Missing {
+        let refused = self.ledger.refused(task);
+        let refused = refused.last().map(|last| (refused.len(), last.reason.clone()));
+        Missing { task, holder: None, played_by: self.audits.players(task), refused }
     }
 
     /// Folds what is sealed, and names it.

@@ -35,6 +35,8 @@ pub struct Missing {
     pub holder: Option<Holder>,
     /// Actors that have played it and do not agree, or are too few to be believed.
     pub played_by: Vec<String>,
+    /// How many of its groups in turn no verifier could judge, and why the last one not.
+    pub refused: Option<(usize, String)>,
 }
 
 /// A worker that has a task.
@@ -67,24 +69,26 @@ impl Workers {
         self.0.insert(beat.worker.clone(), (now, beat));
     }
 
-    /// Says what is waited for.
+    /// Names those that have been heard of lately.
+    pub(crate) fn living(&self, role: Role, now: Instant) -> impl Iterator<Item = &str> {
+        let is_living = move |(last, beat): &&(Instant, Beat)| beat.role == role && now - *last < LIVES_FOR;
+        self.0.values().filter(is_living).map(|(_, beat)| beat.worker.as_str())
+    }
+
+    /// Says what is waited for, and who has it.
     pub(crate) fn waiting(
         &self,
         step: u64,
-        missing: &[(TaskId, Vec<String>)],
+        missing: Vec<Missing>,
         num_tasks: usize,
         hears_workers: bool,
         waited: Duration,
         now: Instant,
     ) -> Waiting {
-        let holder = |task: &TaskId| {
-            let held = self.0.values().filter(|(_, beat)| beat.tasks.contains(task));
+        let holder = |task: TaskId| {
+            let held = self.0.values().filter(|(_, beat)| beat.tasks.contains(&task));
             let (last, beat) = held.max_by_key(|(last, _)| *last)?;
             Some(Holder { worker: beat.worker.clone(), role: beat.role, silent: now - *last })
-        };
-        let living = |role| {
-            let is_living = |(last, beat): &&(Instant, Beat)| beat.role == role && now - *last < LIVES_FOR;
-            self.0.values().filter(is_living).count()
         };
         Waiting {
             waited,
@@ -92,12 +96,12 @@ impl Workers {
             num_missing: missing.len(),
             num_tasks,
             first: missing
-                .iter()
+                .into_iter()
                 .take(NUM_NAMED)
-                .map(|(task, played_by)| Missing { task: *task, holder: holder(task), played_by: played_by.clone() })
+                .map(|missing| Missing { holder: holder(missing.task), ..missing })
                 .collect(),
-            num_actors: living(Role::Actor),
-            num_verifiers: living(Role::Verifier),
+            num_actors: self.living(Role::Actor, now).count(),
+            num_verifiers: self.living(Role::Verifier, now).count(),
             hears_workers,
         }
     }
@@ -108,10 +112,13 @@ impl fmt::Display for Waiting {
         let (missing, total) = (self.num_missing, self.num_tasks);
         write!(formatter, "nothing for {} s at step {}: ", self.waited.as_secs(), self.step)?;
         write!(formatter, "{missing} of {total} tasks are out")?;
-        for (index, Missing { task, holder, played_by }) in self.first.iter().enumerate() {
+        for (index, Missing { task, holder, played_by, refused }) in self.first.iter().enumerate() {
             let TaskId { kind, batch, index: task } = task;
             let kind = if *kind == TaskKind::Train { "task" } else { "exam task" };
             write!(formatter, "{} {kind} {task} of batch {batch}", if index == 0 { ":" } else { "," })?;
+            if let Some((num_refused, reason)) = refused {
+                write!(formatter, " ({num_refused} of its groups could not be judged: {reason})")?;
+            }
             match holder {
                 Some(Holder { worker, silent, .. }) => {
                     write!(formatter, " ({worker} has it, heard of {} s ago)", silent.as_secs())?;
@@ -152,21 +159,28 @@ mod tests {
         workers.heard(held("gone", Role::Actor, vec![task(TaskKind::Train, 1)]), began);
         workers.heard(held("slow", Role::Verifier, vec![task(TaskKind::Train, 2)]), began + 25 * second);
         workers.heard(held("idle", Role::Actor, vec![]), began + 29 * second);
-        let mut missing: Vec<(TaskId, Vec<String>)> =
-            (1..5).map(|index| (task(TaskKind::Train, index), Vec::new())).collect();
+        let out = |task| Missing { task, holder: None, played_by: Vec::new(), refused: None };
+        let missing = (1..5).map(|index| out(task(TaskKind::Train, index))).collect();
         let now = began + 30 * second;
-        let waiting = workers.waiting(7, &missing, 16, true, 30 * second, now).to_string();
+        let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
         let expected = "nothing for 30 s at step 7: 4 of 16 tasks are out: task 1 of batch 7 (gone has it, heard of 30 s ago), \
                         task 2 of batch 7 (slow has it, heard of 5 s ago), task 3 of batch 7 (nobody is known to have it), ...; \
                         1 actor and 1 verifier are heard of";
         assert_eq!(waiting, expected);
-        missing = vec![(task(TaskKind::Train, 3), vec!["gone".to_owned(), "idle".to_owned()])];
-        let waiting = workers.waiting(7, &missing, 16, true, 30 * second, now).to_string();
+        let played_by = vec!["gone".to_owned(), "idle".to_owned()];
+        let missing = vec![Missing { played_by, ..out(task(TaskKind::Train, 3)) }];
+        let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
         let expected = "nothing for 30 s at step 7: 1 of 16 tasks are out: task 3 of batch 7 (gone and idle played it, another \
                         actor must); 1 actor and 1 verifier are heard of";
         assert_eq!(waiting, expected);
-        missing = vec![(task(TaskKind::Evaluate, 9), Vec::new())];
-        let waiting = Workers::default().waiting(7, &missing, 1, false, 90 * second, now).to_string();
+        let missing = vec![out(task(TaskKind::Evaluate, 9))];
+        let waiting = Workers::default().waiting(7, missing, 1, false, 90 * second, now).to_string();
         assert_eq!(waiting, "nothing for 90 s at step 7: 1 of 1 tasks are out: exam task 9 of batch 7");
+        let refused = Some((2, "no sense".to_owned()));
+        let missing = vec![Missing { refused, ..out(task(TaskKind::Train, 2)) }];
+        let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
+        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are out: task 2 of batch 7 (2 of its groups could not be judged: \
+                        no sense) (slow has it, heard of 5 s ago); 1 actor and 1 verifier are heard of";
+        assert_eq!(waiting, expected);
     }
 }

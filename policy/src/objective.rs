@@ -47,6 +47,11 @@ pub struct PolicyGradient {
 /// Source: the default of truncated importance sampling in verl and SkyRL.
 const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
 
+/// Furthest that two log-probabilities of a token are taken to be apart: whatever an actor says, the loss stays finite.
+///
+/// Source: the bound of verl's sequence weights, exp(+-20).
+const MAX_LOG_RATIO: f32 = 20.0;
+
 /// What sequences cost under their objectives; sums over their chosen tokens, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Loss {
@@ -101,7 +106,7 @@ impl Objective {
 
 impl PolicyGradient {
     fn surrogate(&self, index: usize, logprob: f32) -> Surrogate {
-        let log_ratio = logprob - self.behavior_logprobs[index];
+        let log_ratio = (logprob - self.behavior_logprobs[index]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
         let proximal = self.proximal[index];
         let ratio = libm::expf((1.0 - proximal) * log_ratio);
         let proximal_weight = libm::expf(proximal * log_ratio);
@@ -227,6 +232,18 @@ mod tests {
             assert!((surrogate.slope - slope).abs() < 1e-5, "{case}");
             assert!((surrogate.importance_ratio - 4.0 * probability).abs() < 1e-5, "{case}");
             assert_eq!((surrogate.is_clipped, surrogate.is_truncated), (slope == 0.0, is_truncated), "{case}");
+        }
+    }
+
+    /// What no actor of ours says, and what may be said all the same.
+    #[test]
+    fn stays_finite_whatever_the_behaviour_policy_is_said_to_be() {
+        for (advantage, proximal) in [(2.0, 0.0), (-2.0, 0.0), (-2.0, 2.0 / 3.0)] {
+            let behavior_logprobs = vec![f32::MIN];
+            let surrogate = PolicyGradient { behavior_logprobs, proximal: vec![proximal], ..objective(advantage) };
+            let Surrogate { value, slope, importance_ratio, .. } = surrogate.surrogate(0, -1.0);
+            let all = [value, slope, importance_ratio];
+            assert!(all.iter().all(|figure| figure.is_finite()) && importance_ratio > 1e8, "{all:?}");
         }
     }
 

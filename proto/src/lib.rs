@@ -14,7 +14,7 @@ pub mod wire;
 
 pub use digest::Digest;
 pub use mask::{ActionMask, MASK_BITS};
-pub use message::{Beat, Envelope, Message, Role, Version};
+pub use message::{Beat, Envelope, Message, Refusal, Role, Version};
 pub use problem::{Difficulty, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemOrigin, ProblemSource};
 pub use rng::{CounterRng, Purpose};
 pub use rollout::{

@@ -51,6 +51,17 @@ pub struct Beat {
     pub tasks: Vec<TaskId>,
 }
 
+/// A verifier's word that nothing can be made of a group. Where it is lost, its task is asked for again some time later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The group's.
+    pub envelope: Envelope,
+    /// Whose group it is.
+    pub task: TaskId,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
 /// What a worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -10,7 +10,7 @@ use bus::nats::{Credentials, Nats, Server, Settings};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
 use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Rollout, Sampling, StopReason, Task,
-    TaskId, TaskKind, VersionSpan,
+    TaskId, TaskKind, Token, VersionSpan,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -52,7 +52,7 @@ impl Guarded {
             nkey: Some(self.folder.path(&format!("keys/{FORGER}.nk"))),
             tls_ca: Some(self.folder.path("keys/ca.pem")),
         };
-        Forger::start(self.server.url(), credentials, run, forge)
+        Forger::start(self.server.url(), credentials, run, FORGER, forge)
     }
 }
 
@@ -66,10 +66,10 @@ struct Forger {
 }
 
 impl Forger {
-    fn start(url: String, credentials: Credentials, run: &str, forge: Forge) -> Forger {
+    fn start(url: String, credentials: Credentials, run: &str, name: &str, forge: Forge) -> Forger {
         let runtime = Runtime::new().unwrap();
         let num_forged = Arc::new(AtomicU64::new(0));
-        let nats = runtime.block_on(join(url, credentials, run, FORGER));
+        let nats = runtime.block_on(join(url, credentials, run, name));
         runtime.spawn(forge_all(nats, forge, num_forged.clone()));
         Forger { num_forged, _runtime: runtime }
     }
@@ -238,6 +238,45 @@ fn an_audit_without_a_second_actor_says_what_it_waits_for() {
         "{ended:#?}"
     );
     assert!(refusal.contains("(lonely played it, another actor must)") && refusal.contains("1 actor "), "{ended:#?}");
+}
+
+/// Makes a group that no verifier can judge.
+const SPOIL: Forge = |mut group, _| {
+    group.rollouts[0].tokens[0] = Token::MAX;
+    vec![group]
+};
+
+/// Nothing is asked for again because it takes long: it is because a verifier says so.
+#[test]
+fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
+    let cluster = Cluster::new();
+    let waits = ["--set", "local.bus.ack_wait_seconds=600", "--set", "local.bus.reissue_seconds=600"];
+    let learner = cluster.start("learner", &[&["smoke", "--run-dir", "run"], &waits[..]].concat());
+    let run = Cluster::run_of(&learner);
+    let spoiler = Forger::start(cluster.server.url(), Credentials::default(), &run, "spoiler", SPOIL);
+    let workers = [cluster.start("verifier", &[]), cluster.start("actor", &[])];
+    let ended = learner.end().success();
+    assert!(spoiler.has_forged());
+    assert!(ended.stderr.contains("could not be judged; its task is played again actor=\"spoiler\""), "{ended:#?}");
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    for worker in workers {
+        worker.end().success();
+    }
+}
+
+#[test]
+fn a_task_of_which_no_group_can_be_judged_ends_the_run() {
+    let cluster = Cluster::new();
+    let learner = cluster.learner(&[]);
+    let run = Cluster::run_of(&learner);
+    let _spoilers =
+        ["one", "two"].map(|name| Forger::start(cluster.server.url(), Credentials::default(), &run, name, SPOIL));
+    let _verifier = cluster.start("verifier", &[]);
+    let ended = learner.end();
+    let refusal = ended.stderr.lines().last().unwrap();
+    assert!(!ended.status.success() && refusal.starts_with("error: task "), "{ended:#?}");
+    assert!(refusal.contains(" of batch 0: ") && refusal.contains(" groups in turn could not be judged"), "{ended:#?}");
+    assert!(refusal.ends_with(": expected tokens of the vocabulary"), "{ended:#?}");
 }
 
 /// Groups that no verifier can judge: one would be enough to end all of them, each in its turn.

@@ -154,6 +154,7 @@ fn permissions_are_the_least_that_works() {
         "$JS.API.STREAM.MSG.GET.autodidact_r_key",
         "autodidact.r.group.actor-9.t0.0",
         "autodidact.r.scored.verifier-9.t0.0",
+        "autodidact.r.refused.verifier-9",
     ];
     let of_actor_0 = [
         "autodidact.r.group.actor-0.t0.0",
@@ -164,6 +165,7 @@ fn permissions_are_the_least_that_works() {
     ];
     let of_verifier_0 = [
         "autodidact.r.scored.verifier-0.t0.0",
+        "autodidact.r.refused.verifier-0",
         "autodidact.r.beat.verifier-0",
         "$JS.API.DIRECT.GET.autodidact_r_key.autodidact.r.key.t0.0",
         "$JS.API.CONSUMER.MSG.NEXT.autodidact_r_group.verifier",
@@ -192,6 +194,8 @@ fn permissions_are_the_least_that_works() {
             }
             let plays = name.starts_with("actor");
             assert_eq!(user.may_subscribe("autodidact.r.version").await, plays, "{name} hears of versions");
+            let learns = name == "learner";
+            assert_eq!(user.may_subscribe("autodidact.r.refused.*").await, learns, "{name} hears of refusals");
             assert!(!user.may_subscribe("autodidact.>").await, "{name} listens to everything");
         }
     });

@@ -1,6 +1,6 @@
 //! What a process does with bytes that anybody may have sent: shared by the fuzzer and the test that replays its corpus.
 
-use proto::{Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, Version, wire};
+use proto::{Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, Version, wire};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -10,7 +10,7 @@ const MAX_ROLLOUTS: u32 = 64;
 /// Reads bytes as the kind of message that the first of them names, and does with it what comes before anybody trusts it.
 pub(crate) fn receive(bytes: &[u8]) {
     let Some((kind, payload)) = bytes.split_first() else { return };
-    match kind % 6 {
+    match kind % 7 {
         0 => drop(read::<Message<Task>>(payload)),
         1 => {
             let Some(group) = read::<Message<Group>>(payload).map(|message| message.body) else { return };
@@ -28,6 +28,7 @@ pub(crate) fn receive(bytes: &[u8]) {
         }
         3 => drop(read::<(Role, Vec<TaskId>)>(payload)),
         4 => drop(read::<Version>(payload)),
+        5 => drop(read::<Refusal>(payload)),
         _ => drop(read::<ProblemKey>(payload)),
     }
 }

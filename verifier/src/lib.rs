@@ -11,8 +11,8 @@ use std::time::Duration;
 use bus::{BEAT_EVERY, Bus, Delivery};
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
-    Aim, Example, Group, KeyedProblem, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin, Proposal, Request, Role,
-    ScoredGroup, TaskId, TaskKind, Token, Verdict,
+    Aim, Example, Group, KeyedProblem, LabelOrigin, Message, Niche, Problem, ProblemKey, ProblemOrigin, Proposal,
+    Refusal, Request, Role, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
 };
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -124,11 +124,11 @@ async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Delivery<Group>) 
     };
     let scored = match judged {
         Ok(scored) => scored,
-        Err(reason) => return refuse(&delivery, reason).await,
+        Err(reason) => return refuse(bus.as_ref(), &delivery, reason).await,
     };
     let num_verdicts = scored.verdicts.len();
     match bus.publish_scored(delivery.message.reply(scored)).await {
-        Err(error @ bus::Error::TooLarge { .. }) => return refuse(&delivery, error.to_string()).await,
+        Err(error @ bus::Error::TooLarge { .. }) => return refuse(bus.as_ref(), &delivery, error.to_string()).await,
         published => published?,
     }
     delivery.acknowledge().await?;
@@ -136,15 +136,17 @@ async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Delivery<Group>) 
 }
 
 /// Has a group set aside of which nothing can be made: its actor is hostile, or broken. The learner asks for its task again.
-async fn refuse(delivery: &Delivery<Group>, reason: String) -> Result<Option<usize>, Error> {
-    let task = delivery.message.body.task.id;
+async fn refuse(bus: &dyn Bus, delivery: &Delivery<Group>, reason: String) -> Result<Option<usize>, Error> {
+    let Message { envelope, body: Group { task: Task { id: task, .. }, .. } } = &delivery.message;
+    let task = *task;
     // It may quote the group, which may be large.
     let reason: String = reason.chars().take(MAX_REASON_CHARS).collect();
     if !delivery.set_aside().await {
         return Err(Error::Group { task, reason });
     }
-    let actor = &delivery.message.envelope.played_by;
+    let actor = &envelope.played_by;
     tracing::warn!(actor, ?task, reason, "a group that cannot be judged is set aside");
+    bus.refuse(Refusal { envelope: envelope.clone(), task, reason }).await?;
     Ok(None)
 }
 

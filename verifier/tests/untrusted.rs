@@ -46,7 +46,7 @@ fn nothing_that_comes_does_harm() {
         }
     }
     let endless = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-    for kind in 0..6 {
+    for kind in 0..7 {
         let long = [&[kind, wire::WIRE_VERSION][..], &endless.repeat(100)].concat();
         receive_within_bounds("endless", &long);
     }

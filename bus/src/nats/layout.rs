@@ -150,6 +150,11 @@ impl Layout {
         format!("autodidact.{}.beat.{worker}", self.run)
     }
 
+    /// Where a verifier says that it cannot judge a group; no stream keeps that either.
+    pub(super) fn refusal(&self, worker: &str) -> String {
+        format!("autodidact.{}.refused.{worker}", self.run)
+    }
+
     /// Where the learner says which weights are the newest; no stream keeps that either.
     pub(super) fn version(&self) -> String {
         format!("autodidact.{}.version", self.run)

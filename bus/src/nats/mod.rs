@@ -21,7 +21,9 @@ use async_nats::jetstream::{AckKind, Context};
 use async_nats::{Client, StatusCode, Subject, Subscriber};
 use async_trait::async_trait;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
-use proto::{Beat, Digest, Group, Message, ProblemKey, Role, ScoredGroup, Task, TaskId, TaskKind, Version, wire};
+use proto::{
+    Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind, Version, wire,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -50,6 +52,7 @@ pub struct Nats {
     /// Weights that this process stored, which it may remove.
     stored: Mutex<BTreeSet<Digest>>,
     beats: tokio::sync::Mutex<Calls>,
+    refusals: tokio::sync::Mutex<Calls>,
     versions: tokio::sync::Mutex<Calls>,
     tasks: Puller<Task>,
     groups: Puller<Group>,
@@ -95,6 +98,7 @@ impl Nats {
             num_published: AtomicU64::new(0),
             stored: Mutex::default(),
             beats: tokio::sync::Mutex::default(),
+            refusals: tokio::sync::Mutex::default(),
             versions: tokio::sync::Mutex::default(),
             tasks: Puller::new(run, &worker, Queue::Tasks, PREFETCHED_TASKS),
             groups: Puller::new(run, &worker, Queue::Groups, PREFETCHED_GROUPS),
@@ -211,6 +215,20 @@ impl Bus for Nats {
             let worker = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
             if let Ok((role, tasks)) = wire::decode(&message.payload) {
                 return Ok(Beat { worker, role, tasks });
+            }
+        }
+    }
+
+    async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
+        self.call(self.layout.refusal(&self.worker), wire::encode(&refusal)).await;
+        Ok(())
+    }
+
+    async fn next_refusal(&self) -> Result<Refusal, Error> {
+        loop {
+            let message = self.refusals.lock().await.next(&self.server.client, self.layout.refusal("*")).await;
+            if let Ok(refusal) = wire::decode(&message.payload) {
+                return Ok(refusal);
             }
         }
     }

@@ -1,7 +1,9 @@
 //! What comes in: which groups are believed, and whose.
 
+use std::collections::BTreeSet;
+
 use bus::Delivery;
-use proto::{Message, ScoredGroup, TaskId, TaskKind, Verdict};
+use proto::{Message, Refusal, Role, ScoredGroup, TaskId, TaskKind, Verdict};
 use tokio::time::Instant;
 
 use super::Learner;
@@ -10,9 +12,12 @@ use crate::audit::{Heard, Lie};
 use crate::event::{Ban, Event};
 use crate::journal::{BanRecord, EvalRecord, GroupRecord, Record};
 
+/// How many groups of a task in turn may be of no use before the run ends and names it.
+const MAX_TRIES: usize = 5;
+
 impl Learner {
-    /// Takes in what a verifier says; tells whether anything may come of it.
-    pub(super) fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<bool, Error> {
+    /// Takes in what a verifier says.
+    pub(super) fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
         let Message { envelope, body } = &delivery.message;
         let id = body.group.task.id;
         let is_refused = self.audits.banned().contains(&envelope.played_by);
@@ -27,7 +32,31 @@ impl Learner {
             TaskKind::Train => self.accept_group(&delivery.message)?,
         }
         self.unsynced.push(delivery);
-        Ok(!is_refused)
+        Ok(())
+    }
+
+    /// Has a task played again whose group could not be judged. After a few tries of several actors, or of the only one, it is
+    /// the task's fault.
+    pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), Error> {
+        let Refusal { envelope, task, reason } = refusal.clone();
+        if envelope.epoch != self.options.epoch {
+            return Ok(());
+        }
+        let Some(refused) = self.ledger.refuse(refusal) else { return Ok(()) };
+        let players: BTreeSet<&str> = refused.iter().map(|refusal| refusal.envelope.played_by.as_str()).collect();
+        let mut others = self.workers.living(Role::Actor, Instant::now()).filter(|actor| !players.contains(actor));
+        if refused.len() >= MAX_TRIES && (players.len() > 1 || others.next().is_none()) {
+            let players = players.into_iter().map(str::to_owned).collect();
+            return Err(Error::Unjudged { task, num_tries: refused.len(), players, reason });
+        }
+        tracing::warn!(
+            actor = envelope.played_by,
+            ?task,
+            reason,
+            "a group could not be judged; its task is played again"
+        );
+        self.wanted.insert(task);
+        Ok(())
     }
 
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
@@ -90,7 +119,7 @@ impl Learner {
         match self.audits.hear(group)? {
             Heard::Known => self.num_duplicates += 1,
             Heard::Undecided => {
-                self.ledger.close(id, Instant::now());
+                self.close(id);
                 self.wanted.insert(id);
             }
             Heard::Contradiction(Lie { player, said, agreed }) => {
@@ -110,10 +139,18 @@ impl Learner {
     /// Keeps the group with which a task is done.
     fn receive(&mut self, group: GroupRecord) -> Result<(), Error> {
         let id = group.task();
-        self.ledger.close(id, Instant::now());
+        self.close(id);
         self.journal.append(&Record::Group(group.clone()))?;
         self.received.insert(group);
         Ok(())
+    }
+
+    /// Notes that the run got further: a task is done, or needs another actor to be.
+    fn close(&mut self, task: TaskId) {
+        let now = Instant::now();
+        if self.ledger.close(task, now) {
+            self.got_further = now;
+        }
     }
 
     /// Believes an actor nothing any more: what it played of batches that are not sealed is played again.
@@ -147,8 +184,9 @@ impl Learner {
             return Ok(());
         }
         sitting.correct[id.index as usize] = Some(scored.verdicts.first() == Some(&Verdict::Correct));
-        self.ledger.close(id, Instant::now());
-        if sitting.correct.iter().any(Option::is_none) {
+        let is_over = sitting.correct.iter().all(Option::is_some);
+        self.close(id);
+        if !is_over {
             return Ok(());
         }
         let Some(sitting) = self.sitting.take() else { return Ok(()) };
