@@ -240,6 +240,34 @@ fn an_audit_without_a_second_actor_says_what_it_waits_for() {
     assert!(refusal.contains("(lonely played it, another actor must)") && refusal.contains("1 actor "), "{ended:#?}");
 }
 
+#[test]
+fn repeating_what_is_known_hides_no_stall() {
+    let cluster = Cluster::new();
+    let learner = cluster.start("learner", &["smoke", "--run-dir", "run", "--set", "local.stall_seconds=4"]);
+    let url = cluster.server.url();
+    let run = Cluster::run_of(&learner);
+    let _verifier = cluster.start("verifier", &[]);
+    let runtime = Runtime::new().unwrap();
+    let parrot = runtime.block_on(join(url, Credentials::default(), &run, "parrot"));
+    runtime.spawn(async move {
+        let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
+        let task = parrot.next_task().await.unwrap();
+        let Task { weights, policy_version, .. } = task.message.body;
+        let packed = Arc::new(actor::unpack(weights, &parrot.get_weights(weights).await.unwrap()).unwrap());
+        engine.submit(task.message.body.clone(), Weights { policy_version, packed }).unwrap();
+        let group = groups.recv().await.unwrap().unwrap();
+        loop {
+            parrot.publish_group(task.message.reply(group.clone())).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let ended = learner.end();
+    assert!(
+        !ended.status.success() && ended.stderr.contains("error: stalled: nothing for 4 s at step 0: "),
+        "{ended:#?}"
+    );
+}
+
 /// Makes a group that no verifier can judge.
 const SPOIL: Forge = |mut group, _| {
     group.rollouts[0].tokens[0] = Token::MAX;
