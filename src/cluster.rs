@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use bus::nats::{Credentials, Lease, Server, Settings, Terms, check_name};
 use bus::{Bus, Faults, Faulty};
 use learner::Manifest;
-use proto::{Digest, Role};
+use proto::{Digest, Group, Role};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -187,7 +187,7 @@ impl Joined {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             // What is not there was lost, and comes again.
-            let Some(now) = read(&self.server, &self.run).await? else { continue };
+            let Ok(Some(now)) = read(&self.server, &self.run).await? else { continue };
             expect_fit(&self.run, &now.manifest, &self.announced.manifest)?;
             if now.is_over {
                 return print(&format!("run {} is over", self.run));
@@ -207,8 +207,13 @@ async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcemen
         };
         let mut found = Vec::new();
         for run in names {
-            if let Some(announced) = read(server, &run).await?.filter(|announced| !announced.is_over) {
-                found.push((run, announced));
+            match read(server, &run).await? {
+                Ok(Some(announced)) if !announced.is_over => found.push((run, announced)),
+                Ok(_) => {}
+                Err(error) if has_told => tracing::debug!(%error, run, "passed over"),
+                Err(error) => tracing::warn!(
+                    "run {run} is passed over: expected what a learner of this build announces, got {error}"
+                ),
             }
         }
         let runs: Vec<&str> = found.iter().map(|(run, _)| run.as_str()).collect();
@@ -229,10 +234,10 @@ async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcemen
     }
 }
 
-async fn read(server: &Server, run: &str) -> Result<Option<Announcement>> {
-    let Some(bytes) = server.announcement(run).await? else { return Ok(None) };
-    let announced = serde_json::from_slice(&bytes);
-    Ok(Some(announced.with_context(|| format!("run {run}: expected the announcement of a learner of this build"))?))
+/// Reads what is announced of a run. What cannot be read is of another build's learner, or of nobody who may announce.
+async fn read(server: &Server, run: &str) -> Result<Result<Option<Announcement>, serde_json::Error>> {
+    let bytes = server.announcement(run).await?;
+    Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose())
 }
 
 /// Checks that a process computes what a run needs.
@@ -300,6 +305,15 @@ impl Meeting {
         let run = self.run_id(manifest);
         check_name(&run).context("--run")?;
         let server = Server::connect(self.settings(config.local.stall_limit()), "learner").await?;
+        let (num_rollouts, max_tokens) = (config.run.batch.num_rollouts, config.run.model.max_positions);
+        let (needed, taken) = (Group::max_bytes(num_rollouts, max_tokens as u32), server.max_payload());
+        if needed > taken {
+            bail!(
+                "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may have {needed} \
+                 bytes; {} takes messages of up to {taken} (max_payload)",
+                self.bus
+            );
+        }
         let BusConfig { ack_wait_seconds, lease_seconds, num_replicas, fault, .. } = config.local.bus;
         let terms = Terms {
             max_tasks,

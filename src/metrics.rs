@@ -228,7 +228,10 @@ impl Scraped for Metrics {
     }
 
     fn readiness(&self) -> Result<(), String> {
-        self.values().readiness.clone()
+        match self.traffic.server.get() {
+            Some(server) if !server.is_connected() => Err("the NATS server is away".to_owned()),
+            _ => self.values().readiness.clone(),
+        }
     }
 }
 

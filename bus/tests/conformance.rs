@@ -14,6 +14,7 @@ use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemKey, ProblemOrigin, Request, Sampling, Task, TaskId,
     TaskKind, Version,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 const RUN: &str = "test";
@@ -448,6 +449,50 @@ async fn what_is_announced_is_found_also_after_a_loss() {
     server.restart();
     timeout(LIMIT, found()).await.unwrap();
     assert!(timeout(SOON, lease.lost()).await.is_err());
+}
+
+/// On a server that sends its answers wherever somebody asks for, also to where only a learner writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_learner_wrote_is_replaced() {
+    let server = NatsServer::start();
+    let hostile = async_nats::connect(server.url()).await.unwrap();
+    let (lease, learner) = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
+    lease.announce(b"come all".to_vec());
+    let worker = connect(&server).await;
+    let found = async || while worker.announcement(RUN).await.unwrap().as_deref() != Some(b"come all") {};
+    timeout(LIMIT, found()).await.unwrap();
+    let id = TaskId { kind: TaskKind::Train, batch: 0, index: 0 };
+    learner.put_key(id, ProblemKey { text: "1".to_owned() }).await.unwrap();
+    for subject in ["$KV.autodidact_runs.r.lease", "$KV.autodidact_runs.r.run", "autodidact.r.key.t0.0"] {
+        let subject = subject.replace(".r.", &format!(".{RUN}."));
+        hostile.publish(subject, "{\"type\": \"an answer\"}".into()).await.unwrap();
+    }
+    hostile.flush().await.unwrap();
+    let joined = worker.join(RUN, "one", terms().ack_wait);
+    let missing = async || while !matches!(joined.get_key(id).await, Err(Error::NoKey { .. })) {};
+    timeout(LIMIT, missing()).await.expect("what is no key is none");
+    timeout(LIMIT, found()).await.expect("it is announced again");
+    assert!(timeout(LEASE, lease.lost()).await.is_err(), "nobody has taken it over");
+    timeout(LIMIT, lease.release()).await.unwrap();
+}
+
+/// A server that is too old, as far as one can tell: it would leave out without a word what it does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_server_is_refused() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let info = r#"INFO {"server_id":"old","server_name":"old","version":"2.11.9","go":"","host":"127.0.0.1","port":0,"headers":true,"max_payload":1048576,"proto":1,"jetstream":true}"#;
+        connection.write_all(format!("{info}\r\n").as_bytes()).await.unwrap();
+        let mut said = [0; 4096];
+        while connection.read(&mut said).await.is_ok_and(|num_bytes| num_bytes > 0) {
+            connection.write_all(b"PONG\r\n").await.unwrap();
+        }
+    });
+    let settings = Settings { url: url.clone(), patience: LIMIT, credentials: Credentials::default() };
+    let refused = Server::connect(settings, "test").await.err().unwrap().to_string();
+    assert_eq!(refused, format!("bus: server {url}: expected nats-server 2.12 or newer, got 2.11.9"));
 }
 
 /// Who listens hears of the newest weights, who did not has missed them.

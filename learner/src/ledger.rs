@@ -1,15 +1,15 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use proto::{Refusal, TaskId};
+use proto::{Refusal, TaskId, TaskKind};
 use tokio::time::Instant;
 
 /// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     issued: BTreeMap<TaskId, Issued>,
-    /// How long the tasks took that came in since the last batch was asked for, in order of arrival.
-    took: Vec<Duration>,
+    /// How long the tasks took that are in, by the batch or the exams that they were asked for with.
+    took: BTreeMap<(TaskKind, u64), Vec<Duration>>,
     /// Groups of tasks that are out of which nothing could be made, one an issue.
     refused: BTreeMap<TaskId, Vec<Refusal>>,
     num_reissued: u64,
@@ -78,7 +78,7 @@ impl Ledger {
     pub(crate) fn close(&mut self, task: TaskId, now: Instant) -> bool {
         let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) else { return false };
         issued.is_done = true;
-        self.took.push(now - issued.first);
+        self.took.entry((task.kind, task.batch)).or_default().push(now - issued.first);
         self.refused.remove(&task);
         true
     }
@@ -89,11 +89,8 @@ impl Ledger {
             self.issued.remove(task);
             self.refused.remove(task);
         }
-    }
-
-    /// Begins to look anew at how long tasks take.
-    pub(crate) fn begin_batch(&mut self) {
-        self.took.clear();
+        let are_out: BTreeSet<(TaskKind, u64)> = self.issued.keys().map(|task| (task.kind, task.batch)).collect();
+        self.took.retain(|batch, _| are_out.contains(batch));
     }
 
     /// Names every task that is out.
@@ -105,18 +102,23 @@ impl Ledger {
         self.issued.iter().filter(|(_, issued)| !issued.is_done).map(|(task, issued)| (*task, issued))
     }
 
-    /// Names the tasks to ask for again: those that nobody was heard of for `limit`, and the slowest few when all others
-    /// took less than half of what they have taken.
+    /// Names the tasks to ask for again: those that nobody was heard of for `limit`, and the slowest few of a batch when all
+    /// others of it took less than half of what they have taken.
     pub(crate) fn due(&self, limit: Duration, now: Instant) -> Vec<TaskId> {
-        let slowest = self.took.iter().max().copied().unwrap_or(limit);
-        let num_open = self.iter().count();
-        let num_slow = ((num_open + self.took.len()) as f64 * SLOWEST).ceil() as usize;
-        let are_last = num_open <= num_slow;
-        let is_due = |issued: &Issued| {
-            let is_slow = are_last && issued.first == issued.last && now - issued.first > slowest * SLOWNESS;
-            is_slow || now - issued.last >= limit
+        let mut num_open = BTreeMap::<(TaskKind, u64), usize>::new();
+        self.iter().for_each(|(task, _)| *num_open.entry((task.kind, task.batch)).or_default() += 1);
+        // What is slow in a batch of which only the slowest few are out.
+        let slow = num_open.iter().filter_map(|(batch, num_open)| {
+            let took = self.took.get(batch)?;
+            let num_slow = ((num_open + took.len()) as f64 * SLOWEST).ceil() as usize;
+            (*num_open <= num_slow).then_some((*batch, *took.iter().max()? * SLOWNESS))
+        });
+        let slow: BTreeMap<(TaskKind, u64), Duration> = slow.collect();
+        let is_due = |(task, issued): &(TaskId, &Issued)| {
+            let is_slow = slow.get(&(task.kind, task.batch)).is_some_and(|slow| now - issued.first > *slow);
+            is_slow && issued.first == issued.last || now - issued.last >= limit
         };
-        self.iter().filter(|(_, issued)| is_due(issued)).map(|(task, _)| task).collect()
+        self.iter().filter(is_due).map(|(task, _)| task).collect()
     }
 
     /// Tells whether nobody was heard of some task for `limit`.
@@ -132,7 +134,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use proto::{Envelope, TaskKind};
+    use proto::Envelope;
 
     use super::*;
 
@@ -188,6 +190,10 @@ mod tests {
         assert_eq!(ledger.due(LIMIT, began + 2 * SECOND), []);
         assert_eq!(ledger.due(LIMIT, began + 3 * SECOND), [task(98), task(99)]);
         assert!(!ledger.is_overdue(LIMIT, began + 3 * SECOND) && ledger.is_overdue(LIMIT, began + LIMIT));
+        let of_next = TaskId { batch: 1, ..task(0) };
+        ledger.issue(of_next, began + 3 * SECOND);
+        assert_eq!(ledger.due(LIMIT, began + 3 * SECOND), [task(98), task(99)], "another batch is another matter");
+        ledger.forget(&[of_next]);
         ledger.issue(task(98), began + 3 * SECOND);
         assert_eq!(ledger.due(LIMIT, began + 9 * SECOND), [task(99)]);
     }

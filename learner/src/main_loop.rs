@@ -12,7 +12,8 @@ use proto::{
     Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Version,
 };
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, Audits};
@@ -164,6 +165,8 @@ struct Learner {
     wanted: BTreeSet<TaskId>,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
+    /// What stores weights again that the bus may have lost.
+    repair: Option<Repair>,
     workers: Workers,
     /// When the run last got further.
     got_further: Instant,
@@ -171,6 +174,15 @@ struct Learner {
     num_refused: u64,
     num_stale: u64,
     _lock: RunLock,
+}
+
+/// Work beside the main loop that ends with it.
+struct Repair(JoinHandle<()>);
+
+impl Drop for Repair {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Exams sat by one version.
@@ -252,6 +264,7 @@ impl Learner {
             audits,
             wanted: BTreeSet::new(),
             unsynced: Vec::new(),
+            repair: None,
             workers: Workers::default(),
             got_further: Instant::now(),
             num_duplicates: 0,
@@ -284,6 +297,8 @@ impl Learner {
             }
             if ends {
                 self.checkpoint()?;
+                // Nobody plays any more.
+                self.bus.retain_weights(&[]).await?;
                 return Ok(Outcome::Finished);
             }
             let folded = self.fold_step(step, asked.elapsed())?;
@@ -297,7 +312,6 @@ impl Learner {
 
     /// Asks for the batch of a step and for exams, and waits until all of it is in.
     async fn play_batch(&mut self, step: u64, ends: bool) -> Result<(), Error> {
-        self.ledger.begin_batch();
         self.publish_weights().await?;
         self.begin_sitting(step, ends).await?;
         if !ends {
@@ -425,7 +439,7 @@ impl Learner {
         // Again and again: nobody keeps it.
         self.announce().await?;
         if self.bus.restore().await? {
-            self.put_weights().await?;
+            self.put_weights();
             return self.issue_again(self.ledger.open()).await;
         }
         let now = Instant::now();
@@ -436,18 +450,27 @@ impl Learner {
         tracing::info!(num_tasks = due.len(), first = ?due[0], "asking again");
         if self.ledger.is_overdue(limit, now) {
             // The weights may be why: what is stored in their place is overwritten.
-            self.put_weights().await?;
+            self.put_weights();
         }
         self.issue_again(due).await
     }
 
-    /// Stores all weights again that tasks name.
-    async fn put_weights(&self) -> Result<(), Error> {
-        let sat = self.sitting.iter().map(|sitting| (&sitting.weights.0, &sitting.weights.1));
-        for (digest, bytes) in self.versions.iter().chain(sat) {
-            self.bus.put_weights(*digest, bytes.clone()).await?;
+    /// Stores all weights again that tasks name and the bus has not. Takes its time, beside everything else: they may be large.
+    fn put_weights(&mut self) {
+        if self.repair.as_ref().is_some_and(|repair| !repair.0.is_finished()) {
+            return;
         }
-        Ok(())
+        let sat = self.sitting.iter().map(|sitting| (&sitting.weights.0, &sitting.weights.1));
+        let weights = self.versions.iter().chain(sat).map(|(digest, bytes)| (*digest, bytes.clone()));
+        let (bus, weights) = (self.bus.clone(), weights.collect::<Vec<_>>());
+        self.repair = Some(Repair(tokio::spawn(async move {
+            for (digest, bytes) in weights {
+                if let Err(error) = bus.put_weights(digest, bytes).await {
+                    // It is tried again when tasks are overdue again.
+                    tracing::warn!(%error, "weights could not be stored again");
+                }
+            }
+        })));
     }
 
     /// Waits until the next step has its groups and the exams are over.
@@ -458,6 +481,7 @@ impl Learner {
         let [mut looked, mut told] = [Instant::now(); 2];
         self.got_further = looked;
         let mut rounds = tokio::time::interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if self.sitting.is_none() && (ends || self.sealed(step)?.is_some()) {
                 return Ok(());

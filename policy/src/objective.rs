@@ -13,7 +13,8 @@ pub enum Objective {
 }
 
 /// `-weight * (w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` a token, where `A` is the
-/// advantage and `H` the entropy over the legal tokens.
+/// advantage and `H` the entropy over the legal tokens. Where `A` is negative, `min(...)` is no lower than
+/// `MAX_BAD_RATIO A`.
 ///
 /// `ratio` is the current probability over that of the proximal policy, from which a step may not lead far; `w`, a constant
 /// to the gradient, is `min(proximal / behaviour, MAX_PROXIMAL_WEIGHT)`: what was drawn by older weights counts as often as
@@ -45,12 +46,18 @@ pub struct PolicyGradient {
 /// Most that a token counts whose behaviour policy is not the proximal one.
 ///
 /// Source: the default of truncated importance sampling in verl and SkyRL.
-const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
+pub(crate) const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
+
+/// Ratio beyond which a bad answer's token moves nothing, whatever its actor says of the policy that drew it: else it could
+/// outweigh all others.
+///
+/// Source: the second clip of Ye et al. 2020 (dual-clip PPO), at 3 there; ours is for what is forged.
+pub(crate) const MAX_BAD_RATIO: f32 = 10.0;
 
 /// Furthest that two log-probabilities of a token are taken to be apart: whatever an actor says, the loss stays finite.
 ///
 /// Source: the bound of verl's sequence weights, exp(+-20).
-const MAX_LOG_RATIO: f32 = 20.0;
+pub(crate) const MAX_LOG_RATIO: f32 = 20.0;
 
 /// What sequences cost under their objectives; sums over their chosen tokens, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -113,11 +120,13 @@ impl PolicyGradient {
         let weight = proximal_weight.min(MAX_PROXIMAL_WEIGHT);
         let free = ratio * self.advantage;
         let clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * self.advantage;
-        let is_clipped = clipped < free;
+        // For a bad answer the ratio has no upper bound in the clipped surrogate.
+        let lowest = if self.advantage < 0.0 { MAX_BAD_RATIO * self.advantage } else { f32::NEG_INFINITY };
+        let is_clipped = clipped < free || free < lowest;
         // The derivative of exp is exp; a clipped ratio is a constant, and so is the proximal policy.
         let slope = if is_clipped { 0.0 } else { weight * free };
         Surrogate {
-            value: weight * free.min(clipped),
+            value: weight * free.min(clipped).max(lowest),
             slope,
             importance_ratio: libm::expf(log_ratio),
             is_clipped,
@@ -244,6 +253,14 @@ mod tests {
             let Surrogate { value, slope, importance_ratio, .. } = surrogate.surrogate(0, -1.0);
             let all = [value, slope, importance_ratio];
             assert!(all.iter().all(|figure| figure.is_finite()) && importance_ratio > 1e8, "{all:?}");
+            // For a good answer the upper clip is there anyway.
+            assert!(slope == 0.0 && value.abs() <= 2.0 * 10.0 * 2.0, "{all:?}");
+        }
+        // By hand: a ratio of 9.9 counts, one of 10.1 does not.
+        for (ratio, value, slope) in [(9.9f32, -19.8, -19.8), (10.1, -20.0, 0.0)] {
+            let surrogate = objective(-2.0).surrogate(0, 0.25f32.ln() + ratio.ln());
+            assert!((surrogate.value - value).abs() < 1e-4 && (surrogate.slope - slope).abs() < 1e-4, "{surrogate:?}");
+            assert_eq!(surrogate.is_clipped, slope == 0.0);
         }
     }
 

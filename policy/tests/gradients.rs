@@ -64,14 +64,31 @@ const LOG_RATIOS: [f32; 4] = [-0.5, 0.215, 0.5, -0.275];
 
 /// Importance ratios on either side of both clips, which differ, by turns, for good and bad answers of any weight.
 fn policy_gradient(model: &Model, params: &Params, sequences: &[Sequence], entropy_bonus: f32) -> Vec<Objective> {
+    policy_gradient_of(model, params, sequences, entropy_bonus, |_| 0.0, &LOG_RATIOS)
+}
+
+/// Tokens that were drawn by older weights, some so much less probable there that they count less, or not at all.
+fn decoupled(model: &Model, params: &Params, sequences: &[Sequence]) -> Vec<Objective> {
+    let proximal = |token: usize| [0.0, 0.5, 0.8][token % 3];
+    policy_gradient_of(model, params, sequences, 0.1, proximal, &[-0.5, 0.9, 0.215, 2.5, -0.275, 30.0, 4.9])
+}
+
+fn policy_gradient_of(
+    model: &Model,
+    params: &Params,
+    sequences: &[Sequence],
+    entropy_bonus: f32,
+    proximal: fn(usize) -> f32,
+    log_ratios: &[f32],
+) -> Vec<Objective> {
     let loaded = model.load(params).unwrap();
     let objective = |(index, sequence): (usize, &Sequence)| {
         let logprobs = loaded.logprobs(&[sequence]).unwrap();
-        let log_ratio = |token: usize| LOG_RATIOS[(index + token) % 4];
+        let log_ratio = |token: usize| log_ratios[(index + token) % log_ratios.len()];
         Objective::PolicyGradient(PolicyGradient {
             advantage: [0.75, -0.25, -1.5][index % 3],
             behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
-            proximal: vec![0.0; logprobs.len()],
+            proximal: (0..logprobs.len()).map(proximal).collect(),
             clip_low: 0.2,
             clip_high: 0.28,
             entropy_bonus,
@@ -105,6 +122,7 @@ fn kernels_agree_with_candle() {
             policy_gradient(&kernels, &params, &sequences, 0.0),
             policy_gradient(&kernels, &params, &sequences, 0.5),
             mixed(&kernels, &params, &sequences),
+            decoupled(&kernels, &params, &sequences),
         ];
         for (device, objectives) in devices().iter().flat_map(|device| objectives.iter().map(move |it| (device, it))) {
             let candle = Model::reference(&config, device.clone()).unwrap();
@@ -114,6 +132,7 @@ fn kernels_agree_with_candle() {
             assert_close(&got.logprobs, &expected.logprobs, "logprobs");
             assert_close(&[got.loss.total() as f32], &[expected.loss.total() as f32], "loss");
             assert_eq!(got.loss.num_clipped, expected.loss.num_clipped);
+            assert_eq!(got.loss.num_truncated, expected.loss.num_truncated);
             for ((spec, got), expected) in
                 config.tensors().iter().zip(&got.params.tensors).zip(&expected.params.tensors)
             {

@@ -191,6 +191,14 @@ impl Group {
         self.rollouts.iter().all(|rollout| rollout.versions == whole)
     }
 
+    /// Most bytes on the wire of a group of this size: every token is chosen, each with a mask of its own.
+    pub fn max_bytes(num_rollouts: u32, max_tokens: u32) -> usize {
+        // A token, its choice with two indices and a log-probability, and its mask.
+        let per_token = 3 + (3 + 3 + 4) + 10 * MASK_BITS / 64;
+        // Beside them lengths and versions, and once the task with its problem.
+        4_096 + num_rollouts as usize * (64 + max_tokens as usize * per_token)
+    }
+
     /// Checks that the group has the size and the form of what its task asks for, and that everything in it that points
     /// somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
     ///

@@ -6,7 +6,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use crate::nats_server::NatsServer;
-use crate::runs::{Folder, reference, wait_until};
+use crate::runs::{Folder, HASTE, reference, wait_until};
 
 const INIT: [&str; 7] = ["keys", "init", "keys", "--actors", "2", "--verifiers", "1"];
 
@@ -77,6 +77,44 @@ fn who_may_not_is_told_so() {
     assert!(denied.iter().any(|subject| refusal.contains(subject)), "{ended:#?}");
     learner.terminate();
     learner.end().success();
+}
+
+/// A server does not ask whether a user may write where it has the answer sent to. What stands there then, nobody of ours wrote;
+/// it is not believed, and comes right.
+#[test]
+fn answers_that_are_sent_to_where_others_write_do_no_harm() {
+    let folder = Folder::new();
+    folder.call(&INIT).success();
+    let server = NatsServer::with_keys(&folder.path("keys"));
+    let url = server.url();
+    let start = |role: &str, name: &str, more: &[&str]| {
+        let nkey = format!("keys/{name}.nk");
+        folder.start(&[&[role], more, &key(&url, &nkey)[..]].concat())
+    };
+    let run = ["smoke", "--run-dir", "run", "--run", "mine"];
+    let learner = start("learner", "learner", &[&run[..], &HASTE].concat());
+    let early = [("actor", "actor-1"), ("verifier", "verifier-0")].map(|(role, name)| start(role, name, &[]));
+    wait_until("step 2", || folder.last_step() >= 2);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let ask_for = |replies: &[&str]| {
+        runtime.block_on(async {
+            let user = User::connect(&folder, &url, "actor-0").await;
+            for reply in replies {
+                let subject = "$JS.API.STREAM.INFO.KV_autodidact_runs";
+                user.client.publish_with_reply(subject, reply.to_string(), "".into()).await.unwrap();
+            }
+            assert!(user.may_subscribe("_INBOX_actor-0.x").await, "all of it has arrived");
+        });
+    };
+    ask_for(&["$KV.autodidact_runs.mine.run", "$KV.autodidact_runs.mine.lease", "$KV.autodidact_runs.other.run"]);
+    // Who joins now finds the run.
+    let late = start("actor", "actor-0", &[]);
+    let ended = learner.end().success();
+    assert_eq!(ended.stderr, "");
+    folder.history().assert_steps_of(&reference(0).history);
+    for worker in early.into_iter().chain([late]) {
+        worker.end().success();
+    }
 }
 
 /// A connection, and what the server denied on it.

@@ -12,7 +12,7 @@ use bus::{BEAT_EVERY, Bus, Delivery};
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
     Aim, Example, Group, KeyedProblem, LabelOrigin, Message, Niche, Problem, ProblemKey, ProblemOrigin, Proposal,
-    Refusal, Request, Role, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+    Refusal, Request, Role, ScoredGroup, Task, TaskKind, Token, Verdict,
 };
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -66,7 +66,8 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
         Ok::<(), Error>(())
     };
     let mut in_work = JoinSet::new();
-    let mut begun = BTreeMap::<tokio::task::Id, TaskId>::new();
+    let mut begun = BTreeMap::<tokio::task::Id, Arc<Delivery<Group>>>::new();
+    let mut keep = tokio::time::interval(bus.keep_every());
     let mut beats = tokio::time::interval(BEAT_EVERY);
     // Kept over the turns of the loop: a wait that is begun anew each time may never end.
     let mut next = bus.next_group();
@@ -79,11 +80,18 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
             }
             group = &mut next, if in_work.len() < MAX_IN_WORK => {
                 next = bus.next_group();
-                let group = group?;
-                let task = group.message.body.task.id;
-                begun.insert(in_work.spawn(judge(max_rollouts, bus.clone(), group)).id(), task);
+                let group = Arc::new(group?);
+                begun.insert(in_work.spawn(judge(max_rollouts, bus.clone(), group.clone())).id(), group);
             }
-            _ = beats.tick() => bus.beat(Role::Verifier, begun.values().copied().collect()).await?,
+            _ = keep.tick() => {
+                for group in begun.values() {
+                    group.keep().await?;
+                }
+            }
+            _ = beats.tick() => {
+                let tasks = begun.values().map(|group| group.message.body.task.id).collect();
+                bus.beat(Role::Verifier, tasks).await?;
+            }
         }
     }
     drop(next);
@@ -100,7 +108,7 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
 }
 
 /// Scores a group and sends it on its way; only then is the group done. Gives the number of verdicts, where there are any.
-async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Delivery<Group>) -> Result<Option<usize>, Error> {
+async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Arc<Delivery<Group>>) -> Result<Option<usize>, Error> {
     let group = &delivery.message.body;
     let task = group.task.id;
     let key = match group.task.request {
@@ -118,7 +126,12 @@ async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Delivery<Group>) 
     };
     let num_rollouts = group.task.num_rollouts;
     let judged = match group.check() {
-        Ok(()) if num_rollouts <= max_rollouts => score(group.clone(), key.as_ref()).map_err(|error| error.to_string()),
+        Ok(()) if num_rollouts <= max_rollouts => {
+            // It may take long; what is taken is kept, and others are judged, meanwhile.
+            let group = group.clone();
+            let scored = tokio::task::spawn_blocking(move || score(group, key.as_ref())).await;
+            scored.unwrap_or_else(|error| resume_unwind(error.into_panic())).map_err(|error| error.to_string())
+        }
         Ok(()) => Err(format!("expected up to {max_rollouts} rollouts, as the run asks for, got {num_rollouts}")),
         Err(reason) => Err(reason),
     };

@@ -37,6 +37,10 @@ fn nothing_that_comes_does_harm() {
     files.iter().for_each(|(_, bytes)| receive::receive(bytes));
     for (name, bytes) in &files {
         receive_within_bounds(name, bytes);
+        if !name.contains("/seed-") {
+            // Found by the fuzzer, which has tried what is near.
+            continue;
+        }
         // Cut short, and with every byte at its largest: lengths that promise what does not come.
         for cut in 0..bytes.len().min(512) {
             receive_within_bounds(&format!("{name}, cut at {cut}"), &bytes[..cut]);

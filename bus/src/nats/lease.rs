@@ -37,8 +37,8 @@ struct Holder {
 const RUNS: &str = "autodidact_runs";
 /// A lease is renewed this often while it lasts.
 const RENEWALS: u32 = 4;
-/// The longest wait for a server to hear that a learner leaves.
-const RELEASE_LIMIT: Duration = Duration::from_secs(10);
+/// The longest wait for a server to hear that a learner leaves: it has ten seconds to end in all.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 fn lease_key(run: &str) -> String {
     format!("{run}.lease")
@@ -85,7 +85,6 @@ impl Server {
             held: Holder { holder: holder.to_owned(), epoch },
             revision,
             announcement: announcement.clone(),
-            announced: Vec::new(),
             tell,
         };
         let keeper = tokio::spawn(keeper.keep(wakes));
@@ -255,7 +254,6 @@ struct Keeper {
     held: Holder,
     revision: u64,
     announcement: Arc<Mutex<Vec<u8>>>,
-    announced: Vec<u8>,
     tell: watch::Sender<Option<String>>,
 }
 
@@ -302,24 +300,22 @@ impl Keeper {
                 let found = store.entry(lease_key(&self.run)).await?;
                 match found.filter(|entry| entry.operation == kv::Operation::Put) {
                     // The server has lost it.
-                    None => {
-                        self.revision = store.create(lease_key(&self.run), value).await?;
-                        self.announced.clear();
-                    }
+                    None => self.revision = store.create(lease_key(&self.run), value).await?,
                     Some(entry) => match serde_json::from_slice::<Holder>(&entry.value) {
                         // Renewed before, and not heard of.
                         Ok(holder) if holder == self.held => self.revision = entry.revision,
                         Ok(holder) => return Ok(Some(holder.holder)),
-                        Err(_) => return Ok(Some("unreadable".to_owned())),
+                        // No learner writes that.
+                        Err(_) => self.revision = store.update(lease_key(&self.run), value, entry.revision).await?,
                     },
                 }
             }
             Err(error) => return Err(error.into()),
         }
         let announcement = self.announcement.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if announcement != self.announced {
-            store.put(run_key(&self.run), announcement.clone().into()).await?;
-            self.announced = announcement;
+        // It may be lost, or be something that no learner wrote.
+        if !announcement.is_empty() && store.get(run_key(&self.run)).await?.as_deref() != Some(&announcement[..]) {
+            store.put(run_key(&self.run), announcement.into()).await?;
         }
         Ok(None)
     }

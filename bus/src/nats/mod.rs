@@ -51,6 +51,8 @@ pub struct Nats {
     num_published: AtomicU64,
     /// Weights that this process stored, which it may remove.
     stored: Mutex<BTreeSet<Digest>>,
+    /// Batches that are to be removed and could not be yet.
+    unforgotten: Mutex<Vec<(TaskKind, u64)>>,
     beats: tokio::sync::Mutex<Calls>,
     refusals: tokio::sync::Mutex<Calls>,
     versions: tokio::sync::Mutex<Calls>,
@@ -61,6 +63,12 @@ pub struct Nats {
 
 /// For how long a worker leaves to others what it may not play itself.
 const FOR_OTHERS_PAUSE: Duration = Duration::from_millis(75);
+
+/// How long something is tried that nobody waits for.
+const SAY_LIMIT: Duration = Duration::from_secs(1);
+
+/// Most that a beat may have: a worker holds few tasks.
+const MAX_BEAT_BYTES: usize = 64 << 10;
 
 /// Weights travel in pieces of this size, several at a time.
 const PIECE_BYTES: usize = 512 << 10;
@@ -97,6 +105,7 @@ impl Nats {
             has_lost: AtomicBool::new(false),
             num_published: AtomicU64::new(0),
             stored: Mutex::default(),
+            unforgotten: Mutex::default(),
             beats: tokio::sync::Mutex::default(),
             refusals: tokio::sync::Mutex::default(),
             versions: tokio::sync::Mutex::default(),
@@ -213,7 +222,8 @@ impl Bus for Nats {
             let message = self.beats.lock().await.next(&self.server.client, self.layout.beat("*")).await;
             // Who it is stands in the subject, which the server guards.
             let worker = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
-            if let Ok((role, tasks)) = wire::decode(&message.payload) {
+            let is_beat = message.payload.len() <= MAX_BEAT_BYTES;
+            if let Some((role, tasks)) = is_beat.then(|| wire::decode(&message.payload).ok()).flatten() {
                 return Ok(Beat { worker, role, tasks });
             }
         }
@@ -243,29 +253,20 @@ impl Bus for Nats {
 
     async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
         let stored = self.look_up("fetch a key".to_owned(), Queue::Keys, self.layout.key(task)).await?;
-        let refuse = |error: proto::Error| Error::Unfit {
-            what: format!("key of task {task:?}"),
-            expected: "a key".to_owned(),
-            got: error.to_string(),
-        };
-        wire::decode(&stored.ok_or(Error::NoKey { task })?).map_err(refuse)
+        // What cannot be read is none: the learner did not write it, and stores it again when it asks again.
+        stored.and_then(|stored| wire::decode(&stored).ok()).ok_or(Error::NoKey { task })
     }
 
     async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
-        let batch = layout::batch_token(kind, batch);
-        let all = format!("{batch}.>");
-        let purges = [
-            (Queue::Tasks, self.layout.subject(Queue::Tasks, &all)),
-            (Queue::Tasks, self.layout.audit(&all)),
-            (Queue::Groups, self.layout.subject(Queue::Groups, &format!("*.{all}"))),
-            (Queue::Keys, self.layout.subject(Queue::Keys, &all)),
-        ];
-        let purges = purges.map(|(queue, subject)| async move {
-            let stream = self.jetstream().get_stream_no_info(self.layout.stream(queue)).await.ok()?;
-            stream.purge().filter(subject).await.ok()
-        });
-        // What could not be removed costs somebody work, and is in nobody's way.
-        futures_util::future::join_all(purges).await;
+        let mut batches = std::mem::take(&mut *self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner));
+        batches.push((kind, batch));
+        for (kind, batch) in batches {
+            if let Err(error) = self.purge_batch(&layout::batch_token(kind, batch)).await {
+                tracing::debug!(%error, "a batch could not be removed");
+                // It takes up room until the next one is forgotten.
+                self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner).push((kind, batch));
+            }
+        }
         Ok(())
     }
 
@@ -371,8 +372,11 @@ impl Bus for Nats {
 impl Nats {
     /// Says something to whoever listens. It is not waited for, and not repeated: the next one says more.
     async fn call(&self, subject: String, payload: Vec<u8>) {
-        if let Err(error) = self.server.client.publish(subject, payload.into()).await {
-            tracing::debug!(%error, "a call was not heard");
+        // While the server is away they pile up, until there is no room.
+        match tokio::time::timeout(SAY_LIMIT, self.server.client.publish(subject, payload.into())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a call was not heard"),
+            Err(_) => tracing::debug!("a call was not heard: the server is away"),
         }
     }
 
@@ -411,6 +415,21 @@ impl Nats {
                 }
             }
         }
+    }
+
+    async fn purge_batch(&self, batch: &str) -> Result<(), async_nats::Error> {
+        let all = format!("{batch}.>");
+        let purges = [
+            (Queue::Tasks, self.layout.subject(Queue::Tasks, &all)),
+            (Queue::Tasks, self.layout.audit(&all)),
+            (Queue::Groups, self.layout.subject(Queue::Groups, &format!("*.{all}"))),
+            (Queue::Keys, self.layout.subject(Queue::Keys, &all)),
+        ];
+        let purges = purges.map(|(queue, subject)| async move {
+            let stream = self.jetstream().get_stream_no_info(self.layout.stream(queue)).await?;
+            Ok::<_, async_nats::Error>(stream.purge().filter(subject).await?)
+        });
+        futures_util::future::try_join_all(purges).await.map(drop)
     }
 
     async fn remove_weights(&self, digest: Digest) -> Result<(), async_nats::Error> {
@@ -626,8 +645,10 @@ impl Pulled {
 
     /// Not waited for: a word that is lost costs a delivery more.
     async fn say(&self, kind: AckKind) -> Result<(), Error> {
-        if let Err(error) = self.acker.ack_with(kind).await {
-            tracing::debug!(%error, "the server did not hear of a delivery");
+        match tokio::time::timeout(SAY_LIMIT, self.acker.ack_with(kind)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the server did not hear of a delivery"),
+            Err(_) => tracing::debug!("the server did not hear of a delivery: it is away"),
         }
         Ok(())
     }

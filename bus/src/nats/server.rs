@@ -72,6 +72,7 @@ const OLDEST_SERVER: (u32, u32) = (2, 12);
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_IN_FLIGHT: usize = 256;
+const SUBSCRIPTION_CAPACITY: usize = 512;
 
 impl Server {
     /// Connects, waiting for a server that is not there yet.
@@ -139,7 +140,8 @@ impl Server {
         self.client.connection_state() == State::Connected
     }
 
-    pub(super) fn max_payload(&self) -> usize {
+    /// Tells how large a message may be, in bytes.
+    pub fn max_payload(&self) -> usize {
         self.client.server_info().max_payload
     }
 
@@ -205,6 +207,8 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
         // Nobody else may read what is answered to this process.
         .custom_inbox_prefix(format!("_INBOX_{name}"))
         .connection_timeout(REQUEST_TIMEOUT)
+        // Beats that nobody reads for a while take up this much, and no more.
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .reconnect_delay_callback(|_| RETRY_PAUSE)
         .event_callback(move |event| {
             let heard = heard.clone();

@@ -39,7 +39,7 @@ impl Learner {
     /// the task's fault.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), Error> {
         let Refusal { envelope, task, reason } = refusal.clone();
-        if envelope.epoch != self.options.epoch {
+        if envelope.epoch != self.options.epoch || self.audits.banned().contains(&envelope.played_by) {
             return Ok(());
         }
         let Some(refused) = self.ledger.refuse(refusal) else { return Ok(()) };
@@ -139,6 +139,14 @@ impl Learner {
     /// Keeps the group with which a task is done.
     fn receive(&mut self, group: GroupRecord) -> Result<(), Error> {
         let id = group.task();
+        if self.audits.is_on() {
+            // One actor's group could be judged, so others that could not be were no honest actor's.
+            let refused = self.ledger.refused(id).iter().map(|refusal| refusal.envelope.played_by.clone());
+            let refused: BTreeSet<String> = refused.filter(|player| *player != group.played_by).collect();
+            for player in refused {
+                self.ban(&player, id, "it could not be judged, another actor's could".to_owned())?;
+            }
+        }
         self.close(id);
         self.journal.append(&Record::Group(group.clone()))?;
         self.received.insert(group);
@@ -183,7 +191,12 @@ impl Learner {
         if sitting.tasks.get(id.index as usize) != Some(&scored.group.task) {
             return Ok(());
         }
-        sitting.correct[id.index as usize] = Some(scored.verdicts.first() == Some(&Verdict::Correct));
+        let answer = &mut sitting.correct[id.index as usize];
+        if answer.is_some() {
+            self.num_duplicates += 1;
+            return Ok(());
+        }
+        *answer = Some(scored.verdicts.first() == Some(&Verdict::Correct));
         let is_over = sitting.correct.iter().all(Option::is_some);
         self.close(id);
         if !is_over {
