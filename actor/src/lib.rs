@@ -259,12 +259,10 @@ impl Actor {
                 error @ (Error::Bus(bus::Error::NoWeights { .. } | bus::Error::BadWeights { .. })
                 | Error::Weights { .. }),
             ) => {
-                if waited.is_empty() {
-                    // They are announced again, or others are.
-                    return Ok(());
+                // The learner stores them again, or announces others; until then what is there already is played.
+                if !waited.is_empty() || self.refused.is_none_or(|(refused, _)| refused != digest) {
+                    tracing::warn!("{} tasks wait: {error}", waited.len());
                 }
-                // The learner stores them again; until then what is there already is played.
-                tracing::warn!("{} tasks wait: {error}", waited.len());
                 self.refused = Some((digest, Instant::now()));
                 for task in waited {
                     task.hand_back(RETRY_PAUSE).await?;

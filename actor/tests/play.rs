@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use actor::engine::{Engine, Weights};
 use actor::{Config, Error};
-use policy::{Device, Model, ModelConfig, PackedWeights, Params, Sequence};
+use bus::{Bus, InProcess};
+use policy::{Device, Model, ModelConfig, PackedWeights, Params, Sequence, write_weights};
 use proto::{
-    Behavior, Difficulty, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
-    TaskKind,
+    Behavior, Difficulty, Digest, Envelope, Group, Message, Niche, Problem, ProblemOrigin, Request, Sampling,
+    StopReason, Task, TaskId, TaskKind, Version,
 };
+use tokio_util::sync::CancellationToken;
 
 fn config() -> ModelConfig {
     ModelConfig {
@@ -102,6 +104,47 @@ fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Task { task, .. } if task.index == 9), "{error}");
     assert!(error.to_string().contains("model.max_positions = 32, got 7 + 30"), "{error}");
+}
+
+/// Bytes under a version's name that are not its weights: what is there already is played, and then the next version.
+#[tokio::test(flavor = "multi_thread")]
+async fn newer_weights_that_are_refused_leave_the_old_ones() {
+    let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
+    let store = async |seed, spoil: bool| {
+        let params = Params::init(&config(), seed);
+        let mut bytes = write_weights(&config(), &[("", &params)]);
+        if spoil {
+            *bytes.last_mut().unwrap() ^= 1;
+        }
+        let digest = params.digest(&config());
+        bus.put_weights(digest, bytes.into()).await.unwrap();
+        digest
+    };
+    let [old, spoilt, newest] = [store(1, false).await, store(2, true).await, store(3, false).await];
+    let shutdown = CancellationToken::new();
+    let actor = tokio::spawn(actor::run(Config { num_threads: 1, num_slots: 8 }, bus.clone(), shutdown.clone()));
+    let play = async |index| {
+        let task = task(index, "20 12 6 1 -> 50", Behavior::Policy, 20);
+        let body = Task { free_running: true, weights: old, ..task };
+        bus.publish_task(Message { envelope: Envelope::default(), body }).await.unwrap();
+        let group = bus.next_group().await.unwrap().message.body;
+        let last = group.rollouts.iter().map(|rollout| rollout.versions.last().unwrap().policy_version);
+        last.max().unwrap()
+    };
+    for index in 0..20 {
+        bus.announce(Version { policy_version: 6, weights: spoilt }).await.unwrap();
+        assert_eq!(play(index).await, 5);
+    }
+    bus.announce(Version { policy_version: 7, weights: newest }).await.unwrap();
+    let mut index = 20;
+    let mut last = 5;
+    while last != 7 {
+        assert_eq!(last, 5);
+        last = play(index).await;
+        index += 1;
+    }
+    shutdown.cancel();
+    assert_eq!(actor.await.unwrap().unwrap().num_groups, u64::from(index));
 }
 
 /// Weights that are announced in the middle of a rollout draw its next tokens, as if they had read it from the start; and
