@@ -1,14 +1,16 @@
 //! A bus whose traffic is counted for Prometheus. What roles do is what they send: their counts are taken here too.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
 use bus::nats::{Server, ServerCounts};
 use bus::{Bus, Delivery, Error};
 use prometheus::{
-    HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, exponential_buckets,
+    HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, exponential_buckets,
     register_histogram_vec_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
     register_int_gauge_vec_with_registry, register_int_gauge_with_registry,
 };
@@ -27,7 +29,12 @@ pub(crate) struct Meters {
     tasks_issued: IntCounterVec,
     rollouts: IntCounterVec,
     rollout_tokens: IntCounterVec,
+    rollout_seconds: HistogramVec,
     verdicts: IntCounterVec,
+    verify_seconds: HistogramVec,
+    /// When tasks were taken that are played here, and groups that are judged.
+    playing: Begun,
+    judging: Begun,
     weights_seconds: HistogramVec,
     weights_bytes: IntGauge,
     weights_refused: IntCounter,
@@ -35,7 +42,12 @@ pub(crate) struct Meters {
     reconnects: IntCounter,
     denied: IntCounter,
     slow: IntCounter,
-    dead: IntCounter,
+    dead: IntCounterVec,
+    publish_bytes: IntCounterVec,
+    acks: IntCounterVec,
+    queue_messages: IntGaugeVec,
+    queue_inflight: IntGaugeVec,
+    weights_version: IntGauge,
     has_weights: AtomicBool,
 }
 
@@ -72,23 +84,39 @@ impl Meters {
                 to
             )?,
             rollouts: register_int_counter_vec_with_registry!(
-                "actor_rollouts_total",
+                "rollouts_total",
                 "Rollouts that this process played.",
                 &["domain", "outcome"],
                 to
             )?,
             rollout_tokens: register_int_counter_vec_with_registry!(
-                "actor_tokens_total",
+                "rollout_tokens_total",
                 "Tokens in them, forced ones included.",
                 &["domain"],
                 to
             )?,
+            rollout_seconds: register_histogram_vec_with_registry!(
+                "rollout_duration_seconds",
+                "From a task that is taken to its group that is sent on its way, waiting for slots and weights included.",
+                &["domain"],
+                seconds.clone(),
+                to
+            )?,
             verdicts: register_int_counter_vec_with_registry!(
-                "verifier_verdicts_total",
+                "verify_total",
                 "Verdicts that this process gave.",
                 &["domain", "verdict"],
                 to
             )?,
+            verify_seconds: register_histogram_vec_with_registry!(
+                "verify_duration_seconds",
+                "From a group that is taken to its verdicts that are sent on their way.",
+                &["domain"],
+                seconds.clone(),
+                to
+            )?,
+            playing: Begun::default(),
+            judging: Begun::default(),
             weights_seconds: register_histogram_vec_with_registry!(
                 "weights_transfer_duration_seconds",
                 "How long weights took from or to the bus.",
@@ -118,9 +146,39 @@ impl Meters {
                 "Times that messages came faster than they were taken.",
                 to
             )?,
-            dead: register_int_counter_with_registry!(
+            dead: register_int_counter_vec_with_registry!(
                 "dead_letters_total",
                 "Messages that could not be read or judged.",
+                &["queue"],
+                to
+            )?,
+            publish_bytes: register_int_counter_vec_with_registry!(
+                "bus_publish_bytes_total",
+                "Bytes of messages that the server has, headers left out.",
+                &["queue"],
+                to
+            )?,
+            acks: register_int_counter_vec_with_registry!(
+                "bus_acks_total",
+                "What the server was told of messages that were taken.",
+                &["queue", "kind"],
+                to
+            )?,
+            queue_messages: register_int_gauge_vec_with_registry!(
+                "queue_messages",
+                "Messages that nobody has taken yet, as the learner saw them last.",
+                &["queue"],
+                to
+            )?,
+            queue_inflight: register_int_gauge_vec_with_registry!(
+                "queue_inflight",
+                "Messages that somebody has taken and not answered yet, as the learner saw them last.",
+                &["queue"],
+                to
+            )?,
+            weights_version: register_int_gauge_with_registry!(
+                "weights_version",
+                "Step after which the weights were published that played last.",
                 to
             )?,
             has_weights: AtomicBool::new(false),
@@ -130,10 +188,19 @@ impl Meters {
     /// Takes in what is known of the connection; without a server the bus is in this process.
     pub(crate) fn look_at(&self, server: Option<&Server>) {
         let counts = server.map_or_else(ServerCounts::default, Server::counts);
-        let ServerCounts { num_reconnects, num_denied, num_slow, num_dead } = counts;
-        let pairs = [(&self.reconnects, num_reconnects), (&self.denied, num_denied), (&self.slow, num_slow)];
-        for (counter, count) in pairs.into_iter().chain([(&self.dead, num_dead)]) {
-            counter.inc_by(count.saturating_sub(counter.get()));
+        let ServerCounts { num_reconnects, num_denied, num_slow, queues } = counts;
+        let raise = |counter: &IntCounter, count: u64| counter.inc_by(count.saturating_sub(counter.get()));
+        raise(&self.reconnects, num_reconnects);
+        raise(&self.denied, num_denied);
+        raise(&self.slow, num_slow);
+        for (queue, counts) in queues {
+            raise(&self.publish_bytes.with_label_values(&[queue]), counts.num_bytes_published);
+            raise(&self.dead.with_label_values(&[queue]), counts.num_set_aside);
+            let acks =
+                [("ack", counts.num_acknowledged), ("nak", counts.num_handed_back), ("term", counts.num_set_aside)];
+            acks.iter().for_each(|(kind, count)| raise(&self.acks.with_label_values(&[queue, kind]), *count));
+            self.queue_messages.with_label_values(&[queue]).set(counts.num_waiting as i64);
+            self.queue_inflight.with_label_values(&[queue]).set(counts.num_taken as i64);
         }
         self.connected.set(i64::from(server.is_none_or(Server::is_connected)));
     }
@@ -150,9 +217,16 @@ impl Meters {
         self.publish_seconds.with_label_values(&["task"]).observe(0.1);
         self.deliveries.with_label_values(&["task", "false"]).inc();
         self.tasks_issued.with_label_values(&["train", "false"]).inc();
+        self.dead.with_label_values(&["task"]).inc();
+        self.publish_bytes.with_label_values(&["task"]).inc();
+        self.acks.with_label_values(&["task", "ack"]).inc();
+        self.queue_messages.with_label_values(&["task"]).set(1);
+        self.queue_inflight.with_label_values(&["task"]).set(1);
         self.rollouts.with_label_values(&["countdown", "complete"]).inc();
         self.rollout_tokens.with_label_values(&["countdown"]).inc();
+        self.rollout_seconds.with_label_values(&["countdown"]).observe(0.1);
         self.verdicts.with_label_values(&["countdown", "correct"]).inc();
+        self.verify_seconds.with_label_values(&["countdown"]).observe(0.1);
         self.weights_seconds.with_label_values(&["get"]).observe(0.1);
     }
 
@@ -180,7 +254,13 @@ impl Meters {
 
     fn played(&self, group: &Group) {
         let domain = group.task.request.domain();
+        if let Some(took) = self.playing.end(group.task.id) {
+            self.rollout_seconds.with_label_values(&[domain]).observe(took.as_secs_f64());
+        }
         for rollout in &group.rollouts {
+            if let Some(last) = rollout.versions.last() {
+                self.weights_version.set(last.policy_version as i64);
+            }
             let outcome = match rollout.stop {
                 StopReason::Complete => "complete",
                 StopReason::Length => "length",
@@ -192,6 +272,9 @@ impl Meters {
 
     fn judged(&self, scored: &ScoredGroup) {
         let domain = scored.group.task.request.domain();
+        if let Some(took) = self.judging.end(scored.group.task.id) {
+            self.verify_seconds.with_label_values(&[domain]).observe(took.as_secs_f64());
+        }
         for verdict in &scored.verdicts {
             self.verdicts.with_label_values(&[domain, &word(verdict)]).inc();
         }
@@ -201,6 +284,28 @@ impl Meters {
         self.weights_seconds.with_label_values(&[direction]).observe(began.elapsed().as_secs_f64());
         self.weights_bytes.set(num_bytes as i64);
         self.has_weights.store(true, Ordering::Relaxed);
+    }
+}
+
+/// When something was begun that is to be ended.
+#[derive(Default)]
+struct Begun(Mutex<BTreeMap<TaskId, Instant>>);
+
+/// More than any worker has at a time: what was handed back, and ends elsewhere, is forgotten at last.
+const MAX_BEGUN: usize = 65_536;
+
+impl Begun {
+    fn begin(&self, task: TaskId) {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if begun.len() >= MAX_BEGUN {
+            begun.clear();
+        }
+        begun.insert(task, Instant::now());
+    }
+
+    fn end(&self, task: TaskId) -> Option<Duration> {
+        let began = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&task)?;
+        Some(began.elapsed())
     }
 }
 
@@ -237,11 +342,15 @@ impl Bus for Counted {
     }
 
     async fn next_task(&self) -> Result<Delivery<Task>, Error> {
-        self.meters.took("task", self.bus.next_task().await)
+        let task = self.meters.took("task", self.bus.next_task().await)?;
+        self.meters.playing.begin(task.message.body.id);
+        Ok(task)
     }
 
     async fn next_group(&self) -> Result<Delivery<Group>, Error> {
-        self.meters.took("group", self.bus.next_group().await)
+        let group = self.meters.took("group", self.bus.next_group().await)?;
+        self.meters.judging.begin(group.message.body.task.id);
+        Ok(group)
     }
 
     async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {

@@ -4,15 +4,16 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use bus::nats::Server;
 use learner::{Event, Missing, StepEvent, Waiting};
 use prometheus::{
     Counter, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
-    register_counter_with_registry, register_gauge_vec_with_registry, register_gauge_with_registry,
-    register_histogram_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
-    register_int_gauge_with_registry,
+    exponential_buckets, register_counter_with_registry, register_gauge_vec_with_registry,
+    register_gauge_with_registry, register_histogram_with_registry, register_int_counter_vec_with_registry,
+    register_int_counter_with_registry, register_int_gauge_with_registry,
 };
 use proto::Role;
 
@@ -83,6 +84,9 @@ struct Values {
     trained_tokens_before: Option<u64>,
 
     learner_step: IntGauge,
+    learner_steps: IntCounter,
+    step_seconds: Histogram,
+    reward_mean: Gauge,
     rollouts: IntCounterVec,
     rollouts_solved: IntCounterVec,
     trained_tokens: IntCounter,
@@ -97,6 +101,7 @@ struct Values {
     staleness: Histogram,
     stale: IntCounter,
     exam_solved: GaugeVec,
+    checkpoint_time: Gauge,
     journal_bytes: IntGauge,
     audited_tasks: IntCounter,
     banned_actors: IntGauge,
@@ -111,7 +116,28 @@ impl Metrics {
             readiness: Err("no step and no exam yet".to_owned()),
             trained_tokens_before: None,
             learner_step: register_int_gauge_with_registry!("learner_step", "Steps folded by the run.", to)?,
-            rollouts: register_int_counter_vec_with_registry!("rollouts_total", "Rollouts folded.", &["family"], to)?,
+            learner_steps: register_int_counter_with_registry!(
+                "learner_steps_total",
+                "Steps folded by this process.",
+                to
+            )?,
+            step_seconds: register_histogram_with_registry!(
+                "learner_step_duration_seconds",
+                "From the version of a step to the next, waiting included.",
+                exponential_buckets(0.0625, 2.0, 14)?,
+                to
+            )?,
+            reward_mean: register_gauge_with_registry!(
+                "learner_reward_mean",
+                "Share of the last batch's rollouts that solve their problem; of proposals, that are admitted.",
+                to
+            )?,
+            rollouts: register_int_counter_vec_with_registry!(
+                "rollouts_folded_total",
+                "Rollouts folded.",
+                &["family"],
+                to
+            )?,
             rollouts_solved: register_int_counter_vec_with_registry!(
                 "rollouts_solved_total",
                 "Rollouts folded that solve their problem; of proposals, the admitted ones.",
@@ -161,7 +187,7 @@ impl Metrics {
                 to
             )?,
             staleness: register_histogram_with_registry!(
-                "rollout_staleness_steps",
+                "weights_lag_versions",
                 "Steps between the oldest version that drew a token of a rollout and the state that it trains.",
                 vec![0.0, 1.0, 2.0, 4.0, 8.0, 16.0],
                 to
@@ -175,6 +201,11 @@ impl Metrics {
                 "exam_solved_ratio",
                 "Share of an exam's dev problems solved when it was last sat.",
                 &["exam"],
+                to
+            )?,
+            checkpoint_time: register_gauge_with_registry!(
+                "checkpoint_last_success_timestamp_seconds",
+                "When this process wrote its last checkpoint, in Unix time; 0 before.",
                 to
             )?,
             journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
@@ -210,7 +241,8 @@ impl Metrics {
             }
             Event::Ban(_) => values.banned_actors.inc(),
             Event::Waiting(waiting) => values.waiting(waiting),
-            Event::CheckpointRefused(_) | Event::Control(_) | Event::Checkpoint(_) => {}
+            Event::Checkpoint(_) => values.checkpoint_time.set(unix_time().as_secs_f64()),
+            Event::CheckpointRefused(_) | Event::Control(_) => {}
         }
     }
 
@@ -239,6 +271,11 @@ impl Values {
     fn step(&mut self, event: &StepEvent) {
         let StepEvent { report, waited, trained, totals, num_audited, num_stale, .. } = event;
         self.learner_step.set(report.step as i64);
+        self.learner_steps.inc();
+        self.step_seconds.observe((*waited + *trained).as_secs_f64());
+        let (solved, played) =
+            report.solved_by_family.values().fold((0, 0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+        self.reward_mean.set(solved as f64 / played as f64);
         for (family, (solved, played)) in &report.solved_by_family {
             self.rollouts.with_label_values(&[family]).inc_by(*played);
             self.rollouts_solved.with_label_values(&[family]).inc_by(*solved);
@@ -270,6 +307,12 @@ impl Values {
             self.waiting_seconds.with_label_values(&labels).set(waiting.waited.as_secs_f64());
         }
     }
+}
+
+/// For people alone; no result depends on it.
+#[expect(clippy::disallowed_methods, reason = "no result depends on it")]
+fn unix_time() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

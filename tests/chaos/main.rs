@@ -13,7 +13,7 @@ use std::time::Duration;
 use learner::{JournalReader, Record};
 use nats_server::NatsServer;
 use proto::{CounterRng, Purpose, TaskId};
-use runs::{Files, Folder, HASTE, NUM_STEPS, Process, wait_until};
+use runs::{Files, Folder, HASTE, NUM_STEPS, Process, get, metrics_address, wait_until};
 use serde_json::Value;
 
 const NUM_KILLS: u64 = 24;
@@ -51,12 +51,15 @@ struct Cluster {
     learner: Option<Process>,
     actors: Vec<Process>,
     verifiers: Vec<Process>,
+    /// As far as workers had counted before they were killed.
+    num_redelivered: u64,
 }
 
 impl Cluster {
     fn start(config: &[&str]) -> Cluster {
         let (server, folder) = (NatsServer::start(), Folder::holding(&files()));
-        let mut cluster = Cluster { server, folder, learner: None, actors: Vec::new(), verifiers: Vec::new() };
+        let mut cluster =
+            Cluster { server, folder, learner: None, actors: Vec::new(), verifiers: Vec::new(), num_redelivered: 0 };
         let learner = [config, &LEARNER, &HASTE].concat();
         cluster.learner = Some(cluster.process("learner", &learner));
         cluster.actors = (0..3).map(|_| cluster.worker("actor")).collect();
@@ -69,18 +72,22 @@ impl Cluster {
     }
 
     fn worker(&self, role: &str) -> Process {
-        self.process(role, &["--run", "chaos"])
+        self.process(role, &["--run", "chaos", "--metrics", "127.0.0.1:0"])
     }
 
     /// Kills with SIGKILL, and starts again.
     fn kill(&mut self, target: Target) {
         match target {
             Target::Actor(index) => {
-                self.actors.swap_remove(index).kill();
+                let actor = self.actors.swap_remove(index);
+                self.num_redelivered += num_redelivered(&actor);
+                actor.kill();
                 self.actors.push(self.worker("actor"));
             }
             Target::Verifier(index) => {
-                self.verifiers.swap_remove(index).kill();
+                let verifier = self.verifiers.swap_remove(index);
+                self.num_redelivered += num_redelivered(&verifier);
+                verifier.kill();
                 self.verifiers.push(self.worker("verifier"));
             }
             Target::Learner => {
@@ -98,6 +105,17 @@ impl Cluster {
             }
         }
     }
+}
+
+/// How often a worker was sent what had been sent before, to it or to another. One that begins says nothing yet.
+fn num_redelivered(worker: &Process) -> u64 {
+    if !worker.printed_so_far().contains("metrics: http") {
+        return 0;
+    }
+    let (_, text) = get(&metrics_address(worker), "/metrics");
+    let lines = text.lines().filter(|line| line.starts_with("autodidact_bus_deliveries_total{"));
+    let redelivered = lines.filter(|line| line.contains("redelivered=\"true\""));
+    redelivered.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 /// Every target comes up, in an order that is drawn.
@@ -162,9 +180,9 @@ fn survives(config: &str) {
     }
     let (lost, twice) = count_journal(&cluster.folder);
     println!(
-        "{config}: {NUM_KILLS} kills {kills:?}; by the last learner alone {} re-issues, {} duplicates; {lost} tasks lost, \
-         {twice} trained on twice",
-        summary["num_reissued"], summary["num_duplicates"]
+        "{config}: {NUM_KILLS} kills {kills:?}; at least {} redeliveries to workers; by the last learner alone {} \
+         re-issues, {} duplicates; {lost} tasks lost, {twice} trained on twice",
+        cluster.num_redelivered, summary["num_reissued"], summary["num_duplicates"]
     );
     assert_eq!((lost, twice), (0, 0));
     for worker in cluster.actors.drain(..).chain(cluster.verifiers.drain(..)) {

@@ -5,9 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::metrics::{get, metrics_address, value};
 use crate::nats_server::NatsServer;
-use crate::runs::{Folder, HASTE, History, NUM_STEPS, Process, reference, wait_until};
+use crate::runs::{Folder, HASTE, History, NUM_STEPS, Process, get, metrics_address, reference, value, wait_until};
 
 /// A server and a folder to run processes in.
 pub(crate) struct Cluster {

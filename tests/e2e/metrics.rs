@@ -1,13 +1,13 @@
 //! What Prometheus reads of a run agrees with what the run writes of itself.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::nats_server::{NatsServer, tool};
-use crate::runs::{Folder, HASTE, Process, wait_until};
+use crate::runs::{Folder, HASTE, Process, get, metrics_address, value, wait_until};
 
 #[test]
 fn a_scrape_is_the_run_at_a_step() {
@@ -45,7 +45,7 @@ fn a_scrape_is_the_run_at_a_step() {
     let of_family =
         |at: usize| upto.iter().filter_map(|row| row["solved_by_family"]["countdown/2"][at].as_u64()).sum::<u64>();
     assert_eq!(value(&text, "autodidact_rollouts_solved_total{family=\"countdown/2\"}") as u64, of_family(0));
-    assert_eq!(value(&text, "autodidact_rollouts_total{family=\"countdown/2\"}") as u64, of_family(1));
+    assert_eq!(value(&text, "autodidact_rollouts_folded_total{family=\"countdown/2\"}") as u64, of_family(1));
     let exam = upto.iter().rfind(|row| row.get("exam").is_some()).unwrap();
     let share = exam["num_correct"].as_f64().unwrap() / exam["num_problems"].as_f64().unwrap();
     assert_eq!(value(&text, "autodidact_exam_solved_ratio{exam=\"countdown-3\"}"), share);
@@ -83,9 +83,15 @@ fn prometheus_scrapes_a_cluster() {
         ("sum(autodidact_bus_connected)", 3.0),
         ("autodidact_learner_step{job=\"learner\"}", 5.0),
         ("sum(autodidact_tasks_issued_total{job=\"learner\",kind=\"train\"})", 80.0),
-        ("sum(autodidact_actor_rollouts_total{job=\"actor\",domain=\"countdown\"})", 80.0),
-        ("sum(autodidact_actor_tokens_total{job=\"actor\"})", 80.0),
-        ("sum(autodidact_verifier_verdicts_total{job=\"verifier\",domain=\"countdown\"})", 80.0),
+        ("sum(autodidact_rollouts_total{job=\"actor\",domain=\"countdown\"})", 80.0),
+        ("sum(autodidact_rollout_tokens_total{job=\"actor\"})", 80.0),
+        ("sum(autodidact_verify_total{job=\"verifier\",domain=\"countdown\"})", 80.0),
+        ("sum(autodidact_rollout_duration_seconds_count{job=\"actor\",domain=\"countdown\"})", 10.0),
+        ("sum(autodidact_verify_duration_seconds_count{job=\"verifier\",domain=\"countdown\"})", 10.0),
+        ("sum(autodidact_learner_steps_total{job=\"learner\"})", 5.0),
+        ("sum(autodidact_bus_acks_total{job=\"actor\",queue=\"task\",kind=\"ack\"})", 80.0),
+        ("sum(autodidact_bus_publish_bytes_total{job=\"verifier\",queue=\"scored\"})", 80_000.0),
+        ("max(autodidact_weights_version{job=\"actor\"})", 2.0),
         ("sum(autodidact_bus_deliveries_total{job=\"learner\",queue=\"scored\",redelivered=\"false\"})", 80.0),
         ("sum(autodidact_bus_publish_total{job=\"actor\",queue=\"group\",result=\"ok\"})", 80.0),
         ("autodidact_bus_publish_duration_seconds_count{job=\"verifier\",queue=\"scored\"}", 80.0),
@@ -156,32 +162,4 @@ fn assert_clean(text: &str) {
     let ended = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
     assert!(ended.status.success() && said.is_empty(), "{said}\n{text}");
-}
-
-pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
-    let mut response = String::new();
-    stream.read_to_string(&mut response).unwrap();
-    let (head, body) = response.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-/// Where a process says that it serves its metrics.
-pub(crate) fn metrics_address(process: &Process) -> String {
-    let address = || {
-        process
-            .printed_so_far()
-            .split_once("metrics: http://")?
-            .1
-            .split_once('/')
-            .map(|(address, _)| address.to_owned())
-    };
-    wait_until("an address", || address().is_some());
-    address().unwrap()
-}
-
-pub(crate) fn value(text: &str, name: &str) -> f64 {
-    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    found.unwrap_or_else(|| panic!("expected {name} in\n{text}")).parse().unwrap()
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read as _, Seek as _};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
@@ -370,4 +371,34 @@ pub(crate) fn journal_records(segment: &[u8]) -> Vec<JournalRecord> {
     }
     assert_eq!(offset, segment.len(), "an undamaged segment");
     records
+}
+
+/// Asks a process over HTTP.
+pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// Where a process says that it serves its metrics.
+pub(crate) fn metrics_address(process: &Process) -> String {
+    let address = || {
+        process
+            .printed_so_far()
+            .split_once("metrics: http://")?
+            .1
+            .split_once('/')
+            .map(|(address, _)| address.to_owned())
+    };
+    wait_until("an address", || address().is_some());
+    address().unwrap()
+}
+
+/// Gives the value of a metric, its labels included in the name.
+pub(crate) fn value(text: &str, name: &str) -> f64 {
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("expected {name} in\n{text}")).parse().unwrap()
 }

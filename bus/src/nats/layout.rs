@@ -203,7 +203,7 @@ impl Layout {
 
     /// Makes the streams of a run, empty: what is left of an earlier life of the learner is asked for again.
     pub(super) async fn make_anew(&self, jetstream: &Context, terms: &Terms) -> Result<(), async_nats::Error> {
-        self.make_missing(jetstream, terms, || {}).await?;
+        self.make_missing(jetstream, terms, || {}, |_, _, _| {}).await?;
         for queue in Queue::ALL {
             jetstream.update_stream(self.stream_config(queue, terms)).await?;
             let stream = jetstream.get_stream_no_info(self.stream(queue)).await?;
@@ -241,12 +241,13 @@ impl Layout {
         Ok(None)
     }
 
-    /// Makes what is not there, and says so each time.
+    /// Makes what is not there, and says so each time. Says of each queue how many messages wait in it, and how many are taken.
     pub(super) async fn make_missing(
         &self,
         jetstream: &Context,
         terms: &Terms,
         missing: impl Fn(),
+        look: impl Fn(Queue, u64, u64),
     ) -> Result<(), async_nats::Error> {
         for queue in Queue::ALL {
             let wanted = self.stream_config(queue, terms);
@@ -260,7 +261,7 @@ impl Layout {
             };
             let Some(config) = consumer_config(queue, terms) else { continue };
             match stream.consumer_info(queue.consumer()).await {
-                Ok(_) => {}
+                Ok(info) => look(queue, info.num_pending, info.num_ack_pending as u64),
                 Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
                     missing();
                     stream.create_consumer(config).await?;

@@ -33,7 +33,7 @@ use layout::{Layout, Queue};
 pub use layout::{Terms, check_name};
 pub use lease::Lease;
 use server::RETRY_PAUSE;
-pub use server::{Credentials, Server, ServerCounts, Settings};
+pub use server::{Credentials, QueueCounts, Server, ServerCounts, Settings};
 
 /// A run on a server.
 pub struct Nats {
@@ -125,6 +125,7 @@ impl Nats {
     async fn publish<T: Serialize>(
         &self,
         what: &str,
+        queue: Queue,
         subject: String,
         id: String,
         message: &Message<T>,
@@ -135,7 +136,10 @@ impl Nats {
             let message = PublishMessage::build().message_id(&id).payload(payload.clone());
             let sent = async { self.jetstream().send_publish(subject.clone(), message).await?.await };
             match sent.await {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    self.server.count(queue, |counts| counts.num_bytes_published += payload.len() as u64);
+                    return Ok(());
+                }
                 // Its headers count too.
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     let (size_bytes, limit_bytes) = (payload.len(), self.server.max_payload());
@@ -163,7 +167,10 @@ impl Nats {
             tracing::warn!(run = self.layout.run(), "the server had lost a stream of this run; it is made again");
             self.has_lost.store(true, Ordering::Relaxed);
         };
-        if let Err(error) = self.layout.make_missing(self.jetstream(), terms, missing).await {
+        let look = |queue: Queue, num_waiting: u64, num_taken: u64| {
+            self.server.count(queue, |counts| (counts.num_waiting, counts.num_taken) = (num_waiting, num_taken));
+        };
+        if let Err(error) = self.layout.make_missing(self.jetstream(), terms, missing, look).await {
             tracing::debug!(%error, "streams could not be made again");
         }
     }
@@ -181,17 +188,17 @@ impl Bus for Nats {
             true => self.layout.subject(Queue::Tasks, &rest),
             false => self.layout.audit(&rest),
         };
-        self.publish("a task", subject, id, &task).await
+        self.publish("a task", Queue::Tasks, subject, id, &task).await
     }
 
     async fn publish_group(&self, group: Message<Group>) -> Result<(), Error> {
         let subject = self.layout.subject(Queue::Groups, &self.reply_token(group.body.task.id));
-        self.publish("a group", subject, self.message_id(), &group).await
+        self.publish("a group", Queue::Groups, subject, self.message_id(), &group).await
     }
 
     async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error> {
         let subject = self.layout.subject(Queue::Scored, &self.reply_token(scored.body.group.task.id));
-        self.publish("a scored group", subject, self.message_id(), &scored).await
+        self.publish("a scored group", Queue::Scored, subject, self.message_id(), &scored).await
     }
 
     async fn next_task(&self) -> Result<Delivery<Task>, Error> {
@@ -499,7 +506,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
             let is_redelivered = message.info().is_ok_and(|info| info.delivered > 1);
             let (message, acker) = message.split();
             let (server, dead, payload) = (server.clone(), self.dead.clone(), message.payload.clone());
-            let receipt = Pulled { acker, server, dead, payload };
+            let receipt = Pulled { acker, server, queue: self.queue, dead, payload };
             let subject = message.subject.as_str();
             match wire::decode::<Message<T>>(&message.payload) {
                 Ok(mut message) => {
@@ -606,6 +613,7 @@ impl Calls {
 struct Pulled {
     acker: Acker,
     server: Server,
+    queue: Queue,
     /// Where it goes when it is good for nothing.
     dead: String,
     payload: bytes::Bytes,
@@ -614,6 +622,7 @@ struct Pulled {
 #[async_trait]
 impl<T: Send + Sync> Receipt<T> for Pulled {
     async fn acknowledge(&self) -> Result<(), Error> {
+        self.server.count(self.queue, |counts| counts.num_acknowledged += 1);
         self.say(AckKind::Ack).await
     }
 
@@ -622,6 +631,7 @@ impl<T: Send + Sync> Receipt<T> for Pulled {
     }
 
     async fn hand_back(&self, _message: &Message<T>, pause: Duration) -> Result<(), Error> {
+        self.server.count(self.queue, |counts| counts.num_handed_back += 1);
         self.say(AckKind::Nak(Some(pause))).await
     }
 
@@ -637,7 +647,7 @@ impl Pulled {
         let kept = async { self.server.jetstream.publish(self.dead.clone(), self.payload.clone()).await?.await };
         let is_kept = kept.await.is_ok();
         if is_kept {
-            self.server.count_dead();
+            self.server.count(self.queue, |counts| counts.num_set_aside += 1);
             drop(self.acker.ack_with(AckKind::Term).await);
         }
         is_kept

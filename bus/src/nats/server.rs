@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use async_nats::jetstream::{Context, ContextBuilder};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use tokio::time::Instant;
 
-use super::layout::check_name;
+use super::layout::{Queue, check_name};
 use crate::Error;
 
 /// How a process uses a server; changes when things happen, never what.
@@ -33,7 +34,7 @@ pub struct Credentials {
 }
 
 /// What became of a connection so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounts {
     /// Connections after the first.
     pub num_reconnects: u64,
@@ -41,8 +42,25 @@ pub struct ServerCounts {
     pub num_denied: u64,
     /// Times that messages came faster than they were taken.
     pub num_slow: u64,
+    /// By queue: `task`, `group`, `scored`.
+    pub queues: BTreeMap<&'static str, QueueCounts>,
+}
+
+/// What this process did with a queue, and what a learner saw in it last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// Bytes of messages that the server has, headers left out.
+    pub num_bytes_published: u64,
+    /// Messages that are done with.
+    pub num_acknowledged: u64,
+    /// Messages that went back, to be delivered again.
+    pub num_handed_back: u64,
     /// Messages that could not be read or judged.
-    pub num_dead: u64,
+    pub num_set_aside: u64,
+    /// Messages that nobody has taken yet.
+    pub num_waiting: u64,
+    /// Messages that somebody has taken and not answered yet.
+    pub num_taken: u64,
 }
 
 /// A connection to a server that is new enough.
@@ -64,7 +82,7 @@ struct Heard {
     num_connects: AtomicU64,
     num_denied: AtomicU64,
     num_slow: AtomicU64,
-    num_dead: AtomicU64,
+    queues: Mutex<BTreeMap<&'static str, QueueCounts>>,
 }
 
 /// The oldest server that has what is used here. Older ones drop what they do not know without a word.
@@ -125,14 +143,15 @@ impl Server {
 
     /// Tells what became of the connection so far.
     pub fn counts(&self) -> ServerCounts {
-        let Heard { num_connects, num_denied, num_slow, num_dead, .. } = self.heard.as_ref();
-        let [num_connects, num_denied, num_slow, num_dead] =
-            [num_connects, num_denied, num_slow, num_dead].map(|count| count.load(Ordering::Relaxed));
-        ServerCounts { num_reconnects: num_connects.saturating_sub(1), num_denied, num_slow, num_dead }
+        let Heard { num_connects, num_denied, num_slow, queues, .. } = self.heard.as_ref();
+        let [num_connects, num_denied, num_slow] =
+            [num_connects, num_denied, num_slow].map(|count| count.load(Ordering::Relaxed));
+        let queues = queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ServerCounts { num_reconnects: num_connects.saturating_sub(1), num_denied, num_slow, queues }
     }
 
-    pub(super) fn count_dead(&self) {
-        self.heard.num_dead.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count(&self, queue: Queue, count: impl FnOnce(&mut QueueCounts)) {
+        count(self.heard.queues.lock().unwrap_or_else(PoisonError::into_inner).entry(queue.token()).or_default());
     }
 
     /// Tells whether the server is there.
