@@ -99,7 +99,7 @@ impl Meters {
                 "rollout_duration_seconds",
                 "From a task that is taken to its group that is sent on its way, waiting for slots and weights included.",
                 &["domain"],
-                seconds.clone(),
+                exponential_buckets(0.01, 3.0, 11)?,
                 to
             )?,
             verdicts: register_int_counter_vec_with_registry!(

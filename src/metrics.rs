@@ -205,7 +205,7 @@ impl Metrics {
             )?,
             checkpoint_time: register_gauge_with_registry!(
                 "checkpoint_last_success_timestamp_seconds",
-                "When this process wrote its last checkpoint, in Unix time; 0 before.",
+                "When this process wrote its last checkpoint, in Unix time; NaN before.",
                 to
             )?,
             journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
@@ -216,6 +216,7 @@ impl Metrics {
             )?,
             banned_actors: register_int_gauge_with_registry!("banned_actors", "Actors that the run has banned.", to)?,
         };
+        values.checkpoint_time.set(f64::NAN);
         Ok(Metrics { values: Mutex::new(values), traffic })
     }
 
