@@ -97,13 +97,17 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
     drop(next);
     bus.leave().await;
     let finish = async {
-        while let Some(judged) = in_work.join_next().await {
-            count(judged)?;
+        while let Some(judged) = in_work.join_next_with_id().await {
+            begun.remove(&judged.as_ref().map_or_else(JoinError::id, |(id, _)| *id));
+            count(judged.map(|(_, judged)| judged))?;
         }
         Ok::<(), Error>(())
     };
-    // What takes longer waits for the bus; others judge it.
     tokio::time::timeout(FINISH_LIMIT, finish).await.unwrap_or(Ok(()))?;
+    // What takes longer goes to others.
+    for group in begun.into_values() {
+        group.hand_back(Duration::ZERO).await?;
+    }
     Ok(summary)
 }
 
