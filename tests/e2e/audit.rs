@@ -281,8 +281,10 @@ fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
     let waits = ["--set", "local.bus.ack_wait_seconds=600", "--set", "local.bus.reissue_seconds=600"];
     let learner = cluster.start("learner", &[&["smoke", "--run-dir", "run"], &waits[..]].concat());
     let run = Cluster::run_of(&learner);
-    let spoiler = Forger::start(cluster.server.url(), Credentials::default(), &run, "spoiler", SPOIL);
     let workers = [cluster.start("verifier", &[]), cluster.start("actor", &[])];
+    // Were the spoiler alone for five tries, the run would end.
+    wait_until("an honest actor", || cluster.folder.last_step() >= 1);
+    let spoiler = Forger::start(cluster.server.url(), Credentials::default(), &run, "spoiler", SPOIL);
     let ended = learner.end().success();
     assert!(spoiler.has_forged());
     assert!(ended.stderr.contains("could not be judged; its task is played again actor=\"spoiler\""), "{ended:#?}");
@@ -290,6 +292,26 @@ fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
     for worker in workers {
         worker.end().success();
     }
+}
+
+/// With audits it is banned besides: what one actor's group says can be judged, another's could have been.
+#[test]
+fn an_actor_whose_groups_cannot_be_judged_is_banned() {
+    let cluster = Guarded::new();
+    let steps = ["--set", "schedule.num_steps=100000", "--set", "exams.names=[]"];
+    let learner = cluster.learner(&[&["smoke", "--set", "local.bus.audit_share=1e-9"], &steps[..]].concat());
+    let run = Cluster::run_of(&learner);
+    let _workers = ["verifier-0", "actor-0"].map(|name| cluster.start(name, &[]));
+    wait_until("an honest actor", || cluster.folder.last_step() >= 1);
+    let _forger = cluster.forger(&run, SPOIL);
+    wait_until("a ban", || learner.said_so_far().contains(" is banned"));
+    let step = cluster.folder.last_step();
+    wait_until("steps after it", || cluster.folder.last_step() >= step + 3);
+    learner.terminate();
+    let ended = learner.end().success();
+    let bans: Vec<&str> = ended.stderr.lines().filter(|line| line.contains(" is banned")).collect();
+    assert!(bans.len() == 1 && bans[0].contains(FORGER), "{ended:#?}");
+    assert!(bans[0].contains("it could not be judged, another actor's could"), "{ended:#?}");
 }
 
 #[test]

@@ -39,7 +39,14 @@ impl Learner {
     /// the task's fault.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), Error> {
         let Refusal { envelope, task, reason } = refusal.clone();
-        if envelope.epoch != self.options.epoch || self.audits.banned().contains(&envelope.played_by) {
+        if envelope.epoch != self.options.epoch {
+            return Ok(());
+        }
+        if self.audits.banned().contains(&envelope.played_by) {
+            // Whatever it sends, it is not the task's fault.
+            if self.ledger.is_last(task, envelope.issue) {
+                self.wanted.insert(task);
+            }
             return Ok(());
         }
         let Some(refused) = self.ledger.refuse(refusal) else { return Ok(()) };
@@ -143,8 +150,8 @@ impl Learner {
             // One actor's group could be judged, so others that could not be were no honest actor's.
             let refused = self.ledger.refused(id).iter().map(|refusal| refusal.envelope.played_by.clone());
             let refused: BTreeSet<String> = refused.filter(|player| *player != group.played_by).collect();
-            for player in refused {
-                self.ban(&player, id, "it could not be judged, another actor's could".to_owned())?;
+            for player in refused.difference(&self.audits.banned().clone()) {
+                self.ban(player, id, "it could not be judged, another actor's could".to_owned())?;
             }
         }
         self.close(id);
