@@ -12,5 +12,5 @@ mkdir -p "$target/corpus" "$target/artifacts"
 # tables.
 cargo +nightly fuzz run --sanitizer none --fuzz-dir tests/fuzz --target-dir "$target" messages \
     "$target/corpus" tests/fuzz/corpus/messages -- \
-    -max_total_time="$((minutes * 60))" -max_len=4096 -rss_limit_mb=1024 -malloc_limit_mb=64 -timeout=20 \
+    -max_total_time="$((minutes * 60))" -max_len=4096 -rss_limit_mb=1024 -timeout=20 \
     -artifact_prefix="$target/artifacts/"

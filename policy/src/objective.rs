@@ -52,7 +52,7 @@ pub(crate) const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
 /// outweigh all others.
 ///
 /// Source: the second clip of Ye et al. 2020 (dual-clip PPO), at 3 there; ours is for what is forged.
-pub(crate) const MAX_BAD_RATIO: f32 = 10.0;
+const MAX_BAD_RATIO: f32 = 10.0;
 
 /// Furthest that two log-probabilities of a token are taken to be apart: whatever an actor says, the loss stays finite.
 ///
@@ -112,6 +112,11 @@ impl Objective {
 }
 
 impl PolicyGradient {
+    /// The least that a token is rewarded: for a bad answer the clipped ratio has no upper bound of its own.
+    pub(crate) fn lowest(&self) -> f32 {
+        if self.advantage < 0.0 { MAX_BAD_RATIO * self.advantage } else { f32::MIN }
+    }
+
     fn surrogate(&self, index: usize, logprob: f32) -> Surrogate {
         let log_ratio = (logprob - self.behavior_logprobs[index]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
         let proximal = self.proximal[index];
@@ -120,8 +125,7 @@ impl PolicyGradient {
         let weight = proximal_weight.min(MAX_PROXIMAL_WEIGHT);
         let free = ratio * self.advantage;
         let clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * self.advantage;
-        // For a bad answer the ratio has no upper bound in the clipped surrogate.
-        let lowest = if self.advantage < 0.0 { MAX_BAD_RATIO * self.advantage } else { f32::NEG_INFINITY };
+        let lowest = self.lowest();
         let is_clipped = clipped < free || free < lowest;
         // The derivative of exp is exp; a clipped ratio is a constant, and so is the proximal policy.
         let slope = if is_clipped { 0.0 } else { weight * free };

@@ -11,7 +11,7 @@ use proto::{ActionMask, Token};
 
 use crate::kernels::{AttentionShape, RMS_EPSILON, RotaryTable};
 use crate::model::{Scores, Sequence};
-use crate::objective::{MAX_BAD_RATIO, MAX_LOG_RATIO, MAX_PROXIMAL_WEIGHT, Objective, PolicyGradient};
+use crate::objective::{MAX_LOG_RATIO, MAX_PROXIMAL_WEIGHT, Objective, PolicyGradient};
 use crate::{Error, ModelConfig, Params};
 
 /// Log-probabilities of all chosen tokens.
@@ -71,7 +71,7 @@ fn loss(logprobs: &Tensor, entropies: &Tensor, sequences: &[&Sequence], objectiv
     let highest = column(|_| 1.0, |objective, _| 1.0 + objective.clip_high)?;
     let entropy_bonus = column(|_| 0.0, |objective, _| objective.entropy_bonus)?;
     let proximal = column(|_| 0.0, |objective, index| objective.proximal[index])?;
-    let floor = column(|_| f32::MIN, |objective, _| floor(objective.advantage))?;
+    let floor = column(|_| f32::MIN, |objective, _| objective.lowest())?;
     let log_ratio = (logprobs - behavior_logprobs)?.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)?;
     // The way to the proximal policy is a constant to the gradient, so the whole slope is on the rest of it.
     let ahead = log_ratio.detach();
@@ -82,11 +82,6 @@ fn loss(logprobs: &Tensor, entropies: &Tensor, sequences: &[&Sequence], objectiv
     let surrogate = (ratio * &advantage)?.minimum(&(clipped * advantage)?)?.maximum(&floor)?;
     let rewarded = ((surrogate * weight)? + (entropies * entropy_bonus)?)?;
     (logprobs * cross_entropy_weight)?.add(&(rewarded * policy_gradient_weight)?)?.neg()
-}
-
-/// The least that a token with this advantage is rewarded.
-fn floor(advantage: f32) -> f32 {
-    if advantage < 0.0 { MAX_BAD_RATIO * advantage } else { f32::MIN }
 }
 
 /// Log-probabilities and entropies `[M]`. The whole network, top to bottom.

@@ -258,7 +258,6 @@ fn repeating_what_is_known_hides_no_stall() {
         let group = groups.recv().await.unwrap().unwrap();
         loop {
             parrot.publish_group(task.message.reply(group.clone())).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
     let ended = learner.end();

@@ -42,6 +42,9 @@ pub enum Error {
     },
 }
 
+/// Groups that are being judged.
+type Begun = BTreeMap<tokio::task::Id, Arc<Delivery<Group>>>;
+
 /// Groups that are worked on at a time: while one waits for its key or to be sent, others are judged.
 const MAX_IN_WORK: usize = 16;
 
@@ -59,14 +62,16 @@ const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// keeps such groups for people to look at, and the verifier goes on.
 pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
     let mut summary = Summary::default();
-    let mut count = |judged: Result<Result<Option<usize>, Error>, JoinError>| {
-        let num_verdicts = judged.unwrap_or_else(|error| resume_unwind(error.into_panic()))?;
+    let mut end = |begun: &mut Begun, judged: Result<(tokio::task::Id, Result<Option<usize>, Error>), JoinError>| {
+        let (id, num_verdicts) = judged.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+        begun.remove(&id);
+        let num_verdicts = num_verdicts?;
         summary.num_groups += u64::from(num_verdicts.is_some());
         summary.num_verdicts += num_verdicts.unwrap_or(0) as u64;
         Ok::<(), Error>(())
     };
     let mut in_work = JoinSet::new();
-    let mut begun = BTreeMap::<tokio::task::Id, Arc<Delivery<Group>>>::new();
+    let mut begun = Begun::new();
     let mut keep = tokio::time::interval(bus.keep_every());
     let mut beats = tokio::time::interval(BEAT_EVERY);
     // Kept over the turns of the loop: a wait that is begun anew each time may never end.
@@ -74,10 +79,7 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(judged) = in_work.join_next_with_id() => {
-                begun.remove(&judged.as_ref().map_or_else(JoinError::id, |(id, _)| *id));
-                count(judged.map(|(_, judged)| judged))?;
-            }
+            Some(judged) = in_work.join_next_with_id() => end(&mut begun, judged)?,
             group = &mut next, if in_work.len() < MAX_IN_WORK => {
                 next = bus.next_group();
                 let group = Arc::new(group?);
@@ -98,8 +100,7 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
     bus.leave().await;
     let finish = async {
         while let Some(judged) = in_work.join_next_with_id().await {
-            begun.remove(&judged.as_ref().map_or_else(JoinError::id, |(id, _)| *id));
-            count(judged.map(|(_, judged)| judged))?;
+            end(&mut begun, judged)?;
         }
         Ok::<(), Error>(())
     };

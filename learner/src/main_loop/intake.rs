@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use bus::Delivery;
-use proto::{Message, Refusal, Role, ScoredGroup, TaskId, TaskKind, Verdict};
+use proto::{Envelope, Message, Refusal, Role, ScoredGroup, TaskId, TaskKind, Verdict};
 use tokio::time::Instant;
 
 use super::Learner;
@@ -24,9 +24,7 @@ impl Learner {
         match id.kind {
             _ if is_refused => {
                 self.num_refused += 1;
-                if envelope.epoch == self.options.epoch && self.ledger.is_last(id, envelope.issue) {
-                    self.wanted.insert(id);
-                }
+                self.want_if_last(id, envelope);
             }
             TaskKind::Evaluate => self.accept_exam_answer(body)?,
             TaskKind::Train => self.accept_group(&delivery.message)?,
@@ -44,9 +42,7 @@ impl Learner {
         }
         if self.audits.banned().contains(&envelope.played_by) {
             // Whatever it sends, it is not the task's fault.
-            if self.ledger.is_last(task, envelope.issue) {
-                self.wanted.insert(task);
-            }
+            self.want_if_last(task, &envelope);
             return Ok(());
         }
         let Some(refused) = self.ledger.refuse(refusal) else { return Ok(()) };
@@ -64,6 +60,13 @@ impl Learner {
         );
         self.wanted.insert(task);
         Ok(())
+    }
+
+    /// Has a task played again of which a banned actor has answered the last issue that is out.
+    fn want_if_last(&mut self, task: TaskId, envelope: &Envelope) {
+        if envelope.epoch == self.options.epoch && self.ledger.is_last(task, envelope.issue) {
+            self.wanted.insert(task);
+        }
     }
 
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
