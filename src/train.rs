@@ -9,13 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
 use learner::{
-    Audit, BuildId, Control, Event, Exam, Manifest, Outcome, RunLock, RunOptions, Summary, expect_begun_with,
+    Audit, BuildId, Control, Exam, Manifest, Observer, Outcome, RunLock, RunOptions, Summary, expect_begun_with,
 };
 use policy::Numerics;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -333,7 +332,6 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
         write_whole(&plan.run_dir.join("manifest.json"), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
     }
-    let (events, followed) = mpsc::unbounded_channel();
     let options = RunOptions {
         run_dir: plan.run_dir.clone(),
         resume: plan.resume,
@@ -348,32 +346,33 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         audit: plan.meeting.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
         tokenizer_json: tokenizer_json(),
     };
-    let recorder = Recorder::open(&plan.run_dir)?;
+    let mut recorder = Recorder::open(&plan.run_dir)?;
     let display = Display::start(plan.display(listener.as_ref()))?;
     if let Some(listener) = listener {
         tokio::spawn(listener.serve(metrics.clone()));
     }
-    let mut learner = tokio::spawn(learner::run(
-        config.clone(),
-        options,
-        lock,
-        plan.manifest.clone(),
-        crate::sources(),
-        exams,
-        others.bus(),
-        events,
-        shutdown.clone(),
-    ));
-    let follower = tokio::spawn(follow(followed, recorder, metrics, display, shutdown.clone()));
+    let (config, manifest, bus) = (config.clone(), plan.manifest.clone(), others.bus());
+    let stopped = shutdown.clone();
+    let mut learner = tokio::spawn(async move {
+        let observer: Observer<'_> = &mut |event| {
+            recorder.record(&event)?;
+            metrics.observe(&event);
+            display.show(event);
+            Ok(())
+        };
+        let sources = crate::sources();
+        let summary = learner::run(config, options, lock, manifest, sources, exams, bus, observer, stopped).await;
+        (summary, recorder.cpu_time(), display)
+    });
     tokio::spawn(stop_on_signal(shutdown.clone(), "writing a checkpoint"));
     // The learner ends by itself; the others end only by failing, and their failure ends the run.
-    let (summary, failure) = tokio::select! {
-        summary = &mut learner => (Some(summary?), None),
+    let (ended, failure) = tokio::select! {
+        ended = &mut learner => (Some(ended?), None),
         failure = others.failure() => (None, Some(failure)),
     };
     shutdown.cancel();
-    let summary = match summary {
-        Some(summary) => summary,
+    let (summary, cpu_time, display) = match ended {
+        Some(ended) => ended,
         None => learner.await?,
     };
     match others {
@@ -383,10 +382,14 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         }
         Others::Here { .. } => {}
     }
-    let cpu_time = follower.await??;
+    let shown = display.finish();
     match failure {
         Some(error) => Err(error),
-        None => Ok((summary?, cpu_time)),
+        None => {
+            let summary = summary?;
+            shown?;
+            Ok((summary, cpu_time?))
+        }
     }
 }
 
@@ -443,25 +446,6 @@ impl Others {
             Some(Ok(Ok(()))) | None => std::future::pending().await,
         }
     }
-}
-
-/// Records, counts and shows events until the learner has no more; gives the CPU time of the run. A failure stops the run.
-async fn follow(
-    mut events: mpsc::UnboundedReceiver<Event>,
-    mut recorder: Recorder,
-    metrics: Arc<Metrics>,
-    display: Display,
-    shutdown: CancellationToken,
-) -> Result<Duration> {
-    let _stop = shutdown.drop_guard();
-    while let Some(event) = events.recv().await {
-        recorder.record(&event)?;
-        metrics.observe(&event);
-        display.show(event);
-    }
-    let cpu_time = recorder.cpu_time()?;
-    display.finish()?;
-    Ok(cpu_time)
 }
 
 /// Ctrl-C or SIGTERM once stops at the next chance; twice quits.

@@ -8,6 +8,11 @@ use crate::journal::{EvalRecord, RecordError};
 use crate::waiting::Waiting;
 use crate::{Control, StepReport, Totals};
 
+/// Whoever is told what happens, when it happens: a checkpoint is written when all before it has been taken in, so that
+/// nothing of it is lost with the process. A failure ends the run as it is.
+pub type Observer<'a> =
+    &'a mut (dyn FnMut(Event) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync);
+
 /// Something to show.
 #[derive(Clone, Debug)]
 pub enum Event {

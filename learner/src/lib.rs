@@ -32,7 +32,7 @@ pub use config::{
     ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
     ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
-pub use event::{Ban, Event, Sample, StepEvent};
+pub use event::{Ban, Event, Observer, Sample, StepEvent};
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{
     BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal,
@@ -117,6 +117,9 @@ pub enum Error {
         /// Its value.
         got: f64,
     },
+    /// Whoever was told of an event could not take it in.
+    #[error(transparent)]
+    Observer(#[from] Box<dyn std::error::Error + Send + Sync>),
     /// Nothing can be made of any group of a task, whoever plays it.
     #[error("task {} of batch {}: {num_tries} groups in turn could not be judged, played by {}: {reason}", task.index, task.batch, players.join(" and "))]
     Unjudged {

@@ -11,14 +11,13 @@ use policy::{Params, write_weights};
 use proto::{
     Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Version,
 };
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, Audits};
 use crate::checkpoint::{Checkpoint, prune, save};
-use crate::event::{Event, StepEvent, sample};
+use crate::event::{Event, Observer, StepEvent, sample};
 use crate::journal::{EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
 use crate::plan::Plans;
@@ -118,10 +117,10 @@ pub async fn run(
     sources: Vec<Arc<dyn ProblemSource>>,
     exams: Vec<Exam>,
     bus: Arc<dyn Bus>,
-    events: mpsc::UnboundedSender<Event>,
+    observer: Observer<'_>,
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
-    let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, events).await?;
+    let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, observer).await?;
     let outcome = learner.main_loop(&shutdown).await?;
     Ok(learner.summary(outcome))
 }
@@ -138,11 +137,11 @@ const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// Tasks that are handed to the bus side by side.
 const MAX_IN_FLIGHT: usize = 64;
 
-struct Learner {
+struct Learner<'a> {
     options: RunOptions,
     exams: Vec<Exam>,
     bus: Arc<dyn Bus>,
-    events: mpsc::UnboundedSender<Event>,
+    observer: Observer<'a>,
     fold: Fold,
     journal: Journal,
     control: Option<Control>,
@@ -195,7 +194,7 @@ struct Sitting {
     correct: Vec<Option<bool>>,
 }
 
-impl Learner {
+impl<'a> Learner<'a> {
     #[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
     async fn open(
         config: Config,
@@ -205,11 +204,12 @@ impl Learner {
         sources: Vec<Arc<dyn ProblemSource>>,
         exams: Vec<Exam>,
         bus: Arc<dyn Bus>,
-        events: mpsc::UnboundedSender<Event>,
-    ) -> Result<Learner, Error> {
+        observer: Observer<'a>,
+    ) -> Result<Learner<'a>, Error> {
         let is_reproducible = manifest.reproducible;
-        let refuse = |reason| drop(events.send(Event::CheckpointRefused(reason)));
-        let recovered = Recovered::read(&options.run_dir, is_reproducible, refuse)?;
+        let mut refusals = Vec::new();
+        let recovered = Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason))?;
+        refusals.into_iter().try_for_each(|reason| observer(Event::CheckpointRefused(reason)))?;
         let Recovered { checkpoint, mut control, received, banned, trained, .. } = recovered;
         let Recovered { mut steps, mut evals, manifest: was, damage, .. } = recovered;
         // Before anybody hears that the run goes on: a refused config must change nothing.
@@ -236,7 +236,7 @@ impl Learner {
         if options.resume {
             let (step, unreadable, evals) = (state.step, damage.unreadable, evals.clone());
             let banned = banned.iter().cloned().collect();
-            drop(events.send(Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned }));
+            observer(Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned })?;
         }
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
@@ -247,7 +247,7 @@ impl Learner {
             options,
             exams,
             bus,
-            events,
+            observer,
             fold,
             journal,
             control,
@@ -528,7 +528,7 @@ impl Learner {
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
                         }
-                        drop(self.events.send(Event::Waiting(Box::new(waiting))));
+                        (self.observer)(Event::Waiting(Box::new(waiting)))?;
                         told = now;
                     }
                 }
@@ -621,7 +621,7 @@ impl Learner {
         let sample = sample(&groups);
         let (num_audited, num_stale) = (self.audits.num_audited(), self.num_stale);
         let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, num_stale, sample };
-        drop(self.events.send(Event::Step(Box::new(event))));
+        (self.observer)(Event::Step(Box::new(event)))?;
         Ok(ids)
     }
 
@@ -654,8 +654,7 @@ impl Learner {
         self.journal.append(&Record::Control(control))?;
         self.journal.sync()?;
         self.control = Some(control);
-        drop(self.events.send(Event::Control(control)));
-        Ok(())
+        Ok((self.observer)(Event::Control(control))?)
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
@@ -679,8 +678,7 @@ impl Learner {
         )?;
         prune(&folder, &path, self.options.keep_checkpoints)?;
         self.last_checkpoint = Some(state.step);
-        drop(self.events.send(Event::Checkpoint(path)));
-        Ok(())
+        Ok((self.observer)(Event::Checkpoint(path))?)
     }
 
     fn elapsed(&self) -> Duration {

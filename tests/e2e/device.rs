@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use bus::{Bus, InProcess};
 use domains::Split;
-use learner::{BuildId, Config, Exam, JournalReader, Manifest, Record, RunOptions, Summary};
+use learner::{BuildId, Config, Event, Exam, JournalReader, Manifest, Observer, Record, RunOptions, Summary};
 use policy::{DeviceKind, Numerics};
 use proto::ProblemSource;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::runs::Folder;
@@ -31,6 +30,10 @@ fn sources() -> Vec<Arc<dyn ProblemSource>> {
 
 /// Runs all roles in this process, with a checkpoint every five steps.
 fn run(run_dir: &Path, reproducible: bool) -> Summary {
+    observed(run_dir, reproducible, &mut |_| Ok(())).unwrap()
+}
+
+fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Result<Summary, learner::Error> {
     let config = config();
     let options = RunOptions {
         run_dir: run_dir.to_owned(),
@@ -57,14 +60,13 @@ fn run(run_dir: &Path, reproducible: bool) -> Summary {
     let lock = learner::RunLock::take(run_dir).unwrap();
     let problems = domains::exam("countdown-3").unwrap().split(Split::Dev)[..20].to_vec();
     let exams = vec![Exam { name: "countdown-3".to_owned(), problems }];
-    let (events, _followed) = mpsc::unbounded_channel();
     let shutdown = CancellationToken::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
         tokio::spawn(actor::run(actor::Config { num_threads: 1, num_slots: 64 }, bus.clone(), shutdown.clone()));
         tokio::spawn(verifier::run(config.batch.num_rollouts, bus.clone(), shutdown.clone()));
-        learner::run(config, options, lock, manifest, sources(), exams, bus, events, shutdown.clone()).await.unwrap()
+        learner::run(config, options, lock, manifest, sources(), exams, bus, observer, shutdown.clone()).await
     })
 }
 
@@ -101,4 +103,29 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
             Err(error) => assert!(!reproducible && error.to_string().contains("results are the same twice"), "{error}"),
         }
     }
+}
+
+/// What is to be seen of a run is seen before a checkpoint takes the run past it, and a run that cannot show what it does ends
+/// where it is.
+#[test]
+fn nothing_that_happens_is_passed_unseen() {
+    let folder = Folder::new();
+    let run_dir = folder.path("run");
+    let checkpoint = |step: u64| run_dir.join(format!("checkpoints/step_{step:08}"));
+    let mut seen = Vec::new();
+    let mut observe = |event: Event, limit: u64| match event {
+        Event::Step(event) if event.report.step == limit => Err("no more room"),
+        Event::Step(event) => {
+            assert!(!checkpoint(event.report.step).exists(), "a run that was killed now would pass this step");
+            seen.push(event.report.step);
+            Ok(())
+        }
+        _ => Ok(()),
+    };
+    let error = observed(&run_dir, true, &mut |event| Ok(observe(event, 5)?)).unwrap_err();
+    assert_eq!(error.to_string(), "no more room");
+    assert!(!checkpoint(5).exists());
+    observed(&run_dir, true, &mut |event| Ok(observe(event, u64::MAX)?)).unwrap();
+    // The journal has step 5 and the first process's checkpoint is of no step: all of it is folded again.
+    assert_eq!(seen, (1..5).chain(1..=10).collect::<Vec<_>>());
 }

@@ -15,7 +15,7 @@ use crate::journal::{BanRecord, EvalRecord, GroupRecord, Record};
 /// How many groups of a task in turn may be of no use before the run ends and names it.
 const MAX_TRIES: usize = 5;
 
-impl Learner {
+impl Learner<'_> {
     /// Takes in what a verifier says.
     pub(super) fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
         let Message { envelope, body } = &delivery.message;
@@ -186,7 +186,7 @@ impl Learner {
         let (num_trained, first, last) = self.audits.trained_on(player);
         let num_again = again.len();
         let ban = Ban { player: player.to_owned(), task, reason, num_trained, steps: (first, last), num_again };
-        drop(self.events.send(Event::Ban(Box::new(ban))));
+        (self.observer)(Event::Ban(Box::new(ban)))?;
         done.into_iter().try_for_each(|group| self.receive(group))
     }
 
@@ -224,7 +224,7 @@ impl Learner {
                 num_problems: num_problems as u64,
             };
             self.journal.append(&Record::Eval(eval.clone()))?;
-            drop(self.events.send(Event::Eval(eval.clone())));
+            (self.observer)(Event::Eval(eval.clone()))?;
             self.evals.push(eval);
         }
         Ok(())
