@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bus::nats::{Credentials, Lease, Server, Settings, Terms};
 use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess};
+use futures_util::TryStreamExt as _;
 use nats_server::NatsServer;
 use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemKey, ProblemOrigin, Request, Sampling, Task, TaskId,
@@ -474,6 +475,50 @@ async fn what_no_learner_wrote_is_replaced() {
     timeout(LIMIT, found()).await.expect("it is announced again");
     assert!(timeout(LEASE, lease.lost()).await.is_err(), "nobody has taken it over");
     timeout(LIMIT, lease.release()).await.unwrap();
+}
+
+/// What is left of a run that is over is what people are to look at.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_streams_of_a_run_that_is_over_are_removed() {
+    let server = NatsServer::start();
+    let (_lease, learner) = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let streams = async || jetstream.stream_names().try_collect::<BTreeSet<String>>().await.unwrap();
+    let bucket = BTreeSet::from(["KV_autodidact_runs".to_owned()]);
+    assert_eq!(streams().await.len(), 7);
+    connect(&server).await.forget(RUN).await;
+    assert_eq!(streams().await, bucket);
+
+    // As a learner does that missed that it is over; and something cannot be read.
+    assert!(learner.restore().await.unwrap());
+    let subject = format!("autodidact.{RUN}.task.t0.0");
+    jetstream.publish(subject, "no task".into()).await.unwrap().await.unwrap();
+    let worker: Arc<dyn Bus> = Arc::new(connect(&server).await.join(RUN, "one", terms().ack_wait));
+    let dead = format!("autodidact_{RUN}_dead");
+    let set_aside = async {
+        while jetstream.get_stream(&dead).await.unwrap().cached_info().state.messages == 0 {
+            expect_none(&worker, SOON).await;
+        }
+    };
+    timeout(LIMIT, set_aside).await.unwrap();
+    for _ in 0..2 {
+        connect(&server).await.forget(RUN).await;
+        assert_eq!(streams().await, BTreeSet::from([dead.clone(), bucket.first().unwrap().clone()]));
+    }
+}
+
+/// Somebody else made it, who did not know that leases must last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_forgets_is_refused() {
+    let server = NatsServer::start();
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let bucket = "autodidact_runs".to_owned();
+    let max_age = Duration::from_secs(60);
+    let config = async_nats::jetstream::kv::Config { bucket, max_age, ..Default::default() };
+    jetstream.create_key_value(config).await.unwrap();
+    let refused = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.map(|_| ()).unwrap_err().to_string();
+    assert!(refused.starts_with("bus: bucket autodidact_runs: expected entries that expire after 0 s "), "{refused}");
+    assert!(refused.contains("got entries that expire after 60 s "), "{refused}");
 }
 
 /// A server that is too old, as far as one can tell: it would leave out without a word what it does not know.

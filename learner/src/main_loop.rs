@@ -297,8 +297,6 @@ impl<'a> Learner<'a> {
             }
             if ends {
                 self.checkpoint()?;
-                // Nobody plays any more.
-                self.bus.retain_weights(&[]).await?;
                 return Ok(Outcome::Finished);
             }
             let folded = self.fold_step(step, asked.elapsed())?;

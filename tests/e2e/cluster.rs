@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use crate::nats_server::NatsServer;
@@ -55,6 +57,11 @@ fn one_of_each_gives_the_weights_of_one_process() {
             let ended = worker.end().success();
             assert!(ended.stdout.contains(" is over\n"), "a worker ends with its run: {ended:#?}");
         }
+        let streams = async {
+            let client = async_nats::connect(cluster.server.url()).await.unwrap();
+            async_nats::jetstream::new(client).stream_names().try_collect::<Vec<String>>().await.unwrap()
+        };
+        assert_eq!(Runtime::new().unwrap().block_on(streams), ["KV_autodidact_runs"]);
     }
 }
 
@@ -231,7 +238,7 @@ fn weights_that_were_changed_are_refused_and_come_again() {
     let verifier = cluster.start("verifier", &[]);
     let run = Cluster::run_of(&learner);
     let [tasks, weights] = ["task", "weights"].map(|queue| format!("autodidact_{run}_{queue}"));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = Runtime::new().unwrap();
     let jetstream = runtime
         .block_on(async { async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap()) });
     let num_tasks = async || {

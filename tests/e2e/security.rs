@@ -79,6 +79,38 @@ fn who_may_not_is_told_so() {
     learner.end().success();
 }
 
+/// A key that is taken out of the server's file: its process ends and says so, the run goes on without it.
+#[test]
+fn a_key_that_is_taken_back_ends_its_process() {
+    let folder = Folder::new();
+    folder.call(&INIT).success();
+    let server = NatsServer::with_keys(&folder.path("keys"));
+    let url = server.url();
+    let start = |role: &str, name: &str, more: &[&str]| {
+        let nkey = format!("keys/{name}.nk");
+        folder.start(&[&[role], more, &key(&url, &nkey)[..]].concat())
+    };
+    let learner = start("learner", "learner", &[&["smoke", "--run-dir", "run"][..], &HASTE].concat());
+    let [out, stays] = ["actor-0", "actor-1"].map(|name| start("actor", name, &[]));
+    wait_until("both to join", || [&out, &stays].iter().all(|actor| actor.printed_so_far().contains(": joined run ")));
+    let users = folder.path("keys/users.conf");
+    let all = std::fs::read_to_string(&users).unwrap();
+    let (before, from) = all.split_at(all.find("# actor-0: ").unwrap());
+    let after = &from[from.find("# actor-1: ").unwrap()..];
+    std::fs::write(&users, format!("{before}{after}")).unwrap();
+    server.reload();
+    let ended = out.end();
+    let refusal = ended.stderr.lines().last().unwrap();
+    assert!(refusal.starts_with("error: bus: not permitted: "), "{ended:#?}");
+    assert!(refusal.to_lowercase().contains("authorization violation"), "{ended:#?}");
+    let verifier = start("verifier", "verifier-0", &[]);
+    learner.end().success();
+    folder.history().assert_steps_of(&reference(0).history);
+    for worker in [stays, verifier] {
+        worker.end().success();
+    }
+}
+
 /// A server does not ask whether a user may write where it has the answer sent to. What stands there then, nobody of ours wrote;
 /// it is not believed, and comes right.
 #[test]
@@ -183,12 +215,12 @@ fn permissions_are_the_least_that_works() {
         "$KV.autodidact_runs.r.run",
         "$JS.API.STREAM.CREATE.autodidact_r_task",
         "$JS.API.STREAM.PURGE.autodidact_r_task",
+        "$JS.API.STREAM.DELETE.autodidact_r_task",
         "$JS.API.CONSUMER.CREATE.autodidact_r_key",
         "$JS.API.CONSUMER.MSG.NEXT.autodidact_r_scored.learner",
         "$JS.ACK.autodidact_r_scored.learner.1.1.1.1.0",
     ];
     let nobody = [
-        "$JS.API.STREAM.DELETE.autodidact_r_task",
         "$JS.API.STREAM.MSG.GET.autodidact_r_key",
         "autodidact.r.group.actor-9.t0.0",
         "autodidact.r.scored.verifier-9.t0.0",

@@ -241,6 +241,26 @@ impl Layout {
         Ok(None)
     }
 
+    /// Removes the streams of a run that is over. Messages that were set aside stay; gives the name of their stream, and how many
+    /// there are.
+    pub(super) async fn remove(&self, jetstream: &Context) -> Result<Option<(String, u64)>, async_nats::Error> {
+        let mut left = None;
+        for queue in Queue::ALL {
+            let name = self.stream(queue);
+            let num_messages = match jetstream.get_stream(&name).await {
+                Ok(stream) => stream.cached_info().state.messages,
+                Err(error) if is_no_stream(&error) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            if queue == Queue::Dead && num_messages > 0 {
+                left = Some((name, num_messages));
+                continue;
+            }
+            jetstream.delete_stream(&name).await?;
+        }
+        Ok(left)
+    }
+
     /// Makes what is not there, and says so each time. Says of each queue how many messages wait in it, and how many are taken.
     pub(super) async fn make_missing(
         &self,
@@ -306,4 +326,40 @@ fn consumer_terms(ack_policy: AckPolicy, ack_wait: Duration, max_deliver: i64, m
         "; its consumer: acknowledged {ack_policy:?} within {ack_wait:?}, delivered up to {max_deliver} times, \
          {max_ack_pending} at a time"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever a server leaves out or changes of what matters is noticed.
+    #[test]
+    fn what_a_server_made_otherwise_is_told_apart() {
+        let seconds = Duration::from_secs;
+        let terms = Terms { max_tasks: 8, ack_wait: seconds(30), lease: seconds(10), num_replicas: 1 };
+        let layout = Layout::new("r");
+        let changes: [fn(&mut Config); 8] = [
+            |config| config.subjects.truncate(1),
+            |config| config.retention = RetentionPolicy::Interest,
+            |config| config.discard = DiscardPolicy::Old,
+            |config| config.max_messages = -1,
+            |config| config.max_messages_per_subject = 7,
+            |config| config.duplicate_window = Duration::ZERO,
+            |config| config.allow_direct = true,
+            |config| config.num_replicas = 3,
+        ];
+        let wanted = layout.stream_config(Queue::Tasks, &terms);
+        for (number, change) in changes.iter().enumerate() {
+            let mut made = wanted.clone();
+            change(&mut made);
+            assert_ne!(stream_terms(&made), stream_terms(&wanted), "change {number}");
+        }
+        let consumer = |ack_wait, max_deliver, max_ack_pending| {
+            consumer_terms(AckPolicy::Explicit, seconds(ack_wait), max_deliver, max_ack_pending)
+        };
+        let wanted = consumer(30, -1, 32);
+        for made in [consumer(31, -1, 32), consumer(30, 5, 32), consumer(30, -1, 1)] {
+            assert_ne!(made, wanted);
+        }
+    }
 }

@@ -2,6 +2,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, Store, UpdateErrorKind};
+use async_nats::jetstream::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -40,6 +41,9 @@ const RENEWALS: u32 = 4;
 /// The longest wait for a server to hear that a learner leaves: it has ten seconds to end in all.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
+/// The longest wait for it to remove what is left of a run.
+const FORGET_LIMIT: Duration = Duration::from_secs(4);
+
 fn lease_key(run: &str) -> String {
     format!("{run}.lease")
 }
@@ -58,6 +62,7 @@ impl Server {
         check_name(run)?;
         check_name(course)?;
         let (epoch, revision) = self.take(run, holder, &terms).await?;
+        self.expect_bucket_kept(&terms).await?;
         let layout = Layout::new(course);
         let mut patience = self.patience("make the streams of the run".to_owned());
         loop {
@@ -90,6 +95,48 @@ impl Server {
         let keeper = tokio::spawn(keeper.keep(wakes));
         let lease = Lease { epoch, announcement, changed, lost, keeper, run: run.to_owned() };
         Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(terms))))
+    }
+
+    /// Compares the bucket of all runs, which may be another's work, with what leases and announcements need.
+    async fn expect_bucket_kept(&self, terms: &Terms) -> Result<(), Error> {
+        let mut patience = self.patience("look at the bucket of all runs".to_owned());
+        let store = loop {
+            match self.runs(terms.num_replicas).await {
+                Ok(store) => break store,
+                Err(error) => patience.wait_after(error).await?,
+            }
+        };
+        let stream::Config { max_age, allow_direct, .. } = store.stream.cached_info().config;
+        let describe = |max_age: Duration, allow_direct: bool| {
+            format!("entries that expire after {} s (0: never), direct reads {allow_direct}", max_age.as_secs_f64())
+        };
+        let (expected, got) = (describe(Duration::ZERO, true), describe(max_age, allow_direct));
+        match expected == got {
+            true => Ok(()),
+            false => Err(Error::Unfit { what: format!("bucket {RUNS}"), expected, got }),
+        }
+    }
+
+    /// Removes the streams of a course that is over. Where the server does not do it soon, a warning says so: they are in
+    /// nobody's way.
+    pub async fn forget(&self, course: &str) {
+        let removed = async {
+            let mut patience = self.patience("remove the streams of the run".to_owned());
+            loop {
+                match Layout::new(course).remove(&self.jetstream).await {
+                    Ok(left) => return Ok::<_, Error>(left),
+                    Err(error) => patience.wait_after(error).await?,
+                }
+            }
+        };
+        match tokio::time::timeout(FORGET_LIMIT, removed).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some((stream, num_messages)))) => {
+                tracing::warn!("{num_messages} messages that were set aside stay on the server, in stream {stream}");
+            }
+            Ok(Err(error)) => tracing::warn!(%error, course, "streams of a run that is over stay on the server"),
+            Err(_) => tracing::warn!(course, "streams of a run that is over stay on the server, which is away"),
+        }
     }
 
     async fn take(&self, run: &str, holder: &str, terms: &Terms) -> Result<(u64, u64), Error> {

@@ -238,10 +238,15 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
                     Event::SlowConsumer(_) => count(&heard.num_slow),
                     _ => {}
                 }
+                let said = match &event {
+                    Event::ServerError(error) => error.to_string(),
+                    Event::ClientError(error) => error.to_string(),
+                    _ => String::new(),
+                };
                 match event {
-                    Event::ServerError(error) if error.to_string().to_lowercase().contains("permissions violation") => {
+                    _ if is_denial(&said) => {
                         count(&heard.num_denied);
-                        *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                        *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
                     }
                     Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if heard.may_tell() => {
                         tracing::warn!("{event}");
@@ -250,6 +255,12 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
                 }
             }
         })
+}
+
+/// Tells whether this user may not do something, or is not known any more.
+fn is_denial(said: &str) -> bool {
+    let said = said.to_lowercase();
+    said.contains("permissions violation") || said.contains("authorization violation")
 }
 
 /// How long something may go on failing.

@@ -65,6 +65,12 @@ impl NatsServer {
         wait_for_port(self.folder.path());
     }
 
+    /// Has it read its config again.
+    #[allow(dead_code, reason = "not every suite that starts servers has keys")]
+    pub(crate) fn reload(&self) {
+        assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
+    }
+
     /// Removes everything that a killed server had stored.
     #[allow(dead_code, reason = "not every suite that starts servers wipes them")]
     pub(crate) fn wipe(&self) {
