@@ -23,6 +23,8 @@ struct Folded {
     num_steps: u64,
     /// Steps that took groups of more than one batch.
     num_mixed: u64,
+    /// Rollouts in the middle of which newer weights took over.
+    num_switched: usize,
 }
 
 /// Checks that nothing was trained on that is older than it may be, and that the run comes out of its journal again.
@@ -41,6 +43,8 @@ fn check(folder: &Folder) -> Folded {
                         let age = (step.step - 1).checked_sub(version).expect("of weights that were there");
                         assert!(age <= MAX_STALENESS, "step {}: {age} steps old", step.step);
                     }
+                    let rollouts = &scored.group.rollouts;
+                    folded.num_switched += rollouts.iter().filter(|rollout| rollout.versions.len() > 1).count();
                     batches.insert(scored.group.task.id.batch);
                 }
                 folded.num_steps += 1;
@@ -97,6 +101,22 @@ fn what_the_journal_has_lost_is_missed() {
         };
         assert_eq!(steps(&folder.files()[SEGMENT]), steps(&whole[SEGMENT]), "no step is made up");
     }
+}
+
+/// The actor has more to play than the learner to train, so that every version finds it in the middle of rollouts.
+#[test]
+fn weights_take_over_in_the_middle_of_rollouts() {
+    let cluster = Cluster::new();
+    let much = ["--set", "batch.num_rollouts=64", "--set", "learner.updates_per_step=1"];
+    let learner = cluster.learner(&[&FREE_RUNNING[..], &much].concat());
+    let actor = cluster.start("actor", &["--threads", "1", "--slots", "4"]);
+    let workers = [actor, cluster.start("verifier", &[])];
+    learner.end().success();
+    for worker in workers {
+        worker.end().success();
+    }
+    let folded = check(&cluster.folder);
+    assert!(folded.num_switched > 0, "{folded:?}");
 }
 
 /// Policy gradients included. The slow one has played for weights that are long gone when it is heard of again; nobody has

@@ -325,7 +325,9 @@ impl History {
     pub(crate) fn read(run_dir: &Path) -> History {
         let text = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
         let mut history = History { steps: Vec::new(), exams: Vec::new() };
-        for line in text.lines() {
+        // A row that a kill has cut short is none.
+        let whole_rows = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        for line in whole_rows.lines() {
             let row: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
             let step = row["step"].as_u64().unwrap();
             let name = |key: &str| row[key].as_str().unwrap().to_owned();
@@ -360,16 +362,20 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Finds the records of a journal segment: `[length | type | blake3 | body]`, one after the other.
+/// Finds the records of a journal segment: `[length | type | blake3 | body]`, one after the other. One that a kill has cut short
+/// is none.
 pub(crate) fn journal_records(segment: &[u8]) -> Vec<JournalRecord> {
     let mut records = Vec::new();
     let mut offset = 0;
-    while offset < segment.len() {
+    while offset + JournalRecord::HEADER_BYTES <= segment.len() {
         let body_bytes = u32::from_le_bytes(segment[offset..offset + 4].try_into().unwrap()) as usize;
+        let end = offset + JournalRecord::HEADER_BYTES + body_bytes;
+        if end > segment.len() {
+            break;
+        }
         records.push(JournalRecord { offset, kind: segment[offset + 4] });
-        offset += JournalRecord::HEADER_BYTES + body_bytes;
+        offset = end;
     }
-    assert_eq!(offset, segment.len(), "an undamaged segment");
     records
 }
 
