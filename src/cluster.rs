@@ -266,8 +266,6 @@ fn with_faults(bus: Arc<dyn Bus>, faults: Option<Faults>) -> Arc<dyn Bus> {
 pub(crate) struct Led {
     pub(crate) server: Server,
     lease: Lease,
-    /// Names its streams.
-    course: String,
     announcement: Announcement,
     pub(crate) bus: Arc<dyn Bus>,
 }
@@ -324,12 +322,11 @@ impl Meeting {
             num_replicas,
         };
         let holder = format!("{}:{}", machine(), std::path::absolute(run_dir)?.display());
-        let course = course(&run, manifest);
-        let (lease, bus) = server.lead(&run, &course, &holder, terms).await?;
+        let (lease, bus) = server.lead(&run, &course(&run, manifest), &holder, terms).await?;
         let config = run_config::to_toml(config)?;
         let announcement = Announcement { manifest: manifest.clone(), config, is_over: false };
         lease.announce(serde_json::to_vec(&announcement)?);
-        Ok(Led { server, lease, course, announcement, bus: with_faults(Arc::new(bus), fault) })
+        Ok(Led { server, lease, announcement, bus: with_faults(Arc::new(bus), fault) })
     }
 }
 
@@ -349,14 +346,14 @@ impl Led {
         self.lease.abandon();
     }
 
-    /// Lets go of the run; when it is over, workers hear of it, and what the server has of it is removed.
+    /// Lets go of the run; when it is over, workers hear of it, and then its streams are removed.
     pub(crate) async fn leave(self, is_over: bool) -> Result<()> {
         let announcement = Announcement { is_over, ..self.announcement };
         self.lease.announce(serde_json::to_vec(&announcement)?);
-        if is_over {
-            self.server.forget(&self.course).await;
+        match is_over {
+            true => self.lease.end().await,
+            false => self.lease.release().await,
         }
-        self.lease.release().await;
         self.server.flush().await;
         Ok(())
     }

@@ -140,6 +140,7 @@ impl Printer {
                 eprintln!("waiting: {waiting}");
                 Ok(())
             }
+            Event::Saving => Ok(()),
             Event::Checkpoint(path) => {
                 tracing::info!(path = %path.display(), "checkpoint written");
                 Ok(())

@@ -79,6 +79,8 @@ struct Summary {
     evals: Vec<EvalRecord>,
     /// The end of the run, where the clock fixed it.
     control: Option<Control>,
+    /// How often two actors said different things of one task.
+    num_disputes: u64,
     bans: Vec<BanRecord>,
     size_bytes: u64,
     unreadable: Vec<RecordError>,
@@ -109,6 +111,7 @@ impl Summary {
             }
             Record::Control(control) => summary.control = Some(control),
             Record::Ban(ban) => summary.bans.push(ban),
+            Record::Dispute(_) => summary.num_disputes += 1,
         })?;
         summary.size_bytes = folder_bytes(&run.join("journal"));
         summary.unreadable = unreadable;
@@ -149,6 +152,9 @@ impl Summary {
         }
         if let Some(Control { decay_from, stop_at }) = self.control {
             line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
+        }
+        if self.num_disputes > 0 {
+            line("disputes", format!("{} tasks of which actors said different things", self.num_disputes));
         }
         for BanRecord { player, tasks } in &self.bans {
             line("banned", format!("{player}; its groups of {} tasks were taken back", tasks.len()));

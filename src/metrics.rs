@@ -243,7 +243,7 @@ impl Metrics {
             Event::Ban(_) => values.banned_actors.inc(),
             Event::Waiting(waiting) => values.waiting(waiting),
             Event::Checkpoint(_) => values.checkpoint_time.set(unix_time().as_secs_f64()),
-            Event::CheckpointRefused(_) | Event::Control(_) => {}
+            Event::CheckpointRefused(_) | Event::Control(_) | Event::Saving => {}
         }
     }
 

@@ -11,6 +11,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::Value;
 
+use crate::files::write_whole;
+
 /// Writes the rows as events come.
 #[derive(Debug)]
 pub(crate) struct Recorder {
@@ -44,6 +46,7 @@ impl Recorder {
                 self.write(&row)
             }
             Event::Eval(eval) => self.write(&eval_row(eval)),
+            Event::Saving => self.file.sync_data().with_context(|| format!("sync {}", self.path.display())),
             Event::CheckpointRefused(_)
             | Event::Control(_)
             | Event::Checkpoint(_)
@@ -87,9 +90,7 @@ impl Recorder {
             }
         }
         missing.iter().for_each(|row| kept += &format!("{row}\n"));
-        let partial = self.path.with_extension("jsonl.partial");
-        std::fs::write(&partial, &kept).with_context(|| format!("write {}", partial.display()))?;
-        std::fs::rename(&partial, &self.path).with_context(|| format!("rename {}", partial.display()))?;
+        write_whole(&self.path, kept.as_bytes())?;
         self.file = append_to(&self.path)?;
         Ok(())
     }

@@ -361,8 +361,8 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
             Ok(())
         };
         let sources = crate::sources();
-        let summary = learner::run(config, options, lock, manifest, sources, exams, bus, observer, stopped).await;
-        (summary, recorder.cpu_time(), display)
+        let summary = learner::run(config, options, &lock, manifest, sources, exams, bus, observer, stopped).await;
+        (summary, recorder.cpu_time(), display, lock)
     });
     tokio::spawn(stop_on_signal(shutdown.clone(), "writing a checkpoint"));
     // The learner ends by itself; the others end only by failing, and their failure ends the run.
@@ -371,7 +371,8 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         failure = others.failure() => (None, Some(failure)),
     };
     shutdown.cancel();
-    let (summary, cpu_time, display) = match ended {
+    // The lock is kept until others know that the learner has left.
+    let (summary, cpu_time, display, _lock) = match ended {
         Some(ended) => ended,
         None => learner.await?,
     };

@@ -8,8 +8,8 @@ use crate::journal::{EvalRecord, RecordError};
 use crate::waiting::Waiting;
 use crate::{Control, StepReport, Totals};
 
-/// Whoever is told what happens, when it happens: a checkpoint is written when all before it has been taken in, so that
-/// nothing of it is lost with the process. A failure ends the run as it is.
+/// Whoever is told what happens, when it happens: a checkpoint is written when all before it has been taken in. A failure ends
+/// the run as it is.
 pub type Observer<'a> =
     &'a mut (dyn FnMut(Event) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync);
 
@@ -39,6 +39,8 @@ pub enum Event {
     Eval(EvalRecord),
     /// The clock fixed the end of the run.
     Control(Control),
+    /// A checkpoint is about to be written: what was to be kept of the events before it must be on the disk.
+    Saving,
     /// A checkpoint is written.
     Checkpoint(PathBuf),
     /// Nothing has come for a while.

@@ -27,6 +27,9 @@ pub enum Record {
     Control(Control),
     /// An actor that is believed nothing from here on.
     Ban(BanRecord),
+    /// Another group has come of a task of a batch that is not sealed, by an actor that may be right: the one that is here is as
+    /// if it had not come.
+    Dispute(TaskId),
 }
 
 /// A group that came in.
@@ -125,7 +128,7 @@ const MAX_RECORD_BYTES: u32 = 1 << 30;
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Longest record that is found again behind a damaged one.
 const MAX_SOUGHT_BYTES: usize = 1 << 20;
-const LAST_RECORD_TYPE: u8 = 5;
+const LAST_RECORD_TYPE: u8 = 6;
 
 /// A journal open for appending.
 #[derive(Debug)]
@@ -374,6 +377,7 @@ fn record_type(record: &Record) -> u8 {
         Record::Step(_) => 3,
         Record::Control(_) => 4,
         Record::Ban(_) => 5,
+        Record::Dispute(_) => 6,
     }
 }
 

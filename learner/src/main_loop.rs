@@ -22,9 +22,9 @@ use crate::journal::{EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
 use crate::plan::Plans;
 use crate::received::Received;
-use crate::run_dir::{Recovered, RunLock};
+use crate::run_dir::Recovered;
 use crate::waiting::{Missing, Workers};
-use crate::{Config, Control, Error, Fold, Manifest, State, Totals};
+use crate::{Config, Control, Error, Fold, Manifest, RunLock, State, Totals};
 
 /// How this process runs; changes when things happen, never what.
 #[derive(Clone, Debug)]
@@ -106,13 +106,15 @@ pub struct Summary {
 
 /// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
 ///
+/// Whoever has the lock keeps it for as long as others may take the run for his.
+///
 /// # Errors
 /// Any [`Error`]; whatever was synced to the journal stays.
 #[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
 pub async fn run(
     config: Config,
     options: RunOptions,
-    lock: RunLock,
+    _lock: &RunLock,
     manifest: Manifest,
     sources: Vec<Arc<dyn ProblemSource>>,
     exams: Vec<Exam>,
@@ -120,7 +122,7 @@ pub async fn run(
     observer: Observer<'_>,
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
-    let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, observer).await?;
+    let mut learner = Learner::open(config, options, manifest, sources, exams, bus, observer).await?;
     let outcome = learner.main_loop(&shutdown).await?;
     Ok(learner.summary(outcome))
 }
@@ -172,7 +174,6 @@ struct Learner<'a> {
     num_duplicates: u64,
     num_refused: u64,
     num_stale: u64,
-    _lock: RunLock,
 }
 
 /// Work beside the main loop that ends with it.
@@ -195,11 +196,9 @@ struct Sitting {
 }
 
 impl<'a> Learner<'a> {
-    #[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
     async fn open(
         config: Config,
         options: RunOptions,
-        lock: RunLock,
         manifest: Manifest,
         sources: Vec<Arc<dyn ProblemSource>>,
         exams: Vec<Exam>,
@@ -208,8 +207,9 @@ impl<'a> Learner<'a> {
     ) -> Result<Learner<'a>, Error> {
         let is_reproducible = manifest.reproducible;
         let mut refusals = Vec::new();
-        let recovered = Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason))?;
+        let recovered = Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason));
         refusals.into_iter().try_for_each(|reason| observer(Event::CheckpointRefused(reason)))?;
+        let recovered = recovered?;
         let Recovered { checkpoint, mut control, received, banned, trained, .. } = recovered;
         let Recovered { mut steps, mut evals, manifest: was, damage, .. } = recovered;
         // Before anybody hears that the run goes on: a refused config must change nothing.
@@ -270,7 +270,6 @@ impl<'a> Learner<'a> {
             num_duplicates: 0,
             num_refused: 0,
             num_stale: 0,
-            _lock: lock,
         };
         if was.is_none() {
             learner.journal.append(&Record::Manifest(manifest))?;
@@ -297,6 +296,8 @@ impl<'a> Learner<'a> {
             }
             if ends {
                 self.checkpoint()?;
+                // Nobody plays any more.
+                self.bus.retain_weights(&[]).await?;
                 return Ok(Outcome::Finished);
             }
             let folded = self.fold_step(step, asked.elapsed())?;
@@ -656,10 +657,11 @@ impl<'a> Learner<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
-        let state = self.fold.state();
-        if self.last_checkpoint == Some(state.step) {
+        if self.last_checkpoint == Some(self.fold.state().step) {
             return Ok(());
         }
+        (self.observer)(Event::Saving)?;
+        let state = self.fold.state();
         let folder = self.options.run_dir.join("checkpoints");
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         let own = self.fold.weights_digest();

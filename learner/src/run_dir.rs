@@ -136,6 +136,7 @@ impl Recovered {
                     received.take(&taken_back);
                     banned.insert(player);
                 }
+                Record::Dispute(id) => drop(received.take(&[id])),
             }
         })?;
         if manifest.is_none() && (num_records > 0 || !damage.unreadable.is_empty()) {

@@ -48,11 +48,21 @@ impl Guarded {
 
     /// Starts the hostile actor for a run; for what it played it sends what `forge` makes of it.
     fn forger(&self, run: &str, forge: Forge) -> Forger {
-        let credentials = Credentials {
-            nkey: Some(self.folder.path(&format!("keys/{FORGER}.nk"))),
+        Forger::start(self.server.url(), self.credentials(FORGER), run, FORGER, forge)
+    }
+
+    fn credentials(&self, name: &str) -> Credentials {
+        Credentials {
+            nkey: Some(self.folder.path(&format!("keys/{name}.nk"))),
             tls_ca: Some(self.folder.path("keys/ca.pem")),
-        };
-        Forger::start(self.server.url(), credentials, run, FORGER, forge)
+        }
+    }
+
+    /// Counts the records of a kind in the journal.
+    fn num_records(&self, is_kind: fn(&Record) -> bool) -> usize {
+        let mut count = 0;
+        drop(read_journal(&self.folder.path("run/journal"), |record| count += usize::from(is_kind(&record))));
+        count
     }
 }
 
@@ -82,6 +92,14 @@ impl Forger {
 async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> Nats {
     let settings = Settings { url, patience: Duration::from_secs(60), credentials };
     Server::connect(settings, name).await.unwrap().join(run, name, Duration::from_secs(1))
+}
+
+/// Plays a task as it should be.
+async fn play(bus: &Nats, task: &Task) -> Group {
+    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
+    let packed = Arc::new(actor::unpack(task.weights, &bus.get_weights(task.weights).await.unwrap()).unwrap());
+    engine.submit(task.clone(), Weights { policy_version: task.policy_version, packed }).unwrap();
+    groups.recv().await.unwrap().unwrap()
 }
 
 async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
@@ -225,6 +243,39 @@ fn an_actor_that_gives_itself_away_needs_no_audit() {
     }
 }
 
+/// A forged group is in the journal, and another actor says otherwise; the learner is killed before a third can decide. It does
+/// not take the forged one for good.
+#[test]
+fn what_is_disputed_outlives_the_learner() {
+    let cluster = Guarded::new();
+    let learner = cluster.learner(&["smoke", "--set", "local.bus.audit_share=1e-9", "--set", "exams.names=[]"]);
+    let run = Cluster::run_of(&learner);
+    let _verifier = cluster.start("verifier-0", &[]);
+    let runtime = Runtime::new().unwrap();
+    let [forger, other] = [FORGER, "actor-1"]
+        .map(|name| runtime.block_on(join(cluster.server.url(), cluster.credentials(name), &run, name)));
+    let honest = runtime.block_on(async {
+        let task = forger.next_task().await.unwrap();
+        let group = play(&forger, &task.message.body).await;
+        let lie = forged(group.clone(), 0).remove(0);
+        forger.publish_group(task.message.reply(lie)).await.unwrap();
+        task.acknowledge().await.unwrap();
+        forger.leave().await;
+        task.message.reply(group)
+    });
+    wait_until("the forged group", || cluster.num_records(|record| matches!(record, Record::Group(_))) > 0);
+    runtime.block_on(other.publish_group(honest)).unwrap();
+    wait_until("the dispute", || cluster.num_records(|record| matches!(record, Record::Dispute(_))) > 0);
+    learner.kill();
+    let resumed = cluster.learner(&["--resume"]);
+    let actor = cluster.start("actor-0", &[]);
+    resumed.end().success();
+    actor.end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    let inspected = cluster.folder.call(&["inspect", "run"]).success().stdout;
+    assert!(inspected.contains("\ndisputes      1 tasks of which actors said different things\n"), "{inspected}");
+}
+
 #[test]
 fn an_audit_without_a_second_actor_says_what_it_waits_for() {
     let cluster = Cluster::new();
@@ -250,12 +301,8 @@ fn repeating_what_is_known_hides_no_stall() {
     let runtime = Runtime::new().unwrap();
     let parrot = runtime.block_on(join(url, Credentials::default(), &run, "parrot"));
     runtime.spawn(async move {
-        let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
         let task = parrot.next_task().await.unwrap();
-        let Task { weights, policy_version, .. } = task.message.body;
-        let packed = Arc::new(actor::unpack(weights, &parrot.get_weights(weights).await.unwrap()).unwrap());
-        engine.submit(task.message.body.clone(), Weights { policy_version, packed }).unwrap();
-        let group = groups.recv().await.unwrap().unwrap();
+        let group = play(&parrot, &task.message.body).await;
         loop {
             parrot.publish_group(task.message.reply(group.clone())).await.unwrap();
         }

@@ -140,6 +140,22 @@ fn a_learner_killed_before_a_sync_goes_on_with_the_same_weights() {
     cluster.ends_as_undisturbed(workers);
 }
 
+/// Before a row is written, or what was written is synced for a checkpoint: no row is lost, none is there twice.
+#[test]
+fn a_learner_killed_at_a_row_of_its_metrics_loses_none() {
+    let cluster = Cluster::new();
+    let workers = cluster.workers();
+    let every = ["--set", "local.checkpoint_every=1"];
+    let faults = ["write:signal=KILL:when=1", "write:signal=KILL:when=4", "fdatasync:signal=KILL:when=2"];
+    for (life, fault) in faults.into_iter().enumerate() {
+        let args = if life == 0 { &["smoke", "--run-dir", "run"][..] } else { &RESUME };
+        let ended = cluster.traced_learner("run/metrics.jsonl", fault, &[args, &every].concat()).end();
+        was_killed(&ended, &cluster.folder);
+    }
+    cluster.ends_as_undisturbed(workers);
+    assert_eq!(cluster.folder.history(), reference(0).history);
+}
+
 #[test]
 fn a_learner_killed_between_sync_and_acknowledgement_goes_on_with_the_same_weights() {
     let cluster = Cluster::new();

@@ -66,7 +66,7 @@ fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Resul
         let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
         tokio::spawn(actor::run(actor::Config { num_threads: 1, num_slots: 64 }, bus.clone(), shutdown.clone()));
         tokio::spawn(verifier::run(config.batch.num_rollouts, bus.clone(), shutdown.clone()));
-        learner::run(config, options, lock, manifest, sources(), exams, bus, observer, shutdown.clone()).await
+        learner::run(config, options, &lock, manifest, sources(), exams, bus, observer, shutdown.clone()).await
     })
 }
 

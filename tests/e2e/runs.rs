@@ -362,9 +362,16 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Finds the records of a journal segment: `[length | type | blake3 | body]`, one after the other. One that a kill has cut short
-/// is none.
+/// Finds the records of an undamaged journal segment.
 pub(crate) fn journal_records(segment: &[u8]) -> Vec<JournalRecord> {
+    let (records, end) = whole_records(segment);
+    assert_eq!(end, segment.len(), "an undamaged segment");
+    records
+}
+
+/// Finds the records of a journal segment, `[length | type | blake3 | body]`, one after the other, and where the last one ends
+/// that is there as a whole.
+pub(crate) fn whole_records(segment: &[u8]) -> (Vec<JournalRecord>, usize) {
     let mut records = Vec::new();
     let mut offset = 0;
     while offset + JournalRecord::HEADER_BYTES <= segment.len() {
@@ -376,7 +383,7 @@ pub(crate) fn journal_records(segment: &[u8]) -> Vec<JournalRecord> {
         records.push(JournalRecord { offset, kind: segment[offset + 4] });
         offset = end;
     }
-    records
+    (records, offset)
 }
 
 /// Asks a process over HTTP.

@@ -40,9 +40,10 @@ const RUNS: &str = "autodidact_runs";
 const RENEWALS: u32 = 4;
 /// The longest wait for a server to hear that a learner leaves: it has ten seconds to end in all.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
-
-/// The longest wait for it to remove what is left of a run.
-const FORGET_LIMIT: Duration = Duration::from_secs(4);
+/// The longest wait where it is to remove the run's streams besides.
+const END_LIMIT: Duration = Duration::from_secs(7);
+/// After how long workers know that a run is over: they look once a second.
+const HEARD_AFTER: Duration = Duration::from_millis(1500);
 
 fn lease_key(run: &str) -> String {
     format!("{run}.lease")
@@ -61,24 +62,13 @@ impl Server {
     pub async fn lead(&self, run: &str, course: &str, holder: &str, terms: Terms) -> Result<(Lease, Nats), Error> {
         check_name(run)?;
         check_name(course)?;
+        self.expect_bucket(&terms).await?;
         let (epoch, revision) = self.take(run, holder, &terms).await?;
-        self.expect_bucket_kept(&terms).await?;
         let layout = Layout::new(course);
-        let mut patience = self.patience("make the streams of the run".to_owned());
-        loop {
-            match layout.make_anew(&self.jetstream, &terms).await {
-                Ok(()) => break,
-                Err(error) => patience.wait_after(error).await?,
-            }
-        }
-        let difference = loop {
-            match layout.difference(&self.jetstream, &terms).await {
-                Ok(difference) => break difference,
-                Err(error) => patience.wait_after(error).await?,
-            }
-        };
-        if let Some(Difference { what, wanted, got }) = difference {
-            return Err(Error::Unfit { what, expected: wanted, got });
+        if let Err(error) = self.make_streams(&layout, &terms).await {
+            // Nobody leads it now.
+            drop(self.let_go(run, revision, &terms).await);
+            return Err(error);
         }
         let (changed, wakes) = watch::channel(Wish::Announce);
         let (tell, lost) = watch::channel(None);
@@ -87,8 +77,11 @@ impl Server {
             server: self.clone(),
             run: run.to_owned(),
             terms,
+            layout,
             held: Holder { holder: holder.to_owned(), epoch },
             revision,
+            num_failures: 0,
+            has_removed: false,
             announcement: announcement.clone(),
             tell,
         };
@@ -97,46 +90,60 @@ impl Server {
         Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(terms))))
     }
 
-    /// Compares the bucket of all runs, which may be another's work, with what leases and announcements need.
-    async fn expect_bucket_kept(&self, terms: &Terms) -> Result<(), Error> {
-        let mut patience = self.patience("look at the bucket of all runs".to_owned());
-        let store = loop {
-            match self.runs(terms.num_replicas).await {
-                Ok(store) => break store,
+    async fn make_streams(&self, layout: &Layout, terms: &Terms) -> Result<(), Error> {
+        let mut patience = self.patience("make the streams of the run".to_owned());
+        let difference = loop {
+            let made = async {
+                layout.make_anew(&self.jetstream, terms).await?;
+                layout.difference(&self.jetstream, terms).await
+            };
+            match made.await {
+                Ok(difference) => break difference,
                 Err(error) => patience.wait_after(error).await?,
             }
         };
-        let stream::Config { max_age, allow_direct, .. } = store.stream.cached_info().config;
-        let describe = |max_age: Duration, allow_direct: bool| {
-            format!("entries that expire after {} s (0: never), direct reads {allow_direct}", max_age.as_secs_f64())
+        match difference {
+            None => Ok(()),
+            Some(Difference { what, wanted, got }) => Err(Error::Unfit { what, expected: wanted, got }),
+        }
+    }
+
+    /// Compares the bucket of all runs, which may be another's work, with what leases and announcements need. Only their copies
+    /// are made more where they are too few.
+    async fn expect_bucket(&self, terms: &Terms) -> Result<(), Error> {
+        let mut patience = self.patience("look at the bucket of all runs".to_owned());
+        let config = loop {
+            let found = async {
+                let config = self.runs(terms.num_replicas).await?.stream.cached_info().config.clone();
+                if config.num_replicas >= terms.num_replicas {
+                    return Ok::<_, async_nats::Error>(config);
+                }
+                let more = stream::Config { num_replicas: terms.num_replicas, ..config };
+                Ok(self.jetstream.update_stream(more).await?.config)
+            };
+            match found.await {
+                Ok(config) => break config,
+                Err(error) => patience.wait_after(error).await?,
+            }
         };
-        let (expected, got) = (describe(Duration::ZERO, true), describe(max_age, allow_direct));
+        let describe = |max_age: Duration, max_bytes: i64, max_message_size: i32, allow_direct: bool| {
+            let age = max_age.as_secs_f64();
+            format!(
+                "expiry after {age} s, up to {max_bytes} bytes, {max_message_size} an entry, direct reads {allow_direct}"
+            )
+        };
+        let expected = describe(Duration::ZERO, -1, -1, true);
+        let got = describe(config.max_age, config.max_bytes, config.max_message_size, config.allow_direct);
         match expected == got {
             true => Ok(()),
             false => Err(Error::Unfit { what: format!("bucket {RUNS}"), expected, got }),
         }
     }
 
-    /// Removes the streams of a course that is over. Where the server does not do it soon, a warning says so: they are in
-    /// nobody's way.
-    pub async fn forget(&self, course: &str) {
-        let removed = async {
-            let mut patience = self.patience("remove the streams of the run".to_owned());
-            loop {
-                match Layout::new(course).remove(&self.jetstream).await {
-                    Ok(left) => return Ok::<_, Error>(left),
-                    Err(error) => patience.wait_after(error).await?,
-                }
-            }
-        };
-        match tokio::time::timeout(FORGET_LIMIT, removed).await {
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some((stream, num_messages)))) => {
-                tracing::warn!("{num_messages} messages that were set aside stay on the server, in stream {stream}");
-            }
-            Ok(Err(error)) => tracing::warn!(%error, course, "streams of a run that is over stay on the server"),
-            Err(_) => tracing::warn!(course, "streams of a run that is over stay on the server, which is away"),
-        }
+    /// Removes a lease, if it is still the one of this revision.
+    async fn let_go(&self, run: &str, revision: u64, terms: &Terms) -> Result<(), async_nats::Error> {
+        let store = self.runs(terms.num_replicas).await?;
+        Ok(store.delete_expect_revision(lease_key(run), Some(revision)).await?)
     }
 
     async fn take(&self, run: &str, holder: &str, terms: &Terms) -> Result<(u64, u64), Error> {
@@ -275,9 +282,18 @@ impl Lease {
     }
 
     /// Lets go of the run, once what was announced last is heard: the next learner need not wait.
-    pub async fn release(mut self) {
-        self.changed.send_replace(Wish::Release);
-        if tokio::time::timeout(RELEASE_LIMIT, &mut self.keeper).await.is_err() {
+    pub async fn release(self) {
+        self.leave(Wish::Release, RELEASE_LIMIT).await;
+    }
+
+    /// Lets go of a run that is over, and removes its streams once workers know; messages that were set aside stay.
+    pub async fn end(self) {
+        self.leave(Wish::End, END_LIMIT).await;
+    }
+
+    async fn leave(mut self, wish: Wish, limit: Duration) {
+        self.changed.send_replace(wish);
+        if tokio::time::timeout(limit, &mut self.keeper).await.is_err() {
             self.keeper.abort();
             tracing::warn!(run = self.run, "the server did not hear that the learner left; its lease runs out");
         }
@@ -291,6 +307,8 @@ enum Wish {
     Announce,
     /// To let go.
     Release,
+    /// To let go, and to remove what is left.
+    End,
 }
 
 /// Renews a lease and what was announced with it.
@@ -298,8 +316,13 @@ struct Keeper {
     server: Server,
     run: String,
     terms: Terms,
+    layout: Layout,
     held: Holder,
     revision: u64,
+    /// How often in a row it could not be renewed.
+    num_failures: u32,
+    /// Whether the streams of a run that is over have been removed, as far as they can be.
+    has_removed: bool,
     announcement: Arc<Mutex<Vec<u8>>>,
     tell: watch::Sender<Option<String>>,
 }
@@ -308,22 +331,27 @@ impl Keeper {
     async fn keep(mut self, mut wishes: watch::Receiver<Wish>) {
         let every = self.terms.lease / RENEWALS;
         loop {
-            let is_leaving = *wishes.borrow_and_update() == Wish::Release;
-            let pause = match self.renew().await {
+            let wish = *wishes.borrow_and_update();
+            let left = match self.renew().await {
                 Ok(Some(holder)) => {
                     self.tell.send_replace(Some(holder));
                     return;
                 }
-                Ok(None) if is_leaving => match self.let_go().await {
-                    Ok(()) => return,
-                    Err(_) => RETRY_PAUSE,
-                },
-                Ok(None) => every,
-                Err(error) => {
-                    tracing::debug!(%error, "the lease could not be renewed");
-                    if is_leaving { RETRY_PAUSE } else { every }
-                }
+                Ok(None) => self.leave(wish).await,
+                Err(error) => Err(error),
             };
+            match left {
+                Ok(true) => return,
+                Ok(false) => self.num_failures = 0,
+                Err(error) => {
+                    self.num_failures += 1;
+                    match self.num_failures == RENEWALS {
+                        true => tracing::warn!(%error, run = self.run, "the lease could not be renewed in its time"),
+                        false => tracing::debug!(%error, "the lease could not be renewed"),
+                    }
+                }
+            }
+            let pause = if wish == Wish::Announce { every } else { RETRY_PAUSE };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = wishes.changed() => if changed.is_err() { return },
@@ -331,10 +359,29 @@ impl Keeper {
         }
     }
 
-    /// Removes the lease, if it is still the one that was renewed last.
-    async fn let_go(&self) -> Result<(), async_nats::Error> {
-        let store = self.server.runs(self.terms.num_replicas).await?;
-        Ok(store.delete_expect_revision(lease_key(&self.run), Some(self.revision)).await?)
+    /// Leaves the run, where that is wished for; tells whether it was.
+    async fn leave(&mut self, wish: Wish) -> Result<bool, async_nats::Error> {
+        if wish == Wish::Announce {
+            return Ok(false);
+        }
+        if wish == Wish::End && !std::mem::replace(&mut self.has_removed, true) {
+            tokio::time::sleep(HEARD_AFTER.min(self.terms.lease / 2)).await;
+            self.remove_streams().await;
+        }
+        self.server.let_go(&self.run, self.revision, &self.terms).await?;
+        Ok(true)
+    }
+
+    /// Removes the streams of the run. Those that cannot be removed are in nobody's way.
+    async fn remove_streams(&self) {
+        let run = &self.run;
+        match self.layout.remove(&self.server.jetstream).await {
+            Ok(None) => {}
+            Ok(Some((stream, num_messages))) => {
+                tracing::warn!("{num_messages} messages that were set aside stay on the server, in stream {stream}");
+            }
+            Err(error) => tracing::warn!(%error, run, "streams of the run, which is over, stay on the server"),
+        }
     }
 
     /// Renews once; gives who else has the run.

@@ -77,6 +77,8 @@ pub struct Server {
 struct Heard {
     /// What it refused last for want of permission.
     denied: Mutex<Option<String>>,
+    /// Since when it has refused this user, and in what words.
+    refused: Mutex<Option<(Instant, String)>>,
     /// When somebody was last told that it is waited for.
     told: Mutex<Option<Instant>>,
     num_connects: AtomicU64,
@@ -88,6 +90,8 @@ struct Heard {
 /// The oldest server that has what is used here. Older ones drop what they do not know without a word.
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// For how long no server may know this user before it is taken for good: keys are given to servers one by one.
+const REFUSED_LIMIT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_IN_FLIGHT: usize = 256;
 const SUBSCRIPTION_CAPACITY: usize = 512;
@@ -176,8 +180,53 @@ impl Server {
 
 impl Heard {
     fn expect_permitted(&self) -> Result<(), Error> {
-        let denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        denied.clone().map_or(Ok(()), |reason| Err(Error::Denied { reason }))
+        if let Some(reason) = self.denied.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(Error::Denied { reason });
+        }
+        match &*self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((since, said)) if since.elapsed() >= REFUSED_LIMIT => {
+                let seconds = REFUSED_LIMIT.as_secs();
+                Err(Error::Denied {
+                    reason: format!("for {seconds} s no server has known the key of this process: {said}"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes in what the server, or the client, says of itself.
+    fn hear(&self, event: Event) {
+        let count = |count: &AtomicU64| _ = count.fetch_add(1, Ordering::Relaxed);
+        let said = match &event {
+            Event::ServerError(error) => error.to_string(),
+            Event::ClientError(error) => error.to_string(),
+            _ => String::new(),
+        };
+        let lower = said.to_lowercase();
+        match &event {
+            Event::Connected => {
+                count(&self.num_connects);
+                // One of several servers may not have heard of a key yet.
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            Event::SlowConsumer(_) => count(&self.num_slow),
+            _ => {}
+        }
+        if lower.contains("permissions violation") {
+            count(&self.num_denied);
+            *self.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
+            return;
+        }
+        if lower.contains("authorization violation") {
+            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+            refused.get_or_insert_with(|| (Instant::now(), said));
+        }
+        match event {
+            Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if self.may_tell() => {
+                tracing::warn!("{event}");
+            }
+            event => tracing::info!("{event}"),
+        }
     }
 
     /// Whether it is time to tell somebody that the server is waited for: many wait for the same.
@@ -231,36 +280,8 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
         .reconnect_delay_callback(|_| RETRY_PAUSE)
         .event_callback(move |event| {
             let heard = heard.clone();
-            async move {
-                let count = |count: &AtomicU64| _ = count.fetch_add(1, Ordering::Relaxed);
-                match &event {
-                    Event::Connected => count(&heard.num_connects),
-                    Event::SlowConsumer(_) => count(&heard.num_slow),
-                    _ => {}
-                }
-                let said = match &event {
-                    Event::ServerError(error) => error.to_string(),
-                    Event::ClientError(error) => error.to_string(),
-                    _ => String::new(),
-                };
-                match event {
-                    _ if is_denial(&said) => {
-                        count(&heard.num_denied);
-                        *heard.denied.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
-                    }
-                    Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if heard.may_tell() => {
-                        tracing::warn!("{event}");
-                    }
-                    event => tracing::info!("{event}"),
-                }
-            }
+            async move { heard.hear(event) }
         })
-}
-
-/// Tells whether this user may not do something, or is not known any more.
-fn is_denial(said: &str) -> bool {
-    let said = said.to_lowercase();
-    said.contains("permissions violation") || said.contains("authorization violation")
 }
 
 /// How long something may go on failing.

@@ -119,6 +119,8 @@ impl Learner<'_> {
         if self.was_folded(id.batch) {
             return Ok(());
         }
+        // A learner that goes on before it is decided has both played again.
+        self.journal.append(&Record::Dispute(id))?;
         self.received.take(&[id]).into_iter().for_each(|(_, first)| self.audits.dispute(first));
         self.hear(group)
     }
