@@ -79,7 +79,7 @@ struct Summary {
     evals: Vec<EvalRecord>,
     /// The end of the run, where the clock fixed it.
     control: Option<Control>,
-    /// How often two actors said different things of one task.
+    /// How often an actor said otherwise of a task that was done.
     num_disputes: u64,
     bans: Vec<BanRecord>,
     size_bytes: u64,
@@ -154,7 +154,7 @@ impl Summary {
             line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
         }
         if self.num_disputes > 0 {
-            line("disputes", format!("{} tasks of which actors said different things", self.num_disputes));
+            line("disputes", format!("{}: another actor said otherwise of a task that was done", self.num_disputes));
         }
         for BanRecord { player, tasks } in &self.bans {
             line("banned", format!("{player}; its groups of {} tasks were taken back", tasks.len()));

@@ -517,6 +517,13 @@ async fn a_learner_that_was_overtaken_removes_nothing() {
     overtaken.end().await;
     assert!(!learner.restore().await.unwrap(), "its streams are there");
     assert_eq!(connect(&server).await.announcement(RUN).await.unwrap(), None);
+
+    // Nor does it take the run back when the other has left.
+    let (overtaken, _) = lead().await;
+    let (again, _) = lead().await;
+    again.end().await;
+    let lost = timeout(LIMIT, overtaken.lost()).await.unwrap();
+    assert!(matches!(lost, Error::Taken { .. }), "{lost}");
 }
 
 /// Somebody else made it, who did not know that leases must last.

@@ -28,6 +28,8 @@ pub(crate) struct Audits {
     undecided: BTreeMap<TaskId, Vec<GroupRecord>>,
     banned: BTreeSet<String>,
     trained: Trained,
+    /// Tasks that two actors must agree on, drawn or not: an earlier process heard different things.
+    disputed: BTreeSet<TaskId>,
     num_audited: u64,
 }
 
@@ -59,8 +61,13 @@ pub(crate) struct Lie {
 }
 
 impl Audits {
-    pub(crate) fn new(audit: Option<Audit>, banned: BTreeSet<String>, trained: Trained) -> Audits {
-        Audits { audit, banned, trained, ..Audits::default() }
+    pub(crate) fn new(
+        audit: Option<Audit>,
+        banned: BTreeSet<String>,
+        trained: Trained,
+        disputed: BTreeSet<TaskId>,
+    ) -> Audits {
+        Audits { audit, banned, trained, disputed, ..Audits::default() }
     }
 
     /// Tells whether actors are audited at all, and so may be wrong.
@@ -158,7 +165,7 @@ impl Audits {
         let hash = Digest::from_bytes(*blake3::keyed_hash(secret, &wire::encode(&task)).as_bytes());
         // 53 bits are what a float of [0, 1) holds.
         let draw = (hash.head() >> 11) as f64 / (1_u64 << 53) as f64;
-        task.kind == TaskKind::Train && draw < *share
+        task.kind == TaskKind::Train && (draw < *share || self.disputed.contains(&task))
     }
 }
 
@@ -222,7 +229,7 @@ mod tests {
     }
 
     fn audits(share: f64) -> Audits {
-        Audits::new(Some(Audit { share, secret: [7; 32] }), BTreeSet::new(), Trained::default())
+        Audits::new(Some(Audit { share, secret: [7; 32] }), BTreeSet::new(), Trained::default(), BTreeSet::new())
     }
 
     fn lie(player: &str, said: f32, agreed: f32) -> Lie {
@@ -317,7 +324,8 @@ mod tests {
     #[test]
     fn a_share_is_audited_and_the_secret_says_which() {
         let audited = |share, secret| {
-            let audits = Audits::new(Some(Audit { share, secret }), BTreeSet::new(), Trained::default());
+            let audits =
+                Audits::new(Some(Audit { share, secret }), BTreeSet::new(), Trained::default(), BTreeSet::new());
             (0..10_000).filter(|index| audits.is_audited(task(*index))).collect::<BTreeSet<u32>>()
         };
         assert_eq!((audited(0.0, [7; 32]).len(), audited(1.0, [7; 32]).len()), (0, 10_000));

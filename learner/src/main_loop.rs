@@ -210,7 +210,7 @@ impl<'a> Learner<'a> {
         let recovered = Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason));
         refusals.into_iter().try_for_each(|reason| observer(Event::CheckpointRefused(reason)))?;
         let recovered = recovered?;
-        let Recovered { checkpoint, mut control, received, banned, trained, .. } = recovered;
+        let Recovered { checkpoint, mut control, received, banned, trained, disputed, .. } = recovered;
         let Recovered { mut steps, mut evals, manifest: was, damage, .. } = recovered;
         // Before anybody hears that the run goes on: a refused config must change nothing.
         if let Some(was) = &was {
@@ -241,7 +241,7 @@ impl<'a> Learner<'a> {
         let elapsed_before =
             steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
         let last_checkpoint = resumes.then_some(state.step);
-        let audits = Audits::new(options.audit, banned, trained);
+        let audits = Audits::new(options.audit, banned, trained, disputed);
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {
             options,
@@ -296,8 +296,6 @@ impl<'a> Learner<'a> {
             }
             if ends {
                 self.checkpoint()?;
-                // Nobody plays any more.
-                self.bus.retain_weights(&[]).await?;
                 return Ok(Outcome::Finished);
             }
             let folded = self.fold_step(step, asked.elapsed())?;

@@ -62,6 +62,8 @@ pub(crate) struct Recovered {
     pub(crate) banned: BTreeSet<String>,
     /// Of batches that the checkpoint has folded.
     pub(crate) trained: Trained,
+    /// Tasks on which actors disagreed, and nobody has decided.
+    pub(crate) disputed: BTreeSet<TaskId>,
     pub(crate) steps: BTreeMap<u64, StepRecord>,
     pub(crate) evals: Vec<EvalRecord>,
     pub(crate) manifest: Option<Manifest>,
@@ -100,7 +102,7 @@ impl Recovered {
     /// Reads the journal, as far as a run needs it that goes on from a step with these plans.
     fn after(step: u64, planned: &Plans, journal: &Path, is_reproducible: bool) -> Result<Recovered, Error> {
         let mut received = Received::default();
-        let (mut banned, mut trained) = (BTreeSet::new(), Trained::default());
+        let (mut banned, mut trained, mut disputed) = (BTreeSet::new(), Trained::default(), BTreeSet::new());
         let mut players = BTreeMap::<u64, BTreeMap<u32, String>>::new();
         let (mut steps, mut evals, mut manifest, mut control) = (BTreeMap::new(), Vec::new(), None, None);
         let mut num_records = 0;
@@ -123,6 +125,7 @@ impl Recovered {
                 }
                 Record::Group(group) => {
                     let id = group.task();
+                    disputed.remove(&id);
                     players.entry(id.batch).or_default().insert(id.index, group.played_by.clone());
                     // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its
                     // checkpoint.
@@ -136,7 +139,10 @@ impl Recovered {
                     received.take(&taken_back);
                     banned.insert(player);
                 }
-                Record::Dispute(id) => drop(received.take(&[id])),
+                Record::Dispute(id) => {
+                    received.take(&[id]);
+                    disputed.insert(id);
+                }
             }
         })?;
         if manifest.is_none() && (num_records > 0 || !damage.unreadable.is_empty()) {
@@ -146,7 +152,7 @@ impl Recovered {
                 got: "none that can be read".to_owned(),
             });
         }
-        Ok(Recovered { checkpoint: None, control, received, banned, trained, steps, evals, manifest, damage })
+        Ok(Recovered { checkpoint: None, control, received, banned, trained, disputed, steps, evals, manifest, damage })
     }
 }
 

@@ -267,13 +267,20 @@ fn what_is_disputed_outlives_the_learner() {
     runtime.block_on(other.publish_group(honest)).unwrap();
     wait_until("the dispute", || cluster.num_records(|record| matches!(record, Record::Dispute(_))) > 0);
     learner.kill();
-    let resumed = cluster.learner(&["--resume"]);
-    let actor = cluster.start("actor-0", &[]);
-    resumed.end().success();
-    actor.end().success();
+    let resumed = cluster.learner(&["--resume", "--json"]);
+    let actors = ["actor-0", "actor-1"].map(|name| cluster.start(name, &[]));
+    let ended = resumed.end().success();
+    let summary: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(summary["num_audited"], 1, "two must agree on it");
+    for actor in actors {
+        actor.end().success();
+    }
     cluster.folder.history().assert_steps_of(&reference(0).history);
     let inspected = cluster.folder.call(&["inspect", "run"]).success().stdout;
-    assert!(inspected.contains("\ndisputes      1 tasks of which actors said different things\n"), "{inspected}");
+    assert!(
+        inspected.contains("\ndisputes      1: another actor said otherwise of a task that was done\n"),
+        "{inspected}"
+    );
 }
 
 #[test]

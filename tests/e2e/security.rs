@@ -101,7 +101,7 @@ fn a_key_that_is_taken_back_ends_its_process() {
     server.reload();
     let ended = out.end();
     let refusal = ended.stderr.lines().last().unwrap();
-    let says = "error: bus: not permitted: for 5 s no server has known the key of this process: ";
+    let says = "error: bus: not permitted: for 10 s no server has known the key of this process: ";
     assert!(refusal.starts_with(says), "{ended:#?}");
     let verifier = start("verifier", "verifier-0", &[]);
     learner.end().success();

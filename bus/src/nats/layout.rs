@@ -256,6 +256,10 @@ impl Layout {
                 left = Some((name, num_messages));
                 continue;
             }
+            if queue == Queue::Weights {
+                // They are large, and go also where streams may not be removed.
+                jetstream.get_stream_no_info(&name).await?.purge().await?;
+            }
             jetstream.delete_stream(&name).await?;
         }
         Ok(left)

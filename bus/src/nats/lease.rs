@@ -6,6 +6,7 @@ use async_nats::jetstream::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::layout::{Difference, Layout, Terms, check_name};
 use super::server::{RETRY_PAUSE, now};
@@ -64,12 +65,6 @@ impl Server {
         check_name(course)?;
         self.expect_bucket(&terms).await?;
         let (epoch, revision) = self.take(run, holder, &terms).await?;
-        let layout = Layout::new(course);
-        if let Err(error) = self.make_streams(&layout, &terms).await {
-            // Nobody leads it now.
-            drop(self.let_go(run, revision, &terms).await);
-            return Err(error);
-        }
         let (changed, wakes) = watch::channel(Wish::Announce);
         let (tell, lost) = watch::channel(None);
         let announcement = Arc::new(Mutex::new(Vec::new()));
@@ -77,17 +72,30 @@ impl Server {
             server: self.clone(),
             run: run.to_owned(),
             terms,
-            layout,
+            layout: Layout::new(course),
             held: Holder { holder: holder.to_owned(), epoch },
             revision,
             num_failures: 0,
+            over_since: None,
             has_removed: false,
             announcement: announcement.clone(),
             tell,
         };
         let keeper = tokio::spawn(keeper.keep(wakes));
         let lease = Lease { epoch, announcement, changed, lost, keeper, run: run.to_owned() };
-        Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(terms))))
+        // What is purged may be another's as soon as the lease is.
+        let layout = Layout::new(course);
+        let made = tokio::select! {
+            made = self.make_streams(&layout, &terms) => made,
+            lost = lease.lost() => Err(lost),
+        };
+        match made {
+            Ok(()) => Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(terms)))),
+            Err(error) => {
+                lease.release().await;
+                Err(error)
+            }
+        }
     }
 
     async fn make_streams(&self, layout: &Layout, terms: &Terms) -> Result<(), Error> {
@@ -138,12 +146,6 @@ impl Server {
             true => Ok(()),
             false => Err(Error::Unfit { what: format!("bucket {RUNS}"), expected, got }),
         }
-    }
-
-    /// Removes a lease, if it is still the one of this revision.
-    async fn let_go(&self, run: &str, revision: u64, terms: &Terms) -> Result<(), async_nats::Error> {
-        let store = self.runs(terms.num_replicas).await?;
-        Ok(store.delete_expect_revision(lease_key(run), Some(revision)).await?)
     }
 
     async fn take(&self, run: &str, holder: &str, terms: &Terms) -> Result<(u64, u64), Error> {
@@ -295,7 +297,8 @@ impl Lease {
         self.changed.send_replace(wish);
         if tokio::time::timeout(limit, &mut self.keeper).await.is_err() {
             self.keeper.abort();
-            tracing::warn!(run = self.run, "the server did not hear that the learner left; its lease runs out");
+            let what = if wish == Wish::End { "its streams may stay on the server; its lease" } else { "its lease" };
+            tracing::warn!("run {} could not be left in order within {} s: {what} runs out", self.run, limit.as_secs());
         }
     }
 }
@@ -321,7 +324,9 @@ struct Keeper {
     revision: u64,
     /// How often in a row it could not be renewed.
     num_failures: u32,
-    /// Whether the streams of a run that is over have been removed, as far as they can be.
+    /// Since when it stands on the server that the run is over.
+    over_since: Option<Instant>,
+    /// Whether its streams have been removed, as far as they can be.
     has_removed: bool,
     announcement: Arc<Mutex<Vec<u8>>>,
     tell: watch::Sender<Option<String>>,
@@ -351,7 +356,7 @@ impl Keeper {
                     }
                 }
             }
-            let pause = if wish == Wish::Announce { every } else { RETRY_PAUSE };
+            let pause = if wish == Wish::Announce { every } else { RETRY_PAUSE.min(every) };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = wishes.changed() => if changed.is_err() { return },
@@ -359,29 +364,36 @@ impl Keeper {
         }
     }
 
-    /// Leaves the run, where that is wished for; tells whether it was.
+    /// Leaves the run, where that is wished for and the time has come; tells whether it was. The lease has just been renewed.
     async fn leave(&mut self, wish: Wish) -> Result<bool, async_nats::Error> {
-        if wish == Wish::Announce {
-            return Ok(false);
+        match wish {
+            Wish::Announce => return Ok(false),
+            Wish::End if self.over_since.get_or_insert_with(Instant::now).elapsed() < HEARD_AFTER => return Ok(false),
+            Wish::End if !self.has_removed => self.remove_streams().await?,
+            Wish::End | Wish::Release => {}
         }
-        if wish == Wish::End && !std::mem::replace(&mut self.has_removed, true) {
-            tokio::time::sleep(HEARD_AFTER.min(self.terms.lease / 2)).await;
-            self.remove_streams().await;
-        }
-        self.server.let_go(&self.run, self.revision, &self.terms).await?;
+        let store = self.server.runs(self.terms.num_replicas).await?;
+        store.delete_expect_revision(lease_key(&self.run), Some(self.revision)).await?;
         Ok(true)
     }
 
-    /// Removes the streams of the run. Those that cannot be removed are in nobody's way.
-    async fn remove_streams(&self) {
-        let run = &self.run;
-        match self.layout.remove(&self.server.jetstream).await {
-            Ok(None) => {}
-            Ok(Some((stream, num_messages))) => {
-                tracing::warn!("{num_messages} messages that were set aside stay on the server, in stream {stream}");
+    /// Removes the streams of the run, for as long as nobody else can have it.
+    async fn remove_streams(&mut self) -> Result<(), async_nats::Error> {
+        let removed = tokio::time::timeout(self.terms.lease / 2, self.layout.remove(&self.server.jetstream)).await;
+        let left = match (removed, self.server.expect_permitted()) {
+            (Ok(Ok(left)), _) => left,
+            (_, Err(denied)) => {
+                tracing::warn!("the streams of run {}, which is over, stay on the server: {denied}", self.run);
+                None
             }
-            Err(error) => tracing::warn!(%error, run, "streams of the run, which is over, stay on the server"),
+            (Ok(Err(error)), Ok(())) => return Err(error),
+            (Err(elapsed), Ok(())) => return Err(elapsed.into()),
+        };
+        if let Some((stream, num_messages)) = left {
+            tracing::warn!("{num_messages} messages that were set aside stay on the server, in stream {stream}");
         }
+        self.has_removed = true;
+        Ok(())
     }
 
     /// Renews once; gives who else has the run.
@@ -391,8 +403,9 @@ impl Keeper {
         match store.update(lease_key(&self.run), value.clone(), self.revision).await {
             Ok(revision) => self.revision = revision,
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                let found = store.entry(lease_key(&self.run)).await?;
-                match found.filter(|entry| entry.operation == kv::Operation::Put) {
+                match store.entry(lease_key(&self.run)).await? {
+                    // Somebody has had it since, and has left.
+                    Some(entry) if entry.operation != kv::Operation::Put => return Ok(Some("who has left".to_owned())),
                     // The server has lost it.
                     None => self.revision = store.create(lease_key(&self.run), value).await?,
                     Some(entry) => match serde_json::from_slice::<Holder>(&entry.value) {

@@ -77,8 +77,8 @@ pub struct Server {
 struct Heard {
     /// What it refused last for want of permission.
     denied: Mutex<Option<String>>,
-    /// Since when it has refused this user, and in what words.
-    refused: Mutex<Option<(Instant, String)>>,
+    /// When it refused this user first and last since it was last here, and in what words.
+    refused: Mutex<Option<(Instant, Instant, String)>>,
     /// When somebody was last told that it is waited for.
     told: Mutex<Option<Instant>>,
     num_connects: AtomicU64,
@@ -91,7 +91,7 @@ struct Heard {
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// For how long no server may know this user before it is taken for good: keys are given to servers one by one.
-const REFUSED_LIMIT: Duration = Duration::from_secs(5);
+const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_IN_FLIGHT: usize = 256;
 const SUBSCRIPTION_CAPACITY: usize = 512;
@@ -112,12 +112,18 @@ impl Server {
         let client = loop {
             let options = options(name, seed.clone(), settings.credentials.tls_ca.clone(), heard.clone());
             let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
+            let is_only_one = addresses.len() == 1;
             match options.connect(addresses).await {
                 Ok(client) => break client,
-                Err(error) if is_refusal(error.kind()) => {
+                Err(error) if is_refusal(error.kind()) && is_only_one => {
                     return Err(Error::Denied { reason: format!("{}: {error}", settings.url) });
                 }
-                Err(error) => patience.wait_after(error).await?,
+                Err(error) => {
+                    if is_refusal(error.kind()) {
+                        heard.refuse(error.to_string());
+                    }
+                    patience.wait_after(error).await?;
+                }
             }
         };
         let version = client.server_info().version;
@@ -184,7 +190,7 @@ impl Heard {
             return Err(Error::Denied { reason });
         }
         match &*self.refused.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some((since, said)) if since.elapsed() >= REFUSED_LIMIT => {
+            Some((first, last, said)) if *last - *first >= REFUSED_LIMIT => {
                 let seconds = REFUSED_LIMIT.as_secs();
                 Err(Error::Denied {
                     reason: format!("for {seconds} s no server has known the key of this process: {said}"),
@@ -192,6 +198,13 @@ impl Heard {
             }
             _ => Ok(()),
         }
+    }
+
+    fn refuse(&self, said: String) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let first = refused.as_ref().map_or(now, |(first, ..)| *first);
+        *refused = Some((first, now, said));
     }
 
     /// Takes in what the server, or the client, says of itself.
@@ -218,8 +231,7 @@ impl Heard {
             return;
         }
         if lower.contains("authorization violation") {
-            let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-            refused.get_or_insert_with(|| (Instant::now(), said));
+            self.refuse(said);
         }
         match event {
             Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) if self.may_tell() => {
