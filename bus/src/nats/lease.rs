@@ -134,14 +134,17 @@ impl Server {
                 Err(error) => patience.wait_after(error).await?,
             }
         };
-        let describe = |max_age: Duration, max_bytes: i64, max_message_size: i32, allow_direct: bool| {
-            let age = max_age.as_secs_f64();
+        let describe = |config: &stream::Config| {
+            let stream::Config { max_age, max_messages, max_bytes, max_message_size, allow_direct, .. } = config;
             format!(
-                "expiry after {age} s, up to {max_bytes} bytes, {max_message_size} an entry, direct reads {allow_direct}"
+                "expiry after {} s, {max_messages} entries, {max_bytes} bytes, {max_message_size} an entry (-1: no limit), direct \
+                 reads {allow_direct}",
+                max_age.as_secs_f64()
             )
         };
-        let expected = describe(Duration::ZERO, -1, -1, true);
-        let got = describe(config.max_age, config.max_bytes, config.max_message_size, config.allow_direct);
+        let no_limit =
+            stream::Config { max_messages: -1, max_bytes: -1, max_message_size: -1, ..stream::Config::default() };
+        let (expected, got) = (describe(&stream::Config { allow_direct: true, ..no_limit }), describe(&config));
         match expected == got {
             true => Ok(()),
             false => Err(Error::Unfit { what: format!("bucket {RUNS}"), expected, got }),
@@ -405,7 +408,9 @@ impl Keeper {
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
                 match store.entry(lease_key(&self.run)).await? {
                     // Somebody has had it since, and has left.
-                    Some(entry) if entry.operation != kv::Operation::Put => return Ok(Some("who has left".to_owned())),
+                    Some(entry) if entry.operation != kv::Operation::Put => {
+                        return Ok(Some("another, which has left by now".to_owned()));
+                    }
                     // The server has lost it.
                     None => self.revision = store.create(lease_key(&self.run), value).await?,
                     Some(entry) => match serde_json::from_slice::<Holder>(&entry.value) {
