@@ -15,37 +15,13 @@ use proto::{
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::cluster::Cluster;
-use crate::nats_server::NatsServer;
-use crate::runs::{Folder, HASTE, Process, reference, wait_until};
+use crate::cluster::{Cluster, Guarded};
+use crate::runs::{HASTE, reference, wait_until};
 
 /// The hostile one; `actor-0` and `actor-1` are honest.
 const FORGER: &str = "actor-2";
 
-/// A server whose processes have keys.
-struct Guarded {
-    folder: Folder,
-    server: NatsServer,
-}
-
 impl Guarded {
-    fn new() -> Guarded {
-        let folder = Folder::new();
-        folder.call(&["keys", "init", "keys", "--actors", "3", "--verifiers", "1"]).success();
-        Guarded { server: NatsServer::with_keys(&folder.path("keys")), folder }
-    }
-
-    /// Starts a process with the key of this name.
-    fn start(&self, name: &str, args: &[&str]) -> Process {
-        let (role, nkey) = (name.split('-').next().unwrap(), format!("keys/{name}.nk"));
-        let meets = ["--bus", &self.server.url(), "--nkey", &nkey, "--tls-ca", "keys/ca.pem"];
-        self.folder.start(&[&[role], args, &meets[..]].concat())
-    }
-
-    fn learner(&self, args: &[&str]) -> Process {
-        self.start("learner", &[&["--run-dir", "run"], &HASTE[..], args].concat())
-    }
-
     /// Starts the hostile actor for a run; for what it played it sends what `forge` makes of it.
     fn forger(&self, run: &str, forge: Forge) -> Forger {
         Forger::start(self.server.url(), self.credentials(FORGER), run, FORGER, forge)

@@ -39,6 +39,31 @@ impl Cluster {
     }
 }
 
+/// A server whose processes have keys, of three actors and a verifier.
+pub(crate) struct Guarded {
+    pub(crate) folder: Folder,
+    pub(crate) server: NatsServer,
+}
+
+impl Guarded {
+    pub(crate) fn new() -> Guarded {
+        let folder = Folder::new();
+        folder.call(&["keys", "init", "keys", "--actors", "3", "--verifiers", "1"]).success();
+        Guarded { server: NatsServer::with_keys(&folder.path("keys")), folder }
+    }
+
+    /// Starts a process with the key of this name.
+    pub(crate) fn start(&self, name: &str, args: &[&str]) -> Process {
+        let (role, nkey) = (name.split('-').next().unwrap(), format!("keys/{name}.nk"));
+        let meets = ["--bus", &self.server.url(), "--nkey", &nkey, "--tls-ca", "keys/ca.pem"];
+        self.folder.start(&[&[role], args, &meets[..]].concat())
+    }
+
+    pub(crate) fn learner(&self, args: &[&str]) -> Process {
+        self.start("learner", &[&["--run-dir", "run"], &HASTE[..], args].concat())
+    }
+}
+
 #[test]
 fn one_of_each_gives_the_weights_of_one_process() {
     for lag in [0, 1] {

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
+use crate::cluster::Guarded;
 use crate::nats_server::NatsServer;
-use crate::runs::{Folder, HASTE, reference, wait_until};
+use crate::runs::{Folder, reference, wait_until};
 
 const INIT: [&str; 7] = ["keys", "init", "keys", "--actors", "2", "--verifiers", "1"];
 
@@ -82,28 +83,22 @@ fn who_may_not_is_told_so() {
 /// A key that is taken out of the server's file: its process ends and says so, the run goes on without it.
 #[test]
 fn a_key_that_is_taken_back_ends_its_process() {
-    let folder = Folder::new();
-    folder.call(&INIT).success();
-    let server = NatsServer::with_keys(&folder.path("keys"));
-    let url = server.url();
-    let start = |role: &str, name: &str, more: &[&str]| {
-        let nkey = format!("keys/{name}.nk");
-        folder.start(&[&[role], more, &key(&url, &nkey)[..]].concat())
-    };
-    let learner = start("learner", "learner", &[&["smoke", "--run-dir", "run"][..], &HASTE].concat());
-    let [out, stays] = ["actor-0", "actor-1"].map(|name| start("actor", name, &[]));
+    let cluster = Guarded::new();
+    let folder = &cluster.folder;
+    let learner = cluster.learner(&["smoke"]);
+    let [out, stays] = ["actor-0", "actor-1"].map(|name| cluster.start(name, &[]));
     wait_until("both to join", || [&out, &stays].iter().all(|actor| actor.printed_so_far().contains(": joined run ")));
     let users = folder.path("keys/users.conf");
     let all = std::fs::read_to_string(&users).unwrap();
     let (before, from) = all.split_at(all.find("# actor-0: ").unwrap());
     let after = &from[from.find("# actor-1: ").unwrap()..];
     std::fs::write(&users, format!("{before}{after}")).unwrap();
-    server.reload();
+    cluster.server.reload();
     let ended = out.end();
     let refusal = ended.stderr.lines().last().unwrap();
     let says = "error: bus: not permitted: for 10 s no server has known the key of this process: ";
     assert!(refusal.starts_with(says), "{ended:#?}");
-    let verifier = start("verifier", "verifier-0", &[]);
+    let verifier = cluster.start("verifier-0", &[]);
     learner.end().success();
     folder.history().assert_steps_of(&reference(0).history);
     for worker in [stays, verifier] {
@@ -115,22 +110,15 @@ fn a_key_that_is_taken_back_ends_its_process() {
 /// it is not believed, and comes right.
 #[test]
 fn answers_that_are_sent_to_where_others_write_do_no_harm() {
-    let folder = Folder::new();
-    folder.call(&INIT).success();
-    let server = NatsServer::with_keys(&folder.path("keys"));
-    let url = server.url();
-    let start = |role: &str, name: &str, more: &[&str]| {
-        let nkey = format!("keys/{name}.nk");
-        folder.start(&[&[role], more, &key(&url, &nkey)[..]].concat())
-    };
-    let run = ["smoke", "--run-dir", "run", "--run", "mine"];
-    let learner = start("learner", "learner", &[&run[..], &HASTE].concat());
-    let early = [("actor", "actor-1"), ("verifier", "verifier-0")].map(|(role, name)| start(role, name, &[]));
+    let cluster = Guarded::new();
+    let folder = &cluster.folder;
+    let learner = cluster.learner(&["smoke", "--run", "mine"]);
+    let early = ["actor-1", "verifier-0"].map(|name| cluster.start(name, &[]));
     wait_until("step 2", || folder.last_step() >= 2);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let ask_for = |replies: &[&str]| {
         runtime.block_on(async {
-            let user = User::connect(&folder, &url, "actor-0").await;
+            let user = User::connect(folder, &cluster.server.url(), "actor-0").await;
             for reply in replies {
                 let subject = "$JS.API.STREAM.INFO.KV_autodidact_runs";
                 user.client.publish_with_reply(subject, reply.to_string(), "".into()).await.unwrap();
@@ -140,7 +128,7 @@ fn answers_that_are_sent_to_where_others_write_do_no_harm() {
     };
     ask_for(&["$KV.autodidact_runs.mine.run", "$KV.autodidact_runs.mine.lease", "$KV.autodidact_runs.other.run"]);
     // Who joins now finds the run.
-    let late = start("actor", "actor-0", &[]);
+    let late = cluster.start("actor-0", &[]);
     let ended = learner.end().success();
     assert_eq!(ended.stderr, "");
     folder.history().assert_steps_of(&reference(0).history);

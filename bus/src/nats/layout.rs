@@ -247,18 +247,19 @@ impl Layout {
         let mut left = None;
         for queue in Queue::ALL {
             let name = self.stream(queue);
-            let num_messages = match jetstream.get_stream(&name).await {
-                Ok(stream) => stream.cached_info().state.messages,
+            let stream = match jetstream.get_stream(&name).await {
+                Ok(stream) => stream,
                 Err(error) if is_no_stream(&error) => continue,
                 Err(error) => return Err(error.into()),
             };
+            let num_messages = stream.cached_info().state.messages;
             if queue == Queue::Dead && num_messages > 0 {
                 left = Some((name, num_messages));
                 continue;
             }
             if queue == Queue::Weights {
                 // They are large, and go also where streams may not be removed.
-                jetstream.get_stream_no_info(&name).await?.purge().await?;
+                stream.purge().await?;
             }
             jetstream.delete_stream(&name).await?;
         }

@@ -65,6 +65,7 @@ impl Server {
         check_name(course)?;
         self.expect_bucket(&terms).await?;
         let (epoch, revision) = self.take(run, holder, &terms).await?;
+        let layout = Layout::new(course);
         let (changed, wakes) = watch::channel(Wish::Announce);
         let (tell, lost) = watch::channel(None);
         let announcement = Arc::new(Mutex::new(Vec::new()));
@@ -72,7 +73,7 @@ impl Server {
             server: self.clone(),
             run: run.to_owned(),
             terms,
-            layout: Layout::new(course),
+            layout: layout.clone(),
             held: Holder { holder: holder.to_owned(), epoch },
             revision,
             num_failures: 0,
@@ -84,7 +85,6 @@ impl Server {
         let keeper = tokio::spawn(keeper.keep(wakes));
         let lease = Lease { epoch, announcement, changed, lost, keeper, run: run.to_owned() };
         // What is purged may be another's as soon as the lease is.
-        let layout = Layout::new(course);
         let made = tokio::select! {
             made = self.make_streams(&layout, &terms) => made,
             lost = lease.lost() => Err(lost),
@@ -353,9 +353,9 @@ impl Keeper {
                 Ok(false) => self.num_failures = 0,
                 Err(error) => {
                     self.num_failures += 1;
-                    match self.num_failures == RENEWALS {
+                    match wish == Wish::Announce && self.num_failures == RENEWALS {
                         true => tracing::warn!(%error, run = self.run, "the lease could not be renewed in its time"),
-                        false => tracing::debug!(%error, "the lease could not be renewed"),
+                        false => tracing::debug!(%error, "the lease could not be renewed, or the run not be left"),
                     }
                 }
             }
