@@ -142,10 +142,11 @@ pub struct LearnerConfig {
     /// Examples that a domain's replay windows hold to solve, and as many to propose; every level has its share of them. No two
     /// are alike, first in first out. 1 or more.
     pub window_examples: usize,
-    /// How often an example is drawn, on average; over 0.
+    /// Input tokens that a step trains on, over those of all examples that its groups brought, repeated ones included; over 0. A
+    /// step does as many updates as that fills, rounded, and one at least once there is anything to train on.
     pub reuse: f64,
-    /// Optimizer updates a step; 1 or more.
-    pub updates_per_step: u32,
+    /// Input tokens of an update: examples are drawn until they have so many; 1 to 16777216.
+    pub update_tokens: u64,
     /// Most that an example of a rare goal counts, min(this, sqrt(mean count / count of its goal)); 1 weighs all alike.
     pub max_goal_weight: f64,
     /// Whether rollouts that miss train as solutions of what they solve.
@@ -264,12 +265,8 @@ impl Config {
         check("learner.ema_decay", "0 to below 1", learner.ema_decay, fraction(learner.ema_decay))?;
         check("learner.window_examples", "1 or more", learner.window_examples, learner.window_examples > 0)?;
         check("learner.reuse", "over 0, up to 100", learner.reuse, positive(learner.reuse) && learner.reuse <= 100.0)?;
-        check(
-            "learner.updates_per_step",
-            "1 to 1000",
-            learner.updates_per_step,
-            (1..=1_000).contains(&learner.updates_per_step),
-        )?;
+        let update_tokens = learner.update_tokens;
+        check("learner.update_tokens", "1 to 16777216", update_tokens, (1..=1 << 24).contains(&update_tokens))?;
         check(
             "learner.max_goal_weight",
             "1 or more",
@@ -314,6 +311,13 @@ impl Config {
             _ => 1.0,
         };
         self.learner.learning_rate * warmup * decay
+    }
+}
+
+impl LearnerConfig {
+    /// Returns the updates of a step whose groups brought examples of so many input tokens.
+    pub(crate) fn num_updates(&self, num_example_tokens: u64) -> u32 {
+        ((self.reuse * num_example_tokens as f64 / self.update_tokens as f64).round() as u32).max(1)
     }
 }
 

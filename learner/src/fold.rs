@@ -83,8 +83,14 @@ pub struct StepReport {
     pub entropy: f64,
     /// Rollouts by the steps between the oldest version that drew one of their tokens and the state that they train.
     pub rollouts_by_staleness: BTreeMap<u64, u64>,
-    /// Examples of the batch that were new to the replay windows, and of a level that the config lists.
+    /// Examples that the batch brought, of levels that the config lists.
     pub num_examples: u64,
+    /// Of these, those that the replay windows did not hold.
+    pub num_new_examples: u64,
+    /// Input tokens of the examples that the batch brought, new or not.
+    pub num_example_tokens: u64,
+    /// Optimizer updates.
+    pub num_updates: u64,
     /// Mean |log-probability of the actor - of the learner| at equal version, of the first group and the first that
     /// answers a problem, whichever is larger; absent where versions differ.
     pub logprob_mismatch: Option<f64>,
@@ -111,6 +117,9 @@ pub struct SelfPlayReport {
 #[derive(Default)]
 struct Brought {
     num_examples: u64,
+    num_new_examples: u64,
+    /// Input tokens of all examples, repeated ones included.
+    num_example_tokens: u64,
     /// Proposals whose problems were tried, with their advantages, where those train the proposer.
     rewarded: Vec<(StoredProposal, f64)>,
     self_play: Option<SelfPlayReport>,
@@ -118,6 +127,7 @@ struct Brought {
 
 /// What the updates of a step did.
 struct Trained {
+    num_updates: u64,
     /// Mean cross-entropy of the updates.
     loss: f64,
     grad_norm: f64,
@@ -252,9 +262,9 @@ impl Fold {
         for rollout in groups.iter().flat_map(|scored| &scored.group.rollouts) {
             *rollouts_by_staleness.entry(batch.saturating_sub(rollout.version_at(0))).or_default() += 1;
         }
-        let Brought { num_examples, rewarded, self_play } = self.take_groups(groups, planned);
+        let brought = self.take_groups(groups, planned);
         let learning_rate = self.config.learning_rate(batch, control);
-        let trained = self.train(groups, num_examples, rewarded, learning_rate)?;
+        let trained = self.train(groups, brought.num_example_tokens, brought.rewarded, learning_rate)?;
         self.state.step += 1;
         self.weights_digest = self.state.params.digest(&self.config.model);
         let mut solved_by_family = BTreeMap::<String, (u64, u64)>::new();
@@ -277,10 +287,13 @@ impl Fold {
             policy_gradient: trained.policy_gradient,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
-            self_play,
+            self_play: brought.self_play,
             entropy: mean_surprise(groups),
             rollouts_by_staleness,
-            num_examples,
+            num_examples: brought.num_examples,
+            num_new_examples: brought.num_new_examples,
+            num_example_tokens: brought.num_example_tokens,
+            num_updates: trained.num_updates,
             logprob_mismatch,
         })
     }
@@ -311,7 +324,7 @@ impl Fold {
     /// Takes in what the groups brought, in their order: examples, measurements, problems.
     fn take_groups(&mut self, groups: &[ScoredGroup], planned: Vec<Planned>) -> Brought {
         let mut examples = Vec::new();
-        let mut rewarded = Vec::new();
+        let mut brought = Brought::default();
         let mut report = SelfPlayReport::default();
         for (scored, planned) in groups.iter().zip(planned) {
             self.state.history = Digest::of_digests(&[self.state.history, Digest::of(scored)]);
@@ -323,7 +336,7 @@ impl Fold {
                     ProposerLoss::CrossEntropy => examples.push(self.proposer_example(scored, proposal)),
                     ProposerLoss::PolicyGradient => {
                         let domain = scored.group.task.request.domain();
-                        rewarded.push((proposal, self.state.self_play.reward(domain, solve_rate)));
+                        brought.rewarded.push((proposal, self.state.self_play.reward(domain, solve_rate)));
                     }
                 }
             }
@@ -332,15 +345,19 @@ impl Fold {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Shuffle, self.state.step, 0, 0);
             examples = shuffled(groups, examples, &mut rng);
         }
-        let (windows, config) = (&mut self.state.windows, &self.config);
-        let num_examples = examples.into_iter().map(|labelled| u64::from(windows.push(labelled, config))).sum();
+        for labelled in examples {
+            let made = self.state.windows.push(labelled, &self.config);
+            brought.num_examples += u64::from(made.num_tokens > 0);
+            brought.num_new_examples += u64::from(made.is_new);
+            brought.num_example_tokens += made.num_tokens;
+        }
         let own = &mut self.state.self_play;
         own.archive.decay();
         let (num_niches, num_archived) = own.archive.size();
         report.num_pending = own.num_pending() as u64;
         (report.num_niches, report.num_archived) = (num_niches as u64, num_archived as u64);
-        let self_play = self.config.self_play.is_some().then_some(report);
-        Brought { num_examples, rewarded, self_play }
+        brought.self_play = self.config.self_play.is_some().then_some(report);
+        brought
     }
 
     /// Gives a group's examples, as far as the config takes their kind.
@@ -397,12 +414,12 @@ impl Fold {
         source.expect("every planned domain is known").clone()
     }
 
-    /// Trains on examples drawn from the windows, `reuse` times as many as are new, and where the policy gradient is on, on
-    /// the groups.
+    /// Trains on examples drawn from the windows, in as many updates as `reuse` times the tokens that the batch brought fill;
+    /// and where the policy gradient is on, on the groups.
     fn train(
         &mut self,
         groups: &[ScoredGroup],
-        num_new: u64,
+        num_example_tokens: u64,
         rewarded: Vec<(StoredProposal, f64)>,
         learning_rate: f64,
     ) -> Result<Trained, Error> {
@@ -410,20 +427,19 @@ impl Fold {
         let policy_gradient = learner.policy_gradient.as_ref();
         let max_answer_tokens = self.config.actor.max_answer_tokens;
         let step = self.state.step;
-        let minibatches: Vec<Minibatch> = policy_gradient.map_or_else(Vec::new, |config| {
-            minibatches(config, max_answer_tokens, (step, learner.updates_per_step), groups)
-        });
+        let draws_examples = policy_gradient.is_none_or(|config| config.cross_entropy);
+        let num_draws = if draws_examples { learner.num_updates(num_example_tokens) } else { 0 };
+        let updates = num_draws.max(policy_gradient.map_or(1, |config| config.updates_per_step));
+        let minibatches: Vec<Minibatch> = policy_gradient
+            .map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, (step, updates), groups));
         let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
         let mut proposer_minibatch = Some(proposer_minibatch(rewarded, proposer_weight));
-        let draws_examples =
-            num_new > 0 && !self.state.windows.is_empty() && policy_gradient.is_none_or(|config| config.cross_entropy);
-        let num_draws = if draws_examples { (num_new as f64 * learner.reuse).ceil() as usize } else { 0 };
-        let updates = learner.updates_per_step as usize;
-        let per_update = num_draws.div_ceil(updates);
-        let (mut loss, mut grad_norm, mut num_updates) = (Loss::default(), 0.0, 0u32);
+        let (mut loss, mut grad_norm, mut num_updates, mut num_drawn) = (Loss::default(), 0.0, 0u64, 0u64);
         for update in 0..updates {
-            let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, update as u64, 0);
-            let drawn = self.state.windows.sample(&self.config, per_update, &mut rng);
+            let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, u64::from(update), 0);
+            let num_tokens = if update < num_draws { learner.update_tokens } else { 0 };
+            let drawn = self.state.windows.sample(&self.config, num_tokens, &mut rng);
+            num_drawn += u64::from(!drawn.is_empty());
             let chosen = |(stored, weight): &(&Stored, f64)| stored.sequence.chosen.len() as f64 * weight;
             let total: f64 = drawn.iter().map(chosen).sum();
             drawn.iter().for_each(|(stored, weight)| self.state.totals.count_example(stored, *weight));
@@ -431,7 +447,7 @@ impl Fold {
                 .into_iter()
                 .map(|(stored, weight)| (&stored.sequence, Objective::CrossEntropy { weight: (weight / total) as f32 }))
                 .unzip();
-            if let Some(minibatch) = minibatches.get(update) {
+            if let Some(minibatch) = minibatches.get(update as usize) {
                 minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
                 sequences.extend(&minibatch.sequences);
                 objectives.extend_from_slice(&minibatch.objectives);
@@ -462,8 +478,9 @@ impl Fold {
             num_updates += 1;
         }
         Ok(Trained {
-            loss: loss.cross_entropy / updates as f64,
-            grad_norm: grad_norm / f64::from(num_updates.max(1)),
+            num_updates,
+            loss: loss.cross_entropy / num_drawn.max(1) as f64,
+            grad_norm: grad_norm / num_updates.max(1) as f64,
             policy_gradient: policy_gradient.and_then(|config| PolicyGradientReport::new(config, &minibatches, &loss)),
         })
     }

@@ -177,7 +177,7 @@ fn test_config() -> Config {
             ema_decay: 0.9,
             window_examples: 64,
             reuse: 2.0,
-            updates_per_step: 2,
+            update_tokens: 64,
             max_goal_weight: 4.0,
             hindsight: true,
             executor_labels: true,

@@ -23,8 +23,8 @@ pub struct PolicyGradientConfig {
     pub clip_high: f64,
     /// How much a nat of entropy of a token counts beside its surrogate; 0 to 1. 0 in Dr.GRPO, REINFORCE++ and DAPO.
     pub entropy_bonus: f64,
-    /// The first so many updates of a step each train an equal part of the fresh groups; 1 to `learner.updates_per_step`.
-    /// Ours: the later an update, the further the weights are from those that played.
+    /// The first so many updates of a step each train an equal part of the fresh groups; 1 to 1000. A step has so many updates at
+    /// least. Ours: the later an update, the further the weights are from those that played.
     pub updates_per_step: u32,
     /// Whether examples train by cross-entropy as well; false is the policy gradient alone.
     pub cross_entropy: bool,
@@ -76,9 +76,9 @@ impl PolicyGradientConfig {
         check("learner.policy_gradient.entropy_bonus", "0 to 1", bonus, (0.0..=1.0).contains(&bonus))?;
         check(
             "learner.policy_gradient.updates_per_step",
-            "1 to learner.updates_per_step",
+            "1 to 1000",
             self.updates_per_step,
-            (1..=config.learner.updates_per_step).contains(&self.updates_per_step),
+            (1..=1_000).contains(&self.updates_per_step),
         )?;
         let is_shuffled = config.learner.shuffle_labels;
         let expected = "false where learner.policy_gradient is on, which would still see the verdicts";

@@ -36,8 +36,8 @@ pub(crate) struct Windows {
     by_stream: BTreeMap<Stream, Window>,
 }
 
-/// The newest examples of a stream, first in first out; no two are alike, since a policy that knows an answer plays it again
-/// and again.
+/// The newest examples of a stream, first in first out; no two are alike, so that what the policy already answers well does not
+/// crowd out the rest.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Window {
     examples: VecDeque<Stored>,
@@ -59,6 +59,15 @@ pub(crate) struct Stored {
     pub(crate) sequence: Sequence,
 }
 
+/// What an example brought to the windows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Made {
+    /// Its input tokens, also where the windows hold it already; 0 where the config does not ask for its level.
+    pub(crate) num_tokens: u64,
+    /// Whether the windows did not hold it.
+    pub(crate) is_new: bool,
+}
+
 /// The windows as checkpoints hold them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Saved(Vec<(Stream, Vec<SavedExample>)>);
@@ -71,22 +80,24 @@ struct SavedExample {
 
 impl Windows {
     /// Adds an example, unless it is there already or of a level that the config has not; drops the oldest ones of its
-    /// stream that there is no room for. Tells whether it was added.
-    pub(crate) fn push(&mut self, labelled: Labelled, config: &Config) -> bool {
+    /// stream that there is no room for.
+    pub(crate) fn push(&mut self, labelled: Labelled, config: &Config) -> Made {
         let Labelled { domain, example, masks } = labelled;
         let role = if example.label_origin == LabelOrigin::Proposal { Role::Propose } else { Role::Solve };
         let stream = Stream { domain, role, level: example.aim.level };
         let capacity = (config.learner.window_examples as f64 * stream.level_share(config)).ceil() as usize;
-        capacity > 0 && self.by_stream.entry(stream).or_default().push(Stored::new(example, masks), capacity)
+        if capacity == 0 {
+            return Made::default();
+        }
+        let stored = Stored::new(example, masks);
+        let num_tokens = stored.sequence.tokens.len() as u64;
+        Made { num_tokens, is_new: self.by_stream.entry(stream).or_default().push(stored, capacity) }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.by_stream.is_empty()
-    }
-
-    /// Draws examples with their weights. Streams come up so that their shares of the trained tokens are those of the
-    /// config; within a stream all examples are alike.
-    pub(crate) fn sample(&self, config: &Config, num_draws: usize, rng: &mut CounterRng) -> Vec<(&Stored, f64)> {
+    /// Draws examples with their weights until they have `num_tokens` input tokens together; none where the windows hold nothing
+    /// that the config trains on. Streams come up so that their shares of the trained tokens are those of the config; within a
+    /// stream all examples are alike.
+    pub(crate) fn sample(&self, config: &Config, num_tokens: u64, rng: &mut CounterRng) -> Vec<(&Stored, f64)> {
         let windows: Vec<(&Window, f64)> = self
             .by_stream
             .iter()
@@ -96,12 +107,14 @@ impl Windows {
         if windows.is_empty() {
             return Vec::new();
         }
-        let draw_one = |_| {
+        let (mut drawn, mut num_drawn) = (Vec::new(), 0);
+        while num_drawn < num_tokens {
             let (window, _) = draw(rng, &windows, |(_, rate)| *rate);
             let stored = &window.examples[rng.below(window.examples.len() as u64) as usize];
-            (stored, window.weight(stored.example.aim.goal, config.learner.max_goal_weight))
-        };
-        (0..num_draws).map(draw_one).collect()
+            num_drawn += stored.sequence.tokens.len() as u64;
+            drawn.push((stored, window.weight(stored.example.aim.goal, config.learner.max_goal_weight)));
+        }
+        drawn
     }
 
     pub(crate) fn save(&self) -> Saved {
@@ -226,7 +239,7 @@ mod tests {
         let config = config(8, [1.0, 1.0]);
         for (number, goal) in [9, 1, 1, 1, 2].into_iter().enumerate() {
             let aim = Aim { level: 1, goal };
-            assert!(windows.push(labelled("a", 2, number as u16, aim, LabelOrigin::Solved), &config));
+            assert!(windows.push(labelled("a", 2, number as u16, aim, LabelOrigin::Solved), &config).is_new);
         }
         let window = windows.by_stream.values().next().unwrap();
         assert_eq!((window.examples.len(), window.num_tokens), (4, 12));
@@ -246,7 +259,7 @@ mod tests {
         let config = config(4, [1.0, 1.0]);
         let mut push = |number, domain, level| {
             let aim = Aim { level, goal: 1 };
-            windows.push(labelled(domain, 2, number, aim, LabelOrigin::Hindsight), &config)
+            windows.push(labelled(domain, 2, number, aim, LabelOrigin::Hindsight), &config).is_new
         };
         assert_eq!([push(0, "a", 1), push(0, "a", 1), push(0, "b", 1), push(1, "a", 1)], [true, false, true, true]);
         assert_eq!([push(2, "a", 1), push(1, "a", 1)], [true, false], "0 made room");
@@ -267,7 +280,7 @@ mod tests {
         let mut windows = Windows::default();
         let mut push = |domain, num_prompt_tokens, number, level, label_origin| {
             let labelled = labelled(domain, num_prompt_tokens, number, Aim { level, goal: 1 }, label_origin);
-            assert!(windows.push(labelled, &config));
+            assert!(windows.push(labelled, &config).is_new);
         };
         for number in 0..5 {
             push("a", 4, number, 1, LabelOrigin::Solved);
@@ -280,7 +293,7 @@ mod tests {
         }
         let mut rng = CounterRng::new(0, Purpose::Replay, 0, 0, 0);
         let mut num_tokens = BTreeMap::<usize, usize>::new();
-        for (stored, _) in windows.sample(&config, 40_000, &mut rng) {
+        for (stored, _) in windows.sample(&config, 800_000, &mut rng) {
             *num_tokens.entry(stored.sequence.tokens.len()).or_default() += stored.sequence.tokens.len();
         }
         let total: usize = num_tokens.values().sum();

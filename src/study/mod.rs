@@ -175,6 +175,7 @@ impl Study {
                 runs.push(Run::new(arm, *seed, end, start, config, manifest, dir));
             }
         }
+        expect_one_update_size(&runs, &file.control)?;
         let exams = match file.exams.take() {
             Some(exams) => exams,
             None => trained_exams(&runs, file.split)?,
@@ -269,6 +270,20 @@ impl Study {
         let table = paired::Table::new(&self.file.control, &self.exams, arms);
         if json { print(&serde_json::to_string(&table)?) } else { print(&table.text()) }
     }
+}
+
+/// Checks that every arm has updates of the control's size: the learning rate is tied to it, so a difference would measure both.
+fn expect_one_update_size(runs: &[Run], control: &str) -> Result<()> {
+    let size = |run: &Run| run.config.run.learner.update_tokens;
+    let expected = runs.iter().find(|run| run.arm == control).map(size).context("the control has a run")?;
+    for run in runs {
+        let (arm, got) = (&run.arm, size(run));
+        ensure!(
+            got == expected,
+            "arm {arm}: expected learner.update_tokens = {expected}, as the control {control} has, got {got}"
+        );
+    }
+    Ok(())
 }
 
 impl StudyFile {

@@ -64,14 +64,13 @@ fn policy_gradients_out_of_range() {
         ("learner.policy_gradient.clip_low=1.5", ["learner.policy_gradient.clip_low: expected over 0", "got 1.5"]),
         ("learner.policy_gradient.clip_high=nan", ["learner.policy_gradient.clip_high: expected", "got NaN"]),
         ("learner.policy_gradient.entropy_bonus=-0.1", ["entropy_bonus: expected 0 to 1", "got -0.1"]),
-        ("learner.policy_gradient.updates_per_step=5", ["expected 1 to learner.updates_per_step", "got 5"]),
+        ("learner.policy_gradient.updates_per_step=0", ["updates_per_step: expected 1 to 1000", "got 0"]),
         ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
         ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false", "got true"]),
         ("actor.temperature=0.8", ["actor.temperature: expected 1 where learner.policy_gradient is on", "got 0.8"]),
         ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more where", "got 1"]),
     ] {
-        let updates = "learner.updates_per_step=4";
-        let command = ["train", "pg.toml", "--run-dir", "run", "--set", updates, "--set", assignment];
+        let command = ["train", "pg.toml", "--run-dir", "run", "--set", assignment];
         refused(&Folder::holding(&policy_gradient_config("dr-grpo")), &command, &says);
     }
 }

@@ -13,7 +13,7 @@ use crate::runs::{
 
 const MAX_STALENESS: u64 = 3;
 
-const TRAIN: [&str; 5] = ["pg.toml", "--run-dir", "run", "--set", "learner.updates_per_step=4"];
+const TRAIN: [&str; 3] = ["pg.toml", "--run-dir", "run"];
 
 const FREE_RUNNING: [&str; 4] = ["--set", "batch.lag=2", "--set", "batch.max_staleness=3"];
 
@@ -108,7 +108,7 @@ fn what_the_journal_has_lost_is_missed() {
 #[test]
 fn weights_take_over_in_the_middle_of_rollouts() {
     let cluster = Cluster::new();
-    let much = ["--set", "batch.num_rollouts=64", "--set", "learner.updates_per_step=1"];
+    let much = ["--set", "batch.num_rollouts=64", "--set", "learner.reuse=0.01"];
     let steps = ["--steps", "12"];
     let learner = cluster.learner(&[&FREE_RUNNING[..], &much, &steps].concat());
     let actor = cluster.start("actor", &["--threads", "1", "--slots", "4"]);

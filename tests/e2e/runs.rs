@@ -396,6 +396,13 @@ pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
+/// Reads the rows of `metrics.jsonl` that are whole so far.
+pub(crate) fn metrics(run_dir: &Path) -> Vec<Value> {
+    let bytes = std::fs::read(run_dir.join("metrics.jsonl")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
 /// Where a process says that it serves its metrics.
 pub(crate) fn metrics_address(process: &Process) -> String {
     let address = || {

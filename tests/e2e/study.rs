@@ -189,6 +189,11 @@ fn study_files() {
         ("preset = \"smoke\"", "", "arm policy: expected either preset or config"),
         ("random.toml", "absent.toml", "arm random: config: expected one of laptop, ladder, smoke, or a TOML file"),
         ("learner.reuse=1", "learner.lr=1", "arm random: --set learner.lr: unknown field `lr`"),
+        (
+            "learner.reuse=1",
+            "learner.update_tokens=99",
+            "arm random: expected learner.update_tokens = 384, as the control policy has, got 99",
+        ),
         ("[\"countdown-3\"]", "[]", "exams: expected one or more, got none"),
         (
             "\"countdown-3\"",
