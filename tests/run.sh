@@ -25,7 +25,8 @@ step() {
 
 export AUTODIDACT_CI=
 step cargo fmt --all --check
-step cargo test --release --workspace
+step cargo test --release --config tests/checked.toml --workspace --exclude autodidact
+step cargo test --release -p autodidact
 step cargo clippy --release --workspace --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --release --workspace --no-deps --quiet
 step sh tests/readme.sh

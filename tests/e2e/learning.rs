@@ -94,7 +94,7 @@ fn practice_does_not_run_dry() {
     let (best, last) = (means.iter().copied().fold(0.0, f64::max), means.last().unwrap());
     let standard_error = (best * (1.0 - best) / 200.0).sqrt();
     assert!(best - last <= 2.0 * standard_error, "{scores:?}");
-    assert!(best > 2.0 * means[0], "there was something to learn: {scores:?}");
+    assert!(best > 1.5 * means[0], "there was something to learn: {scores:?}");
 }
 
 /// How many of the 200 dev problems of countdown-3 each version of a run solved that sat them.
