@@ -71,8 +71,10 @@ pub struct StepReport {
     pub loss: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
-    /// What the policy gradient did; absent where it is off or no rollout had an advantage.
+    /// What the policy gradient did with answers; absent where it is off or no rollout had an advantage.
     pub policy_gradient: Option<PolicyGradientReport>,
+    /// What it did with proposals; absent where the proposer's loss is another or no proposal had an advantage.
+    pub proposer: Option<PolicyGradientReport>,
     /// Share of the batch's answers that solve their problem.
     pub solve_rate: f64,
     /// By family (domain and source, as planned): solved, played; of proposals: admitted, written.
@@ -109,6 +111,8 @@ pub struct SelfPlayReport {
     pub num_archived: u64,
     /// How hard the batch's own proposals turned out to be: unsolved, hard, easy, trivial.
     pub difficulties: [u64; 4],
+    /// Of these, the ones of the niche and the difficulty that they were asked for.
+    pub num_as_asked: u64,
     /// Steps between the version that wrote a proposal and the one that tried it, added up over the batch's own proposals.
     pub sum_ages: u64,
 }
@@ -132,6 +136,7 @@ struct Trained {
     loss: f64,
     grad_norm: f64,
     policy_gradient: Option<PolicyGradientReport>,
+    proposer: Option<PolicyGradientReport>,
 }
 
 /// Plans and folds batches.
@@ -285,6 +290,7 @@ impl Fold {
             loss: trained.loss,
             grad_norm: trained.grad_norm,
             policy_gradient: trained.policy_gradient,
+            proposer: trained.proposer,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
             self_play: brought.self_play,
@@ -331,12 +337,17 @@ impl Fold {
             examples.extend(self.wanted_examples(scored));
             if let Some(own) = &self.config.self_play {
                 let loss = own.proposer_loss;
-                let Some((proposal, solve_rate)) = self.make_problems(scored, planned, &mut report) else { continue };
+                let Some((proposal, difficulty, solve_rate)) = self.make_problems(scored, planned, &mut report) else {
+                    continue;
+                };
+                let domain = scored.group.task.request.domain();
                 match loss {
-                    ProposerLoss::CrossEntropy => examples.push(self.proposer_example(scored, proposal)),
+                    ProposerLoss::CrossEntropy => examples.push(self.proposer_example(domain, proposal, difficulty)),
                     ProposerLoss::PolicyGradient => {
-                        let domain = scored.group.task.request.domain();
-                        brought.rewarded.push((proposal, self.state.self_play.reward(domain, solve_rate)));
+                        let source = self.source(domain);
+                        let own = &mut self.state.self_play;
+                        let advantage = own.reward(source.as_ref(), &proposal, difficulty, solve_rate);
+                        brought.rewarded.push((proposal, advantage));
                     }
                 }
             }
@@ -351,8 +362,7 @@ impl Fold {
             brought.num_new_examples += u64::from(made.is_new);
             brought.num_example_tokens += made.num_tokens;
         }
-        let own = &mut self.state.self_play;
-        own.archive.decay();
+        let own = &self.state.self_play;
         let (num_niches, num_archived) = own.archive.size();
         report.num_pending = own.num_pending() as u64;
         (report.num_niches, report.num_archived) = (num_niches as u64, num_archived as u64);
@@ -377,14 +387,14 @@ impl Fold {
         wanted.map(label).collect()
     }
 
-    /// Measures the problem that was posed, or queues those that were written. Gives the proposal that the problem came
-    /// from, with the share of answers that were right.
+    /// Measures the problem that was posed, or queues those that were written. Returns the proposal that the problem came
+    /// from, how hard it turned out to be, and the share of answers that were right.
     fn make_problems(
         &mut self,
         scored: &ScoredGroup,
         planned: Planned,
         report: &mut SelfPlayReport,
-    ) -> Option<(StoredProposal, f64)> {
+    ) -> Option<(StoredProposal, Difficulty, f64)> {
         let source = self.source(planned.task.request.domain());
         let own = &mut self.state.self_play;
         let Request::Solve { problem, .. } = planned.task.request else {
@@ -393,18 +403,17 @@ impl Fold {
         };
         let (num_correct, num_rollouts) = solved(scored)?;
         let solve_rate = num_correct as f64 / num_rollouts as f64;
-        own.measure(&KeyedProblem { problem, key: planned.key }, scored.niche, solve_rate);
+        own.measure(&KeyedProblem { problem, key: planned.key }, scored.niche, solve_rate, self.state.step);
         let proposal = planned.proposal?;
-        report.difficulties[Difficulty::of(num_correct, num_rollouts) as usize] += 1;
+        let difficulty = Difficulty::of(num_correct, num_rollouts);
+        report.difficulties[difficulty as usize] += 1;
+        report.num_as_asked += u64::from(proposal.is_as_asked(difficulty));
         report.sum_ages += planned.task.policy_version - proposal.policy_version;
-        Some((proposal, solve_rate))
+        Some((proposal, difficulty, solve_rate))
     }
 
     /// Teaches a proposal as what its problem turned out to be.
-    fn proposer_example(&self, scored: &ScoredGroup, proposal: StoredProposal) -> Labelled {
-        let domain = scored.group.task.request.domain();
-        let (num_correct, num_rollouts) = solved(scored).expect("a proposal's problem was tried");
-        let difficulty = Difficulty::of(num_correct, num_rollouts);
+    fn proposer_example(&self, domain: &str, proposal: StoredProposal, difficulty: Difficulty) -> Labelled {
         let (example, masks) = proposal.into_example(self.source(domain).as_ref(), difficulty);
         Labelled { domain: domain.to_owned(), example, masks }
     }
@@ -433,7 +442,9 @@ impl Fold {
         let minibatches: Vec<Minibatch> = policy_gradient
             .map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, (step, updates), groups));
         let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
-        let mut proposer_minibatch = Some(proposer_minibatch(rewarded, proposer_weight));
+        let proposer_minibatch = proposer_minibatch(rewarded, proposer_weight);
+        let num_proposals = proposer_minibatch.sequences.len();
+        let mut proposer_minibatch = Some(proposer_minibatch);
         let (mut loss, mut grad_norm, mut num_updates, mut num_drawn) = (Loss::default(), 0.0, 0u64, 0u64);
         for update in 0..updates {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, u64::from(update), 0);
@@ -481,7 +492,9 @@ impl Fold {
             num_updates,
             loss: loss.cross_entropy / num_drawn.max(1) as f64,
             grad_norm: grad_norm / num_updates.max(1) as f64,
-            policy_gradient: policy_gradient.and_then(|config| PolicyGradientReport::new(config, &minibatches, &loss)),
+            policy_gradient: policy_gradient
+                .and_then(|config| PolicyGradientReport::of_solver(config, &minibatches, &loss.solver)),
+            proposer: PolicyGradientReport::new(&loss.proposer, proposer_weight, num_proposals),
         })
     }
 
@@ -586,3 +599,6 @@ fn mean_surprise(groups: &[ScoredGroup]) -> f64 {
     let (sum, count) = logprobs.fold((0.0, 0u64), |(sum, count), logprob| (sum - logprob, count + 1));
     sum / count.max(1) as f64
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 
 mod archive;
 mod audit;
+mod baseline;
 mod checkpoint;
 mod config;
 mod curriculum;

@@ -112,4 +112,31 @@ mod tests {
         gradient.tensors[0][0] = f32::NAN;
         assert!(adam.update(&config, &mut params, &gradient, update).is_err());
     }
+
+    /// One weight goes from 0 to 1 and stays there. By hand: the decays are 2/11, 3/12 and 4/13, and then as configured.
+    #[test]
+    fn the_average_forgets_its_start_and_then_decays_as_configured() {
+        let config = crate::test_config().model;
+        let (mut ema, mut params) = (Params::zeros(&config), Params::zeros(&config));
+        params.tensors[0][0] = 1.0;
+        params.tensors[1][2] = -2.0;
+        let mut left = 1.0;
+        for (num_updates, decay) in [(1, 2.0 / 11.0), (2, 3.0 / 12.0), (3, 4.0 / 13.0), (1_000, 0.9)] {
+            average(&mut ema, &params, 0.9, num_updates);
+            left *= decay;
+            let [one, two] = [ema.tensors[0][0], ema.tensors[1][2]].map(f64::from);
+            assert!((one - (1.0 - left)).abs() < 1e-6, "after {num_updates}: {one}, expected {}", 1.0 - left);
+            assert!((two + 2.0 * (1.0 - left)).abs() < 1e-6, "after {num_updates}: {two}");
+        }
+        assert_eq!(ema.tensors[0][1], 0.0, "what does not move is where it was");
+        // At the bound of the growing decay: (1 + 81) / (10 + 81) is over 0.9, one update before it is not.
+        for (num_updates, decay) in [(79, 80.0 / 89.0), (81, 0.9)] {
+            let mut ema = Params::zeros(&config);
+            average(&mut ema, &params, 0.9, num_updates);
+            assert!((f64::from(ema.tensors[0][0]) - (1.0 - decay)).abs() < 1e-6, "{num_updates}");
+        }
+        // Without a decay the average is the weights.
+        average(&mut ema, &params, 0.0, 5);
+        assert_eq!(ema, params);
+    }
 }

@@ -88,6 +88,7 @@ pub(crate) fn plan_batch(
             level: draw(&mut rng, &domain.levels, |level| level.weight).level,
             source: source.expect("validated: every domain is known").as_ref(),
             number: batch * u64::from(config.batch.num_tasks) + u64::from(index),
+            step: state.step,
             is_bootstrap: config.self_play.as_ref().is_none_or(|own| state.step < own.bootstrap_steps),
         };
         let asked = planner.ask(index, &mut state.self_play, &mut rng);
@@ -117,6 +118,8 @@ struct Planner<'a> {
     source: &'a dyn ProblemSource,
     /// Number of the task in the run.
     number: u64,
+    /// Number of the state that plans it.
+    step: u64,
     /// Whether problems to solve come from the ladder alone.
     is_bootstrap: bool,
 }
@@ -176,7 +179,9 @@ impl Planner<'_> {
                     let is_new = state.seen.insert(&self.source.canonical_hash(&mutant.problem));
                     (is_new.then_some(mutant)?, None)
                 }
-                ProblemOrigin::Archive => (state.archive.draw(&self.domain.name, is_wanted, rng)?.clone(), None),
+                ProblemOrigin::Archive => {
+                    (state.archive.draw_again(&self.domain.name, is_wanted, self.step, rng)?.clone(), None)
+                }
                 _ => return None,
             };
             let source = if *origin == ProblemOrigin::Proposer { "own" } else { "archive" };
@@ -279,7 +284,7 @@ mod tests {
     /// Queues `num_proposals` in each domain.
     fn fill(state: &mut State, num_proposals: u32) {
         for name in ["a", "b"] {
-            state.self_play.measure(&test_problem(name, "kept"), Niche(1), 0.5);
+            state.self_play.measure(&test_problem(name, "kept"), Niche(1), 0.5, 0);
             let request = Request::Propose { domain: name.to_owned(), niche: Niche(1), difficulty: Difficulty::Hard };
             let (mut tasks, _) = plan(&test_config_of_one(name), &mut State::initial(&test_config()));
             let task = Task { request, ..tasks.remove(0).task };

@@ -2,7 +2,7 @@
 //!
 //! [`minibatches`] is what the fold trains on; everything here is a function of the groups.
 
-use policy::{Loss, Objective, PolicyGradient, Sequence};
+use policy::{Objective, PolicyGradient, Role, Sequence, SurrogateLoss};
 use proto::{Behavior, Choice, Rollout, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -41,10 +41,11 @@ pub enum PolicyGradientKind {
     ReinforcePlusPlus,
 }
 
-/// What the policy gradient did in one step. Means are over trained tokens.
+/// What the policy gradient did in one step with the rollouts of one role, the solver's or the proposer's. Means are over their
+/// trained tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyGradientReport {
-    /// Mean loss of its updates, entropy bonus included, `weight` not.
+    /// Mean loss of its updates, entropy bonus included, the weight of the loss not.
     pub loss: f64,
     /// Share of tokens whose surrogate was clipped.
     pub clip_fraction: f64,
@@ -99,17 +100,26 @@ impl PolicyGradientConfig {
 }
 
 impl PolicyGradientReport {
-    /// Sums up a step: the loss of its updates and what they trained; `None` when no rollout had an advantage.
-    pub(crate) fn new(config: &PolicyGradientConfig, minibatches: &[Minibatch], loss: &Loss) -> Option<Self> {
-        let num_rollouts = minibatches.iter().map(|minibatch| minibatch.sequences.len() as u64).sum();
-        let mean = |sum: f64| sum / loss.num_policy_tokens as f64;
-        (num_rollouts > 0).then(|| PolicyGradientReport {
-            loss: loss.policy_gradient / (config.weight * minibatches.len() as f64),
+    /// Reports what the solver's minibatches cost; `None` where no rollout had an advantage.
+    pub(crate) fn of_solver(
+        config: &PolicyGradientConfig,
+        minibatches: &[Minibatch],
+        loss: &SurrogateLoss,
+    ) -> Option<Self> {
+        let num_rollouts = minibatches.iter().map(|minibatch| minibatch.sequences.len()).sum();
+        PolicyGradientReport::new(loss, config.weight * minibatches.len() as f64, num_rollouts)
+    }
+
+    /// Reports what `num_rollouts` rollouts cost whose loss adds up to `weight` times what it is reported as.
+    pub(crate) fn new(loss: &SurrogateLoss, weight: f64, num_rollouts: usize) -> Option<Self> {
+        let mean = |sum: f64| sum / loss.num_tokens as f64;
+        (num_rollouts > 0 && weight > 0.0).then(|| PolicyGradientReport {
+            loss: loss.loss / weight,
             clip_fraction: mean(loss.num_clipped as f64),
             truncated_fraction: mean(loss.num_truncated as f64),
             importance_ratio: mean(loss.sum_importance_ratio),
             entropy: mean(loss.sum_entropy),
-            num_rollouts,
+            num_rollouts: num_rollouts as u64,
         })
     }
 }
@@ -167,6 +177,7 @@ fn minibatch(
             }
             minibatch.sequences.push(played_sequence(scored, rollout));
             minibatch.objectives.push(Objective::PolicyGradient(PolicyGradient {
+                role: Role::Solver,
                 advantage: *advantage as f32,
                 behavior_logprobs: rollout.choices.iter().map(|choice| choice.logprob).collect(),
                 proximal: rollout.choices.iter().map(|choice| proximal(scored, rollout, choice, step, done)).collect(),
@@ -343,7 +354,8 @@ mod tests {
                 let groups = [group(&[(verdict, 4), (verdict, 1)]), group(&[(verdict, 3), (verdict, 7)])];
                 let minibatches = minibatches(&config(kind), 20, (0, 2), &groups);
                 assert_eq!(minibatches, [Minibatch::default(), Minibatch::default()]);
-                assert_eq!(PolicyGradientReport::new(&config(kind), &minibatches, &Loss::default()), None);
+                let report = PolicyGradientReport::of_solver(&config(kind), &minibatches, &SurrogateLoss::default());
+                assert_eq!(report, None);
             }
         }
     }
@@ -385,16 +397,15 @@ mod tests {
     fn the_report_is_before_the_weight_and_a_mean_over_tokens() {
         let config = config(PolicyGradientKind::DrGrpo);
         let groups = [group(&[(RIGHT, 2), (WRONG, 2)]), group(&[(RIGHT, 2), (RIGHT, 2)])];
-        let loss = Loss {
-            cross_entropy: 7.0,
-            policy_gradient: -0.25,
-            num_policy_tokens: 4,
+        let loss = SurrogateLoss {
+            loss: -0.25,
+            num_tokens: 4,
             num_clipped: 1,
             num_truncated: 0,
             sum_importance_ratio: 6.0,
             sum_entropy: 2.0,
         };
-        let report = PolicyGradientReport::new(&config, &minibatches(&config, 20, (0, 2), &groups), &loss);
+        let report = PolicyGradientReport::of_solver(&config, &minibatches(&config, 20, (0, 2), &groups), &loss);
         // -0.25 / (0.5 x 2 updates)
         let expected = PolicyGradientReport {
             loss: -0.25,

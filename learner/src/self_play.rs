@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use policy::{Objective, PolicyGradient, Sequence};
+use policy::{Objective, PolicyGradient, Role, Sequence};
 use proto::{
     ActionMask, Aim, Choice, Difficulty, Digest, Example, ExampleChoice, KeyedProblem, LabelOrigin, Niche,
-    ProblemOrigin, ProblemSource, ScoredGroup, Token,
+    ProblemOrigin, ProblemSource, Request, ScoredGroup, Token,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::archive::Archive;
-use crate::curriculum::{Curriculum, learnability};
+use crate::baseline::{Asked, Baselines};
+use crate::curriculum::Curriculum;
 use crate::policy_gradient::Minibatch;
 
 /// The part of the state that makes problems.
@@ -21,8 +22,8 @@ pub(crate) struct SelfPlay {
     pub(crate) seen: Seen,
     /// Admitted proposals that nobody has tried, by domain, oldest first.
     pending: BTreeMap<String, VecDeque<(KeyedProblem, StoredProposal)>>,
-    /// Running mean of the proposers' rewards, by domain.
-    baselines: BTreeMap<String, f64>,
+    /// What rewards of proposals are compared with.
+    baselines: Baselines,
 }
 
 /// A proposal that waits for its problem to be tried: then it is known how hard it is, and it trains the proposer.
@@ -30,6 +31,8 @@ pub(crate) struct SelfPlay {
 pub(crate) struct StoredProposal {
     /// The version that wrote it.
     pub(crate) policy_version: u64,
+    asked: Asked,
+    /// The niche that it turned out to be of.
     niche: Niche,
     tokens: Vec<Token>,
     /// The choices in it when it is asked for its niche.
@@ -59,8 +62,6 @@ pub(crate) struct Seen {
 /// Proposals of a domain that wait at most; the oldest are given up, since they suit an older policy.
 const MAX_PENDING: usize = 256;
 const MAX_SEEN: usize = 1 << 17;
-/// What a reward leaves of the baseline before it (Liu et al. 2025, SPIRAL, role-conditioned advantage estimation).
-const BASELINE_DECAY: f64 = 0.95;
 /// Bounds of importance ratios, as in DAPO (Yu et al. 2025).
 const CLIP: (f32, f32) = (0.2, 0.28);
 
@@ -78,6 +79,8 @@ impl SelfPlay {
 
     /// Queues the new ones among a group's proposals; gives their number.
     pub(crate) fn take_proposals(&mut self, scored: &ScoredGroup, source: &dyn ProblemSource) -> u64 {
+        let Request::Propose { niche, difficulty, .. } = scored.group.task.request else { return 0 };
+        let asked = Asked { niche, difficulty };
         let pending = self.pending.entry(source.name().to_owned()).or_default();
         let mut num_new = 0;
         for proposal in &scored.proposals {
@@ -91,6 +94,7 @@ impl SelfPlay {
                 |choice: &Choice| (choice.position, scored.group.masks[usize::from(choice.mask)], choice.logprob);
             let stored = StoredProposal {
                 policy_version: scored.group.task.policy_version,
+                asked,
                 niche: proposal.niche,
                 tokens: rollout.tokens.clone(),
                 played: PlayedProposal {
@@ -110,21 +114,26 @@ impl SelfPlay {
         num_new
     }
 
-    /// Takes in how a problem fared.
-    pub(crate) fn measure(&mut self, keyed: &KeyedProblem, niche: Niche, solve_rate: f64) {
+    /// Takes in how a problem fared in the batch of a step.
+    pub(crate) fn measure(&mut self, keyed: &KeyedProblem, niche: Niche, solve_rate: f64, step: u64) {
         self.curriculum.observe(&keyed.problem.domain, niche, solve_rate);
-        self.archive.keep(keyed, niche, learnability(solve_rate));
+        self.archive.measure(keyed, niche, solve_rate, step);
     }
 
-    /// Rewards a proposal by how much there is to learn from its problem; gives its advantage.
+    /// Rewards a proposal by how much there is to learn from its problem: 1 - `solve_rate` where it is of the niche and the
+    /// difficulty that it was asked for, else 0. Computes its advantage over others that were asked for the same.
     ///
-    /// Source: Zhao et al. 2025 (Absolute Zero), equation 4. Differs: the baseline is a running mean of the role.
-    pub(crate) fn reward(&mut self, domain: &str, solve_rate: f64) -> f64 {
-        let reward = if solve_rate > 0.0 { 1.0 - solve_rate } else { 0.0 };
-        let baseline = self.baselines.entry(domain.to_owned()).or_default();
-        let advantage = reward - *baseline;
-        *baseline = BASELINE_DECAY * *baseline + (1.0 - BASELINE_DECAY) * reward;
-        advantage
+    /// Source: Zhao et al. 2025 (Absolute Zero), equation 4. Differs: what was not asked for has no reward.
+    pub(crate) fn reward(
+        &mut self,
+        source: &dyn ProblemSource,
+        proposal: &StoredProposal,
+        difficulty: Difficulty,
+        solve_rate: f64,
+    ) -> f64 {
+        // Hard and easy ones are asked for, which somebody solves, and not everybody.
+        let reward = if proposal.is_as_asked(difficulty) { 1.0 - solve_rate } else { 0.0 };
+        self.baselines.advantage(source.name(), source.level_of(proposal.asked.niche), proposal.asked, reward)
     }
 
     pub(crate) fn num_pending(&self) -> usize {
@@ -133,6 +142,11 @@ impl SelfPlay {
 }
 
 impl StoredProposal {
+    /// Whether a proposal whose problem turned out to be of a difficulty is what it was asked to be.
+    pub(crate) fn is_as_asked(&self, difficulty: Difficulty) -> bool {
+        self.asked == Asked { niche: self.niche, difficulty }
+    }
+
     /// Makes an example that asks for what the proposal turned out to be, with its masks.
     pub(crate) fn into_example(self, source: &dyn ProblemSource, difficulty: Difficulty) -> (Example, Vec<ActionMask>) {
         let example = Example {
@@ -147,15 +161,17 @@ impl StoredProposal {
     }
 }
 
-/// Gives rewarded proposals their objectives: a mean over their tokens, times `weight`.
+/// Makes the objectives of rewarded proposals: a mean over their tokens, times `weight`. Those without an advantage are left
+/// out; they still count in the mean.
 pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f64) -> Minibatch {
     let num_tokens: usize = rewarded.iter().map(|(stored, _)| stored.played.choices.len()).sum();
     let (sequences, objectives) = rewarded
         .into_iter()
-        .filter(|(stored, _)| !stored.played.choices.is_empty())
+        .filter(|(stored, advantage)| *advantage != 0.0 && !stored.played.choices.is_empty())
         .map(|(StoredProposal { tokens, played, .. }, advantage)| {
             let choices = played.choices.iter().map(|(position, mask, _)| (usize::from(*position), *mask));
             let objective = PolicyGradient {
+                role: Role::Proposer,
                 advantage: advantage as f32,
                 behavior_logprobs: played.choices.iter().map(|(_, _, logprob)| *logprob).collect(),
                 proximal: vec![0.0; played.choices.len()],
@@ -203,23 +219,16 @@ impl From<Seen> for VecDeque<u64> {
 mod tests {
     use super::*;
 
-    /// Rewards 0.75, 0 (nobody succeeds), 0 (everybody does); baselines 0, 0.0375, 0.035625.
-    #[test]
-    fn proposals_are_rewarded_for_what_there_is_to_learn() {
-        let mut own = SelfPlay::default();
-        let advantages = [0.25, 0.0, 1.0].map(|solve_rate| own.reward("d", solve_rate));
-        for (advantage, expected) in advantages.into_iter().zip([0.75, -0.0375, -0.035_625]) {
-            assert!((advantage - expected).abs() < 1e-12, "{advantages:?}");
-        }
-        assert_eq!(own.reward("other", 0.5), 0.5, "every domain has its own baseline");
-    }
+    const HARD: Difficulty = Difficulty::Hard;
+    const EASY: Difficulty = Difficulty::Easy;
 
-    #[test]
-    fn proposals_train_as_they_were_played() {
+    /// A proposal that was asked for niche 1, of three tokens.
+    fn stored(asked: Difficulty, niche: u64, num_choices: u16) -> StoredProposal {
         let mask: ActionMask = [4, 7].into_iter().collect();
-        let stored = |num_choices: u16| StoredProposal {
+        StoredProposal {
             policy_version: 0,
-            niche: Niche(1),
+            asked: Asked { niche: Niche(1), difficulty: asked },
+            niche: Niche(niche),
             tokens: vec![4, 7, 4],
             choices: Vec::new(),
             masks: Vec::new(),
@@ -227,16 +236,63 @@ mod tests {
                 prompt: vec![1, 2],
                 choices: (0..num_choices).map(|position| (position, mask, -0.5)).collect(),
             },
-        };
-        let minibatch = proposer_minibatch(vec![(stored(3), 0.75), (stored(0), 1.0), (stored(1), -0.25)], 0.1);
-        assert_eq!(minibatch.sequences.len(), 2, "without a choice there is nothing to learn");
+        }
+    }
+
+    #[test]
+    fn proposals_are_rewarded_for_what_they_were_asked_to_be() {
+        for (asked, niche, num_correct, reward) in [
+            (HARD, 1, 2, 0.75),
+            (EASY, 1, 4, 0.5),
+            (EASY, 1, 7, 0.125),
+            // Of another niche, of another difficulty, and such as nobody or everybody solves.
+            (HARD, 2, 2, 0.0),
+            (HARD, 1, 4, 0.0),
+            (EASY, 1, 2, 0.0),
+            (HARD, 1, 0, 0.0),
+            (EASY, 1, 8, 0.0),
+        ] {
+            let (difficulty, solve_rate) = (Difficulty::of(num_correct, 8), num_correct as f64 / 8.0);
+            let proposal = stored(asked, niche, 3);
+            // The first reward is compared with nothing.
+            let advantage = SelfPlay::default().reward(&crate::TestSource("d"), &proposal, difficulty, solve_rate);
+            assert_eq!(advantage, reward, "asked {asked:?} of niche 1, is {difficulty:?} of niche {niche}");
+            assert_eq!(proposal.is_as_asked(difficulty), reward > 0.0);
+        }
+    }
+
+    /// What a proposal turned out to be does not choose what it is compared with.
+    #[test]
+    fn rewards_are_compared_with_those_of_what_was_asked_for() {
+        let mut own = SelfPlay::default();
+        let source = crate::TestSource("d");
+        for _ in 0..200 {
+            own.reward(&source, &stored(HARD, 1, 3), HARD, 0.25);
+        }
+        let missed = own.reward(&source, &stored(HARD, 2, 3), HARD, 0.25);
+        assert!((missed + 0.75).abs() < 1e-4, "{missed}");
+        // Easy ones have had no reward yet: what is left of the domain's mean after that.
+        let easy = own.reward(&source, &stored(EASY, 1, 3), EASY, 0.5);
+        assert!((easy - (0.5 - 0.95 * 0.75)).abs() < 1e-4, "{easy}");
+    }
+
+    #[test]
+    fn proposals_train_as_they_were_played() {
+        let rewarded = [(3, 0.75), (0, 1.0), (1, -0.25), (2, 0.0)];
+        let rewarded = rewarded.map(|(num_choices, advantage)| (stored(HARD, 1, num_choices), advantage)).to_vec();
+        let minibatch = proposer_minibatch(rewarded, 0.12);
+        assert_eq!(minibatch.sequences.len(), 2, "without a choice or an advantage there is nothing to learn");
         assert_eq!(
             (&minibatch.sequences[0].tokens[..], minibatch.sequences[0].chosen[2].target),
             (&[1, 2, 4, 7][..], 4)
         );
         let Objective::PolicyGradient(objective) = &minibatch.objectives[1] else { panic!("{minibatch:?}") };
         assert_eq!((objective.advantage, &objective.behavior_logprobs[..]), (-0.25, &[-0.5][..]));
-        assert_eq!(objective.weight, 0.025, "a mean over four tokens, times the weight");
+        assert_eq!(
+            (objective.weight, objective.role),
+            (0.02, Role::Proposer),
+            "a mean over six tokens, times the weight"
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use decode::{Decoder, Feed};
 pub use device::DeviceKind;
 pub use model::{ChosenToken, Gradients, Loaded, Model, Sequence};
 pub use numerics::Numerics;
-pub use objective::{Loss, Objective, PolicyGradient};
+pub use objective::{Loss, Objective, PolicyGradient, Role, SurrogateLoss};
 pub use packed::PackedWeights;
 pub use params::{Params, read_weights, write_weights};
 pub use sampler::{masked_logprob, sample};

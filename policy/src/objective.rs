@@ -27,6 +27,8 @@ pub enum Objective {
 /// Hilton et al. 2022 (arXiv 2110.00641) as in Fu et al. 2025 (AReaL, arXiv 2505.24298), and AReaL's approximation by versions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PolicyGradient {
+    /// In which role the policy played the rollout: its loss is added up apart.
+    pub role: Role,
     /// Advantage of the rollout, for each of its tokens.
     pub advantage: f32,
     /// Log-probability of each chosen token when it was drawn.
@@ -41,6 +43,15 @@ pub struct PolicyGradient {
     pub entropy_bonus: f32,
     /// How much each token counts.
     pub weight: f32,
+}
+
+/// What the policy was asked for when it played a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An answer to a problem.
+    Solver,
+    /// A problem.
+    Proposer,
 }
 
 /// Most that a token counts whose behaviour policy is not the proximal one.
@@ -64,10 +75,19 @@ pub(crate) const MAX_LOG_RATIO: f32 = 20.0;
 pub struct Loss {
     /// Loss of the tokens under cross-entropy.
     pub cross_entropy: f64,
-    /// Loss of the tokens under the policy gradient.
-    pub policy_gradient: f64,
-    /// Tokens under the policy gradient.
-    pub num_policy_tokens: u64,
+    /// Of the solver's tokens under the policy gradient.
+    pub solver: SurrogateLoss,
+    /// Of the proposer's.
+    pub proposer: SurrogateLoss,
+}
+
+/// What the tokens of a role cost under the policy gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SurrogateLoss {
+    /// Their loss.
+    pub loss: f64,
+    /// Their number.
+    pub num_tokens: u64,
     /// Of these, those whose surrogate was clipped: only the entropy bonus moves them.
     pub num_clipped: u64,
     /// And those that count less than the proximal policy would have it.
@@ -155,36 +175,51 @@ impl Loss {
         loss
     }
 
-    /// Gives what is minimised.
+    /// Returns what is minimised.
     pub fn total(&self) -> f64 {
-        self.cross_entropy + self.policy_gradient
+        self.cross_entropy + self.solver.loss + self.proposer.loss
     }
 
     /// Adds what other sequences cost.
     pub fn add(&mut self, other: &Loss) {
         self.cross_entropy += other.cross_entropy;
-        self.policy_gradient += other.policy_gradient;
-        self.num_policy_tokens += other.num_policy_tokens;
-        self.num_clipped += other.num_clipped;
-        self.num_truncated += other.num_truncated;
-        self.sum_importance_ratio += other.sum_importance_ratio;
-        self.sum_entropy += other.sum_entropy;
+        self.solver.add(&other.solver);
+        self.proposer.add(&other.proposer);
     }
 
     fn add_token(&mut self, objective: &Objective, index: usize, logprob: f32, entropy: f32) {
         match objective {
             Objective::CrossEntropy { weight } => self.cross_entropy -= f64::from(logprob) * f64::from(*weight),
             Objective::PolicyGradient(objective) => {
-                let surrogate = objective.surrogate(index, logprob);
-                let bonus = f64::from(objective.entropy_bonus) * f64::from(entropy);
-                self.policy_gradient -= f64::from(objective.weight) * (f64::from(surrogate.value) + bonus);
-                self.num_policy_tokens += 1;
-                self.num_clipped += u64::from(surrogate.is_clipped);
-                self.num_truncated += u64::from(surrogate.is_truncated);
-                self.sum_importance_ratio += f64::from(surrogate.importance_ratio);
-                self.sum_entropy += f64::from(entropy);
+                let of_role = match objective.role {
+                    Role::Solver => &mut self.solver,
+                    Role::Proposer => &mut self.proposer,
+                };
+                of_role.add_token(objective, index, logprob, entropy);
             }
         }
+    }
+}
+
+impl SurrogateLoss {
+    fn add(&mut self, other: &SurrogateLoss) {
+        self.loss += other.loss;
+        self.num_tokens += other.num_tokens;
+        self.num_clipped += other.num_clipped;
+        self.num_truncated += other.num_truncated;
+        self.sum_importance_ratio += other.sum_importance_ratio;
+        self.sum_entropy += other.sum_entropy;
+    }
+
+    fn add_token(&mut self, objective: &PolicyGradient, index: usize, logprob: f32, entropy: f32) {
+        let surrogate = objective.surrogate(index, logprob);
+        let bonus = f64::from(objective.entropy_bonus) * f64::from(entropy);
+        self.loss -= f64::from(objective.weight) * (f64::from(surrogate.value) + bonus);
+        self.num_tokens += 1;
+        self.num_clipped += u64::from(surrogate.is_clipped);
+        self.num_truncated += u64::from(surrogate.is_truncated);
+        self.sum_importance_ratio += f64::from(surrogate.importance_ratio);
+        self.sum_entropy += f64::from(entropy);
     }
 }
 
@@ -196,6 +231,7 @@ mod tests {
 
     fn objective(advantage: f32) -> PolicyGradient {
         PolicyGradient {
+            role: Role::Solver,
             advantage,
             behavior_logprobs: vec![0.25f32.ln()],
             proximal: vec![0.0],
@@ -269,21 +305,36 @@ mod tests {
     }
 
     #[test]
-    fn sums_what_each_objective_counts() {
+    fn sums_what_each_objective_counts_and_each_role_apart() {
         let mask: ActionMask = [1, 2].into_iter().collect();
         let one = Sequence::new(&[0], &[1], [(0, mask)].into_iter());
         let two = Sequence::new(&[0], &[1, 2], [(0, mask), (1, mask)].into_iter());
-        let objectives = [Objective::CrossEntropy { weight: 0.5 }, Objective::PolicyGradient(objective(2.0))];
-        let logprobs = [-1.0, -2.0, 0.5f32.ln()];
-        let loss = Loss::new(&[&two, &one], &objectives, &logprobs, &[0.0, 0.0, 0.75]);
+        let proposed = PolicyGradient { role: Role::Proposer, weight: 1.0, entropy_bonus: 0.0, ..objective(-1.0) };
+        let objectives = [
+            Objective::CrossEntropy { weight: 0.5 },
+            Objective::PolicyGradient(objective(2.0)),
+            Objective::PolicyGradient(proposed),
+        ];
+        let logprobs = [-1.0, -2.0, 0.5f32.ln(), 0.25f32.ln()];
+        let loss = Loss::new(&[&two, &one, &one], &objectives, &logprobs, &[0.0, 0.0, 0.75, 0.5]);
         assert_eq!(loss.cross_entropy, 1.5);
         // -0.1 (2 * 1.28 + 0.5 * 0.75)
-        assert!((loss.policy_gradient + 0.2935).abs() < 1e-6, "{loss:?}");
-        assert_eq!((loss.num_policy_tokens, loss.num_clipped, loss.sum_entropy), (1, 1, 0.75));
-        assert!((loss.sum_importance_ratio - 2.0).abs() < 1e-6, "{loss:?}");
+        assert!((loss.solver.loss + 0.2935).abs() < 1e-6, "{loss:?}");
+        assert_eq!((loss.solver.num_tokens, loss.solver.num_clipped, loss.solver.sum_entropy), (1, 1, 0.75));
+        assert!((loss.solver.sum_importance_ratio - 2.0).abs() < 1e-6, "{loss:?}");
+        let proposer = SurrogateLoss {
+            loss: 1.0,
+            num_tokens: 1,
+            num_clipped: 0,
+            num_truncated: 0,
+            sum_importance_ratio: 1.0,
+            sum_entropy: 0.5,
+        };
+        assert_eq!(loss.proposer, proposer);
+        assert!((loss.total() - (1.5 - 0.2935 + 1.0)).abs() < 1e-6, "{loss:?}");
         let mut twice = loss;
         twice.add(&loss);
-        assert_eq!(twice.policy_gradient, 2.0 * loss.policy_gradient);
-        assert_eq!((twice.cross_entropy, twice.num_policy_tokens), (3.0, 2));
+        assert_eq!((twice.solver.loss, twice.proposer.loss), (2.0 * loss.solver.loss, 2.0));
+        assert_eq!((twice.cross_entropy, twice.solver.num_tokens, twice.proposer.num_tokens), (3.0, 2, 2));
     }
 }

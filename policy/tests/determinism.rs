@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use policy::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 use policy::{
-    Decoder, DeviceKind, Feed, Model, ModelConfig, Numerics, Objective, PackedWeights, Params, PolicyGradient,
+    Decoder, DeviceKind, Feed, Model, ModelConfig, Numerics, Objective, PackedWeights, Params, PolicyGradient, Role,
     Sequence, masked_logprob,
 };
 use proptest::prelude::*;
@@ -123,6 +123,7 @@ fn gradients_have_the_same_bits_beside_others() {
         let sequence = sequence(5 + number as usize * 7 % 33, number);
         let behavior_logprobs = draws(sequence.chosen.len(), number).iter().map(|draw| draw - 3.0).collect();
         let objective = Objective::PolicyGradient(PolicyGradient {
+            role: Role::Solver,
             advantage: [0.5, -0.5][number as usize % 2],
             proximal: draws(sequence.chosen.len(), number + 100).iter().map(|draw| draw + 0.5).collect(),
             behavior_logprobs,
@@ -139,7 +140,8 @@ fn gradients_have_the_same_bits_beside_others() {
         model.gradients(&sequences.iter().collect::<Vec<_>>(), &objectives).unwrap()
     };
     let alone = gradients((0..20).map(rollout).collect());
-    assert!(alone.loss.num_clipped > 0 && alone.loss.num_clipped < alone.loss.num_policy_tokens, "{:?}", alone.loss);
+    let solver = alone.loss.solver;
+    assert!(solver.num_clipped > 0 && solver.num_clipped < solver.num_tokens, "{solver:?}");
     let beside = gradients((0..20).flat_map(|number| [bystander(number), rollout(number)]).collect());
     assert_eq!(alone.loss, beside.loss);
     assert!(alone.params == beside.params, "the gradients differ");

@@ -1,7 +1,7 @@
 //! The kernels' network against candle's autograd and against finite differences.
 
 use candle_core::Device;
-use policy::{DeviceKind, Model, ModelConfig, Objective, Params, PolicyGradient, Sequence};
+use policy::{DeviceKind, Loss, Model, ModelConfig, Objective, Params, PolicyGradient, Role, Sequence, SurrogateLoss};
 use proto::{ActionMask, Token};
 
 fn assert_close(got: &[f32], expected: &[f32], what: &str) {
@@ -86,6 +86,7 @@ fn policy_gradient_of(
         let logprobs = loaded.logprobs(&[sequence]).unwrap();
         let log_ratio = |token: usize| log_ratios[(index + token) % log_ratios.len()];
         Objective::PolicyGradient(PolicyGradient {
+            role: [Role::Solver, Role::Proposer][index / 2 % 2],
             advantage: [0.75, -0.25, -1.5][index % 3],
             behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
             proximal: (0..logprobs.len()).map(proximal).collect(),
@@ -131,8 +132,9 @@ fn kernels_agree_with_candle() {
             let expected = candle.load(&params).unwrap().gradients(&sequences, objectives).unwrap();
             assert_close(&got.logprobs, &expected.logprobs, "logprobs");
             assert_close(&[got.loss.total() as f32], &[expected.loss.total() as f32], "loss");
-            assert_eq!(got.loss.num_clipped, expected.loss.num_clipped);
-            assert_eq!(got.loss.num_truncated, expected.loss.num_truncated);
+            let counts =
+                |loss: Loss| [loss.solver, loss.proposer].map(|of_role| (of_role.num_clipped, of_role.num_truncated));
+            assert_eq!(counts(got.loss), counts(expected.loss));
             for ((spec, got), expected) in
                 config.tensors().iter().zip(&got.params.tensors).zip(&expected.params.tensors)
             {
@@ -200,7 +202,10 @@ fn clipped_tokens_and_ratios_are_counted() {
     }
     let sequences: Vec<&Sequence> = sequences.iter().collect();
     let loss = model.load(&params).unwrap().gradients(&sequences, &objectives).unwrap().loss;
-    assert_eq!((loss.num_policy_tokens, loss.num_clipped), (num_tokens, num_clipped));
-    assert!((loss.sum_importance_ratio - sum_ratio).abs() < 1e-3, "expected {sum_ratio}, got {loss:?}");
+    let sum = |count: fn(&SurrogateLoss) -> u64| count(&loss.solver) + count(&loss.proposer);
+    assert_eq!((sum(|it| it.num_tokens), sum(|it| it.num_clipped)), (num_tokens, num_clipped));
+    assert!(loss.solver.num_tokens > 0 && loss.proposer.num_tokens > 0, "{loss:?}");
+    let got_ratio = loss.solver.sum_importance_ratio + loss.proposer.sum_importance_ratio;
+    assert!((got_ratio - sum_ratio).abs() < 1e-3, "expected {sum_ratio}, got {loss:?}");
     assert_eq!(loss.cross_entropy, 0.0);
 }

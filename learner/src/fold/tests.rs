@@ -1,0 +1,242 @@
+use proto::{
+    ActionMask, Aim, Choice, Example, ExampleChoice, Group, Niche, Proposal, Rollout, StopReason, VersionSpan,
+};
+
+use super::*;
+use crate::config::{ProblemShares, SelfPlayConfig};
+use crate::policy_gradient::{PolicyGradientConfig, PolicyGradientKind};
+use crate::{TestSource, test_config, test_problem};
+
+const RIGHT: Verdict = Verdict::Correct;
+const WRONG: Verdict = Verdict::Incorrect;
+
+fn fold_of(config: &Config) -> Fold {
+    let sources: Vec<Arc<dyn ProblemSource>> = vec![Arc::new(TestSource("countdown"))];
+    Fold::new(config.clone(), sources, 2, State::initial(config), Plans::default()).unwrap()
+}
+
+/// Plays a task: its rollouts differ in their last token, and each chose the first two of its tokens among 4 and 7.
+fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
+    let mask: ActionMask = [4, 7].into_iter().collect();
+    let index = task.id.index as u16;
+    let rollouts: Vec<Rollout> = (0..verdicts.len() as u16)
+        .map(|number| Rollout {
+            tokens: vec![4, 7, 10 * index + number],
+            choices: [(0, -0.25), (1, -0.75)].map(|(position, logprob)| Choice { position, mask: 0, logprob }).to_vec(),
+            stop: StopReason::Complete,
+            versions: vec![VersionSpan { first_token: 0, policy_version: task.policy_version }],
+            search: None,
+        })
+        .collect();
+    let choices = || [0, 1].map(|position| ExampleChoice { position, mask: 0 }).to_vec();
+    let example = |rollout: &Rollout| Example {
+        prompt: vec![9, index],
+        answer: rollout.tokens.clone(),
+        choices: choices(),
+        problem_origin: ProblemOrigin::Ladder,
+        label_origin: LabelOrigin::Solved,
+        aim: Aim { level: 1, goal: 1 },
+    };
+    let is_asked_to_solve = task.request.problem().is_some();
+    let right = rollouts.iter().zip(verdicts).filter(|(_, verdict)| is_asked_to_solve && **verdict == RIGHT);
+    let proposal = |number: u32| Proposal {
+        rollout: number,
+        keyed: test_problem("countdown", &format!("proposal {:?} {number}", task.id)),
+        niche: Niche(1),
+        choices: choices(),
+    };
+    let num_proposals = if is_asked_to_solve { 0 } else { verdicts.len() as u32 };
+    ScoredGroup {
+        prompt: vec![9, index],
+        niche: Niche(1),
+        aim: Aim { level: 1, goal: 1 },
+        verdicts: verdicts.to_vec(),
+        example_masks: vec![mask],
+        examples: right.map(|(rollout, _)| example(rollout)).collect(),
+        proposals: (0..num_proposals).map(proposal).collect(),
+        group: Group { task: task.clone(), masks: vec![mask], rollouts },
+    }
+}
+
+/// Plays the batch that is next, every group with these verdicts.
+fn next_batch(fold: &mut Fold, verdicts: &[[Verdict; 2]; 4]) -> Vec<ScoredGroup> {
+    fold.plan();
+    let planned = fold.planned().batch(fold.state().step);
+    planned.zip(verdicts).map(|(planned, verdicts)| played(&planned.task, verdicts)).collect()
+}
+
+const VERDICTS: [[Verdict; 2]; 4] = [[RIGHT, WRONG], [WRONG, WRONG], [WRONG, WRONG], [WRONG, WRONG]];
+
+/// One example came, so every draw of the update is of it: two chosen tokens, weighed alike.
+#[test]
+fn a_batch_is_folded() {
+    let mut config = test_config();
+    config.learner.updates_per_step = 1;
+    let mut fold = fold_of(&config);
+    let before = fold.state().clone();
+    let mut groups = next_batch(&mut fold, &VERDICTS);
+    // Of a level that the config does not list.
+    let other_level = Example { aim: Aim { level: 2, goal: 1 }, ..groups[0].examples[0].clone() };
+    groups[3].examples.push(other_level);
+    let report = fold.fold(&groups, None).unwrap();
+    assert_eq!((report.step, report.num_examples), (1, 1));
+    assert_eq!(report.solve_rate, 1.0 / 8.0);
+    assert_eq!(report.solved_by_family, BTreeMap::from([("countdown/1".to_owned(), (1, 8))]));
+    assert_eq!(report.rollouts_by_staleness, BTreeMap::from([(0, 8)]));
+    assert_eq!(report.entropy, 0.5, "the mean of 0.25 and 0.75");
+    assert_eq!(report.learning_rate, config.learning_rate(0, None));
+    assert_eq!((&report.policy_gradient, &report.proposer, &report.self_play), (&None, &None, &None));
+
+    let Example { prompt, answer, .. } = &groups[0].examples[0];
+    let mask = groups[0].example_masks[0];
+    let sequence = Sequence::new(prompt, answer, [(0, mask), (1, mask)].into_iter());
+    let logprobs = fold.model.load(&before.params).unwrap().logprobs(&[&sequence]).unwrap();
+    let expected = -f64::from(logprobs[0] + logprobs[1]) / 2.0;
+    assert!((report.loss - expected).abs() < 1e-6, "{}, expected {expected}", report.loss);
+    assert!(report.grad_norm > 0.0);
+    let mismatch = logprobs_of(&fold, &before.params, &groups[0]);
+    assert!((report.logprob_mismatch.unwrap() - mismatch).abs() < 1e-6, "{report:?}, expected {mismatch}");
+
+    let state = fold.state();
+    assert_eq!((state.step, state.totals.num_rollouts, state.totals.num_correct), (1, 8, 1));
+    assert_eq!(report.weights_digest, state.params.digest(&config.model));
+    assert_eq!(report.state_digest, state.digest(&config));
+    assert!(state.params != before.params && state.ema != before.ema);
+    let after = fold.model.load(&state.params).unwrap().logprobs(&[&sequence]).unwrap();
+    assert!(after[0] + after[1] > logprobs[0] + logprobs[1], "the answer is likelier now: {after:?}, {logprobs:?}");
+    assert_eq!(fold.planned().iter().count(), 0);
+}
+
+/// Mean difference between what a group's actor said and what the learner computes.
+fn logprobs_of(fold: &Fold, params: &Params, scored: &ScoredGroup) -> f64 {
+    let loaded = fold.model.load(params).unwrap();
+    let rollouts = scored.group.rollouts.iter();
+    let differences = rollouts.flat_map(|rollout| {
+        let logprobs = loaded.logprobs(&[&played_sequence(scored, rollout)]).unwrap();
+        let said = rollout.choices.iter().map(|choice| choice.logprob).collect::<Vec<_>>();
+        said.into_iter().zip(logprobs).map(|(said, logprob)| f64::from((said - logprob).abs())).collect::<Vec<_>>()
+    });
+    differences.sum::<f64>() / 4.0
+}
+
+#[test]
+fn groups_that_do_not_answer_the_batch_are_refused() {
+    type Spoil = fn(&mut Vec<ScoredGroup>);
+    let cases: [(Spoil, &str); 6] = [
+        (|groups| drop(groups.pop()), "expected 4 groups, got 3"),
+        (|groups| groups.push(groups[3].clone()), "expected 4 groups, got 5"),
+        (|groups| groups.swap(1, 2), "group 1 was not played for this plan"),
+        (|groups| groups[2] = groups[1].clone(), "group 2 was not played for this plan"),
+        (|groups| groups[3].group.task.seed ^= 1, "group 3 was not played for this plan"),
+        (|groups| groups[0].group.task.id.batch = 1, "group 0 was not played for this plan"),
+    ];
+    for (spoil, expected) in cases {
+        let mut fold = fold_of(&test_config());
+        let before = fold.state().clone();
+        let mut groups = next_batch(&mut fold, &VERDICTS);
+        spoil(&mut groups);
+        let error = fold.fold(&groups, None).unwrap_err();
+        assert!(matches!(error, Error::Integrity { what: "batch", step: 0, .. }), "{error:?}");
+        assert!(error.to_string().contains(expected), "{error}, expected {expected}");
+        assert_eq!(fold.state(), &before);
+    }
+}
+
+/// Up to two steps old in a free-running run: versions 1 to 3 at step 3.
+#[test]
+fn groups_of_other_versions_than_a_free_running_run_allows_are_refused() {
+    let mut config = test_config();
+    (config.batch.lag, config.batch.max_staleness) = (1, Some(2));
+    for (policy_version, is_refused) in [(0, true), (1, false), (2, false), (3, false), (4, true)] {
+        let mut fold = fold_of(&config);
+        fold.state.step = 3;
+        let mut groups = next_batch(&mut fold, &VERDICTS);
+        groups[2].group.rollouts[1].versions[0].policy_version = policy_version;
+        let folded = fold.fold(&groups, None);
+        let refusal = folded.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        assert_eq!(refusal.contains("group 2 is older than batch.max_staleness allows"), is_refused, "{folded:?}");
+        assert_eq!(folded.is_err(), is_refused, "{folded:?}");
+    }
+}
+
+/// By hand: h = H(h, H(group)) over the groups in order. Whatever differs in a group shows in the state's digest.
+#[test]
+fn the_history_is_a_chain_over_every_group() {
+    let config = test_config();
+    let fold_batch = |change: fn(&mut Vec<ScoredGroup>)| {
+        let mut fold = fold_of(&config);
+        let mut groups = next_batch(&mut fold, &VERDICTS);
+        change(&mut groups);
+        let report = fold.fold(&groups, None).unwrap();
+        let expected = groups
+            .iter()
+            .fold(Digest::of_bytes(b""), |history, scored| Digest::of_digests(&[history, Digest::of(scored)]));
+        assert_eq!(fold.state().history, expected);
+        (report.weights_digest, report.state_digest)
+    };
+    let (weights, state) = fold_batch(|_| {});
+    assert_eq!(fold_batch(|_| {}), (weights, state));
+    // Nothing is trained on that: the weights are the same, and the state is another.
+    let changes: [fn(&mut Vec<ScoredGroup>); 3] = [
+        |groups| groups[3].group.rollouts[1].tokens[2] += 1,
+        |groups| groups[3].group.rollouts[1].choices[1].logprob -= 0.5,
+        |groups| groups[3].verdicts[1] = Verdict::Malformed,
+    ];
+    for change in changes {
+        let (same_weights, other_state) = fold_batch(change);
+        assert_eq!(same_weights, weights);
+        assert_ne!(other_state, state);
+    }
+}
+
+/// Folds three steps: the first makes a niche known, the second asks for problems, the third poses them.
+fn propose(loss: ProposerLoss) -> StepReport {
+    let mut config = test_config();
+    let problems = ProblemShares { proposer: 1.0, mutation: 0.0, archive: 0.0, ladder: 0.0 };
+    let (propose_tasks, proposer_share) = (3, 0.5);
+    config.self_play =
+        Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks, proposer_loss: loss, proposer_share, problems });
+    config.learner.policy_gradient = Some(PolicyGradientConfig {
+        kind: PolicyGradientKind::DrGrpo,
+        weight: 0.5,
+        clip_low: 0.2,
+        clip_high: 0.28,
+        entropy_bonus: 0.0,
+        updates_per_step: 1,
+        cross_entropy: true,
+    });
+    let mut fold = fold_of(&config);
+    for _ in 0..2 {
+        let groups = next_batch(&mut fold, &VERDICTS);
+        fold.fold(&groups, None).unwrap();
+    }
+    // Its one task that solves is given a proposal, which turns out to be easy.
+    let groups = next_batch(&mut fold, &[[RIGHT, WRONG]; 4]);
+    assert!(fold.planned().get(groups[3].group.task.id).unwrap().proposal.is_some());
+    fold.fold(&groups, None).unwrap()
+}
+
+/// What answers cost and what proposals cost is reported apart, though both train in one update: the solver's figures are those
+/// of a step in which no proposal trains by the policy gradient.
+#[test]
+fn the_proposer_is_reported_apart_from_the_solver() {
+    let [with, without] = [ProposerLoss::PolicyGradient, ProposerLoss::CrossEntropy].map(propose);
+    assert_eq!(without.proposer, None);
+    let [solver, alone] = [&with, &without].map(|report| report.policy_gradient.clone().unwrap());
+    assert_eq!((solver.num_rollouts, alone.num_rollouts), (2, 2));
+    for (got, expected) in [
+        (solver.loss, alone.loss),
+        (solver.clip_fraction, alone.clip_fraction),
+        (solver.importance_ratio, alone.importance_ratio),
+        (solver.entropy, alone.entropy),
+    ] {
+        assert!((got - expected).abs() < 1e-9, "{solver:?}, expected {alone:?}");
+    }
+    let (own, proposer) = (with.self_play.unwrap(), with.proposer);
+    assert_eq!((own.difficulties, own.num_as_asked), ([0, 0, 1, 0], u64::from(proposer.is_some())));
+    let proposer = proposer.expect("the seed asks for an easy problem");
+    assert_eq!(proposer.num_rollouts, 1);
+    // Reward 1/2, and nothing to compare it with: a mean of -1/2 ratio over two tokens, unless it is clipped.
+    assert!(proposer.loss < 0.0 && proposer.loss >= -0.5 * 1.28 - 1e-6, "{proposer:?}");
+    assert!(proposer.importance_ratio > 0.0 && (0.0..=2.0f64.ln() + 1e-6).contains(&proposer.entropy), "{proposer:?}");
+}
