@@ -7,10 +7,11 @@ use std::time::Duration;
 use actor::engine::{Engine, Weights};
 use bus::Bus as _;
 use bus::nats::{Credentials, Nats, Server, Settings};
+use domains::{MaskDictionary, Next, domain};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
 use proto::{
-    Behavior, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Rollout, Sampling, StopReason, Task,
-    TaskId, TaskKind, Token, VersionSpan,
+    Behavior, Choice, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Rollout, Sampling, StopReason,
+    Task, TaskId, TaskKind, Token, VersionSpan, wire,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -117,11 +118,51 @@ fn forged(mut group: Group, number: u64) -> Vec<Group> {
     if number.is_multiple_of(2) {
         choice.logprob -= 0.5;
     } else {
-        let token = &mut rollout.tokens[usize::from(choice.position)];
-        *token = group.masks[usize::from(choice.mask)].iter().find(|other| other != token).unwrap();
+        let position = usize::from(choice.position);
+        let token = rollout.tokens[position];
+        let other = group.masks[usize::from(choice.mask)].iter().find(|other| *other != token).unwrap();
+        rollout.tokens.truncate(position);
+        rollout.tokens.push(other);
+        group = played_on(group);
     }
     group.check().unwrap();
+    verifier::check_choices(&group).unwrap();
     vec![group]
+}
+
+/// Plays rollouts on to their ends with the lowest legal tokens, and writes down their choices as the language has them.
+fn played_on(mut group: Group) -> Group {
+    let domain = domain(group.task.request.domain()).unwrap();
+    let grammar = match &group.task.request {
+        Request::Solve { problem, .. } => domain.grammar(problem).unwrap(),
+        Request::Propose { niche, .. } => domain.proposal_grammar(*niche),
+    };
+    let mut masks = MaskDictionary::default();
+    for rollout in &mut group.rollouts {
+        let mut grammar = grammar.fork();
+        let mut said = std::mem::take(&mut rollout.choices).into_iter();
+        let mut position = 0;
+        rollout.stop = loop {
+            let next = grammar.next();
+            let lowest = match next {
+                Next::Done => break StopReason::Complete,
+                _ if position == group.task.max_tokens as usize => break StopReason::Length,
+                Next::Forced(token) => token,
+                Next::Choice(mask) => mask.iter().next().unwrap(),
+            };
+            if let Next::Choice(mask) = next {
+                let logprob = said.next().map_or(-0.5, |choice| choice.logprob);
+                rollout.choices.push(Choice { position: position as u16, mask: masks.index_of(mask), logprob });
+            }
+            if position == rollout.tokens.len() {
+                rollout.tokens.push(lowest);
+            }
+            assert!(grammar.push(rollout.tokens[position]));
+            position += 1;
+        };
+    }
+    group.masks = masks.into_masks();
+    group
 }
 
 /// Everything is audited, and the learner is killed once it knows.
@@ -365,14 +406,22 @@ fn what_cannot_be_judged_is_set_aside() {
     let learner = cluster.learner(&[]);
     let run = Cluster::run_of(&learner);
     let verifier = cluster.start("verifier", &["--name", "judge"]);
+    // With its verdicts it is larger than a message may be.
+    let plain = group("countdown", "2 1 -> 3", "", &vec![vec![2, 110, 1, 114, 3]; 8]);
+    let mut large = played_on(plain.clone());
+    let num_bytes = |group: &Group| wire::encode(group).len();
+    large.task.family = "x".repeat((1 << 20) - 350 + num_bytes(&plain) - num_bytes(&large));
+    // A choice that was none: the policy gradient would train on it.
+    let mut forged = played_on(plain);
+    forged.rollouts[7].choices.pop();
     let hostile: Vec<Group> = vec![
         group("countdown", &"no problem ".repeat(10_000), "", &[]),
         group("chess", "e4", "", &[]),
         // `smoke` asks for eight.
         group("countdown", "2 1 -> 3", "", &vec![vec![2, 110, 1, 114, 3]; 9]),
         group("countdown", "2 1 -> 3", "", &[vec![300; 5]]),
-        // With its verdicts it is larger than a message may be.
-        group("countdown", "2 1 -> 3", &"x".repeat((1 << 20) - 350), &vec![vec![2, 110, 1, 114, 3]; 8]),
+        large,
+        forged,
     ];
     let num_hostile = hostile.len();
     let runtime = Runtime::new().unwrap();
@@ -389,6 +438,7 @@ fn what_cannot_be_judged_is_set_aside() {
     wait_until("all of it to be set aside", || set_aside() == num_hostile);
     let said = verifier.said_so_far();
     assert_eq!(said.matches("mallory").count(), num_hostile, "{said}");
+    assert!(said.contains("rollout 7: expected a choice of token ") && said.contains("bytes"), "{said}");
     assert!(said.len() < 1_000 * num_hostile, "it does not quote all of it: {said}");
     runtime.block_on(async {
         let jetstream = async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap());

@@ -16,6 +16,7 @@ pub(crate) fn receive(bytes: &[u8]) {
             let Some(group) = read::<Message<Group>>(payload).map(|message| message.body) else { return };
             if group.check().is_ok() && group.task.num_rollouts <= MAX_ROLLOUTS {
                 // A key comes from the learner; here it is as little to be trusted as the rest.
+                drop(verifier::check_choices(&group));
                 let key = ProblemKey { text: group.task.family.clone() };
                 drop(verifier::score(group.clone(), Some(&key)));
                 drop(verifier::score(group, None));

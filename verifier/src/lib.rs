@@ -1,7 +1,10 @@
 //! The verifier: says what each answer is worth and makes training examples of it.
 //!
 //! [`score`] is a function of the group and its problem's key. It trusts nothing that an actor wrote: verdicts come from
-//! the domain's checker, and the masks of examples are derived anew from the domain's grammar.
+//! the domain's checker, and the masks of examples are derived anew from the domain's grammar. What is trained on as an actor
+//! wrote it, [`check_choices`] compares with the grammar; a group that differs has no verdicts.
+
+mod honesty;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::resume_unwind;
@@ -16,6 +19,8 @@ use proto::{
 };
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+
+pub use honesty::check_choices;
 
 /// What a verifier did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,8 +139,11 @@ async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Arc<Delivery<Grou
         Ok(()) if num_rollouts <= max_rollouts => {
             // It may take long; what is taken is kept, and others are judged, meanwhile.
             let group = group.clone();
-            let scored = tokio::task::spawn_blocking(move || score(group, key.as_ref())).await;
-            scored.unwrap_or_else(|error| resume_unwind(error.into_panic())).map_err(|error| error.to_string())
+            let scored = tokio::task::spawn_blocking(move || {
+                check_choices(&group)?;
+                score(group, key.as_ref()).map_err(|error| error.to_string())
+            });
+            scored.await.unwrap_or_else(|error| resume_unwind(error.into_panic()))
         }
         Ok(()) => Err(format!("expected up to {max_rollouts} rollouts, as the run asks for, got {num_rollouts}")),
         Err(reason) => Err(reason),
