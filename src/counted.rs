@@ -10,16 +10,51 @@ use async_trait::async_trait;
 use bus::nats::{Server, ServerCounts};
 use bus::{Bus, Delivery, Error};
 use prometheus::{
-    HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, exponential_buckets,
+    HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry, exponential_buckets,
     register_histogram_vec_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
-    register_int_gauge_vec_with_registry, register_int_gauge_with_registry,
+    register_int_gauge_vec_with_registry,
 };
 use proto::{
-    Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind, Version,
+    Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind, Verdict,
+    Version,
 };
 use tokio::time::Instant;
 
+use crate::late::LateGauge;
 use crate::report::word;
+
+/// A part that a process plays in a run: it says what is counted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Duty {
+    /// It asks for tasks and takes scored groups.
+    Learn,
+    /// It takes tasks and sends groups.
+    Play,
+    /// It takes groups and sends them scored.
+    Judge,
+}
+
+impl Duty {
+    pub(crate) const ALL: [Duty; 3] = [Duty::Learn, Duty::Play, Duty::Judge];
+
+    /// Names the queue that is filled.
+    fn publishes(self) -> &'static str {
+        match self {
+            Duty::Learn => "task",
+            Duty::Play => "group",
+            Duty::Judge => "scored",
+        }
+    }
+
+    /// Names the queue that is emptied.
+    fn takes(self) -> &'static str {
+        match self {
+            Duty::Learn => "scored",
+            Duty::Play => "task",
+            Duty::Judge => "group",
+        }
+    }
+}
 
 /// Counts what one process says and hears.
 pub(crate) struct Meters {
@@ -36,9 +71,9 @@ pub(crate) struct Meters {
     playing: Begun,
     judging: Begun,
     weights_seconds: HistogramVec,
-    weights_bytes: IntGauge,
+    weights_bytes: LateGauge,
     weights_refused: IntCounter,
-    connected: IntGauge,
+    connected: LateGauge,
     reconnects: IntCounter,
     denied: IntCounter,
     slow: IntCounter,
@@ -47,17 +82,19 @@ pub(crate) struct Meters {
     acks: IntCounterVec,
     queue_messages: IntGaugeVec,
     queue_inflight: IntGaugeVec,
-    weights_version: IntGauge,
+    weights_version: LateGauge,
     has_weights: AtomicBool,
 }
 
 impl Meters {
-    pub(crate) fn new(to: &Registry) -> Result<Meters> {
+    /// Registers what a process with these duties counts. What can be counted there by label begins at 0: a rate over a
+    /// counter that appears with its first failure misses it.
+    pub(crate) fn new(to: &Registry, duties: &[Duty]) -> Result<Meters> {
         let seconds = exponential_buckets(0.0005, 4.0, 9)?;
         let build = register_int_gauge_vec_with_registry!("build_info", "Always 1.", &["version", "build"], to)?;
         let id: String = env!("AUTODIDACT_BUILD_ID").chars().take(12).collect();
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), &id]).set(1);
-        Ok(Meters {
+        let meters = Meters {
             publishes: register_int_counter_vec_with_registry!(
                 "bus_publish_total",
                 "Messages handed to the bus.",
@@ -124,13 +161,13 @@ impl Meters {
                 seconds,
                 to
             )?,
-            weights_bytes: register_int_gauge_with_registry!("weights_bytes", "Size of the weights moved last.", to)?,
+            weights_bytes: LateGauge::register("weights_bytes", "Size of the weights moved last.", to)?,
             weights_refused: register_int_counter_with_registry!(
                 "weights_refused_total",
                 "Weights that were not there, or not what their name says.",
                 to
             )?,
-            connected: register_int_gauge_with_registry!("bus_connected", "Whether the bus is there: 1, or 0.", to)?,
+            connected: LateGauge::register("bus_connected", "Whether the bus is there: 1, or 0.", to)?,
             reconnects: register_int_counter_with_registry!(
                 "bus_reconnects_total",
                 "Connections after the first.",
@@ -176,17 +213,51 @@ impl Meters {
                 &["queue"],
                 to
             )?,
-            weights_version: register_int_gauge_with_registry!(
+            weights_version: LateGauge::register(
                 "weights_version",
                 "Step after which the weights were published that played last.",
-                to
+                to,
             )?,
             has_weights: AtomicBool::new(false),
-        })
+        };
+        duties.iter().for_each(|duty| meters.begin_at_zero(*duty));
+        Ok(meters)
     }
 
-    /// Takes in what is known of the connection; without a server the bus is in this process.
-    pub(crate) fn look_at(&self, server: Option<&Server>) {
+    /// Makes every counter that a duty may raise.
+    fn begin_at_zero(&self, duty: Duty) {
+        let make = |counter: &IntCounterVec, labels: &[&str]| drop(counter.with_label_values(labels));
+        let domains = || domains::registry().iter().map(|domain| domain.name());
+        let (publishes, takes) = (duty.publishes(), duty.takes());
+        PUBLISH_RESULTS.iter().for_each(|result| make(&self.publishes, &[publishes, result]));
+        make(&self.publish_bytes, &[publishes]);
+        ["false", "true"].iter().for_each(|redelivered| make(&self.deliveries, &[takes, redelivered]));
+        ACKS.iter().for_each(|kind| make(&self.acks, &[takes, kind]));
+        make(&self.dead, &[takes]);
+        match duty {
+            Duty::Learn => {
+                for kind in [TaskKind::Train, TaskKind::Evaluate].map(|kind| word(&kind)) {
+                    ["false", "true"].iter().for_each(|reissued| make(&self.tasks_issued, &[&kind, reissued]));
+                }
+            }
+            Duty::Play => domains().for_each(|domain| {
+                [StopReason::Complete, StopReason::Length]
+                    .map(outcome)
+                    .iter()
+                    .for_each(|outcome| make(&self.rollouts, &[domain, outcome]));
+                make(&self.rollout_tokens, &[domain]);
+            }),
+            Duty::Judge => domains().for_each(|domain| {
+                VERDICTS
+                    .map(|verdict| word(&verdict))
+                    .iter()
+                    .for_each(|verdict| make(&self.verdicts, &[domain, verdict]));
+            }),
+        }
+    }
+
+    /// Takes in what is known of the connection; without a server, whether the bus `is_here`, in this process.
+    pub(crate) fn look_at(&self, server: Option<&Server>, is_here: bool) {
         let counts = server.map_or_else(ServerCounts::default, Server::counts);
         let ServerCounts { num_reconnects, num_denied, num_slow, queues } = counts;
         let raise = |counter: &IntCounter, count: u64| counter.inc_by(count.saturating_sub(counter.get()));
@@ -196,13 +267,17 @@ impl Meters {
         for (queue, counts) in queues {
             raise(&self.publish_bytes.with_label_values(&[queue]), counts.num_bytes_published);
             raise(&self.dead.with_label_values(&[queue]), counts.num_set_aside);
-            let acks =
-                [("ack", counts.num_acknowledged), ("nak", counts.num_handed_back), ("term", counts.num_set_aside)];
-            acks.iter().for_each(|(kind, count)| raise(&self.acks.with_label_values(&[queue, kind]), *count));
+            let told = [counts.num_acknowledged, counts.num_handed_back, counts.num_set_aside];
+            for (kind, count) in ACKS.iter().zip(told) {
+                raise(&self.acks.with_label_values(&[queue, kind]), count);
+            }
             self.queue_messages.with_label_values(&[queue]).set(counts.num_waiting as i64);
             self.queue_inflight.with_label_values(&[queue]).set(counts.num_taken as i64);
         }
-        self.connected.set(i64::from(server.is_none_or(Server::is_connected)));
+        let is_connected = server.map(Server::is_connected).or(is_here.then_some(true));
+        if let Some(is_connected) = is_connected {
+            self.connected.set(f64::from(u8::from(is_connected)));
+        }
     }
 
     /// Whether this process has had weights.
@@ -213,32 +288,25 @@ impl Meters {
     /// Gives every metric a value, as a run would.
     #[cfg(test)]
     pub(crate) fn fill(&self) {
-        self.publishes.with_label_values(&["task", "ok"]).inc();
         self.publish_seconds.with_label_values(&["task"]).observe(0.1);
-        self.deliveries.with_label_values(&["task", "false"]).inc();
-        self.tasks_issued.with_label_values(&["train", "false"]).inc();
-        self.dead.with_label_values(&["task"]).inc();
-        self.publish_bytes.with_label_values(&["task"]).inc();
-        self.acks.with_label_values(&["task", "ack"]).inc();
         self.queue_messages.with_label_values(&["task"]).set(1);
         self.queue_inflight.with_label_values(&["task"]).set(1);
-        self.rollouts.with_label_values(&["countdown", "complete"]).inc();
-        self.rollout_tokens.with_label_values(&["countdown"]).inc();
         self.rollout_seconds.with_label_values(&["countdown"]).observe(0.1);
-        self.verdicts.with_label_values(&["countdown", "correct"]).inc();
         self.verify_seconds.with_label_values(&["countdown"]).observe(0.1);
-        self.weights_seconds.with_label_values(&["get"]).observe(0.1);
+        self.moved("get", Instant::now(), 1);
+        self.weights_version.set(1.0);
     }
 
     async fn publish(&self, queue: &str, publish: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
         let began = Instant::now();
         let published = publish.await;
         self.publish_seconds.with_label_values(&[queue]).observe(began.elapsed().as_secs_f64());
+        let [ok, too_large, denied, failed] = PUBLISH_RESULTS;
         let result = match &published {
-            Ok(()) => "ok",
-            Err(Error::TooLarge { .. }) => "too_large",
-            Err(Error::Denied { .. }) => "denied",
-            Err(_) => "failed",
+            Ok(()) => ok,
+            Err(Error::TooLarge { .. }) => too_large,
+            Err(Error::Denied { .. }) => denied,
+            Err(_) => failed,
         };
         self.publishes.with_label_values(&[queue, result]).inc();
         published
@@ -259,13 +327,9 @@ impl Meters {
         }
         for rollout in &group.rollouts {
             if let Some(last) = rollout.versions.last() {
-                self.weights_version.set(last.policy_version as i64);
+                self.weights_version.set(last.policy_version as f64);
             }
-            let outcome = match rollout.stop {
-                StopReason::Complete => "complete",
-                StopReason::Length => "length",
-            };
-            self.rollouts.with_label_values(&[domain, outcome]).inc();
+            self.rollouts.with_label_values(&[domain, outcome(rollout.stop)]).inc();
             self.rollout_tokens.with_label_values(&[domain]).inc_by(rollout.tokens.len() as u64);
         }
     }
@@ -282,8 +346,24 @@ impl Meters {
 
     fn moved(&self, direction: &str, began: Instant, num_bytes: usize) {
         self.weights_seconds.with_label_values(&[direction]).observe(began.elapsed().as_secs_f64());
-        self.weights_bytes.set(num_bytes as i64);
+        self.weights_bytes.set(num_bytes as f64);
         self.has_weights.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What becomes of a message that is handed to the bus.
+pub(crate) const PUBLISH_RESULTS: [&str; 4] = ["ok", "too_large", "denied", "failed"];
+
+/// What the server is told of a message that was taken: done with, back to the queue, set aside.
+pub(crate) const ACKS: [&str; 3] = ["ack", "nak", "term"];
+
+const VERDICTS: [Verdict; 6] =
+    [Verdict::Correct, Verdict::Incorrect, Verdict::Malformed, Verdict::Timeout, Verdict::Resource, Verdict::Violation];
+
+fn outcome(stop: StopReason) -> &'static str {
+    match stop {
+        StopReason::Complete => "complete",
+        StopReason::Length => "length",
     }
 }
 

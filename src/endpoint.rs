@@ -17,6 +17,9 @@ use prometheus::TEXT_FORMAT;
 /// What is asked of a process.
 pub(crate) trait Scraped: Send + Sync + 'static {
     /// Gives its metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// Why there are none now.
     fn text(&self) -> Result<String>;
 
     /// Says why it does not do its work, if it does not.
@@ -80,7 +83,7 @@ fn answer(metrics: &dyn Scraped, request: &Request<Incoming>) -> Response<String
     let (status, content_type, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => match metrics.text() {
             Ok(text) => (StatusCode::OK, TEXT_FORMAT, text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{error}\n")),
+            Err(error) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{error}\n")),
         },
         (&Method::GET, "/healthz") => (StatusCode::OK, PLAIN, "ok\n".to_owned()),
         (&Method::GET, "/readyz") => match metrics.readiness() {

@@ -13,6 +13,7 @@ mod files;
 mod generate;
 mod inspect;
 mod keys;
+mod late;
 mod metrics;
 mod record;
 mod replay;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use bus::nats::Server;
-use learner::{Event, Missing, StepEvent, Waiting};
+use learner::{EvalRecord, Event, Missing, StepEvent, StepReport, Waiting};
 use prometheus::{
     Counter, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
     exponential_buckets, register_counter_with_registry, register_gauge_vec_with_registry,
@@ -17,8 +17,10 @@ use prometheus::{
 };
 use proto::Role;
 
-use crate::counted::Meters;
+use crate::counted::{Duty, Meters};
 use crate::endpoint::Scraped;
+use crate::late::LateGauge;
+use crate::record::LastStep;
 use crate::report::{folder_bytes, word};
 
 /// The metrics of a run. A scrape sees whole events, so that its values are of one step.
@@ -33,16 +35,18 @@ pub(crate) struct Traffic {
     pub(crate) meters: Arc<Meters>,
     /// Once it is connected; a run in one process never is.
     pub(crate) server: OnceLock<Server>,
+    is_alone: bool,
 }
 
 impl Traffic {
-    fn new() -> Result<Traffic> {
+    fn new(duties: &[Duty]) -> Result<Traffic> {
         let registry = Registry::new_custom(Some("autodidact".to_owned()), None)?;
-        Ok(Traffic { meters: Arc::new(Meters::new(&registry)?), registry, server: OnceLock::new() })
+        let meters = Arc::new(Meters::new(&registry, duties)?);
+        Ok(Traffic { meters, registry, server: OnceLock::new(), is_alone: duties == Duty::ALL })
     }
 
     fn text(&self) -> Result<String> {
-        self.meters.look_at(self.server.get());
+        self.meters.look_at(self.server.get(), self.is_alone);
         Ok(TextEncoder::new().encode_to_string(&self.registry.gather())?)
     }
 }
@@ -55,7 +59,11 @@ pub(crate) struct WorkerMetrics {
 
 impl WorkerMetrics {
     pub(crate) fn new(role: Role) -> Result<WorkerMetrics> {
-        Ok(WorkerMetrics { role, traffic: Traffic::new()? })
+        let duty = match role {
+            Role::Actor => Duty::Play,
+            Role::Verifier => Duty::Judge,
+        };
+        Ok(WorkerMetrics { role, traffic: Traffic::new(&[duty])? })
     }
 }
 
@@ -78,26 +86,30 @@ impl Scraped for WorkerMetrics {
 
 struct Values {
     journal: PathBuf,
+    /// Whether the values are those of the run; a run that goes on is read first.
+    is_known: bool,
     /// Why the run does not go on, if it does not.
     readiness: Result<(), String>,
     /// Tokens that the run had trained on by the last step, earlier processes included.
     trained_tokens_before: Option<u64>,
 
-    learner_step: IntGauge,
+    learner_step: LateGauge,
     learner_steps: IntCounter,
     step_seconds: Histogram,
-    reward_mean: Gauge,
+    reward_mean: LateGauge,
     rollouts: IntCounterVec,
     rollouts_solved: IntCounterVec,
     trained_tokens: IntCounter,
     wait_seconds: Counter,
     train_seconds: Counter,
     waiting_seconds: GaugeVec,
-    learning_rate: Gauge,
-    loss: Gauge,
-    grad_norm: Gauge,
-    entropy: Gauge,
-    logprob_mismatch: Gauge,
+    learning_rate: LateGauge,
+    loss: LateGauge,
+    grad_norm: LateGauge,
+    policy_gradient_loss: GaugeVec,
+    policy_gradient_clip_ratio: GaugeVec,
+    entropy: LateGauge,
+    logprob_mismatch: LateGauge,
     staleness: Histogram,
     stale: IntCounter,
     exam_solved: GaugeVec,
@@ -108,14 +120,16 @@ struct Values {
 }
 
 impl Metrics {
-    pub(crate) fn new(run_dir: &Path) -> Result<Metrics> {
-        let traffic = Traffic::new()?;
+    /// Makes the metrics of a run; of one that goes on nothing is known before [`Event::Resumed`].
+    pub(crate) fn new(run_dir: &Path, duties: &[Duty], goes_on: bool) -> Result<Metrics> {
+        let traffic = Traffic::new(duties)?;
         let to = &traffic.registry;
         let values = Values {
             journal: run_dir.join("journal"),
+            is_known: !goes_on,
             readiness: Err("no step and no exam yet".to_owned()),
             trained_tokens_before: None,
-            learner_step: register_int_gauge_with_registry!("learner_step", "Steps folded by the run.", to)?,
+            learner_step: LateGauge::register("learner_step", "Steps folded by the run.", to)?,
             learner_steps: register_int_counter_with_registry!(
                 "learner_steps_total",
                 "Steps folded by this process.",
@@ -127,10 +141,10 @@ impl Metrics {
                 exponential_buckets(0.0625, 2.0, 14)?,
                 to
             )?,
-            reward_mean: register_gauge_with_registry!(
+            reward_mean: LateGauge::register(
                 "learner_reward_mean",
                 "Share of the last batch's rollouts that solve their problem; of proposals, that are admitted.",
-                to
+                to,
             )?,
             rollouts: register_int_counter_vec_with_registry!(
                 "rollouts_folded_total",
@@ -165,26 +179,34 @@ impl Metrics {
                 &["role", "kind"],
                 to
             )?,
-            learning_rate: register_gauge_with_registry!(
-                "learner_learning_rate",
-                "Learning rate of the last step.",
-                to
-            )?,
-            loss: register_gauge_with_registry!("learner_loss", "Loss of the last step.", to)?,
-            grad_norm: register_gauge_with_registry!(
+            learning_rate: LateGauge::register("learner_learning_rate", "Learning rate of the last step.", to)?,
+            loss: LateGauge::register("learner_loss", "Loss of the last step.", to)?,
+            grad_norm: LateGauge::register(
                 "learner_grad_norm",
                 "Mean gradient norm of the last step, before clipping.",
+                to,
+            )?,
+            policy_gradient_loss: register_gauge_vec_with_registry!(
+                "learner_policy_gradient_loss",
+                "Loss of the last step's policy gradient, before its weight, by the role that was played.",
+                &["role"],
                 to
             )?,
-            entropy: register_gauge_with_registry!(
+            policy_gradient_clip_ratio: register_gauge_vec_with_registry!(
+                "learner_policy_gradient_clip_ratio",
+                "Share of its tokens whose surrogate was clipped.",
+                &["role"],
+                to
+            )?,
+            entropy: LateGauge::register(
                 "policy_entropy_nats",
                 "Estimated entropy of a choice of the policy that played the last batch.",
-                to
+                to,
             )?,
-            logprob_mismatch: register_gauge_with_registry!(
+            logprob_mismatch: LateGauge::register(
                 "logprob_mismatch_nats",
                 "Mean difference between the log-probabilities of actor and learner; NaN where versions differ.",
-                to
+                to,
             )?,
             staleness: register_histogram_with_registry!(
                 "weights_lag_versions",
@@ -217,6 +239,9 @@ impl Metrics {
             banned_actors: register_int_gauge_with_registry!("banned_actors", "Actors that the run has banned.", to)?,
         };
         values.checkpoint_time.set(f64::NAN);
+        if !goes_on {
+            values.learner_step.set(0.0);
+        }
         Ok(Metrics { values: Mutex::new(values), traffic })
     }
 
@@ -225,20 +250,27 @@ impl Metrics {
         &self.traffic
     }
 
-    /// Takes in what happened.
-    pub(crate) fn observe(&self, event: &Event) {
+    /// Takes in what happened; `last_step` is the one that a run goes on from.
+    pub(crate) fn observe(&self, event: &Event, last_step: Option<&LastStep>) {
         let mut values = self.values();
-        values.readiness = Ok(());
-        values.waiting_seconds.reset();
         match event {
-            Event::Step(event) => values.step(event),
-            Event::Eval(eval) => {
-                let share = eval.num_correct as f64 / eval.num_problems as f64;
-                values.exam_solved.with_label_values(&[&eval.exam]).set(share);
+            Event::Step(event) => {
+                values.gets_further();
+                values.step(event);
             }
-            Event::Resumed { step, banned, .. } => {
-                values.learner_step.set(*step as i64);
+            Event::Eval(eval) => {
+                values.gets_further();
+                values.exam(eval);
+            }
+            Event::Resumed { step, evals, banned, .. } => {
+                values.is_known = true;
+                values.learner_step.set(*step as f64);
                 values.banned_actors.set(banned.len() as i64);
+                evals.iter().for_each(|eval| values.exam(eval));
+                if let Some(LastStep { report, num_trained_tokens }) = last_step {
+                    values.report(report);
+                    values.trained_tokens_before = Some(*num_trained_tokens);
+                }
             }
             Event::Ban(_) => values.banned_actors.inc(),
             Event::Waiting(waiting) => values.waiting(waiting),
@@ -256,6 +288,9 @@ impl Scraped for Metrics {
     fn text(&self) -> Result<String> {
         // Held until all is read: what is read is of one step.
         let values = self.values();
+        if !values.is_known {
+            return Err(anyhow!("the run is being read"));
+        }
         values.journal_bytes.set(folder_bytes(&values.journal) as i64);
         self.traffic.text()
     }
@@ -269,39 +304,63 @@ impl Scraped for Metrics {
 }
 
 impl Values {
+    fn gets_further(&mut self) {
+        self.readiness = Ok(());
+        self.waiting_seconds.reset();
+    }
+
     fn step(&mut self, event: &StepEvent) {
         let StepEvent { report, waited, trained, totals, num_audited, num_stale, .. } = event;
-        self.learner_step.set(report.step as i64);
+        self.report(report);
         self.learner_steps.inc();
         self.step_seconds.observe((*waited + *trained).as_secs_f64());
-        let (solved, played) =
-            report.solved_by_family.values().fold((0, 0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
-        self.reward_mean.set(solved as f64 / played as f64);
         for (family, (solved, played)) in &report.solved_by_family {
             self.rollouts.with_label_values(&[family]).inc_by(*played);
             self.rollouts_solved.with_label_values(&[family]).inc_by(*solved);
         }
-        // Where a resumed process begins, what was trained on before is not told apart from its first step.
+        // Where the row of the step before is lost, what was trained on before is not told apart from this process' first step.
         let before = self.trained_tokens_before.unwrap_or(if report.step == 1 { 0 } else { totals.num_trained_tokens });
         self.trained_tokens.inc_by(totals.num_trained_tokens - before);
         self.trained_tokens_before = Some(totals.num_trained_tokens);
         self.wait_seconds.inc_by(waited.as_secs_f64());
         self.train_seconds.inc_by(trained.as_secs_f64());
         self.audited_tasks.inc_by(num_audited - self.audited_tasks.get());
-        self.learning_rate.set(report.learning_rate);
-        self.loss.set(report.loss);
-        self.grad_norm.set(report.grad_norm);
-        self.entropy.set(report.entropy);
-        self.logprob_mismatch.set(report.logprob_mismatch.unwrap_or(f64::NAN));
         for (steps, count) in &report.rollouts_by_staleness {
             (0..*count).for_each(|_| self.staleness.observe(*steps as f64));
         }
         self.stale.inc_by(num_stale.saturating_sub(self.stale.get()));
     }
 
+    /// Sets what is known of the last step of the run, whichever process made it.
+    fn report(&mut self, report: &StepReport) {
+        self.learner_step.set(report.step as f64);
+        let (solved, played) =
+            report.solved_by_family.values().fold((0, 0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+        self.reward_mean.set(solved as f64 / played as f64);
+        self.learning_rate.set(report.learning_rate);
+        self.loss.set(report.loss);
+        self.grad_norm.set(report.grad_norm);
+        self.entropy.set(report.entropy);
+        self.logprob_mismatch.set(report.logprob_mismatch.unwrap_or(f64::NAN));
+        self.policy_gradient_loss.reset();
+        self.policy_gradient_clip_ratio.reset();
+        for (role, report) in [("solver", &report.policy_gradient), ("proposer", &report.proposer)] {
+            if let Some(report) = report {
+                self.policy_gradient_loss.with_label_values(&[role]).set(report.loss);
+                self.policy_gradient_clip_ratio.with_label_values(&[role]).set(report.clip_fraction);
+            }
+        }
+    }
+
+    fn exam(&mut self, eval: &EvalRecord) {
+        let share = eval.num_correct as f64 / eval.num_problems as f64;
+        self.exam_solved.with_label_values(&[&eval.exam]).set(share);
+    }
+
     /// Says in what role somebody has what is waited for.
     fn waiting(&mut self, waiting: &Waiting) {
         self.readiness = Err(waiting.to_string());
+        self.waiting_seconds.reset();
         for Missing { task, holder, .. } in &waiting.first {
             let role = holder.as_ref().map_or("none".to_owned(), |holder| word(&holder.role));
             let labels = [role, word(&task.kind)];
@@ -318,14 +377,52 @@ fn unix_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use learner::PolicyGradientReport;
+    use proto::Digest;
 
     use super::*;
+    use crate::counted::{ACKS, PUBLISH_RESULTS};
 
-    /// Labels that a run would give.
+    fn metrics(duties: &[Duty], goes_on: bool) -> Metrics {
+        Metrics::new(Path::new("absent"), duties, goes_on).unwrap()
+    }
+
+    fn report(step: u64) -> StepReport {
+        let digest = Digest::of_bytes(b"");
+        let policy_gradient = PolicyGradientReport {
+            loss: -0.125,
+            clip_fraction: 0.25,
+            truncated_fraction: 0.0,
+            importance_ratio: 1.0,
+            entropy: 0.5,
+            num_rollouts: 3,
+        };
+        StepReport {
+            step,
+            weights_digest: digest,
+            state_digest: digest,
+            learning_rate: 0.001,
+            loss: 1.5,
+            grad_norm: 2.5,
+            proposer: Some(PolicyGradientReport { loss: -0.75, clip_fraction: 0.5, ..policy_gradient.clone() }),
+            policy_gradient: Some(policy_gradient),
+            solve_rate: 0.5,
+            solved_by_family: BTreeMap::from([("a".to_owned(), (1, 6)), ("b".to_owned(), (2, 2))]),
+            self_play: None,
+            entropy: 0.75,
+            rollouts_by_staleness: BTreeMap::new(),
+            num_examples: 4,
+            logprob_mismatch: None,
+        }
+    }
+
+    /// Labels that a run would give, and a value for every gauge.
     fn with_labels() -> Metrics {
-        let metrics = Metrics::new(Path::new("absent")).unwrap();
-        let values = metrics.values();
+        let metrics = metrics(&Duty::ALL, false);
+        let mut values = metrics.values();
+        values.report(&report(1));
         values.exam_solved.with_label_values(&["countdown-3"]).set(0.5);
         values.waiting_seconds.with_label_values(&["actor", "train"]).set(30.0);
         values.rollouts.with_label_values(&["countdown/1"]).inc();
@@ -333,6 +430,94 @@ mod tests {
         drop(values);
         metrics.traffic.meters.fill();
         metrics
+    }
+
+    /// Finds the values of a text by name and labels.
+    fn series(text: &str) -> BTreeMap<&str, f64> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, value)| (name, value.parse().unwrap())).collect()
+    }
+
+    /// What describes a step is absent before there is one; 0 is a value.
+    #[test]
+    fn nothing_is_said_of_steps_before_there_is_one() {
+        let metrics = metrics(&[Duty::Learn], false);
+        let text = metrics.text().unwrap();
+        let series = series(&text);
+        assert_eq!(series["autodidact_learner_step"], 0.0);
+        let of_steps = ["loss", "entropy", "reward", "grad_norm", "learning_rate", "mismatch", "policy_gradient"];
+        let exist: Vec<_> = series.keys().filter(|name| of_steps.iter().any(|part| name.contains(part))).collect();
+        assert!(exist.is_empty(), "{exist:?}");
+        assert!(!text.contains("autodidact_exam_solved_ratio"), "{text}");
+        assert!(!text.contains("autodidact_weights_bytes ") && !text.contains("autodidact_weights_version "), "{text}");
+        assert!(!text.contains("autodidact_bus_connected"), "nobody has looked: {text}");
+    }
+
+    #[test]
+    fn a_run_that_goes_on_has_its_own_values_before_it_is_scraped() {
+        let metrics = metrics(&[Duty::Learn], true);
+        assert_eq!(metrics.text().unwrap_err().to_string(), "the run is being read");
+        let eval = |step, num_correct| EvalRecord { step, exam: "e".to_owned(), num_correct, num_problems: 200 };
+        let resumed = Event::Resumed {
+            step: 7,
+            control: None,
+            truncated_bytes: 0,
+            unreadable: Vec::new(),
+            evals: vec![eval(0, 10), eval(5, 50)],
+            banned: vec!["mallory".to_owned()],
+        };
+        let last_step = LastStep { report: report(7), num_trained_tokens: 1_000 };
+        metrics.observe(&resumed, Some(&last_step));
+        let text = metrics.text().unwrap();
+        let series = series(&text);
+        for (name, expected) in [
+            ("learner_step", 7.0),
+            ("learner_loss", 1.5),
+            ("learner_grad_norm", 2.5),
+            ("learner_learning_rate", 0.001),
+            ("learner_reward_mean", 0.375),
+            ("policy_entropy_nats", 0.75),
+            ("learner_policy_gradient_loss{role=\"solver\"}", -0.125),
+            ("learner_policy_gradient_loss{role=\"proposer\"}", -0.75),
+            ("learner_policy_gradient_clip_ratio{role=\"proposer\"}", 0.5),
+            ("exam_solved_ratio{exam=\"e\"}", 0.25),
+            ("banned_actors", 1.0),
+            // Of this process.
+            ("learner_steps_total", 0.0),
+            ("trained_tokens_total", 0.0),
+        ] {
+            assert_eq!(series[format!("autodidact_{name}").as_str()], expected, "{name}");
+        }
+        assert!(metrics.readiness().is_err(), "it has made no step yet");
+    }
+
+    /// The rate of a counter that appears with its first failure is 0.
+    #[test]
+    fn failures_are_counted_from_zero() {
+        for (duty, takes, publishes, others) in [
+            (Duty::Learn, "scored", "task", "autodidact_tasks_issued_total{kind=\"evaluate\",reissued=\"true\"}"),
+            (Duty::Play, "task", "group", "autodidact_rollouts_total{domain=\"programs\",outcome=\"length\"}"),
+            (Duty::Judge, "group", "scored", "autodidact_verify_total{domain=\"countdown\",verdict=\"malformed\"}"),
+        ] {
+            let text = metrics(&[duty], false).text().unwrap();
+            let series = series(&text);
+            let mut expected = vec![
+                others.to_owned(),
+                format!("autodidact_dead_letters_total{{queue=\"{takes}\"}}"),
+                format!("autodidact_bus_deliveries_total{{queue=\"{takes}\",redelivered=\"true\"}}"),
+            ];
+            let results = PUBLISH_RESULTS
+                .map(|result| format!("autodidact_bus_publish_total{{queue=\"{publishes}\",result=\"{result}\"}}"));
+            expected.extend(results);
+            expected.extend(ACKS.map(|kind| format!("autodidact_bus_acks_total{{kind=\"{kind}\",queue=\"{takes}\"}}")));
+            for name in &expected {
+                assert_eq!(series.get(name.as_str()), Some(&0.0), "{name} in\n{text}");
+            }
+            // No other queue is its own.
+            let queues =
+                series.keys().filter(|name| name.contains("dead_letters") || name.contains("bus_publish_total"));
+            assert_eq!(queues.count(), 1 + PUBLISH_RESULTS.len(), "{text}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use learner::{EvalRecord, Event};
+use learner::{EvalRecord, Event, StepReport};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::Value;
@@ -20,6 +20,14 @@ pub(crate) struct Recorder {
     file: File,
     /// CPU time of earlier processes, as far as their steps count.
     cpu_before: Duration,
+    last_step: Option<LastStep>,
+}
+
+/// The step from which a run goes on, as its row has it.
+#[derive(Clone, Debug)]
+pub(crate) struct LastStep {
+    pub(crate) report: StepReport,
+    pub(crate) num_trained_tokens: u64,
 }
 
 /// How many steps stand for the end of a run.
@@ -28,7 +36,7 @@ const LAST_STEPS: usize = 10;
 impl Recorder {
     pub(crate) fn open(run_dir: &Path) -> Result<Recorder> {
         let path = run_dir.join("metrics.jsonl");
-        Ok(Recorder { file: append_to(&path)?, path, cpu_before: Duration::ZERO })
+        Ok(Recorder { file: append_to(&path)?, path, cpu_before: Duration::ZERO, last_step: None })
     }
 
     pub(crate) fn record(&mut self, event: &Event) -> Result<()> {
@@ -53,6 +61,11 @@ impl Recorder {
             | Event::Waiting(_)
             | Event::Ban(_) => Ok(()),
         }
+    }
+
+    /// The last step before this process, once it goes on from it.
+    pub(crate) fn last_step(&self) -> Option<&LastStep> {
+        self.last_step.as_ref()
     }
 
     /// CPU time of the run so far, earlier processes included.
@@ -87,12 +100,22 @@ impl Recorder {
             if keep {
                 kept += &format!("{line}\n");
                 self.cpu_before = row["cpu_s"].as_f64().map_or(self.cpu_before, Duration::from_secs_f64);
+                if row["step"].as_u64() == Some(step) && row.get("exam").is_none() {
+                    self.last_step = LastStep::read(row);
+                }
             }
         }
         missing.iter().for_each(|row| kept += &format!("{row}\n"));
         write_whole(&self.path, kept.as_bytes())?;
         self.file = append_to(&self.path)?;
         Ok(())
+    }
+}
+
+impl LastStep {
+    fn read(row: Value) -> Option<LastStep> {
+        let num_trained_tokens = row.get("num_trained_tokens")?.as_u64()?;
+        Some(LastStep { report: serde_json::from_value(row).ok()?, num_trained_tokens })
     }
 }
 

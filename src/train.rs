@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::closing::Closing;
 use crate::cluster::{Led, Meeting};
-use crate::counted::Counted;
+use crate::counted::{Counted, Duty};
 use crate::curves;
 use crate::display::{self, Display};
 use crate::endpoint::Listener;
@@ -302,7 +302,8 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         .map(|name| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? }))
         .collect::<Result<_>>()?;
     let shutdown = CancellationToken::new();
-    let metrics = Arc::new(Metrics::new(&plan.run_dir)?);
+    let duties = if plan.meeting.is_some() { &[Duty::Learn][..] } else { &Duty::ALL };
+    let metrics = Arc::new(Metrics::new(&plan.run_dir, duties, plan.resume)?);
     let traffic = metrics.traffic();
     let mut others = match &plan.meeting {
         None => {
@@ -356,7 +357,7 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
     let mut learner = tokio::spawn(async move {
         let observer: Observer<'_> = &mut |event| {
             recorder.record(&event)?;
-            metrics.observe(&event);
+            metrics.observe(&event, recorder.last_step());
             display.show(event);
             Ok(())
         };

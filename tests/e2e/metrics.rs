@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::cluster::Cluster;
 use crate::nats_server::{NatsServer, tool};
 use crate::runs::{Folder, HASTE, Process, get, metrics_address, value, wait_until};
 
@@ -61,6 +62,77 @@ fn a_scrape_is_the_run_at_a_step() {
     assert!(other.files().is_empty(), "the run did not start");
     process.interrupt();
     process.end().success();
+}
+
+/// What describes the last step, and the key of its row that has it.
+const OF_A_STEP: [(&str, &str); 4] = [
+    ("autodidact_learner_loss", "loss"),
+    ("autodidact_learner_grad_norm", "grad_norm"),
+    ("autodidact_learner_learning_rate", "learning_rate"),
+    ("autodidact_policy_entropy_nats", "entropy"),
+];
+
+/// Nobody plays, so nothing happens. A run that begins has no value that a step would have; one that goes on has those of its last
+/// step and its exams from the first scrape on.
+#[test]
+fn a_learner_without_workers_says_what_it_knows() {
+    let cluster = Cluster::new();
+    let args = ["--metrics", "127.0.0.1:0", "--set", "local.stall_seconds=20"];
+    let args = [&args[..], &HASTE].concat();
+    let scrape = |process: &Process| {
+        let (address, mut answer) = (metrics_address(process), (0, String::new()));
+        wait_until("the run's values", || {
+            answer = get(&address, "/metrics");
+            assert!(answer.0 == 200 || answer == (503, "the run is being read\n".to_owned()), "{answer:?}");
+            answer.0 == 200
+        });
+        answer.1
+    };
+    let not_ready = (503, "no step and no exam yet\n".to_owned());
+
+    let learner = cluster.learner(&args);
+    let text = scrape(&learner);
+    assert_eq!(get(&metrics_address(&learner), "/readyz"), not_ready);
+    assert_eq!(value(&text, "autodidact_learner_step"), 0.0);
+    for name in OF_A_STEP.map(|(name, _)| name).iter().chain(&["autodidact_learner_reward_mean", "autodidact_exam"]) {
+        assert!(!text.lines().any(|line| line.starts_with(name)), "{name} in\n{text}");
+    }
+    for failure in [
+        "autodidact_bus_publish_total{queue=\"task\",result=\"failed\"}",
+        "autodidact_dead_letters_total{queue=\"scored\"}",
+        "autodidact_bus_acks_total{kind=\"term\",queue=\"scored\"}",
+    ] {
+        assert_eq!(value(&text, failure), 0.0);
+    }
+    assert_clean(&text);
+
+    let workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));
+    wait_until("step 22", || cluster.folder.last_step() >= 22);
+    drop(workers);
+    let is_waiting = || get(&metrics_address(&learner), "/readyz").1.contains(" tasks are out: ");
+    wait_until("everything that they had sent to be taken in", is_waiting);
+    learner.terminate();
+    learner.end().success();
+    let resume = [&["--resume", "--run-dir", "run"], &args[..]].concat();
+    let learner = cluster.start("learner", &resume);
+    let text = scrape(&learner);
+    assert_eq!(get(&metrics_address(&learner), "/readyz"), not_ready);
+    let step = cluster.folder.last_step();
+    assert_eq!(value(&text, "autodidact_learner_step") as u64, step);
+    assert_eq!(value(&text, "autodidact_learner_steps_total"), 0.0);
+    let rows = std::fs::read_to_string(cluster.folder.path("run/metrics.jsonl")).unwrap();
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let row = rows.iter().find(|row| row.get("exam").is_none() && row["step"] == step).unwrap();
+    for (name, key) in OF_A_STEP {
+        let (got, expected) = (value(&text, name), row[key].as_f64().unwrap());
+        assert!((got - expected).abs() <= 1e-12 * expected.abs(), "{name}: expected {expected}, got {got}");
+    }
+    let exam = rows.iter().rfind(|row| row.get("exam").is_some()).unwrap();
+    let share = exam["num_correct"].as_f64().unwrap() / exam["num_problems"].as_f64().unwrap();
+    assert_eq!(value(&text, "autodidact_exam_solved_ratio{exam=\"countdown-3\"}"), share);
+    assert!((0.0..=1.0).contains(&value(&text, "autodidact_learner_reward_mean")));
+    learner.terminate();
+    learner.end().success();
 }
 
 /// A real Prometheus reads every process of a cluster while it works, and has what they say.

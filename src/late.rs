@@ -1,0 +1,16 @@
+use anyhow::Result;
+use prometheus::{GaugeVec, Registry, register_gauge_vec_with_registry};
+
+/// A gauge that is absent until it has a value: a 0 that nobody measured reads like one that somebody did.
+pub(crate) struct LateGauge(GaugeVec);
+
+impl LateGauge {
+    pub(crate) fn register(name: &str, help: &str, to: &Registry) -> Result<LateGauge> {
+        let no_labels: &[&str] = &[];
+        Ok(LateGauge(register_gauge_vec_with_registry!(name, help, no_labels, to)?))
+    }
+
+    pub(crate) fn set(&self, value: f64) {
+        self.0.with_label_values::<&str>(&[]).set(value);
+    }
+}
