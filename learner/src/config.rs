@@ -102,8 +102,8 @@ pub struct SelfPlayConfig {
 pub enum ProposerLoss {
     /// As answers to a prompt that asks for the niche and the difficulty that they turned out to have.
     CrossEntropy,
-    /// By how much there is to learn from them, where they are of the niche and the difficulty that were asked for: 1 - solve rate
-    /// (Zhao et al. 2025, equation 4), else 0.
+    /// By how much there is to learn from them, 1 - solve rate, and 0 where all or none succeed (Zhao et al. 2025, equation 4); half
+    /// of it for the niche that was asked for, and half for the difficulty.
     PolicyGradient,
 }
 

@@ -120,10 +120,11 @@ impl SelfPlay {
         self.archive.measure(keyed, niche, solve_rate, step);
     }
 
-    /// Rewards a proposal by how much there is to learn from its problem: 1 - `solve_rate` where it is of the niche and the
-    /// difficulty that it was asked for, else 0. Computes its advantage over others that were asked for the same.
+    /// Rewards a proposal by how much there is to learn from its problem, 1 - `solve_rate` where some rollouts solve it and some
+    /// do not, and by how much of what was asked for it is: niche and difficulty make half each. Computes its advantage over
+    /// others that were asked for the same.
     ///
-    /// Source: Zhao et al. 2025 (Absolute Zero), equation 4. Differs: what was not asked for has no reward.
+    /// Source: Zhao et al. 2025 (Absolute Zero), equation 4. Differs: by what was asked for.
     pub(crate) fn reward(
         &mut self,
         source: &dyn ProblemSource,
@@ -131,8 +132,11 @@ impl SelfPlay {
         difficulty: Difficulty,
         solve_rate: f64,
     ) -> f64 {
-        // Hard and easy ones are asked for, which somebody solves, and not everybody.
-        let reward = if proposal.is_as_asked(difficulty) { 1.0 - solve_rate } else { 0.0 };
+        let Asked { niche, difficulty: asked_difficulty } = proposal.asked;
+        let is_learnable = solve_rate > 0.0 && solve_rate < 1.0;
+        let share =
+            [niche == proposal.niche, asked_difficulty == difficulty].map(|is_met| if is_met { 0.5 } else { 0.0 });
+        let reward = if is_learnable { (1.0 - solve_rate) * (share[0] + share[1]) } else { 0.0 };
         self.baselines.advantage(source.name(), source.level_of(proposal.asked.niche), proposal.asked, reward)
     }
 
@@ -245,10 +249,12 @@ mod tests {
             (HARD, 1, 2, 0.75),
             (EASY, 1, 4, 0.5),
             (EASY, 1, 7, 0.125),
-            // Of another niche, of another difficulty, and such as nobody or everybody solves.
-            (HARD, 2, 2, 0.0),
-            (HARD, 1, 4, 0.0),
-            (EASY, 1, 2, 0.0),
+            // Of another niche, of another difficulty, and of both.
+            (HARD, 2, 2, 0.375),
+            (HARD, 1, 4, 0.25),
+            (EASY, 1, 2, 0.375),
+            (EASY, 2, 2, 0.0),
+            // Nobody or everybody solves them.
             (HARD, 1, 0, 0.0),
             (EASY, 1, 8, 0.0),
         ] {
@@ -257,7 +263,7 @@ mod tests {
             // The first reward is compared with nothing.
             let advantage = SelfPlay::default().reward(&crate::TestSource("d"), &proposal, difficulty, solve_rate);
             assert_eq!(advantage, reward, "asked {asked:?} of niche 1, is {difficulty:?} of niche {niche}");
-            assert_eq!(proposal.is_as_asked(difficulty), reward > 0.0);
+            assert_eq!(proposal.is_as_asked(difficulty), reward == 1.0 - solve_rate && reward > 0.0);
         }
     }
 
@@ -270,10 +276,10 @@ mod tests {
             own.reward(&source, &stored(HARD, 1, 3), HARD, 0.25);
         }
         let missed = own.reward(&source, &stored(HARD, 2, 3), HARD, 0.25);
-        assert!((missed + 0.75).abs() < 1e-4, "{missed}");
-        // Easy ones have had no reward yet: what is left of the domain's mean after that.
+        assert!((missed - (0.375 - 0.75)).abs() < 1e-4, "{missed}");
+        // Easy ones have had no reward yet: they are compared with the domain's mean, after that.
         let easy = own.reward(&source, &stored(EASY, 1, 3), EASY, 0.5);
-        assert!((easy - (0.5 - 0.95 * 0.75)).abs() < 1e-4, "{easy}");
+        assert!((easy - (0.5 - (0.95 * 0.75 + 0.05 * 0.375))).abs() < 1e-4, "{easy}");
     }
 
     #[test]

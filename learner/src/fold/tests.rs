@@ -233,8 +233,8 @@ fn the_proposer_is_reported_apart_from_the_solver() {
         assert!((got - expected).abs() < 1e-9, "{solver:?}, expected {alone:?}");
     }
     let (own, proposer) = (with.self_play.unwrap(), with.proposer);
-    assert_eq!((own.difficulties, own.num_as_asked), ([0, 0, 1, 0], u64::from(proposer.is_some())));
-    let proposer = proposer.expect("the seed asks for an easy problem");
+    assert_eq!((own.difficulties, own.num_as_asked), ([0, 0, 1, 0], 1), "the seed asks for an easy problem");
+    let proposer = proposer.unwrap();
     assert_eq!(proposer.num_rollouts, 1);
     // Reward 1/2, and nothing to compare it with: a mean of -1/2 ratio over two tokens, unless it is clipped.
     assert!(proposer.loss < 0.0 && proposer.loss >= -0.5 * 1.28 - 1e-6, "{proposer:?}");
