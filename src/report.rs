@@ -1,7 +1,7 @@
 //! What people read: lines, tables, numbers.
 
 use std::io::{ErrorKind, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -12,6 +12,12 @@ pub(crate) fn print(text: &str) -> Result<()> {
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let written = write!(out, "{text}{end}").and_then(|()| out.flush());
     written.context("write to standard output")
+}
+
+/// Writes a line to standard error, as far as anybody is there to read it: a terminal that went away is no reason to stop.
+pub(crate) fn note(line: std::fmt::Arguments<'_>) {
+    // One call for the whole line: other processes write theirs to the same place.
+    drop(std::io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }
 
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
@@ -48,6 +54,22 @@ pub(crate) fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
+}
+
+/// Writes a path as a shell and this program read it.
+pub(crate) fn quoted_path(path: &Path) -> String {
+    quoted(&argument(path).display().to_string())
+}
+
+/// Names a path as an argument: none is taken for an option.
+pub(crate) fn argument(path: &Path) -> PathBuf {
+    if path.as_os_str().as_encoded_bytes().starts_with(b"-") { Path::new(".").join(path) } else { path.to_owned() }
+}
+
+/// Writes an option with its value as a shell and this program read it.
+pub(crate) fn option(name: &str, value: &str) -> String {
+    let between = if value.starts_with('-') { '=' } else { ' ' };
+    format!("{name}{between}{}", quoted(value))
 }
 
 /// Sets rows in columns: the first flush left, the others flush right.
@@ -117,6 +139,9 @@ mod tests {
             (quoted("a/b=3e-4"), quoted("it's"), quoted("")),
             ("a/b=3e-4".into(), r"'it'\''s'".into(), "''".into())
         );
+        let paths = ["-x", "a b", "x"].map(|path| quoted_path(Path::new(path)));
+        assert_eq!(paths, ["./-x", "'a b'", "x"]);
+        assert_eq!([option("--run", "-x"), option("--run", "a b")], ["--run=-x", "--run 'a b'"]);
         let rows = [vec!["a".into(), "1".into()], vec!["bb".into(), "22".into()]];
         assert_eq!(table(&rows), "a    1\nbb  22\n");
     }
