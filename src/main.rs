@@ -108,7 +108,7 @@ fn main() -> ExitCode {
     let result = log_to_standard_error().and_then(|()| run(command));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if report::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if report::has_no_reader(&error) => ExitCode::SUCCESS,
         Err(error) => {
             report::note(format_args!("error: {error:#}"));
             ExitCode::FAILURE

@@ -115,7 +115,7 @@ fn a_thread_that_panics_is_a_fault_with_its_text() {
     engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 20), Weights { policy_version: 5, packed }).unwrap();
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(&error, Error::Panicked { thread, .. } if thread.starts_with("actor-")), "{error}");
-    assert!(error.to_string().contains("panicked: index out of bounds"), "{error}");
+    assert!(error.to_string().contains("panicked: range start index"), "{error}");
 }
 
 /// Bytes under a version's name that are not its weights: what is there already is played, and then the next version.

@@ -248,6 +248,23 @@ fn signal_if_it_runs(process: &Process) {
     drop(Command::new("kill").args(["-HUP", &process.id().to_string()]).stderr(Stdio::null()).status());
 }
 
+/// There, even what is said of it cannot be written.
+#[test]
+fn a_run_outlives_its_terminal_until_its_checkpoint_is_written() {
+    let folder = Folder::new();
+    let mut command = Command::new("script");
+    // The shell stays, to say how the run ended.
+    let line = format!("trap : HUP; {} {}; echo $? > status", env!("CARGO_BIN_EXE_autodidact"), LONG.join(" "));
+    command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("SHELL", "/bin/sh");
+    let terminal = folder.start_command(command);
+    wait_until("step 3", || folder.last_step() >= 3);
+    terminal.kill();
+    let status = || std::fs::read_to_string(folder.path("status")).unwrap_or_default();
+    wait_until("the run to end", || status().ends_with('\n'));
+    assert_eq!(status(), "0\n");
+    assert_eq!(folder.checkpoints(), [folder.last_step()]);
+}
+
 /// What nohup does.
 #[test]
 fn a_run_that_is_to_outlive_its_terminal_does() {
@@ -300,13 +317,11 @@ fn colours_are_for_those_who_want_them() {
         let folder = Folder::new();
         let mut command = Command::new("script");
         let line = format!("{} {args}", env!("CARGO_BIN_EXE_autodidact"));
-        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("TERM", "xterm");
-        folder
-            .start_command({
-                command.envs(set.iter().copied());
-                command
-            })
-            .end()
+        command
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env("TERM", "xterm")
+            .envs(set.iter().copied());
+        folder.start_command(command).end()
     };
     let train = "train smoke --steps 1 --run-dir run";
     for (args, log) in [(train, "info"), ("train --nonsense", "")] {
