@@ -8,7 +8,7 @@ use domains::Split;
 use learner::{EvalRecord, Outcome, Summary};
 
 use crate::baselines;
-use crate::report::{bytes, clock, count, folder_bytes, percent, quoted, table, word};
+use crate::report::{bytes, clock, count, folder_bytes, percent, quoted_path, table, word};
 use crate::train::Plan;
 
 /// A run that stopped.
@@ -31,7 +31,7 @@ impl Closing<'_> {
     /// Says what a person wants to know.
     pub(crate) fn text(&self) -> Result<String> {
         let Closing { plan, summary, cpu_time } = *self;
-        let run_dir = quoted(&plan.run_dir.display().to_string());
+        let run_dir = quoted_path(&plan.run_dir);
         let mut text = String::from("\n");
         if summary.outcome == Outcome::Interrupted {
             text += &self.exam_table()?;

@@ -18,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::counted::Counted;
 use crate::endpoint::Listener;
 use crate::metrics::WorkerMetrics;
-use crate::report::{print, word};
+use crate::report::{note, option, print, word};
 use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
-use crate::train::{self, stop_on_signal};
+use crate::signals::stop_in_order;
+use crate::train;
 
 /// Where a run's processes meet.
 #[derive(Clone, Debug, clap::Args)]
@@ -125,16 +126,15 @@ fn work(
     worker: &Worker,
     play: impl AsyncFnOnce(&RunConfig, Arc<dyn Bus>, CancellationToken) -> Result<String>,
 ) -> Result<()> {
+    let shutdown = stop_in_order("handing back what is unfinished")?;
     let name = worker_name(role, worker, meeting)?;
     let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
     let metrics = Arc::new(WorkerMetrics::new(role)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        tokio::spawn(stop_on_signal(shutdown.clone(), "handing back what is unfinished"));
         if let Some(listener) = listener {
             print(&format!("{name}: metrics: http://{}/metrics", listener.address))?;
-            tokio::spawn(listener.serve(metrics.clone()));
+            listener.serve(metrics.clone())?;
         }
         let joined = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -227,7 +227,7 @@ async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcemen
             bail!("waited {} s for a learner to announce {what} on {}", PATIENCE.as_secs(), meeting.bus);
         }
         if !has_told {
-            eprintln!("waiting for a learner to announce {what} on {}", meeting.bus);
+            note(format_args!("waiting for a learner to announce {what} on {}", meeting.bus));
             has_told = true;
         }
         tokio::time::sleep(LOOK_EVERY).await;
@@ -277,16 +277,16 @@ impl Meeting {
     }
 
     /// Gives the arguments that lead here again.
-    pub(crate) fn words(&self) -> Vec<String> {
+    pub(crate) fn words(&self) -> String {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
-        let words = [
+        let options = [
             ("--bus", Some(self.bus.clone())),
             ("--run", self.run.clone()),
             ("--nkey", path(&self.nkey)),
             ("--tls-ca", path(&self.tls_ca)),
         ];
-        let given = words.into_iter().filter_map(|(option, value)| Some([option.to_owned(), value?]));
-        given.flatten().collect()
+        let given = options.into_iter().filter_map(|(name, value)| Some(option(name, &value?)));
+        given.collect::<Vec<_>>().join(" ")
     }
 
     fn settings(&self, patience: Duration) -> Settings {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use learner::{Control, Event, Sample, StepEvent};
 
-use crate::report::{Screen, clock, count, percent, word};
+use crate::report::{Screen, clock, count, note, percent, word};
 
 /// Shows events on a thread of its own: a reader that stops reading stops nothing else.
 #[derive(Debug)]
@@ -97,24 +97,24 @@ impl Printer {
                 self.settings.control = control;
                 self.screen.say(&format!("resumed at step {step}\n"))?;
                 if truncated_bytes > 0 {
-                    eprintln!(
+                    note(format_args!(
                         "journal: {truncated_bytes} bytes of a record that cannot be read were removed from its end"
-                    );
+                    ));
                 }
                 for record in unreadable {
-                    eprintln!(
+                    note(format_args!(
                         "journal: the record at byte {} of {} is damaged and is passed over",
                         record.offset,
                         record.segment.display()
-                    );
+                    ));
                 }
                 if !banned.is_empty() {
-                    eprintln!("banned: {}", banned.join(", "));
+                    note(format_args!("banned: {}", banned.join(", ")));
                 }
                 Ok(())
             }
             Event::CheckpointRefused(reason) => {
-                eprintln!("checkpoint refused, going on from an earlier state: {reason}");
+                note(format_args!("checkpoint refused, going on from an earlier state: {reason}"));
                 Ok(())
             }
             Event::Step(event) => self.step_line(*event),
@@ -133,11 +133,11 @@ impl Printer {
                 ))
             }
             Event::Ban(ban) => {
-                eprintln!("warning: {ban}");
+                note(format_args!("warning: {ban}"));
                 Ok(())
             }
             Event::Waiting(waiting) => {
-                eprintln!("waiting: {waiting}");
+                note(format_args!("waiting: {waiting}"));
                 Ok(())
             }
             Event::Saving => Ok(()),

@@ -46,31 +46,36 @@ impl Listener {
         })
     }
 
-    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the process lives.
-    pub(crate) async fn serve(self, metrics: Arc<dyn Scraped>) -> Result<()> {
+    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the runtime lives.
+    pub(crate) fn serve(self, metrics: Arc<dyn Scraped>) -> Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener).context("serve metrics")?;
-        loop {
-            let (stream, _) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a scrape could not be accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let metrics = metrics.clone();
-            let answer = service_fn(move |request| {
-                let response = answer(metrics.as_ref(), &request);
-                async { Ok::<_, Infallible>(response) }
-            });
-            // One request a connection: a scraper that does not read holds nothing for long.
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(CONNECTION_LIMIT)
-                .keep_alive(false)
-                .serve_connection(TokioIo::new(stream), answer);
-            tokio::spawn(tokio::time::timeout(CONNECTION_LIMIT, connection));
-        }
+        tokio::spawn(answer_all(listener, metrics));
+        Ok(())
+    }
+}
+
+async fn answer_all(listener: tokio::net::TcpListener, metrics: Arc<dyn Scraped>) {
+    loop {
+        let (stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a scrape could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let metrics = metrics.clone();
+        let answer = service_fn(move |request| {
+            let response = answer(metrics.as_ref(), &request);
+            async { Ok::<_, Infallible>(response) }
+        });
+        // One request a connection: a scraper that does not read holds nothing for long.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(CONNECTION_LIMIT)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), answer);
+        tokio::spawn(tokio::time::timeout(CONNECTION_LIMIT, connection));
     }
 }
 

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use actor::engine::{Engine, Weights};
 use anyhow::{Context as _, Result, bail, ensure};
 use domains::{Split, exam_problems, exams_of};
-use learner::{Checkpoint, load_checkpoint, load_latest};
+use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
 use policy::{ModelConfig, PackedWeights, Params};
 use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
 };
 
-use crate::report::{percent, print, table};
+use crate::report::{note, percent, print, table};
 use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     sets.push((name, problems));
                 } else {
                     let has = model.max_positions;
-                    eprintln!("{name}: left out, its problems need more than model.max_positions = {has}");
+                    note(format_args!("{name}: left out, its problems need more than model.max_positions = {has}"));
                 }
             }
             ensure!(
@@ -354,24 +354,34 @@ pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
     problems.iter().try_fold(0, |most, problem| Ok(most.max(needed(problem)?)))
 }
 
-/// Reads a checkpoint, or the newest one of a run that is whole.
+/// Reads a checkpoint, or the newest one of a run that is whole. What lies in a run's folder must be the run's: its journal says.
 pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     if path.join("COMPLETE").exists() {
-        return Ok(load_checkpoint(path)?);
+        let checkpoint = load_checkpoint(path)?;
+        if let Some(run) = run_of(path) {
+            expect_known(&run, &checkpoint).with_context(|| path.display().to_string())?;
+        }
+        return Ok(checkpoint);
     }
-    let refused = |error: &learner::Error| eprintln!("checkpoint refused, an earlier one is used: {error}");
-    let newest = load_latest(&path.join("checkpoints"), u64::MAX, refused)?;
-    newest.with_context(|| {
+    let refused = |reason: String| note(format_args!("checkpoint refused, an earlier one is used: {reason}"));
+    load_newest(path, refused)?.with_context(|| {
         format!("{}: expected a run with a checkpoint that is whole, or a checkpoint; found neither", path.display())
     })
 }
 
+/// Finds the run in whose folder a checkpoint lies.
+fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+    // Of the folder itself, however it was named: `.`, or through a link.
+    let checkpoint = checkpoint.canonicalize().ok()?;
+    let run = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?.parent()?;
+    run.join("config.toml").exists().then(|| run.to_owned())
+}
+
 /// Lists the domains that a run, or the run of a checkpoint, trains on; all of them where there is no run around it.
 fn trained_domains(path: &Path) -> Result<Vec<String>> {
-    let is_folder_of_checkpoints = |folder: &&Path| folder.ends_with("checkpoints");
-    let run = path.parent().filter(is_folder_of_checkpoints).map_or(Some(path), Path::parent);
-    Ok(match run.filter(|run| run.join("config.toml").exists()) {
-        Some(run) => run_config::of_run(run, &[])?.domains().map(str::to_owned).collect(),
+    let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
+    Ok(match run {
+        Some(run) => run_config::of_run(&run, &[])?.domains().map(str::to_owned).collect(),
         None => domains::registry().iter().map(|domain| domain.name().to_owned()).collect(),
     })
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer};
 
-use crate::report::{print, quoted};
+use crate::report::{print, quoted_path};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -74,16 +74,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ] {
         write_secret(&folder.join(name), text)?;
     }
-    let (folder, host) = (folder.display().to_string(), &args.host[0]);
-    let path = |name: &str| quoted(&format!("{folder}/{name}"));
+    let host = &args.host[0];
+    let path = |name: &str| quoted_path(&folder.join(name));
     let joins = |name: &str| {
         format!("--bus tls://{host}:4222 --nkey {} --tls-ca {}", path(&format!("{name}.nk")), path("ca.pem"))
     };
     print(&format!(
-        "{} keys in {folder}, each for one process. The server:\n  cd {} && nats-server -c nats.conf\nThe processes:\n  \
+        "{} keys in {}, each for one process. The server:\n  cd {} && nats-server -c nats.conf\nThe processes:\n  \
          autodidact learner smoke {}\n  autodidact actor {}\n  autodidact verifier {}",
         1 + args.actors + args.verifiers,
-        quoted(&folder),
+        folder.display(),
+        quoted_path(folder),
         joins("learner"),
         joins("actor-0"),
         joins("verifier-0")

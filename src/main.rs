@@ -1,6 +1,13 @@
 //! `autodidact`: trains a network on problems that a machine can check, from random weights. The command line.
 
+#![deny(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a macro that prints panics where nobody reads: use `report`"
+)]
+
 mod baselines;
+mod begun;
 mod bench;
 mod closing;
 mod cluster;
@@ -15,10 +22,12 @@ mod inspect;
 mod keys;
 mod late;
 mod metrics;
+mod panics;
 mod record;
 mod replay;
 mod report;
 mod run_config;
+mod signals;
 mod solve;
 mod study;
 mod train;
@@ -29,8 +38,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 use proto::ProblemSource;
+use tracing_subscriber::EnvFilter;
 
 /// Keeps the pages of freed buffers: training makes and drops the same large ones again and again.
 #[global_allocator]
@@ -93,12 +104,41 @@ struct ConfigArgs {
 const DEFAULT_LOG: &str = "warn,async_nats=off";
 
 fn main() -> ExitCode {
+    panics::end_the_process();
+    let Cli { command } = Cli::parse();
+    let result = log_to_standard_error().and_then(|()| run(command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if report::has_no_reader(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what `RUST_LOG` asks for; set to nothing, it asks for nothing else than what is said without it.
+fn log_to_standard_error() -> Result<()> {
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let directives = if asked.trim().is_empty() { DEFAULT_LOG } else { &asked };
+    let filter = EnvFilter::try_new(directives).map_err(|error| {
+        anyhow!("RUST_LOG: expected levels such as info or warn,learner=debug, got {asked:?}: {error}")
+    })?;
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_plain = is_set("NO_COLOR") || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| DEFAULT_LOG.into()))
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && !is_plain)
+        // It would panic where standard error is a terminal that went away.
+        .log_internal_errors(false)
         .init();
-    let result = match Cli::parse().command {
+    Ok(())
+}
+
+fn run(command: Command) -> Result<()> {
+    signals::listen_as_process_1()?;
+    match command {
         Command::Train(args) => train::start(&args, None),
         Command::Learner(args) => cluster::run_learner(args),
         Command::Actor(args) => cluster::run_actor(&args),
@@ -113,16 +153,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Domains(args) => generate::print_domains(&args),
-        Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides)
+        Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides, &[])
             .and_then(|config| report::print(&run_config::to_toml(&config)?)),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if report::is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use learner::{EvalRecord, Event, StepReport};
+use learner::{EvalRecord, Event, StepReport, expect_in_place};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::Value;
@@ -54,7 +54,10 @@ impl Recorder {
                 self.write(&row)
             }
             Event::Eval(eval) => self.write(&eval_row(eval)),
-            Event::Saving => self.file.sync_data().with_context(|| format!("sync {}", self.path.display())),
+            Event::Saving => {
+                expect_in_place(&self.path, &self.file)?;
+                self.file.sync_data().with_context(|| format!("sync {}", self.path.display()))
+            }
             Event::CheckpointRefused(_)
             | Event::Control(_)
             | Event::Checkpoint(_)
@@ -68,14 +71,21 @@ impl Recorder {
         self.last_step.as_ref()
     }
 
+    /// CPU time of the run, earlier processes included, once all rows are written.
+    pub(crate) fn finish(self) -> Result<Duration> {
+        expect_in_place(&self.path, &self.file)?;
+        self.cpu_time()
+    }
+
     /// CPU time of the run so far, earlier processes included.
-    pub(crate) fn cpu_time(&self) -> Result<Duration> {
+    fn cpu_time(&self) -> Result<Duration> {
         let usage = getrusage(UsageWho::RUSAGE_SELF).context("ask for the CPU time of this process")?;
         let duration = |time: TimeVal| Duration::new(time.tv_sec() as u64, 1_000 * time.tv_usec() as u32);
         Ok(self.cpu_before + duration(usage.user_time()) + duration(usage.system_time()))
     }
 
     fn write(&mut self, row: &Value) -> Result<()> {
+        expect_in_place(&self.path, &self.file)?;
         // One call for the whole row: a kill comes between rows.
         let line = format!("{row}\n");
         self.file.write_all(line.as_bytes()).with_context(|| format!("write {}", self.path.display()))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use learner::ReplayReport;
 
-use crate::report::print;
+use crate::report::{note, print};
 use crate::run_config::of_run;
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let journal = args.run.join("journal");
     let report = learner::replay(config.run, &journal, crate::sources(), num_threads, last_step, |step| {
         if step.is_multiple_of(100) {
-            eprintln!("step {step} agrees");
+            note(format_args!("step {step} agrees"));
         }
     })?;
     let ReplayReport { num_steps, num_groups, .. } = report;

@@ -1,21 +1,53 @@
 //! What people read: lines, tables, numbers.
 
+use std::fs::File;
 use std::io::{ErrorKind, Write as _};
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use nix::errno::Errno;
 use serde::Serialize;
 
-/// Writes to standard output; a reader that closes the pipe is an error that `main` takes for the end.
+/// Writes to standard output; that nobody reads it any more is an error that `main` takes for the end.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let written = write!(out, "{text}{end}").and_then(|()| out.flush());
-    written.context("write to standard output")
+    written.map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => NoReader.into(),
+        // What a disk says that fails, and what a terminal says that went away.
+        _ if error.raw_os_error() == Some(Errno::EIO as i32) && is_device(&out) => NoReader.into(),
+        _ => anyhow::Error::new(error).context("write to standard output"),
+    })
 }
 
-pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+fn is_device(out: &impl AsFd) -> bool {
+    let file = out.as_fd().try_clone_to_owned().map(File::from);
+    file.and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.file_type().is_char_device())
+}
+
+/// The reader of standard output has closed the pipe, or was a terminal that went away.
+#[derive(Debug)]
+struct NoReader;
+
+impl std::fmt::Display for NoReader {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("write to standard output: nobody reads it any more")
+    }
+}
+
+impl std::error::Error for NoReader {}
+
+pub(crate) fn has_no_reader(error: &anyhow::Error) -> bool {
+    error.is::<NoReader>()
+}
+
+/// Writes a line to standard error, as far as anybody is there to read it: a terminal that went away is no reason to stop.
+pub(crate) fn note(line: std::fmt::Arguments<'_>) {
+    // One call for the whole line: other processes write theirs to the same place.
+    drop(std::io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }
 
 /// Standard output for as long as somebody reads it. A reader that goes away misses the rest of what is said; what is
@@ -33,7 +65,7 @@ impl Screen {
 
     pub(crate) fn say(&mut self, text: &str) -> Result<()> {
         match if self.quiet { Ok(()) } else { print(text) } {
-            Err(error) if is_closed_pipe(&error) => self.quiet = true,
+            Err(error) if has_no_reader(&error) => self.quiet = true,
             result => result?,
         }
         Ok(())
@@ -48,6 +80,22 @@ pub(crate) fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
+}
+
+/// Writes a path as a shell and this program read it.
+pub(crate) fn quoted_path(path: &Path) -> String {
+    quoted(&argument(path).display().to_string())
+}
+
+/// Names a path as an argument: none is taken for an option.
+pub(crate) fn argument(path: &Path) -> PathBuf {
+    if path.as_os_str().as_encoded_bytes().starts_with(b"-") { Path::new(".").join(path) } else { path.to_owned() }
+}
+
+/// Writes an option with its value as a shell and this program read it.
+pub(crate) fn option(name: &str, value: &str) -> String {
+    let between = if value.starts_with('-') { '=' } else { ' ' };
+    format!("{name}{between}{}", quoted(value))
 }
 
 /// Sets rows in columns: the first flush left, the others flush right.
@@ -117,6 +165,9 @@ mod tests {
             (quoted("a/b=3e-4"), quoted("it's"), quoted("")),
             ("a/b=3e-4".into(), r"'it'\''s'".into(), "''".into())
         );
+        let paths = ["-x", "a b", "x"].map(|path| quoted_path(Path::new(path)));
+        assert_eq!(paths, ["./-x", "'a b'", "x"]);
+        assert_eq!([option("--run", "-x"), option("--run", "a b")], ["--run=-x", "--run 'a b'"]);
         let rows = [vec!["a".into(), "1".into()], vec!["bb".into(), "22".into()]];
         assert_eq!(table(&rows), "a    1\nbb  22\n");
     }

@@ -152,10 +152,25 @@ pub(crate) fn check_minutes(named: &str, minutes: f64) -> Result<()> {
     Ok(())
 }
 
-/// Resolves a preset's name or the path of a TOML file, and `key=value` overrides on top.
+/// Resolves a preset's name or the path of a TOML file, `key=value` overrides on top, and what other options imply.
 ///
 /// A file states what it changes, and names what it starts from: `preset = "smoke"`. Without that it is a config in full.
-pub(crate) fn resolve(config: Option<&Path>, overrides: &[String]) -> Result<RunConfig> {
+pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], implied: &[String]) -> Result<RunConfig> {
+    let mut said: Vec<&String> = Vec::new();
+    for assignment in overrides {
+        let says = |other: &&&String| sets(assignment, key_of(other)) || sets(other, key_of(assignment));
+        if let Some(other) = said.iter().find(says) {
+            bail!("--set {other} and --set {assignment}: expected one of them, got both");
+        }
+        said.push(assignment);
+    }
+    // What is said of a table comes before what is said of its keys, in whatever order they are given.
+    said.sort_by_key(|assignment| match key_of(assignment) {
+        "model.size" => 1,
+        key => key.split('.').count(),
+    });
+    let overrides: Vec<String> = said.into_iter().chain(implied).cloned().collect();
+    let overrides = overrides.as_slice();
     let config = config.unwrap_or(Path::new(DEFAULT_PRESET));
     let (name, mut table, file) = match config.to_str().and_then(|name| Some((name, preset(name)?))) {
         Some((name, table)) => (name.to_owned(), table, None),
@@ -172,7 +187,7 @@ pub(crate) fn resolve(config: Option<&Path>, overrides: &[String]) -> Result<Run
 
 /// Reads the config that a run directory holds, and lays overrides over it.
 pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> {
-    resolve(Some(&path_in_run(run_dir)?), overrides)
+    resolve(Some(&path_in_run(run_dir)?), overrides, &[])
 }
 
 /// Reads a config in full, as [`to_toml`] writes it.
@@ -277,7 +292,7 @@ impl Origin<'_> {
     /// Names a key and the place where it was set.
     fn name(&self, key: &[String]) -> String {
         let dotted = key.join(".");
-        if self.overrides.iter().any(|assignment| assignment.split('=').next() == Some(&dotted)) {
+        if self.overrides.iter().any(|assignment| key_of(assignment) == dotted) {
             return format!("--set {dotted}");
         }
         let place = self.file.as_ref().and_then(|file| Some((file, file.offset_of(key)?)));
@@ -326,6 +341,10 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         named("local.bus.audit_share"),
         local.bus.audit_share
     );
+    if let (Some(minutes), Some(steps)) = (local.minutes, run.schedule.num_steps) {
+        let (minutes_at, steps_at) = (named("local.minutes"), named("schedule.num_steps"));
+        bail!("{minutes_at} = {minutes}, {steps_at} = {steps}: expected one end of the run, got both");
+    }
     validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
     validate_ladder(&run).map_err(|error| error.context(named("domains")))?;
     Ok(RunConfig { name, run, local })
@@ -458,10 +477,35 @@ const MAY_BE_ABSENT: [&str; 6] = [
     "local.bus.fault",
 ];
 
+/// Whether an assignment is about this key: it names it, or a table with a value for it.
+pub(crate) fn sets(assignment: &str, key: &str) -> bool {
+    let named = key_of(assignment);
+    let Some(rest) = key.strip_prefix(named) else { return false };
+    match rest.strip_prefix('.') {
+        None => rest.is_empty(),
+        Some(rest) => {
+            let value = parsed(assignment.split_once('=').map_or("", |(_, value)| value));
+            rest.split('.').try_fold(&value, |value, part| value.get(part)).is_some()
+        }
+    }
+}
+
+fn key_of(assignment: &str) -> &str {
+    assignment.split('=').next().unwrap_or_default()
+}
+
+/// Reads a value as TOML; a bare word is a string.
+fn parsed(value: &str) -> Value {
+    let table = format!("value = {value}").parse::<Table>();
+    table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(value.to_owned()))
+}
+
 /// Carries out `learner.learning_rate=1e-3`; an empty value removes the key.
 fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) =
         assignment.split_once('=').with_context(|| format!("--set: expected key=value, got {assignment:?}"))?;
+    // TOML would take the next line for another key.
+    ensure!(!assignment.contains(['\n', '\r']), "--set: expected one key=value on one line, got {assignment:?}");
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().unwrap_or_default();
     let mut table = table;
@@ -477,9 +521,7 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
         table.remove(last);
         return Ok(());
     }
-    // A value is TOML; a bare word is a string.
-    let parsed = format!("value = {value}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("value"));
-    let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
+    let value = parsed(value);
     if key == "model.size" {
         overlay(table, shape(&value).map_err(|error| anyhow!("--set {error}"))?);
     } else {
@@ -495,7 +537,7 @@ mod tests {
     #[test]
     fn presets_resolve_and_survive_their_file() {
         for (name, _) in PRESETS {
-            let config = resolve(Some(Path::new(name)), &[]).unwrap();
+            let config = resolve(Some(Path::new(name)), &[], &[]).unwrap();
             let table = to_toml(&config).unwrap().parse().unwrap();
             assert_eq!(from_table(config.name.clone(), table, &Origin { file: None, overrides: &[] }).unwrap(), config);
         }
@@ -507,9 +549,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.toml");
         for (name, _) in PRESETS {
-            let config = resolve(Some(Path::new(name)), &["self_play=".to_owned()]).unwrap();
+            let config = resolve(Some(Path::new(name)), &["self_play=".to_owned()], &[]).unwrap();
             std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
-            let read = resolve(Some(&path), &[]).unwrap();
+            let read = resolve(Some(&path), &[], &[]).unwrap();
             assert_eq!((read.run, read.local), (config.run, config.local), "{name}");
         }
     }
@@ -530,9 +572,12 @@ mod tests {
     #[test]
     fn every_key_stands_in_the_preset_smoke() {
         let text = PRESETS.iter().find(|(name, _)| *name == "smoke").unwrap().1;
-        let optional = ["schedule.decay_from=1".to_owned(), "local.minutes=1".to_owned()];
-        let full: Table = to_toml(&resolve(Some(Path::new("smoke")), &optional).unwrap()).unwrap().parse().unwrap();
-        let mut waiting = vec![Value::Table(full)];
+        let full = |optional: &[&str]| {
+            let optional: Vec<String> = optional.iter().map(|text| (*text).to_owned()).collect();
+            let config = resolve(Some(Path::new("smoke")), &optional, &[]).unwrap();
+            Value::Table(to_toml(&config).unwrap().parse().unwrap())
+        };
+        let mut waiting = vec![full(&["schedule.decay_from=1"]), full(&["schedule.num_steps=", "local.minutes=1"])];
         while let Some(value) = waiting.pop() {
             match value {
                 Value::Table(table) => {
@@ -550,20 +595,34 @@ mod tests {
     #[test]
     fn overrides_change_one_key() {
         let set = |overrides: &[&str]| {
-            resolve(Some(Path::new("smoke")), &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            resolve(Some(Path::new("smoke")), &overrides, &[])
         };
         assert_eq!(set(&["learner.reuse=3"]).unwrap().run.learner.reuse, 3.0);
         assert_eq!(set(&["learner.reuse=3.5"]).unwrap().run.learner.reuse, 3.5);
         assert_eq!(set(&["actor.behavior=uniform-legal"]).unwrap().run.actor.behavior, proto::Behavior::UniformLegal);
         assert_eq!(set(&["schedule.num_steps="]).unwrap().run.schedule.num_steps, None);
-        let small = set(&["model.size=small", "model.num_layers=5"]).unwrap().run.model;
-        assert_eq!((small.d_model, small.ff_dim, small.num_layers, small.max_positions), (128, 384, 5, 32));
+        for overrides in [["model.size=small", "model.num_layers=5"], ["model.num_layers=5", "model.size=small"]] {
+            let small = set(&overrides).unwrap().run.model;
+            assert_eq!((small.d_model, small.ff_dim, small.num_layers, small.max_positions), (128, 384, 5, 32));
+        }
         let local = set(&["local.slots=16"]).unwrap();
         assert_eq!(local.run.digest(), set(&[]).unwrap().run.digest(), "local keys are not part of the identity");
         let free_running = ["batch.lag=1", "batch.max_staleness=8", "local.bus.audit_share=0.1"];
         let error = set(&free_running).unwrap_err().to_string();
         assert!(error.contains("local.bus.audit_share: expected 0 in a free-running run"), "{error}");
+        for said in [["seed=3", "seed=3"], ["schedule.num_steps=3", "schedule={num_steps=4,warmup_steps=1}"]] {
+            let error = set(&said).unwrap_err().to_string();
+            assert_eq!(error, format!("--set {} and --set {}: expected one of them, got both", said[0], said[1]));
+        }
+        let schedule = set(&["schedule.num_steps=30", "schedule={warmup_steps=1}"]).unwrap().run.schedule;
+        assert_eq!((schedule.num_steps, schedule.warmup_steps), (Some(30), 1), "in whatever order");
         for (wrong, says) in [
+            ("seed=3\nlearner.reuse=2", "--set: expected one key=value on one line, got \"seed=3\\nlearner.reuse=2\""),
+            (
+                "local.minutes=1",
+                "--set local.minutes = 1, schedule.num_steps = 40: expected one end of the run, got both",
+            ),
             ("learner.lr=1", "unknown field `lr`"),
             ("lerner.reuse=1", "expected a table"),
             ("learner.reuse", "expected key=value"),

@@ -1,6 +1,7 @@
 //! `train`: from random weights to a table of what was learned; all roles in one process, or the learner alone.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,27 +9,26 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{
-    Audit, BuildId, Control, Exam, Manifest, Observer, Outcome, RunLock, RunOptions, Summary, expect_begun_with,
-};
+use learner::{Audit, BuildId, Control, Exam, Manifest, Observer, Outcome, RunLock, RunOptions, Summary};
 use policy::Numerics;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::begun;
 use crate::closing::Closing;
 use crate::cluster::{Led, Meeting};
 use crate::counted::{Counted, Duty};
 use crate::curves;
 use crate::display::{self, Display};
 use crate::endpoint::Listener;
-use crate::files::{partial, write_whole};
+use crate::files::{is_partial, write_whole};
 use crate::metrics::Metrics;
 use crate::record::Recorder;
-use crate::report::{count, print, quoted};
-use crate::run_config::{self, RunConfig};
+use crate::report::{count, note, option, print, quoted_path};
+use crate::run_config::{self, LocalConfig, RunConfig};
+use crate::signals::stop_in_order;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -76,13 +76,16 @@ const TELL_AFTER: Duration = Duration::from_secs(20);
 
 /// Trains; `meeting` is where actors and verifiers come to, which are threads of this process without it.
 pub(crate) fn start(args: &Args, meeting: Option<Meeting>) -> Result<()> {
-    let plan = Plan::new(args, meeting)?;
+    let shutdown = stop_in_order("writing a checkpoint")?;
+    let mut plan = Plan::new(args, meeting)?;
     if args.dry_run {
         return print(&run_config::to_toml(&plan.config)?);
     }
     let listener = args.metrics.as_deref().map(Listener::bind).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let (summary, cpu_time) = runtime.block_on(run_roles(&plan, listener))?;
+    let lock = plan.take_run_dir()?;
+    let (summary, cpu_time, lock) = runtime.block_on(run_roles(&plan, lock, listener, shutdown))?;
+    lock.expect_in_place()?;
     curves::write(&plan.run_dir.join("curves.svg"), &summary.evals)?;
     let closing = Closing { plan: &plan, summary: &summary, cpu_time };
     print(&if args.json { closing.json()?.to_string() } else { closing.text()? })
@@ -91,16 +94,21 @@ pub(crate) fn start(args: &Args, meeting: Option<Meeting>) -> Result<()> {
 /// When a run ends, where the command line says so: after a number of steps, or by the clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
-    pub(crate) steps: Option<u64>,
-    pub(crate) minutes: Option<f64>,
+    steps: Option<u64>,
+    minutes: Option<f64>,
+    is_shortened: bool,
 }
 
 impl End {
+    pub(crate) fn new(steps: Option<u64>, minutes: Option<f64>) -> End {
+        End { steps, minutes, is_shortened: false }
+    }
+
     /// `AUTODIDACT_CI=1` shortens what has no number of steps of its own; `what` is said to be shortened.
     pub(crate) fn shorten_for_ci(&mut self, what: &str) {
         if std::env::var_os("AUTODIDACT_CI").is_some_and(|value| value == "1") && self.steps.is_none() {
-            eprintln!("AUTODIDACT_CI=1: {what} shortened as --steps {CI_STEPS} does");
-            *self = End { steps: Some(CI_STEPS), minutes: None };
+            note(format_args!("AUTODIDACT_CI=1: {what} shortened as --steps {CI_STEPS} does"));
+            *self = End { steps: Some(CI_STEPS), minutes: None, is_shortened: true };
         }
     }
 
@@ -119,28 +127,57 @@ impl End {
 /// Resolves a new run: a preset or a TOML file, and what the command line changes.
 pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], seed: Option<u64>, end: End) -> Result<RunConfig> {
     end.validate()?;
-    let mut overrides = overrides.to_vec();
-    overrides.extend(seed.map(|seed| format!("seed={seed}")));
-    overrides.extend(end.steps.map(|steps| format!("schedule.num_steps={steps}")));
-    // Where the clock decides, a number of steps from the preset does not.
-    overrides.extend(end.minutes.map(|_| "schedule.num_steps=".to_owned()));
-    Ok(clocked(run_config::resolve(config, &overrides)?, end))
+    expect_said_once(overrides, seed, end)?;
+    let mut implied: Vec<String> = seed.map(|seed| format!("seed={seed}")).into_iter().collect();
+    // Of steps and clock the command line names one; what the preset or file says of the other does not hold.
+    if let Some(steps) = end.steps {
+        implied.extend([format!("schedule.num_steps={steps}"), "local.minutes=".to_owned()]);
+    }
+    if let Some(minutes) = end.minutes {
+        implied.extend(["schedule.num_steps=".to_owned(), format!("local.minutes={minutes:?}")]);
+    }
+    Ok(clocked(run_config::resolve(config, overrides, &implied)?))
+}
+
+/// Refuses a key that is said by an option and by `--set`, or by two that exclude each other.
+fn expect_said_once(overrides: &[String], seed: Option<u64>, end: End) -> Result<()> {
+    let steps = end.steps.filter(|_| !end.is_shortened);
+    let options = [
+        ("--seed", seed.map(|seed| seed.to_string()), "seed", None),
+        ("--steps", steps.map(|steps| steps.to_string()), "schedule.num_steps", Some("local.minutes")),
+        ("--minutes", end.minutes.map(|minutes| minutes.to_string()), "local.minutes", Some("schedule.num_steps")),
+    ];
+    for (option, value, key, excluded) in options {
+        let Some(value) = value else { continue };
+        let is_said = |assignment: &&String| {
+            let removes = assignment.ends_with('=');
+            run_config::sets(assignment, key)
+                || excluded.is_some_and(|excluded| !removes && run_config::sets(assignment, excluded))
+        };
+        if let Some(said) = overrides.iter().find(is_said) {
+            bail!("{option} {value} and --set {said}: expected one of them, got both");
+        }
+    }
+    Ok(())
 }
 
 /// Resolves a run that goes on: its own config, and what may change.
 fn resumed(run_dir: &Path, end: End, overrides: &[String]) -> Result<RunConfig> {
     end.validate()?;
+    expect_said_once(overrides, None, end)?;
     let config = run_config::of_run(run_dir, overrides)?;
     if let (Some(minutes), Some(steps)) = (end.minutes, config.run.schedule.num_steps) {
         bail!("--minutes: expected a run that ends by the clock, got {minutes} for one that ends with step {steps}");
     }
-    Ok(clocked(config, end))
+    let minutes = end.minutes.or(config.local.minutes);
+    Ok(clocked(RunConfig { local: LocalConfig { minutes, ..config.local }, ..config }))
 }
 
-/// Sets the wall time of a run that the clock ends; one that ends with a step has none.
-fn clocked(mut config: RunConfig, end: End) -> RunConfig {
-    let minutes = end.minutes.or(config.local.minutes).unwrap_or(DEFAULT_MINUTES);
-    config.local.minutes = config.run.schedule.num_steps.is_none().then_some(minutes);
+/// Has the clock end what nothing else ends.
+fn clocked(mut config: RunConfig) -> RunConfig {
+    if config.run.schedule.num_steps.is_none() {
+        config.local.minutes.get_or_insert(DEFAULT_MINUTES);
+    }
     config
 }
 
@@ -148,8 +185,9 @@ fn clocked(mut config: RunConfig, end: End) -> RunConfig {
 pub(crate) struct Plan {
     pub(crate) config: RunConfig,
     /// What leads to the config again, as arguments of `train`: all but the seed and the end of the schedule.
-    origin: Vec<String>,
+    origin: String,
     pub(crate) manifest: Manifest,
+    /// Empty until it is taken, where nobody named it.
     pub(crate) run_dir: PathBuf,
     resume: bool,
     time_limit: Option<Duration>,
@@ -159,7 +197,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn new(args: &Args, meeting: Option<Meeting>) -> Result<Plan> {
-        let mut end = End { steps: args.steps, minutes: args.minutes };
+        let mut end = End::new(args.steps, args.minutes);
         let config = match &args.run_dir {
             Some(run_dir) if args.resume => resumed(run_dir, end, &args.overrides)?,
             Some(run_dir) if args.fork => {
@@ -171,17 +209,9 @@ impl Plan {
                 resolve(args.config.as_deref().map(Path::new), &args.overrides, args.seed, end)?
             }
         };
-        let run_dir = match &args.run_dir {
-            Some(run_dir) if !args.fork => run_dir.clone(),
-            _ => free_run_dir(&config),
-        };
-        if is_occupied(&run_dir) && !args.resume && !args.dry_run {
-            let folder = quoted(&run_dir.display().to_string());
-            let found = match run_dir.join("config.toml").exists() {
-                true => format!("a run; `--resume --run-dir {folder}` goes on with it"),
-                false => "files that are no run".to_owned(),
-            };
-            bail!("--run-dir {folder}: expected an empty or absent folder, found {found}");
+        let run_dir = args.run_dir.clone().filter(|_| !args.fork).unwrap_or_default();
+        if !args.resume && !args.dry_run {
+            expect_free(&run_dir)?;
         }
         Ok(Plan {
             manifest: manifest(&config)?,
@@ -195,27 +225,34 @@ impl Plan {
         })
     }
 
+    /// Takes the run directory, and makes one where nobody named it.
+    fn take_run_dir(&mut self) -> Result<RunLock> {
+        if self.run_dir.as_os_str().is_empty() {
+            self.run_dir = make_run_dir(&self.config)?;
+        }
+        let lock = RunLock::take(&self.run_dir)?;
+        if !self.resume {
+            // Another process may have begun a run there meanwhile, and ended it.
+            expect_free(&self.run_dir)?;
+        }
+        Ok(lock)
+    }
+
     /// Gives the command that runs the same config with this end.
     pub(crate) fn again(&self, control: Control) -> String {
         format!(
             "autodidact train {} --seed {} --steps {} --set schedule.decay_from={}",
-            self.origin.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" "),
-            self.config.run.seed,
-            control.stop_at,
-            control.decay_from
+            self.origin, self.config.run.seed, control.stop_at, control.decay_from
         )
     }
 
     /// Gives the command that goes on with the run.
     pub(crate) fn go_on(&self) -> String {
-        let run_dir = quoted(&self.run_dir.display().to_string());
+        let run_dir = quoted_path(&self.run_dir);
         let minutes = self.config.local.minutes.map_or(String::new(), |minutes| format!(" --minutes {minutes}"));
         let command = match &self.meeting {
             None => "train".to_owned(),
-            Some(meeting) => {
-                let words: Vec<String> = meeting.words().iter().map(|word| quoted(word)).collect();
-                format!("learner {}", words.join(" "))
-            }
+            Some(meeting) => format!("learner {}", meeting.words()),
         };
         format!("autodidact {command} --resume --run-dir {run_dir}{minutes}")
     }
@@ -233,7 +270,8 @@ impl Plan {
         );
         if let Some(meeting) = &self.meeting {
             let (bus, run) = (&meeting.bus, meeting.run_id(&self.manifest));
-            opening += &format!("run {run}; actors and verifiers join with --bus {} --run {run}\n", quoted(bus));
+            let [bus, named] = [option("--bus", bus), option("--run", &run)];
+            opening += &format!("run {run}; actors and verifiers join with {bus} {named}\n");
         }
         if let Some(listener) = listener {
             opening += &format!("metrics: http://{}/metrics\n", listener.address);
@@ -268,70 +306,94 @@ pub(crate) fn manifest(config: &RunConfig) -> Result<Manifest> {
 }
 
 /// Names the config on a command line: preset or file, and what was set.
-fn origin(args: &Args) -> Vec<String> {
+fn origin(args: &Args) -> String {
     let config = match &args.run_dir {
-        Some(run_dir) if args.resume || args.fork => run_dir.join("config.toml").display().to_string(),
-        _ => args.config.clone().unwrap_or_else(|| run_config::DEFAULT_PRESET.to_owned()),
+        Some(run_dir) if args.resume || args.fork => run_dir.join("config.toml"),
+        _ => args.config.as_deref().unwrap_or(run_config::DEFAULT_PRESET).into(),
     };
-    let overrides = args.overrides.iter().filter(|assignment| !assignment.starts_with("local."));
-    std::iter::once(config).chain(overrides.flat_map(|assignment| ["--set".to_owned(), assignment.clone()])).collect()
+    let is_of_origin = |assignment: &&String| {
+        let is_said_otherwise = |key: &&str| run_config::sets(assignment, key);
+        !assignment.starts_with("local.")
+            && !["seed", "schedule.num_steps", "schedule.decay_from"].iter().any(is_said_otherwise)
+    };
+    let overrides = args.overrides.iter().filter(is_of_origin).map(|assignment| option("--set", assignment));
+    std::iter::once(quoted_path(&config)).chain(overrides).collect::<Vec<_>>().join(" ")
 }
 
-/// Tells whether a folder holds more than what is left of a run that was killed before it was one.
-fn is_occupied(run_dir: &Path) -> bool {
-    let mut entries = run_dir.read_dir().into_iter().flatten().flatten();
-    let may_be_left = [partial(Path::new("config.toml")), RunLock::FILE_NAME.into()];
-    entries.any(|entry| !may_be_left.contains(&entry.file_name()))
+/// Checks that a folder holds no more than what is left of a run that was killed before it was one.
+fn expect_free(run_dir: &Path) -> Result<()> {
+    let mut entries = run_dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
+    if entries.all(|name| name == RunLock::FILE_NAME || is_partial(&name, "config.toml")) {
+        return Ok(());
+    }
+    let folder = quoted_path(run_dir);
+    let found = match run_dir.join("config.toml").exists() {
+        true => format!("a run; `--resume --run-dir {folder}` goes on with it"),
+        false => "files that are no run".to_owned(),
+    };
+    bail!("--run-dir {folder}: expected an empty or absent folder, found {found}");
 }
 
-fn free_run_dir(config: &RunConfig) -> PathBuf {
-    let name = |number: u32| PathBuf::from(format!("runs/{}-{}-{number}", config.name, config.run.seed));
-    (1..).map(name).find(|path| !path.exists()).expect("some number is free")
+/// Makes a folder that no other process has made: the first number that is free.
+fn make_run_dir(config: &RunConfig) -> Result<PathBuf> {
+    let folder = Path::new("runs");
+    let at = |path: &Path| format!("create {}; --run-dir names another place", path.display());
+    std::fs::create_dir_all(folder).with_context(|| at(folder))?;
+    let mut number = 1;
+    loop {
+        let path = folder.join(format!("{}-{}-{number}", config.name, config.run.seed));
+        match std::fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
+            made => return made.with_context(|| at(&path)).map(|()| path),
+        }
+    }
 }
 
-/// Starts the roles, and follows what they do. Gives the CPU time of this process besides.
-async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, Duration)> {
-    let (config, local) = (&plan.config.run, &plan.config.local);
-    let lock = RunLock::take(&plan.run_dir)?;
-    // Before anybody hears of it: a refused config must change nothing.
-    expect_begun_with(&plan.run_dir, &plan.manifest)?;
-    let exams: Vec<Exam> = config
-        .exams
-        .names
-        .iter()
-        .map(|name| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? }))
-        .collect::<Result<_>>()?;
-    let shutdown = CancellationToken::new();
+/// Finds who plays and judges. Before anybody hears of the run: a refused config must change nothing.
+async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Arc<Metrics>, Vec<Exam>)> {
+    begun::expect(&plan.run_dir, &plan.manifest, &plan.config)?;
+    let config = &plan.config.run;
+    let exam = |name: &String| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? });
+    let exams = config.exams.names.iter().map(exam).collect::<Result<Vec<Exam>>>()?;
     let duties = if plan.meeting.is_some() { &[Duty::Learn][..] } else { &Duty::ALL };
     let metrics = Arc::new(Metrics::new(&plan.run_dir, duties, plan.resume)?);
     let traffic = metrics.traffic();
-    let mut others = match &plan.meeting {
-        None => {
-            let bus = Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone()));
-            Others::here(bus, &plan.config, &shutdown)
-        }
-        Some(meeting) => {
-            let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
-            let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
-            match meeting.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks).await {
-                Ok(mut led) => {
-                    led.bus = Arc::new(Counted::new(led.bus, traffic.meters.clone()));
-                    let _first = traffic.server.set(led.server.clone());
-                    Others::Elsewhere(Box::new(led))
-                }
-                Err(error) => {
-                    if !plan.resume {
-                        lock.discard();
-                    }
-                    return Err(error);
-                }
+    let Some(meeting) = &plan.meeting else {
+        let bus = Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone()));
+        return Ok((Others::here(bus, &plan.config, shutdown), metrics, exams));
+    };
+    let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
+    let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
+    let mut led = tokio::select! {
+        led = meeting.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks) => led?,
+        () = shutdown.cancelled() => bail!("stopped before the run had its NATS server"),
+    };
+    led.bus = Arc::new(Counted::new(led.bus, traffic.meters.clone()));
+    let _first = traffic.server.set(led.server.clone());
+    Ok((Others::Elsewhere(Box::new(led)), metrics, exams))
+}
+
+/// Starts the roles, and follows what they do. Gives the CPU time of this process besides, and the lock back.
+async fn run_roles(
+    plan: &Plan,
+    lock: RunLock,
+    listener: Option<Listener>,
+    shutdown: CancellationToken,
+) -> Result<(Summary, Duration, RunLock)> {
+    let (mut others, metrics, exams) = match meet(plan, &shutdown).await {
+        Ok(met) => met,
+        Err(error) => {
+            if !plan.resume {
+                lock.discard();
             }
+            return Err(error);
         }
     };
+    let (config, local) = (&plan.config.run, &plan.config.local);
     if !plan.resume {
         // First: with it the folder is a run. The manifest is for people; the journal has it too.
         write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
-        write_whole(&plan.run_dir.join("manifest.json"), serde_json::to_string_pretty(&plan.manifest)?.as_bytes())?;
+        write_whole(&plan.run_dir.join("manifest.json"), begun::to_json(&plan.manifest, &plan.config)?.as_bytes())?;
     }
     let options = RunOptions {
         run_dir: plan.run_dir.clone(),
@@ -350,7 +412,7 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
     let mut recorder = Recorder::open(&plan.run_dir)?;
     let display = Display::start(plan.display(listener.as_ref()))?;
     if let Some(listener) = listener {
-        tokio::spawn(listener.serve(metrics.clone()));
+        listener.serve(metrics.clone())?;
     }
     let (config, manifest, bus) = (config.clone(), plan.manifest.clone(), others.bus());
     let stopped = shutdown.clone();
@@ -363,9 +425,8 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         };
         let sources = crate::sources();
         let summary = learner::run(config, options, &lock, manifest, sources, exams, bus, observer, stopped).await;
-        (summary, recorder.cpu_time(), display, lock)
+        (summary, recorder.finish(), display, lock)
     });
-    tokio::spawn(stop_on_signal(shutdown.clone(), "writing a checkpoint"));
     // The learner ends by itself; the others end only by failing, and their failure ends the run.
     let (ended, failure) = tokio::select! {
         ended = &mut learner => (Some(ended?), None),
@@ -373,7 +434,7 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
     };
     shutdown.cancel();
     // The lock is kept until others know that the learner has left.
-    let (summary, cpu_time, display, _lock) = match ended {
+    let (summary, cpu_time, display, lock) = match ended {
         Some(ended) => ended,
         None => learner.await?,
     };
@@ -390,7 +451,7 @@ async fn run_roles(plan: &Plan, listener: Option<Listener>) -> Result<(Summary, 
         None => {
             let summary = summary?;
             shown?;
-            Ok((summary, cpu_time?))
+            Ok((summary, cpu_time?, lock))
         }
     }
 }
@@ -447,27 +508,6 @@ impl Others {
             Some(Err(panic)) => panic.into(),
             Some(Ok(Ok(()))) | None => std::future::pending().await,
         }
-    }
-}
-
-/// Ctrl-C or SIGTERM once stops at the next chance; twice quits.
-pub(crate) async fn stop_on_signal(shutdown: CancellationToken, how: &str) {
-    let mut terminate = match signal(SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(error) => return tracing::warn!(%error, "signals cannot be heard"),
-    };
-    let mut told = async || {
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted.is_ok(),
-            terminated = terminate.recv() => terminated.is_some(),
-        }
-    };
-    if told().await {
-        eprintln!("stopping: {how} (again quits at once)");
-        shutdown.cancel();
-    }
-    if told().await {
-        std::process::exit(130);
     }
 }
 

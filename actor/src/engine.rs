@@ -1,5 +1,7 @@
 //! Batched play: threads that each advance many rollouts by one forward pass at a time.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
@@ -62,7 +64,7 @@ struct Played {
 }
 
 impl Engine {
-    /// Starts the threads; groups come out of the receiver as they are finished.
+    /// Starts the threads; groups come out of the receiver as they are finished, and so does the panic of a thread.
     pub fn start(config: Config) -> (Engine, GroupReceiver) {
         let (jobs, job_receiver) = unbounded();
         let (groups, group_receiver) = mpsc::unbounded_channel();
@@ -71,10 +73,15 @@ impl Engine {
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
         for index in 0..num_threads {
             let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());
-            std::thread::Builder::new()
-                .name(format!("actor-{index}"))
-                .spawn(move || play(&jobs, &newest, &groups, slots_per_thread))
-                .expect("the system can start a thread");
+            let thread = format!("actor-{index}");
+            let name = thread.clone();
+            let play = move || {
+                let played = catch_unwind(AssertUnwindSafe(|| play(&jobs, &newest, &groups, slots_per_thread)));
+                if let Err(panic) = played {
+                    drop(groups.send(Err(Error::Panicked { thread, text: text_of(panic.as_ref()) })));
+                }
+            };
+            std::thread::Builder::new().name(name).spawn(play).expect("the system can start a thread");
         }
         (Engine { jobs, newest }, group_receiver)
     }
@@ -98,6 +105,12 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Reads what a thread said when it panicked.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("no text").to_owned()
 }
 
 /// A rollout in a slot.

@@ -60,6 +60,14 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// A thread panicked; what it was playing is lost.
+    #[error("thread {thread} panicked: {text}")]
+    Panicked {
+        /// Which thread.
+        thread: String,
+        /// What it said.
+        text: String,
+    },
     /// The threads are gone.
     #[error("the engine's threads ended early")]
     EngineStopped,

@@ -106,6 +106,18 @@ fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
     assert!(error.to_string().contains("model.max_positions = 32, got 7 + 30"), "{error}");
 }
 
+/// Weights of a network that knows fewer tokens than problems have: a fault of whoever made them, which nobody waits out.
+#[test]
+fn a_thread_that_panics_is_a_fault_with_its_text() {
+    let config = ModelConfig { vocabulary_size: 16, ..config() };
+    let packed = Arc::new(PackedWeights::new(&config, &Params::init(&config, 1)).unwrap());
+    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 12 });
+    engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 20), Weights { policy_version: 5, packed }).unwrap();
+    let error = groups.blocking_recv().unwrap().unwrap_err();
+    assert!(matches!(&error, Error::Panicked { thread, .. } if thread.starts_with("actor-")), "{error}");
+    assert!(error.to_string().contains("panicked: range start index"), "{error}");
+}
+
 /// Bytes under a version's name that are not its weights: what is there already is played, and then the next version.
 #[tokio::test(flavor = "multi_thread")]
 async fn newer_weights_that_are_refused_leave_the_old_ones() {

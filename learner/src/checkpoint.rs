@@ -136,7 +136,7 @@ fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be listed.
-pub fn load_latest(
+pub(crate) fn load_latest(
     folder: &Path,
     newest: u64,
     mut refused: impl FnMut(&Error),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use proto::{Digest, ScoredGroup, TaskId};
 use serde::{Deserialize, Serialize};
 
-use crate::{Control, Error, Manifest};
+use crate::{Control, Error, Manifest, expect_in_place};
 
 /// One entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -174,6 +174,11 @@ impl Journal {
             .map_err(Error::io("append to", &self.path))?;
         self.size_bytes += (header.len() + body.len()) as u64;
         Ok(())
+    }
+
+    /// Checks that what is appended still goes to the file at its path.
+    pub(crate) fn expect_in_place(&self) -> Result<(), Error> {
+        expect_in_place(&self.path, self.file.get_ref())
     }
 
     /// Makes everything durable; starts a new segment when this one is full.

@@ -28,7 +28,7 @@ mod window;
 use std::path::PathBuf;
 
 pub use audit::Audit;
-pub use checkpoint::{Checkpoint, load_checkpoint, load_latest};
+pub use checkpoint::{Checkpoint, load_checkpoint};
 pub use config::{
     ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
     ProposerLoss, ScheduleConfig, SelfPlayConfig,
@@ -43,7 +43,7 @@ pub use manifest::{BuildId, Manifest};
 pub use plan::{Planned, Plans};
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
-pub use run_dir::{RunLock, expect_begun_with};
+pub use run_dir::{RunLock, expect_begun_with, expect_in_place, expect_known, load_newest};
 pub use waiting::{Holder, Missing, Waiting};
 
 /// What can go wrong in a learner.
@@ -98,8 +98,8 @@ pub enum Error {
     /// A resumed run is not the run that was started.
     #[error("manifest: {field} was {was}, is {is}; `--fork` starts a new run from this config")]
     Manifest {
-        /// Which field changed.
-        field: &'static str,
+        /// Which field changed, down to the key of a table.
+        field: String,
         /// Its value in the run directory.
         was: String,
         /// Its value now.

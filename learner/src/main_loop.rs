@@ -111,18 +111,18 @@ pub struct Summary {
 /// # Errors
 /// Any [`Error`]; whatever was synced to the journal stays.
 #[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
-pub async fn run(
+pub async fn run<'a>(
     config: Config,
     options: RunOptions,
-    _lock: &RunLock,
+    lock: &'a RunLock,
     manifest: Manifest,
     sources: Vec<Arc<dyn ProblemSource>>,
     exams: Vec<Exam>,
     bus: Arc<dyn Bus>,
-    observer: Observer<'_>,
+    observer: Observer<'a>,
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
-    let mut learner = Learner::open(config, options, manifest, sources, exams, bus, observer).await?;
+    let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, observer).await?;
     let outcome = learner.main_loop(&shutdown).await?;
     Ok(learner.summary(outcome))
 }
@@ -141,6 +141,7 @@ const MAX_IN_FLIGHT: usize = 64;
 
 struct Learner<'a> {
     options: RunOptions,
+    lock: &'a RunLock,
     exams: Vec<Exam>,
     bus: Arc<dyn Bus>,
     observer: Observer<'a>,
@@ -196,9 +197,11 @@ struct Sitting {
 }
 
 impl<'a> Learner<'a> {
+    #[expect(clippy::too_many_arguments, reason = "as of `run`")]
     async fn open(
         config: Config,
         options: RunOptions,
+        lock: &'a RunLock,
         manifest: Manifest,
         sources: Vec<Arc<dyn ProblemSource>>,
         exams: Vec<Exam>,
@@ -245,6 +248,7 @@ impl<'a> Learner<'a> {
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {
             options,
+            lock,
             exams,
             bus,
             observer,
@@ -497,6 +501,7 @@ impl<'a> Learner<'a> {
                     self.refuse(refusal?)?;
                 }
                 _ = rounds.tick() => {
+                    self.expect_in_place()?;
                     let wanted = std::mem::take(&mut self.wanted).into_iter();
                     // In the end exams alone are waited for.
                     let wanted = wanted.filter(|id| !ends || id.kind == TaskKind::Evaluate).collect();
@@ -601,6 +606,7 @@ impl<'a> Learner<'a> {
         let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
         let trained = began.elapsed();
         let elapsed = self.elapsed();
+        self.expect_in_place()?;
         match self.expected_steps.remove(&report.step) {
             Some(expected) => expect_step(&expected, report.weights_digest, report.state_digest)?,
             None => {
@@ -654,7 +660,14 @@ impl<'a> Learner<'a> {
         Ok((self.observer)(Event::Control(control))?)
     }
 
+    /// Checks that the run directory at its path is the one that the run writes: what takes its place is another's.
+    fn expect_in_place(&self) -> Result<(), Error> {
+        self.lock.expect_in_place()?;
+        self.journal.expect_in_place()
+    }
+
     fn checkpoint(&mut self) -> Result<(), Error> {
+        self.expect_in_place()?;
         if self.last_checkpoint == Some(self.fold.state().step) {
             return Ok(());
         }

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Args, Report, Row, Spread};
 use crate::run_config::LocalConfig;
+use crate::signals::stop_in_order;
 
 /// Groups that are published side by side, and so many actors.
 const PUBLISHERS: usize = 8;
@@ -40,8 +41,10 @@ const GROUPS_AT_A_TIME: usize = 16;
 const GROUP_TIME: Duration = Duration::from_millis(86);
 
 pub(super) fn measure(args: &Args) -> Result<Report> {
+    // The server is a process of its own, and what it stores a folder: both go with this process.
+    let shutdown = stop_in_order("ending the nats-server")?;
     let runtime = tokio::runtime::Runtime::new()?;
-    runtime.block_on(async {
+    let measured = async {
         let process = ServerProcess::start(&args.server)?;
         let url = process.url().await?;
         let groups = groups(args, &url).await.context("groups")?;
@@ -49,6 +52,12 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
         let actors = actors(args, &url).await.context("actors")?;
         let rows = groups.into_iter().chain(weights).chain(actors).collect();
         Ok(Report { threads: LocalConfig::num_cores(), ..args.report(rows) })
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            report = measured => report,
+            () = shutdown.cancelled() => bail!("stopped before all was measured"),
+        }
     })
 }
 

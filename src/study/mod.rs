@@ -18,12 +18,13 @@ use nix::unistd::Pid;
 use proto::Digest;
 use serde::Deserialize;
 use tokio::process::Command;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::eval::{Player, load, positions_needed};
 use crate::record::mean_entropy;
-use crate::report::{Screen, print, quoted};
+use crate::report::{Screen, argument, note, print, quoted, quoted_path};
 use crate::run_config::{RunConfig, TomlFile, expect_preset};
+use crate::signals::{pass_on_to, stop_in_order};
 use crate::train::{self, End};
 use rows::{Row, Rows};
 
@@ -123,7 +124,8 @@ struct TrainedTotals {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let dir = args.dir.clone().unwrap_or_else(|| {
+    let shutdown = stop_in_order("the run that goes on writes a checkpoint")?;
+    let dir = args.dir.as_deref().map(argument).unwrap_or_else(|| {
         let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
         PathBuf::from(format!("runs/study-{name}"))
     });
@@ -135,17 +137,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return study.print_table(&rows, false);
     }
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let at = path.display().to_string();
     let mut rows = Rows::open(path)?;
+    if rows.torn_bytes > 0 {
+        note(format_args!("{at}: {} bytes of an unfinished line were removed from its end", rows.torn_bytes));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let failed = runtime.block_on(study.run(&mut rows, &mut Screen::new(args.json)));
-    // An exam that Ctrl-C stopped is not waited for.
+    let failed = runtime.block_on(study.run(&mut rows, &mut Screen::new(args.json), &shutdown));
+    // An exam that was stopped is not waited for.
     runtime.shutdown_background();
-    let mut again = format!("autodidact study {}", quoted(&args.file.display().to_string()));
+    let mut again = format!("autodidact study {}", quoted_path(&args.file));
     if args.dir.is_some() {
-        again += &format!(" --dir {}", quoted(&dir.display().to_string()));
+        again += &format!(" --dir {}", quoted_path(&dir));
     }
     let Some(failed) = failed? else {
-        eprintln!("stopped; go on with: {again}");
+        note(format_args!("stopped; go on with: {again}"));
         let outcome = serde_json::json!({"outcome": "interrupted", "go_on": again});
         return if args.json { print(&outcome.to_string()) } else { Ok(()) };
     };
@@ -164,7 +170,7 @@ impl Study {
 
     fn decide(mut file: StudyFile, path: &Path, dir: &Path) -> Result<Study> {
         file.validate()?;
-        let mut end = End { steps: file.steps, minutes: file.minutes };
+        let mut end = End::new(file.steps, file.minutes);
         end.shorten_for_ci("runs are");
         let mut runs = Vec::new();
         for seed in &file.seeds {
@@ -193,18 +199,25 @@ impl Study {
         Ok(Study { file, exams, runs })
     }
 
-    /// Runs what is missing. Gives the runs that failed; `None` when Ctrl-C stopped it.
-    async fn run(&self, rows: &mut Rows, screen: &mut Screen) -> Result<Option<Vec<String>>> {
-        let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    /// Runs what is missing. Gives the runs that failed; `None` when it was told to stop.
+    async fn run(
+        &self,
+        rows: &mut Rows,
+        screen: &mut Screen,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Vec<String>>> {
         let mut failed = Vec::new();
         for (index, run) in self.runs.iter().enumerate() {
             let missing = self.missing_exams(run, rows.all());
             if missing.is_empty() {
                 continue;
             }
+            if shutdown.is_cancelled() {
+                return Ok(None);
+            }
             let label = format!("{} seed {}", run.arm, run.seed);
             screen.say(&format!("[{}/{}] {label}: {}\n", index + 1, self.runs.len(), run.run_dir.display()))?;
-            match self.carry_out(run, missing, &mut interrupts).await {
+            match self.carry_out(run, missing, shutdown).await {
                 Ok(Some(new)) => {
                     for row in new {
                         screen.say(&format!("      {}\n", row.text()))?;
@@ -213,7 +226,7 @@ impl Study {
                 }
                 Ok(None) => return Ok(None),
                 Err(error) => {
-                    eprintln!("{label} failed: {error:#}");
+                    note(format_args!("{label} failed: {error:#}"));
                     failed.push(label);
                 }
             }
@@ -221,18 +234,13 @@ impl Study {
         Ok(Some(failed))
     }
 
-    async fn carry_out(
-        &self,
-        run: &Run,
-        exams: Vec<String>,
-        interrupts: &mut tokio::signal::unix::Signal,
-    ) -> Result<Option<Vec<Row>>> {
-        let Some(trained) = run.train(interrupts).await? else { return Ok(None) };
+    async fn carry_out(&self, run: &Run, exams: Vec<String>, shutdown: &CancellationToken) -> Result<Option<Vec<Row>>> {
+        let Some(trained) = run.train(shutdown).await? else { return Ok(None) };
         let (run, split, samples) = (run.clone(), self.file.split, self.file.samples);
         let examined = tokio::task::spawn_blocking(move || run.examine(&trained, &exams, split, samples));
         tokio::select! {
             rows = examined => Ok(Some(rows??)),
-            _ = interrupts.recv() => Ok(None),
+            () = shutdown.cancelled() => Ok(None),
         }
     }
 
@@ -315,7 +323,7 @@ impl Arm {
                 expect_preset(preset)?;
                 preset.clone()
             }
-            (None, Some(path)) => study.with_file_name("").join(path).display().to_string(),
+            (None, Some(path)) => argument(&study.with_file_name("").join(path)).display().to_string(),
             _ => bail!("expected either preset or config"),
         };
         let config = train::resolve(Some(Path::new(&start)), &self.set, Some(seed), end)?;
@@ -341,8 +349,8 @@ impl Run {
         self.run_dir.join("config.toml").exists()
     }
 
-    /// Trains in a process of its own, from wherever an earlier one stopped. `None` when Ctrl-C stopped it.
-    async fn train(&self, interrupts: &mut tokio::signal::unix::Signal) -> Result<Option<Trained>> {
+    /// Trains in a process of its own, from wherever an earlier one stopped. `None` when it was told to stop.
+    async fn train(&self, shutdown: &CancellationToken) -> Result<Option<Trained>> {
         let mut command = Command::new(std::env::current_exe().context("find this program")?);
         command.arg("train");
         if self.exists() {
@@ -350,18 +358,20 @@ impl Run {
         } else {
             command.args(&self.words);
         }
-        // In a group of its own Ctrl-C reaches it through this process alone, and so once.
+        // In a group of its own, what a terminal sends reaches it through this process alone, and so once.
         command.arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let child = command.spawn().context("start train")?;
         let id = Pid::from_raw(child.id().context("train has only just started")? as i32);
-        let ended = child.wait_with_output();
-        tokio::pin!(ended);
-        let output = loop {
-            tokio::select! {
-                output = &mut ended => break output.context("wait for train")?,
-                _ = interrupts.recv() => kill(id, Signal::SIGINT).context("pass Ctrl-C on to train")?,
-            }
-        };
+        let _passed_on = pass_on_to(id);
+        if shutdown.is_cancelled() {
+            // That was before it was there. It may have ended by itself.
+            let _ = kill(id, Signal::SIGTERM);
+        }
+        let output = child.wait_with_output().await.context("wait for train")?;
+        if shutdown.is_cancelled() && !output.status.success() {
+            // It had only just started to listen, or did not come to an end that it could say more of.
+            return Ok(None);
+        }
         ensure!(output.status.success(), "train ended with {}", output.status);
         let trained: Trained = serde_json::from_slice(&output.stdout).context("read what train printed")?;
         Ok((trained.outcome == "finished").then_some(trained))

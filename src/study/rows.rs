@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use domains::Split;
+use learner::expect_in_place;
 use proto::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -57,10 +58,12 @@ pub(crate) struct Rows {
     file: File,
     has_header: bool,
     rows: Vec<Row>,
+    /// What of the file was no whole line when it was opened.
+    pub(crate) torn_bytes: u64,
 }
 
 impl Rows {
-    /// Opens or starts the file. A last line that a crash cut short is removed, and said.
+    /// Opens or starts the file. A last line that a crash cut short is removed.
     pub(crate) fn open(path: PathBuf) -> Result<Rows> {
         let at = || path.display().to_string();
         let file = File::options().create(true).append(true).open(&path).with_context(at)?;
@@ -74,10 +77,9 @@ impl Rows {
         let (rows, whole_bytes) = read(&path)?;
         let torn_bytes = file.metadata().with_context(at)?.len() - whole_bytes;
         if torn_bytes > 0 {
-            eprintln!("{}: {torn_bytes} bytes of an unfinished line were removed from its end", at());
             file.set_len(whole_bytes).with_context(at)?;
         }
-        Ok(Rows { path, file, has_header: whole_bytes > 0, rows })
+        Ok(Rows { path, file, has_header: whole_bytes > 0, rows, torn_bytes })
     }
 
     pub(crate) fn all(&self) -> &[Row] {
@@ -89,6 +91,7 @@ impl Rows {
         let mut writer = csv::WriterBuilder::new().has_headers(!self.has_header).from_writer(Vec::new());
         writer.serialize(&row)?;
         let line = writer.into_inner().map_err(|error| anyhow!("{error}"))?;
+        expect_in_place(&self.path, &self.file)?;
         let written = self.file.write_all(&line).and_then(|()| self.file.sync_all());
         written.with_context(|| format!("write {}", self.path.display()))?;
         self.has_header = true;

@@ -165,7 +165,7 @@ fn run_directories_in_use() {
     let says = "--run-dir run: expected an empty or absent folder, found files that are no run";
     refused(&others, &["train", "smoke", "--run-dir", "run"], &[says]);
     refused(&folder, &["train", "--resume", "--run-dir", "absent"], &["absent: expected a run directory"]);
-    let killed = Files::from([("run/config.toml.partial".into(), vec![])]);
+    let killed = Files::from([("run/config.toml.0.partial".into(), vec![])]);
     Folder::holding(&killed).call(&["train", "smoke", "--run-dir", "run", "--steps", "1"]).success();
 }
 
@@ -176,17 +176,67 @@ fn a_changed_config_is_not_resumed() {
         if newest_checkpoint < NUM_STEPS {
             remove_checkpoint(&folder, NUM_STEPS);
         }
-        for (from, to) in [("learning_rate = 0.004", "learning_rate = 0.005"), ("d_model = 32", "d_model = 64")] {
+        for (from, to, says) in [
+            ("learning_rate = 0.004", "learning_rate = 0.005", "learner.learning_rate was 0.004, is 0.005"),
+            ("d_model = 32", "d_model = 64", "model.d_model was 32, is 64"),
+        ] {
             let path = folder.path("run/config.toml");
             let config = std::fs::read_to_string(&path).unwrap();
             assert!(config.contains(from), "{config}");
             std::fs::write(&path, config.replace(from, to)).unwrap();
-            refused(&folder, &RESUME, &["manifest: config was \"", "\", is \""]);
+            let says = format!("manifest: {says}; `--fork` starts a new run from this config");
+            refused(&folder, &RESUME, &[&says]);
             std::fs::write(&path, config).unwrap();
         }
+        let changed = ["--set", "seed=3", "--set", "learner.hindsight=false"];
+        let says = "manifest: learner.hindsight was true, is false, seed was 0, is 3; `--fork` starts";
+        refused(&folder, &[&RESUME[..], &changed].concat(), &[says]);
         folder.resume().success();
         folder.history().assert_steps_of(&reference(0).history);
     }
+}
+
+/// Where nothing of the run says which key it was, the hashes must do.
+#[test]
+fn a_config_whose_origin_is_lost_is_not_resumed() {
+    let folder = Folder::holding(&reference(0).files);
+    std::fs::remove_file(folder.path("run/manifest.json")).unwrap();
+    refused(&folder, &[&RESUME[..], &["--set", "seed=3"]].concat(), &["manifest: seed was 0, is 3; `--fork` starts"]);
+    let path = folder.path("run/config.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, config.replace("d_model = 32", "d_model = 64")).unwrap();
+    refused(&folder, &RESUME, &["manifest: config was \"", "\", is \""]);
+}
+
+#[test]
+fn what_is_said_twice_is_refused() {
+    let train = ["train", "smoke", "--run-dir", "run"];
+    for (args, said) in [
+        (&["--seed", "1", "--set", "seed=2"][..], "--seed 1 and --set seed=2"),
+        (&["--seed", "1", "--set", "seed=1"], "--seed 1 and --set seed=1"),
+        (&["--steps", "5", "--set", "schedule.num_steps=9"], "--steps 5 and --set schedule.num_steps=9"),
+        (&["--steps", "5", "--set", "schedule={num_steps=9}"], "--steps 5 and --set schedule={num_steps=9}"),
+        (&["--steps", "5", "--set", "local.minutes=3"], "--steps 5 and --set local.minutes=3"),
+        (&["--minutes", "2", "--set", "local.minutes=3"], "--minutes 2 and --set local.minutes=3"),
+        (&["--minutes", "2", "--set", "schedule.num_steps=9"], "--minutes 2 and --set schedule.num_steps=9"),
+        (&["--set", "learner.reuse=2", "--set", "learner.reuse=3"], "--set learner.reuse=2 and --set learner.reuse=3"),
+    ] {
+        let says = format!("{said}: expected one of them, got both");
+        refused(&Folder::new(), &[&train[..], args].concat(), &[&says]);
+    }
+    let says = "--set: expected one key=value on one line, got \"seed=2\\nlearner.reuse=3\"";
+    refused(&Folder::new(), &[&train[..], &["--set", "seed=2\nlearner.reuse=3"]].concat(), &[says]);
+    let says = ["local.minutes = 3, schedule.num_steps = 40: expected one end of the run, got both"];
+    refused(&Folder::new(), &[&train[..], &["--set", "local.minutes=3"]].concat(), &says);
+    let mine = "preset = \"smoke\"\nlocal.minutes = 3.0\n";
+    let folder = Folder::holding(&Files::from([("mine.toml".into(), mine.into())]));
+    refused(&folder, &["train", "mine.toml", "--run-dir", "run"], &says);
+    let resumed = Folder::holding(&reference(0).files);
+    let says = "--minutes 2 and --set local.minutes=3: expected one of them";
+    refused(&resumed, &[&RESUME[..], &["--minutes", "2", "--set", "local.minutes=3"]].concat(), &[says]);
+    // What says the same, or ends a run instead of its file, is no contradiction.
+    let steps = ["--steps", "1", "--set", "local.minutes=", "--set", "self_play="];
+    folder.call(&[&["train", "mine.toml", "--run-dir", "run"], &steps[..]].concat()).success();
 }
 
 #[test]

@@ -10,7 +10,9 @@ const STEP: u64 = 21;
 fn the_summary_is_the_run() {
     let folder = Folder::holding(&reference(0).files);
     let summary = inspect(&folder, &[]);
-    let manifest: Value = serde_json::from_slice(&reference(0).files["run/manifest.json"]).unwrap();
+    let mut manifest: Value = serde_json::from_slice(&reference(0).files["run/manifest.json"]).unwrap();
+    let config = manifest.as_object_mut().unwrap().remove("config_toml").unwrap();
+    assert_eq!(config.as_str().unwrap().as_bytes(), reference(0).files["run/config.toml"]);
     assert_eq!(summary["manifest"], manifest);
     assert_eq!(summary["last_step"]["step"], NUM_STEPS);
     assert_eq!(digests(&summary["last_step"]), *reference(0).history.steps.last().unwrap());

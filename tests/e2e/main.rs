@@ -14,6 +14,7 @@ mod metrics;
 #[path = "../../bus/tests/nats_server/mod.rs"]
 mod nats_server;
 mod pages;
+mod process;
 mod pure_function;
 mod runs;
 mod security;

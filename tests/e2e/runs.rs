@@ -142,7 +142,11 @@ impl Folder {
         if !command.get_envs().any(|(name, _)| name == "AUTODIDACT_CI") {
             command.env_remove("AUTODIDACT_CI");
         }
-        command.env_remove("RUST_LOG");
+        for name in ["RUST_LOG", "NO_COLOR", "TERM"] {
+            if !command.get_envs().any(|(set, _)| set == name) {
+                command.env_remove(name);
+            }
+        }
         command.stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
         Process { child: command.spawn().unwrap(), stdout, stderr }
     }
@@ -267,9 +271,17 @@ impl Process {
         self.signal("-CONT");
     }
 
-    fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
+    /// Sends what a terminal sends that goes away.
+    pub(crate) fn hang_up(&self) {
+        self.signal("-HUP");
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn signal(&self, name: &str) {
+        signal(name, self.child.id());
     }
 
     fn ended(&mut self) -> Ended {
@@ -282,6 +294,12 @@ impl Process {
         };
         Ended { status, stdout: read(&mut self.stdout), stderr: read(&mut self.stderr) }
     }
+}
+
+/// Sends a signal, such as `-TERM`.
+pub(crate) fn signal(name: &str, process: u32) {
+    let sent = Command::new("kill").args([name, &process.to_string()]).status().unwrap();
+    assert!(sent.success());
 }
 
 fn so_far(file: &File) -> String {

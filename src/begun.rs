@@ -1,0 +1,104 @@
+//! What a run began with, and what of it is different now: key by key.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use learner::{Error, Manifest};
+use serde_json::Value;
+
+use crate::run_config::{self, RunConfig};
+
+/// Of `manifest.json`: the config in full, as TOML. That of `config.toml` is for people to change.
+const CONFIG: &str = "config_toml";
+
+/// Writes what a run begins with, for people and for [`expect`].
+pub(crate) fn to_json(manifest: &Manifest, config: &RunConfig) -> Result<String> {
+    let mut json = serde_json::to_value(manifest)?;
+    json[CONFIG] = run_config::to_toml(config)?.into();
+    Ok(serde_json::to_string_pretty(&json)?)
+}
+
+/// Checks that a run directory holds no run, or one that began with this manifest and this config.
+///
+/// # Errors
+/// Names every key of the config that differs, or the first other part of the manifest, with its value then and now.
+pub(crate) fn expect(run_dir: &Path, manifest: &Manifest, config: &RunConfig) -> Result<()> {
+    match learner::expect_begun_with(run_dir, manifest) {
+        Err(Error::Manifest { field, was, is }) if field == "config" => {
+            let changes = config_of(run_dir, &was).map(|then| differences(&then, &config.run)).transpose()?;
+            Err(match changes.filter(|changes| !changes.is_empty()) {
+                Some(changes) => {
+                    anyhow!("manifest: {}; `--fork` starts a new run from this config", changes.join(", "))
+                }
+                None => Error::Manifest { field, was, is }.into(),
+            })
+        }
+        same => Ok(same?),
+    }
+}
+
+/// Finds the config with a hash, as far as a run directory still has it.
+fn config_of(run_dir: &Path, hash: &str) -> Option<learner::Config> {
+    let text = |name: &str| std::fs::read_to_string(run_dir.join(name)).ok();
+    let in_manifest = || {
+        let manifest: Value = serde_json::from_str(&text("manifest.json")?).ok()?;
+        manifest[CONFIG].as_str().map(str::to_owned)
+    };
+    let texts = [in_manifest(), text("config.toml")].into_iter().flatten();
+    let configs = texts.filter_map(|text| run_config::from_toml("", &text).ok()).map(|config| config.run);
+    configs.into_iter().find(|config| serde_json::to_string(&config.digest()).is_ok_and(|digest| digest == hash))
+}
+
+/// Lists the keys that differ, with their values: `seed was 0, is 3`.
+fn differences(then: &learner::Config, now: &learner::Config) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    compare("", Some(&serde_json::to_value(then)?), Some(&serde_json::to_value(now)?), &mut found);
+    Ok(found)
+}
+
+fn compare(key: &str, then: Option<&Value>, now: Option<&Value>, found: &mut Vec<String>) {
+    let below = |part: &str| if key.is_empty() { part.to_owned() } else { format!("{key}.{part}") };
+    match (then, now) {
+        (Some(Value::Object(then)), Some(Value::Object(now))) => {
+            let added = now.keys().filter(|part| !then.contains_key(*part));
+            for part in then.keys().chain(added) {
+                compare(&below(part), then.get(part), now.get(part), found);
+            }
+        }
+        (Some(Value::Array(then)), Some(Value::Array(now))) => {
+            for index in 0..then.len().max(now.len()) {
+                compare(&below(&index.to_string()), then.get(index), now.get(index), found);
+            }
+        }
+        _ if then == now => {}
+        _ => {
+            let text = |value: Option<&Value>| match value {
+                None | Some(Value::Null) => "absent".to_owned(),
+                Some(value) => value.to_string(),
+            };
+            found.push(format!("{key} was {}, is {}", text(then), text(now)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_keys() {
+        let config = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+            run_config::resolve(Some(Path::new("smoke")), &overrides, &[]).unwrap().run
+        };
+        let then = config(&[]);
+        assert_eq!(differences(&then, &then).unwrap(), [""; 0]);
+        let now = config(&["seed=3", "learner.learning_rate=0.005", "self_play=", "exams.names=[]"]);
+        let found = differences(&then, &now).unwrap();
+        assert_eq!(found[0], "exams.names.0 was \"countdown-3\", is absent");
+        assert_eq!(found[1], "learner.learning_rate was 0.004, is 0.005");
+        assert_eq!(found[2], "seed was 0, is 3");
+        assert!(found[3].starts_with("self_play was {") && found[3].ends_with("}, is absent"), "{found:?}");
+        assert_eq!(found.len(), 4);
+    }
+}
