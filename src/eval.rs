@@ -359,7 +359,7 @@ pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     if path.join("COMPLETE").exists() {
         let checkpoint = load_checkpoint(path)?;
         if let Some(run) = run_of(path) {
-            expect_known(&run, &checkpoint).with_context(|| path.display().to_string())?;
+            expect_known(&run, &checkpoint.1).with_context(|| path.display().to_string())?;
         }
         return Ok(checkpoint);
     }

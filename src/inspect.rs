@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use domains::{domain, vocabulary};
-use learner::{BanRecord, Control, Damage, EvalRecord, GroupRecord, Manifest, Record, RecordError, StepRecord};
+use learner::{
+    BanRecord, Control, Damage, EvalRecord, GroupRecord, Known, Manifest, Opening, Record, RecordError, StepRecord,
+};
 use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict, VersionSpan};
 use serde::Serialize;
 
@@ -84,6 +86,8 @@ struct Summary {
     bans: Vec<BanRecord>,
     size_bytes: u64,
     unreadable: Vec<RecordError>,
+    /// How many steps the journal had and has let go of.
+    num_gone_steps: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,6 +103,21 @@ impl Summary {
         let mut summary = Summary::default();
         let unreadable = read_journal(run, |record| match record {
             Record::Manifest(manifest) => summary.manifest = Some(manifest),
+            // It says what those before it do, which are there or not.
+            Record::Opening(_) if summary.manifest.is_some() || summary.num_groups > 0 => {}
+            Record::Opening(opening) => {
+                let Opening { manifest, known } = *opening;
+                let Known { step, control, evals, bans, num_disputes, .. } = known;
+                summary = Summary {
+                    manifest: Some(manifest),
+                    num_gone_steps: step,
+                    control,
+                    evals,
+                    bans,
+                    num_disputes,
+                    ..Summary::default()
+                };
+            }
             Record::Group(GroupRecord { scored, .. }) => {
                 summary.num_groups += 1;
                 summary.num_rollouts += scored.group.rollouts.len() as u64;
@@ -146,6 +165,10 @@ impl Summary {
             }
         }
         line("groups", format!("{} with {} answers", self.num_groups, self.num_rollouts));
+        if self.num_gone_steps > 0 {
+            let step = self.num_gone_steps;
+            line("gone", format!("steps 1 to {step} and their groups: every kept checkpoint has folded them"));
+        }
         for EvalRecord { step, exam, num_correct, num_problems } in &self.evals {
             let share = percent(*num_correct as f64 / *num_problems as f64);
             line("exam", format!("{exam} at step {step}: {share} of {num_problems} dev problems"));
@@ -212,8 +235,9 @@ struct GroupLine {
 
 impl Step {
     fn read(run: &Path, number: u64) -> Result<Step> {
-        let (mut last, mut found) = (0, None);
+        let (mut gone, mut last, mut found) = (None, 0, None);
         let unreadable = read_journal(run, |record| {
+            gone.get_or_insert(if let Record::Opening(opening) = &record { opening.known.step } else { 0 });
             if let Record::Step(step) = record {
                 last = step.step;
                 // The newest: a run that is not reproducible plays steps anew when it goes on.
@@ -222,7 +246,11 @@ impl Step {
         })?;
         let StepRecord { step, weights_digest, state_digest, groups: digests, .. } = found.with_context(|| {
             let hint = unreadable_hint(&unreadable);
-            format!("--step: expected one of the {last} steps of the journal{hint}, got {number}")
+            let steps = match gone {
+                Some(gone) if gone > 0 => format!("steps {} to {last}", gone + 1),
+                _ => format!("{last} steps"),
+            };
+            format!("--step: expected one of the {steps} of the journal{hint}, got {number}")
         })?;
         // A group may come after its step: one that could not be read was played again.
         let wanted: BTreeSet<Digest> = digests.iter().copied().collect();

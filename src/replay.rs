@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use learner::ReplayReport;
 
 use crate::report::{note, print};
@@ -28,23 +28,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     config.local.threads = args.threads;
     let num_threads = config.local.num_threads();
     let last_step = args.to.unwrap_or(u64::MAX);
-    let journal = args.run.join("journal");
-    let report = learner::replay(config.run, &journal, crate::sources(), num_threads, last_step, |step| {
+    let report = learner::replay(config.run, &args.run, crate::sources(), num_threads, last_step, |step| {
         if step.is_multiple_of(100) {
             note(format_args!("step {step} agrees"));
         }
     })?;
-    let ReplayReport { num_steps, num_groups, .. } = report;
-    let expected = args.to.unwrap_or(1);
+    let ReplayReport { first_step, last_step, num_groups, .. } = report;
+    let journal = args.run.join("journal");
+    let begins = match first_step {
+        0 => String::new(),
+        step => format!("the first {step} steps are gone from the journal: begun with the checkpoint of step {step}\n"),
+    };
+    let expected = args.to.unwrap_or(first_step + 1);
+    if expected <= first_step {
+        bail!(
+            "--to: expected a step after {first_step}, the first from which the journal of {} can be replayed, got {expected}",
+            args.run.display()
+        );
+    }
     ensure!(
-        num_steps >= expected,
-        "{}: expected a journal with step {expected}, got {num_steps} steps",
+        last_step >= expected,
+        "{}: expected a journal with step {expected}, got {last_step} steps",
         journal.display()
     );
+    let num_steps = last_step - first_step;
     if args.json {
-        return print(&serde_json::json!({"num_steps": num_steps, "num_groups": num_groups}).to_string());
+        let report = serde_json::json!({"first_step": first_step, "num_steps": num_steps, "num_groups": num_groups});
+        return print(&report.to_string());
     }
     print(&format!(
-        "replayed {num_steps} steps from {num_groups} groups: every weights digest and state digest agrees with the journal\n"
+        "{begins}replayed {num_steps} steps from {num_groups} groups: every weights digest and state digest agrees with the \
+         journal\n"
     ))
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bus::Faults;
 use domains::{Split, domain, exam_problems};
+use learner::KeepJournal;
 use proto::{Difficulty, KeyedProblem, Problem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,8 @@ pub(crate) struct LocalConfig {
     pub(crate) checkpoint_every: u64,
     /// Checkpoints kept.
     pub(crate) keep_checkpoints: usize,
+    /// How much of the journal is kept.
+    pub(crate) keep_journal: KeepJournal,
     /// Seconds without an answer after which the run ends with an error.
     pub(crate) stall_seconds: u64,
     /// Wall time after which the clock ends a run whose config has no number of steps; `--minutes`.
@@ -122,6 +125,9 @@ impl LocalConfig {
         check("slots", "1 to 1048576", self.slots as u64, (1..=1 << 20).contains(&self.slots))?;
         check("checkpoint_every", "1 or more", self.checkpoint_every, self.checkpoint_every > 0)?;
         check("keep_checkpoints", "1 or more", self.keep_checkpoints as u64, self.keep_checkpoints > 0)?;
+        let has_another = self.keep_journal == KeepJournal::All || self.keep_checkpoints > 1;
+        let expected = "2 or more with local.keep_journal = \"since-checkpoint\", lest one damaged file end the run";
+        check("keep_checkpoints", expected, self.keep_checkpoints as u64, has_another)?;
         if let Some(minutes) = self.minutes {
             check_minutes(&named("local.minutes"), minutes)?;
         }
@@ -632,6 +638,10 @@ mod tests {
             ("model.d_model=33", "model.d_model: expected a multiple of 16"),
             ("model.size=huge", "expected one of micro, nano, small, got \"huge\""),
             ("local.slots=0", "local.slots: expected 1 to"),
+            (
+                "local.keep_journal=some",
+                "local.keep_journal: unknown variant `some`, expected `all` or `since-checkpoint`",
+            ),
             ("local.bus.audit_share=1.5", "local.bus.audit_share: expected 0 to 1, got 1.5"),
             ("local.slot=1", "unknown field `slot`"),
             ("batch.lag=2", "batch.lag: expected 0 or 1, got 2"),

@@ -402,6 +402,7 @@ async fn run_roles(
         time_limit: plan.time_limit,
         checkpoint_every: local.checkpoint_every,
         keep_checkpoints: local.keep_checkpoints,
+        keep_journal: local.keep_journal,
         stall_limit: local.stall_limit(),
         tell_after: TELL_AFTER.min(local.stall_limit() / 2),
         epoch: others.epoch(),

@@ -294,7 +294,10 @@ impl Actor {
 }
 
 async fn fetch(bus: &dyn Bus, digest: Digest) -> Result<PackedWeights, Error> {
-    unpack(digest, &bus.get_weights(digest).await?)
+    let bytes = bus.get_weights(digest).await?;
+    // Large weights take a while, in which what is being played must be kept alive.
+    let unpacked = tokio::task::spawn_blocking(move || unpack(digest, &bytes)).await;
+    unpacked.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 /// Reads and packs weights, and checks that they are the ones that were asked for.

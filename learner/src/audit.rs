@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{Digest, TaskId, TaskKind, wire};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::journal::GroupRecord;
@@ -34,7 +35,7 @@ pub(crate) struct Audits {
 }
 
 /// What was trained on of every actor's groups: how many of them, in which first and last step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trained(BTreeMap<String, (u64, u64, u64)>);
 
 /// What another group of a task changes.
@@ -129,6 +130,11 @@ impl Audits {
     /// Notes that a group was trained on.
     pub(crate) fn train_on(&mut self, group: &GroupRecord, step: u64) {
         self.trained.note(&group.played_by, step);
+    }
+
+    /// Returns what was trained on.
+    pub(crate) fn trained(&self) -> &Trained {
+        &self.trained
     }
 
     /// Gives how many groups of an actor were trained on, in which first and last step.

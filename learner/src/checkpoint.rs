@@ -7,15 +7,21 @@ use std::path::{Path, PathBuf};
 
 use policy::{ModelConfig, Params, read_weights, write_weights};
 use proto::Digest;
+use proto::wire::Format;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::fold::{State, Totals};
 use crate::journal::sync_folder;
 use crate::optimizer::AdamW;
 use crate::plan::Plans;
+use crate::point::Point;
 use crate::self_play::SelfPlay;
 use crate::window::{Saved, Windows};
 use crate::{Config, Control, Error};
+
+/// What is in the files of a checkpoint that are no tensors. A checkpoint of another version is not used.
+const FORMAT: Format = Format { name: "checkpoint", version: 5 };
 
 /// A state as read from disk, with what it needs to go on.
 #[derive(Debug)]
@@ -28,6 +34,17 @@ pub struct Checkpoint {
     pub versions: Vec<(Digest, Vec<u8>)>,
     /// The end of the run, if it was fixed by then.
     pub control: Option<Control>,
+    /// Where the journal goes on from here.
+    pub(crate) point: Point,
+}
+
+/// A state as it is written to disk, with what it needs to go on.
+pub(crate) struct Snapshot<'a> {
+    pub(crate) state: &'a State,
+    pub(crate) planned: &'a Plans,
+    pub(crate) versions: Vec<(Digest, Vec<u8>)>,
+    pub(crate) control: Option<Control>,
+    pub(crate) point: &'a Point,
 }
 
 /// The part of a state that is not a tensor.
@@ -45,6 +62,10 @@ struct Rest {
 }
 
 const COMPLETE: &str = "COMPLETE";
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.postcard";
+const POINT: &str = "journal.postcard";
 
 /// Names a checkpoint; names are in the order of steps.
 fn name(step: u64) -> String {
@@ -55,12 +76,10 @@ fn name(step: u64) -> String {
 pub(crate) fn save(
     folder: &Path,
     config: &Config,
-    state: &State,
-    planned: &Plans,
-    versions: Vec<(Digest, Vec<u8>)>,
-    control: Option<Control>,
+    snapshot: Snapshot<'_>,
     tokenizer_json: &str,
 ) -> Result<PathBuf, Error> {
+    let Snapshot { state, planned, versions, control, point } = snapshot;
     let rest = Rest {
         step: state.step,
         num_updates: state.adam.num_updates,
@@ -74,11 +93,12 @@ pub(crate) fn save(
     };
     let optimizer = [("first.", &state.adam.first), ("second.", &state.adam.second), ("ema.", &state.ema)];
     let files = [
-        ("model.safetensors", write_weights(&config.model, &[("", &state.params)])),
-        ("optimizer.safetensors", write_weights(&config.model, &optimizer)),
+        (MODEL, write_weights(&config.model, &[("", &state.params)])),
+        (OPTIMIZER, write_weights(&config.model, &optimizer)),
         ("config.json", serde_json::to_vec_pretty(&config.model).expect("a config has a JSON form")),
         ("tokenizer.json", tokenizer_json.as_bytes().to_vec()),
-        ("state.postcard", proto::wire::encode(&rest)),
+        (STATE, FORMAT.encode(&rest)),
+        (POINT, FORMAT.encode(point)),
     ];
     let name = name(state.step);
     let (partial, complete) = (folder.join(format!(".{name}.partial")), folder.join(name));
@@ -115,7 +135,7 @@ pub(crate) fn prune(folder: &Path, saved: &Path, keep: usize) -> Result<(), Erro
 }
 
 /// Lists complete-looking checkpoints, oldest first.
-fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
@@ -156,28 +176,14 @@ pub(crate) fn load_latest(
 /// # Errors
 /// [`Error::Io`], [`Error::File`] or [`Error::Policy`].
 pub fn load_checkpoint(folder: &Path) -> Result<(ModelConfig, Checkpoint), Error> {
-    let read = |name: &str| {
-        let path = folder.join(name);
-        std::fs::read(&path).map_err(Error::io("read", &path))
-    };
-    let refuse = |name: &str, expected: String, got: String| Error::File { path: folder.join(name), expected, got };
-    let digests: BTreeMap<String, Digest> = serde_json::from_slice(&read(COMPLETE)?)
-        .map_err(|error| refuse(COMPLETE, "the digests of the files".to_owned(), error.to_string()))?;
-    let mut files = BTreeMap::new();
-    for (name, expected) in &digests {
-        let bytes = read(name)?;
-        let got = Digest::of_bytes(&bytes);
-        if got != *expected {
-            return Err(refuse(name, format!("bytes with digest {}", expected.short()), got.short()));
-        }
-        files.insert(name.as_str(), bytes);
+    let files = Files::open(folder)?;
+    for name in files.digests.keys().filter(|name| ![MODEL, OPTIMIZER, STATE, POINT].contains(&name.as_str())) {
+        files.read(name)?;
     }
-    let file =
-        |name: &str| files.get(name).ok_or_else(|| refuse(COMPLETE, format!("a digest of {name}"), "none".to_owned()));
-    let (config, mut model) = read_weights(file("model.safetensors")?, &[""])?;
-    let (_, sets) = read_weights(file("optimizer.safetensors")?, &["first.", "second.", "ema."])?;
-    let rest: Rest = proto::wire::decode(file("state.postcard")?)
-        .map_err(|error| refuse("state.postcard", "a state of this build".to_owned(), error.to_string()))?;
+    let (config, mut model) = read_weights(&files.read(MODEL)?, &[""])?;
+    let (_, sets) = read_weights(&files.read(OPTIMIZER)?, &["first.", "second.", "ema."])?;
+    let rest: Rest = files.decode(STATE)?;
+    let point = files.decode(POINT)?;
     let [first, second, ema]: [Params; 3] = sets.try_into().expect("one set for each prefix");
     let state = State {
         step: rest.step,
@@ -189,7 +195,56 @@ pub fn load_checkpoint(folder: &Path) -> Result<(ModelConfig, Checkpoint), Error
         self_play: rest.self_play,
         history: rest.history,
     };
-    Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions, control: rest.control }))
+    Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions, control: rest.control, point }))
+}
+
+/// Reads where the journal goes on from a checkpoint, and nothing else.
+pub(crate) fn load_point(folder: &Path) -> Result<Point, Error> {
+    Files::open(folder)?.decode(POINT)
+}
+
+/// The files of a checkpoint, each with the digest that it must have.
+struct Files<'a> {
+    folder: &'a Path,
+    digests: BTreeMap<String, Digest>,
+}
+
+impl Files<'_> {
+    fn open(folder: &Path) -> Result<Files<'_>, Error> {
+        let path = folder.join(COMPLETE);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let digests = serde_json::from_slice(&bytes).map_err(|error| Error::File {
+            path,
+            expected: "the digests of the files".to_owned(),
+            got: error.to_string(),
+        })?;
+        Ok(Files { folder, digests })
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let refuse = |name, expected, got| Err(Error::File { path: self.folder.join(name), expected, got });
+        let Some(digest) = self.digests.get(name) else {
+            return refuse(COMPLETE, format!("a digest of {name}"), "none".to_owned());
+        };
+        let path = self.folder.join(name);
+        let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        match Digest::of_bytes(&bytes) {
+            got if got == *digest => Ok(bytes),
+            got => refuse(name, format!("bytes with digest {}", digest.short()), got.short()),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(&self, name: &str) -> Result<T, Error> {
+        FORMAT.decode(&self.read(name)?).map_err(|error| {
+            let (expected, got) = match error {
+                proto::Error::Version { expected, got, .. } => {
+                    (format!("a checkpoint of version {expected}"), format!("version {got}"))
+                }
+                error => ("a state of this build".to_owned(), error.to_string()),
+            };
+            Error::File { path: self.folder.join(name), expected, got }
+        })
+    }
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
@@ -199,4 +254,128 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         file.sync_all()
     };
     write().map_err(Error::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Niche;
+
+    use super::*;
+    use crate::test_problem;
+    use crate::test_run::{TestRun, config};
+
+    fn point(run: &TestRun) -> Point {
+        let folder = tempfile::tempdir().unwrap();
+        run.write_journal(folder.path())
+    }
+
+    #[test]
+    fn a_checkpoint_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = TestRun::new();
+        (0..2).for_each(|_| run.step());
+        run.fold.plan();
+        let mut state = run.fold.state().clone();
+        state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5);
+        let point = point(&run);
+        let versions = vec![(Digest::of_bytes(b"older"), vec![1, 2, 3])];
+        let control = Some(Control { decay_from: 3, stop_at: 9 });
+        let snapshot =
+            Snapshot { state: &state, planned: run.fold.planned(), versions: versions.clone(), control, point: &point };
+        let path = save(folder.path(), &config(), snapshot, "{}").unwrap();
+        let (model, checkpoint) = load_checkpoint(&path).unwrap();
+        assert_eq!(model, config().model);
+        assert!(checkpoint.state == state && checkpoint.planned == *run.fold.planned());
+        assert_eq!((checkpoint.versions, checkpoint.control, &checkpoint.point), (versions, control, &point));
+        assert_eq!(load_point(&path).unwrap(), point);
+    }
+
+    #[test]
+    fn every_file_that_is_damaged_or_missing_is_named_and_the_checkpoint_before_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = TestRun::new();
+        run.step();
+        run.write_checkpoint(folder.path(), &point(&run));
+        run.step();
+        let newest = run.write_checkpoint(folder.path(), &point(&run));
+        let names: Vec<_> = std::fs::read_dir(&newest).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 7);
+        for name in &names {
+            let path = newest.join(name);
+            let whole = std::fs::read(&path).unwrap();
+            for is_missing in [true, false] {
+                if is_missing {
+                    std::fs::remove_file(&path).unwrap();
+                } else {
+                    let mut bytes = whole.clone();
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 1;
+                    std::fs::write(&path, bytes).unwrap();
+                }
+                let mut refused = Vec::new();
+                let (_, used) =
+                    load_latest(folder.path(), u64::MAX, |error| refused.push(error.to_string())).unwrap().unwrap();
+                assert_eq!(used.state.step, 1, "{name:?}");
+                // Without its list a folder is no checkpoint.
+                let is_none = is_missing && name == COMPLETE;
+                assert_eq!(refused.len(), usize::from(!is_none), "{name:?}");
+                assert!(refused.iter().all(|error| error.contains("step_00000002/")), "{refused:?}");
+            }
+            std::fs::write(&path, whole).unwrap();
+        }
+        assert_eq!(load_latest(folder.path(), u64::MAX, |_| {}).unwrap().unwrap().1.state.step, 2);
+        assert_eq!(load_latest(folder.path(), 1, |_| {}).unwrap().unwrap().1.state.step, 1);
+        assert!(load_latest(folder.path(), 0, |_| {}).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_a_crash_left_is_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = TestRun::new();
+        for name in [".step_00000000.partial", "step_00000000"] {
+            std::fs::create_dir_all(folder.path().join(name)).unwrap();
+            std::fs::write(folder.path().join(name).join("left"), "over").unwrap();
+        }
+        assert!(load_latest(folder.path(), u64::MAX, |_| {}).unwrap().is_none());
+        let path = run.write_checkpoint(folder.path(), &point(&run));
+        assert!(load_checkpoint(&path).is_ok() && !path.join("left").exists());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn old_checkpoints_and_refused_ones_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let steps =
+            |steps: &[u64]| -> Vec<PathBuf> { steps.iter().map(|step| folder.path().join(name(*step))).collect() };
+        for path in steps(&[1, 2, 3, 4, 9]) {
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join(COMPLETE), "{}").unwrap();
+        }
+        prune(folder.path(), &folder.path().join(name(4)), 2).unwrap();
+        assert_eq!(list_checkpoints(folder.path()).unwrap(), steps(&[3, 4]));
+        prune(folder.path(), &folder.path().join(name(4)), 9).unwrap();
+        assert_eq!(list_checkpoints(folder.path()).unwrap(), steps(&[3, 4]));
+        assert!(list_checkpoints(&folder.path().join("absent")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_version_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = TestRun::new();
+        let path = run.write_checkpoint(folder.path(), &point(&run));
+        for name in [STATE, POINT] {
+            let whole = [name, COMPLETE].map(|name| std::fs::read(path.join(name)).unwrap());
+            let older = [&[4], &whole[0][1..]].concat();
+            let mut digests: BTreeMap<String, Digest> = serde_json::from_slice(&whole[1]).unwrap();
+            digests.insert(name.to_owned(), Digest::of_bytes(&older));
+            std::fs::write(path.join(name), older).unwrap();
+            std::fs::write(path.join(COMPLETE), serde_json::to_vec(&digests).unwrap()).unwrap();
+            let error = load_checkpoint(&path).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("{name}: expected a checkpoint of version 5, got version 4")), "{error}");
+            [name, COMPLETE]
+                .iter()
+                .zip(whole)
+                .for_each(|(name, bytes)| std::fs::write(path.join(name), bytes).unwrap());
+        }
+    }
 }

@@ -3,14 +3,25 @@
 //! A record is whole or it is not there: a bad one at the end, which a crash left or the disk damaged, is dropped when the
 //! journal is opened for appending; one whose hash does not fit before others is reported and passed over.
 
+mod reader;
+
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use proto::wire::Format;
 use proto::{Digest, ScoredGroup, TaskId};
 use serde::{Deserialize, Serialize};
 
+use self::reader::{Segments, has_opening, list_segments};
+use crate::point::Known;
 use crate::{Control, Error, Manifest, expect_in_place};
+
+pub(crate) use self::reader::read_manifest;
+pub use self::reader::{JournalReader, read_journal};
+
+/// What a record's body is, unpacked. A journal of another version is not read.
+pub(crate) const FORMAT: Format = Format { name: "journal", version: 5 };
 
 /// One entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +41,28 @@ pub enum Record {
     /// Another group has come of a task of a batch that is not sealed, by an actor that may be right: the one that is here is as
     /// if it had not come.
     Dispute(TaskId),
+    /// The first record of a segment that was begun at a checkpoint: it stands for the segments before it, which may be gone.
+    Opening(Box<Opening>),
+}
+
+impl Record {
+    /// Returns what the run depends on, of a record that a journal may begin with.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match self {
+            Record::Manifest(manifest) => Some(manifest),
+            Record::Opening(opening) => Some(&opening.manifest),
+            _ => None,
+        }
+    }
+}
+
+/// What stands for the segments before one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Opening {
+    /// What the run depends on.
+    pub manifest: Manifest,
+    /// What their records say, besides the groups.
+    pub known: Known,
 }
 
 /// A group that came in.
@@ -114,6 +147,30 @@ pub struct RecordError {
     pub foreign: bool,
 }
 
+/// The end of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Number of the segment.
+    segment: u64,
+    /// Where the record begins and ends, in bytes.
+    start: u64,
+    end: u64,
+    /// The record's hash: another journal has another record there.
+    hash: Digest,
+}
+
+impl Place {
+    /// Returns the number of the segment.
+    pub(crate) fn segment(&self) -> u64 {
+        self.segment
+    }
+
+    #[cfg(test)]
+    pub(crate) fn test() -> Place {
+        Place { segment: 3, start: 100, end: 300, hash: Digest::of_bytes(b"record") }
+    }
+}
+
 /// What of a journal cannot be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Damage {
@@ -124,11 +181,9 @@ pub struct Damage {
 }
 
 const HEADER_BYTES: usize = 4 + 1 + 32;
-const MAX_RECORD_BYTES: u32 = 1 << 30;
 const SEGMENT_BYTES: u64 = 64 << 20;
-/// Longest record that is found again behind a damaged one.
-const MAX_SOUGHT_BYTES: usize = 1 << 20;
-const LAST_RECORD_TYPE: u8 = 6;
+const LAST_RECORD_TYPE: u8 = OPENING;
+const OPENING: u8 = 7;
 
 /// A journal open for appending.
 #[derive(Debug)]
@@ -138,23 +193,39 @@ pub struct Journal {
     path: PathBuf,
     file: BufWriter<File>,
     size_bytes: u64,
+    /// The last record.
+    last: Option<Place>,
+    /// Whether the segment holds its opening and nothing else.
+    is_new: bool,
 }
 
 impl Journal {
-    /// Starts a journal in an empty folder, or continues the one that is there, of which [`read_journal`] gave the damage. Says
-    /// how many bytes were removed from its end.
+    /// Starts a journal in an empty folder, or continues the one that is there, of which [`JournalReader::read`] gave the damage,
+    /// behind its last record. Returns how many bytes were removed from its end besides.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::File`] when a segment is missing.
-    pub fn open(folder: &Path, damage: &Damage) -> Result<(Journal, u64), Error> {
+    pub fn open(folder: &Path, damage: &Damage, last: Option<Place>) -> Result<(Journal, u64), Error> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let truncated_bytes = match &damage.tail {
             Some(RecordError { segment, offset, .. }) => cut(segment, *offset)?,
             None => 0,
         };
-        let segment_index = (segments(folder)?.len() as u64).saturating_sub(1);
+        let segments = Segments::of(folder)?;
+        let segment_index = segments.first + (segments.paths.len() as u64).saturating_sub(1);
         let (path, file, size_bytes) = open_segment(folder, segment_index)?;
-        Ok((Journal { folder: folder.to_owned(), segment_index, path, file, size_bytes }, truncated_bytes))
+        let folder = folder.to_owned();
+        Ok((Journal { folder, segment_index, path, file, size_bytes, last, is_new: false }, truncated_bytes))
+    }
+
+    /// Returns the path of the segment that is written.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the last record, once there is one.
+    pub(crate) fn last(&self) -> Option<Place> {
+        self.last
     }
 
     /// Adds a record; it is durable after the next [`Journal::sync`].
@@ -162,61 +233,80 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`].
     pub fn append(&mut self, record: &Record) -> Result<(), Error> {
-        let body =
-            zstd::bulk::compress(&proto::wire::encode(record), 1).map_err(Error::io("compress for", &self.path))?;
+        let body = zstd::bulk::compress(&FORMAT.encode(record), 1).map_err(Error::io("compress for", &self.path))?;
+        let hash = record_hash(record_type(record), &body);
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend((body.len() as u32).to_le_bytes());
         header.push(record_type(record));
-        header.extend(record_hash(record_type(record), &body));
+        header.extend(hash);
         self.file
             .write_all(&header)
             .and_then(|()| self.file.write_all(&body))
-            .map_err(Error::io("append to", &self.path))?;
+            .map_err(Error::io("write", &self.path))?;
+        let start = self.size_bytes;
         self.size_bytes += (header.len() + body.len()) as u64;
+        let (segment, end, hash) = (self.segment_index, self.size_bytes, Digest::from_bytes(hash));
+        self.last = Some(Place { segment, start, end, hash });
+        self.is_new = false;
         Ok(())
-    }
-
-    /// Checks that what is appended still goes to the file at its path.
-    pub(crate) fn expect_in_place(&self) -> Result<(), Error> {
-        expect_in_place(&self.path, self.file.get_ref())
     }
 
     /// Makes everything durable; starts a new segment when this one is full.
     ///
     /// # Errors
-    /// [`Error::Io`]: nothing since the last success may be taken as written.
+    /// [`Error::Io`], or [`Error::File`] when the segment was moved or removed: nothing since the last success may be taken as
+    /// written.
     pub fn sync(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(Error::io("write", &self.path))?;
-        self.file.get_ref().sync_data().map_err(Error::io("sync", &self.path))?;
-        if self.size_bytes >= SEGMENT_BYTES {
-            self.segment_index += 1;
-            (self.path, self.file, self.size_bytes) = open_segment(&self.folder, self.segment_index)?;
+        self.write_out()?;
+        if self.size_bytes >= SEGMENT_BYTES { self.begin_segment() } else { Ok(()) }
+    }
+
+    /// Starts a new segment with what stands for those before it, and makes everything durable. Where nothing has come since the
+    /// last one was started, that will do.
+    ///
+    /// # Errors
+    /// As [`Journal::sync`].
+    pub fn cut(&mut self, opening: Opening) -> Result<(), Error> {
+        self.write_out()?;
+        if self.is_new {
+            return Ok(());
         }
+        self.begin_segment()?;
+        self.append(&Record::Opening(Box::new(opening)))?;
+        self.is_new = true;
+        self.write_out()
+    }
+
+    /// Writes what was added to the file at its path, which must be the one that is open.
+    fn write_out(&mut self) -> Result<(), Error> {
+        expect_in_place(&self.path, self.file.get_ref())?;
+        self.file.flush().map_err(Error::io("write", &self.path))?;
+        self.file.get_ref().sync_data().map_err(Error::io("sync", &self.path))
+    }
+
+    fn begin_segment(&mut self) -> Result<(), Error> {
+        self.segment_index += 1;
+        (self.path, self.file, self.size_bytes) = open_segment(&self.folder, self.segment_index)?;
         Ok(())
     }
 }
 
-/// Shows every record of a journal, in order, to `visit`, and gives what cannot be read. Changes nothing.
-///
-/// # Errors
-/// [`Error::Io`], or [`Error::File`] when a segment is missing.
-pub fn read_journal(folder: &Path, mut visit: impl FnMut(Record)) -> Result<Damage, Error> {
-    let mut damage = Damage::default();
-    if !folder.exists() {
-        return Ok(damage);
-    }
-    let mut reader = JournalReader::open(folder)?;
-    while let Some(record) = reader.next()? {
-        damage.unreadable.extend(damage.tail.take());
-        match record {
-            Ok(record) => visit(record),
-            Err(error) => damage.tail = Some(error),
+/// Removes segments that no record from `needed` on leads to: those before the last segment up to there that stands for them.
+pub(crate) fn forget_before(folder: &Path, needed: u64) -> Result<(), Error> {
+    let segments = Segments::of(folder)?;
+    let mut first = None;
+    for (index, path) in (segments.first..=needed).zip(&segments.paths) {
+        if has_opening(path)? {
+            first = Some(index);
         }
     }
-    let is_cut = |error: &mut RecordError| !error.foreign && Some(&error.segment) == reader.segments.last();
-    let tail = damage.tail.take_if(is_cut);
-    damage.unreadable.extend(std::mem::replace(&mut damage.tail, tail));
-    Ok(damage)
+    let Some(first) = first else { return Ok(()) };
+    let is_old = |(index, _): &(u64, PathBuf)| *index < first;
+    let old: Vec<_> = list_segments(folder)?.into_iter().filter(is_old).collect();
+    for (_, path) in &old {
+        std::fs::remove_file(path).map_err(Error::io("remove", path))?;
+    }
+    if old.is_empty() { Ok(()) } else { sync_folder(folder) }
 }
 
 /// Cuts a file to its first bytes; gives how many went.
@@ -236,29 +326,6 @@ fn open_segment(folder: &Path, index: u64) -> Result<(PathBuf, BufWriter<File>, 
     Ok((path, BufWriter::new(file), size))
 }
 
-/// Lists the segments of a journal, in order.
-fn segments(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut segments = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
-            segments.push(path);
-        }
-    }
-    segments.sort();
-    for (index, path) in segments.iter().enumerate() {
-        let expected = segment_path(folder, index as u64);
-        if *path != expected {
-            return Err(Error::File {
-                path: folder.to_owned(),
-                expected: format!("the segment {}", expected.display()),
-                got: path.display().to_string(),
-            });
-        }
-    }
-    Ok(segments)
-}
-
 fn segment_path(folder: &Path, index: u64) -> PathBuf {
     folder.join(format!("{index:08}.log"))
 }
@@ -268,110 +335,23 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync", folder))
 }
 
-/// Reads a journal, also while a run writes it.
-#[derive(Debug)]
-pub struct JournalReader {
-    segments: Vec<PathBuf>,
-    next_segment: usize,
-    file: Option<BufReader<File>>,
-    offset: u64,
-}
-
-impl JournalReader {
-    /// Opens a journal at its first record.
-    ///
-    /// # Errors
-    /// [`Error::Io`], or [`Error::File`] when a segment is missing.
-    pub fn open(folder: &Path) -> Result<JournalReader, Error> {
-        Ok(JournalReader { segments: segments(folder)?, next_segment: 0, file: None, offset: 0 })
-    }
-
-    /// Reads the next record; `None` at the end.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; a record that cannot be read is no error of the reader.
-    #[expect(clippy::should_implement_trait, reason = "the two kinds of failure do not fit an iterator's item")]
-    pub fn next(&mut self) -> Result<Option<Result<Record, RecordError>>, Error> {
-        loop {
-            if self.file.is_none() {
-                let Some(path) = self.segments.get(self.next_segment) else { return Ok(None) };
-                self.file = Some(BufReader::new(File::open(path).map_err(Error::io("open", path))?));
-                self.next_segment += 1;
-                self.offset = 0;
-            }
-            let path = self.segments[self.next_segment - 1].clone();
-            let file = self.file.as_mut().expect("a segment is open");
-            let damaged = RecordError { segment: path.clone(), offset: self.offset, truncated: false, foreign: false };
-            let mut header = [0; HEADER_BYTES];
-            let header_bytes = read_up_to(file, &mut header).map_err(Error::io("read", &path))?;
-            if header_bytes == 0 {
-                self.file = None;
-                continue;
-            }
-            let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-            let mut body = Vec::new();
-            if header_bytes == HEADER_BYTES && length <= MAX_RECORD_BYTES {
-                file.take(u64::from(length)).read_to_end(&mut body).map_err(Error::io("read", &path))?;
-            }
-            let is_whole = header_bytes == HEADER_BYTES && body.len() == length as usize;
-            if is_whole && header[5..] == record_hash(header[4], &body) {
-                self.offset += (HEADER_BYTES + body.len()) as u64;
-                return Ok(Some(decode(&body).ok_or(RecordError { foreign: true, ..damaged })));
-            }
-            // The length may be what is wrong: what follows is found by its hash. So is the record itself, where its end was
-            // written while it was read.
-            let start = damaged.offset + u64::from(is_whole);
-            if let Some(next) = next_record(&path, start)? {
-                self.offset = next;
-                file.seek(SeekFrom::Start(next)).map_err(Error::io("read", &path))?;
-                if next == damaged.offset {
-                    continue;
-                }
-                return Ok(Some(Err(damaged)));
-            }
-            self.file = None;
-            let is_last_segment = self.next_segment == self.segments.len();
-            return Ok(Some(Err(RecordError { truncated: !is_whole && is_last_segment, ..damaged })));
-        }
-    }
-}
-
-/// Finds the first whole record of a segment at or after `start`.
-fn next_record(path: &Path, start: u64) -> Result<Option<u64>, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let is_record = |at: &usize| {
-        let Some((header, rest)) = bytes[*at..].split_at_checked(HEADER_BYTES) else { return false };
-        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        // Longer ones are not looked for: hashing what every four bytes could mean would take hours.
-        let is_plausible = header[4] <= LAST_RECORD_TYPE && length <= MAX_SOUGHT_BYTES;
-        is_plausible && rest.get(..length).is_some_and(|body| header[5..] == record_hash(header[4], body))
-    };
-    Ok((start as usize..bytes.len()).find(is_record).map(|at| at as u64))
-}
-
-fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-fn decode(body: &[u8]) -> Option<Record> {
-    let bytes = zstd::stream::decode_all(body).ok()?;
-    proto::wire::decode(&bytes).ok()
-}
-
 fn record_hash(kind: u8, body: &[u8]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[kind]);
     hasher.update(body);
     *hasher.finalize().as_bytes()
+}
+
+/// Unpacks the bodies of an undamaged segment.
+#[cfg(test)]
+pub(crate) fn unpacked(mut segment: &[u8]) -> Vec<Vec<u8>> {
+    let mut bodies = Vec::new();
+    while let Some((header, rest)) = segment.split_at_checked(HEADER_BYTES) {
+        let (body, rest) = rest.split_at(u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize);
+        bodies.push(zstd::stream::decode_all(body).unwrap());
+        segment = rest;
+    }
+    bodies
 }
 
 fn record_type(record: &Record) -> u8 {
@@ -383,6 +363,7 @@ fn record_type(record: &Record) -> u8 {
         Record::Control(_) => 4,
         Record::Ban(_) => 5,
         Record::Dispute(_) => 6,
+        Record::Opening(_) => OPENING,
     }
 }
 
@@ -395,7 +376,7 @@ mod tests {
     }
 
     fn write(folder: &Path, records: std::ops::Range<u64>) {
-        let (mut journal, _) = Journal::open(folder, &Damage::default()).unwrap();
+        let (mut journal, _) = Journal::open(folder, &Damage::default(), None).unwrap();
         records.for_each(|stop_at| journal.append(&control(stop_at)).unwrap());
         journal.sync().unwrap();
     }
@@ -403,7 +384,7 @@ mod tests {
     fn read(folder: &Path) -> (Vec<Record>, u64, Vec<RecordError>) {
         let mut records = Vec::new();
         let damage = read_journal(folder, |record| records.push(record)).unwrap();
-        let (_, truncated_bytes) = Journal::open(folder, &damage).unwrap();
+        let (_, truncated_bytes) = Journal::open(folder, &damage, None).unwrap();
         (records, truncated_bytes, damage.unreadable)
     }
 
@@ -441,23 +422,149 @@ mod tests {
         assert_eq!(read(folder.path()).0, [control(0), control(1), control(7)]);
     }
 
+    /// Writes a record of these bytes behind what is there.
+    fn write_bytes(folder: &Path, unpacked: &[u8]) -> Vec<u8> {
+        let path = folder.join("00000000.log");
+        let body = zstd::bulk::compress(unpacked, 1).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap_or_default();
+        bytes.extend((body.len() as u32).to_le_bytes());
+        bytes.push(4);
+        bytes.extend(record_hash(4, &body));
+        bytes.extend(&body);
+        std::fs::write(path, &bytes).unwrap();
+        bytes
+    }
+
     /// What another build wrote is whole, and stays.
     #[test]
     fn a_record_of_another_format_is_not_cut() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), 0..2);
-        let path = folder.path().join("00000000.log");
-        let body = zstd::bulk::compress(&[250; 9], 1).unwrap();
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes.extend((body.len() as u32).to_le_bytes());
-        bytes.push(4);
-        bytes.extend(record_hash(4, &body));
-        bytes.extend(&body);
-        std::fs::write(&path, &bytes).unwrap();
+        let bytes = write_bytes(folder.path(), &[FORMAT.version, 250, 250]);
         let (records, truncated_bytes, unreadable) = read(folder.path());
         assert_eq!((records.len(), truncated_bytes), (2, 0));
         assert!(unreadable.len() == 1 && unreadable[0].foreign, "{unreadable:?}");
-        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        assert_eq!(std::fs::read(folder.path().join("00000000.log")).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_journal_of_another_version_is_refused() {
+        for version in [4, FORMAT.version + 1] {
+            let folder = tempfile::tempdir().unwrap();
+            write_bytes(folder.path(), &[version, 0]);
+            let error = read_journal(folder.path(), |_| {}).unwrap_err().to_string();
+            let says = format!("00000000.log: expected a journal of version 5, got version {version}");
+            assert!(error.ends_with(&says), "{error}");
+            assert_eq!(read_manifest(folder.path()).unwrap_err().to_string(), error);
+        }
+    }
+
+    fn opening(step: u64) -> Opening {
+        Opening { manifest: crate::test_manifest(), known: Known { step, ..Known::default() } }
+    }
+
+    /// Three segments: the last two begin with what stands for those before.
+    fn write_segments(folder: &Path) -> Vec<Place> {
+        let (mut journal, _) = Journal::open(folder, &Damage::default(), None).unwrap();
+        let mut places = Vec::new();
+        for segment in 0..3 {
+            if segment > 0 {
+                journal.cut(opening(segment)).unwrap();
+                let path = journal.path().to_owned();
+                journal.cut(opening(segment)).unwrap();
+                assert_eq!(journal.path(), path, "a segment that holds nothing else is not cut again");
+                places.push(journal.last().unwrap());
+            }
+            for index in 0..2 {
+                journal.append(&control(10 * segment + index)).unwrap();
+                places.push(journal.last().unwrap());
+            }
+        }
+        journal.sync().unwrap();
+        places
+    }
+
+    fn rest(folder: &Path, place: Place) -> Option<Vec<Record>> {
+        let mut records = Vec::new();
+        let mut reader = JournalReader::open_behind(folder, place).unwrap()?;
+        reader.read(|record| records.push(record)).unwrap();
+        Some(records)
+    }
+
+    #[test]
+    fn what_follows_a_record_is_read_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = write_segments(folder.path());
+        let mut all = Vec::new();
+        read_journal(folder.path(), |record| all.push(record)).unwrap();
+        assert_eq!(all.len(), places.len());
+        for (index, place) in places.iter().enumerate() {
+            assert_eq!(rest(folder.path(), *place).unwrap(), all[index + 1..]);
+        }
+        let (last, path) = (places[1], folder.path().join("00000000.log"));
+        let bytes = std::fs::read(&path).unwrap();
+        for flipped in [last.start as usize, last.start as usize + 9] {
+            let mut broken = bytes.clone();
+            broken[flipped] ^= 1;
+            std::fs::write(&path, broken).unwrap();
+            assert_eq!(rest(folder.path(), places[0]).unwrap(), all[2..], "the damaged one is passed over");
+            assert_eq!(rest(folder.path(), last), None, "nothing tells it from a record of another journal");
+        }
+        let first = places[0];
+        let mut broken = bytes.clone();
+        broken[first.start as usize + 9] ^= 1;
+        std::fs::write(&path, broken).unwrap();
+        assert_eq!(rest(folder.path(), first).unwrap(), all[1..], "what comes after it is there");
+        std::fs::write(&path, &bytes[..last.end as usize - 1]).unwrap();
+        assert_eq!(rest(folder.path(), last), None, "it is cut short");
+        let other = tempfile::tempdir().unwrap();
+        write(other.path(), 5..9);
+        assert_eq!(rest(other.path(), last), None, "another journal");
+    }
+
+    #[test]
+    fn segments_are_forgotten_up_to_what_is_needed() {
+        for (needed, first) in [(0, 0), (1, 1), (2, 2), (7, 2)] {
+            let folder = tempfile::tempdir().unwrap();
+            let places = write_segments(folder.path());
+            forget_before(folder.path(), needed).unwrap();
+            let left: Vec<u64> = list_segments(folder.path()).unwrap().into_iter().map(|(index, _)| index).collect();
+            assert_eq!(left, (first..3).collect::<Vec<_>>());
+            assert!(first == 0 || read_manifest(folder.path()).unwrap() == Some(crate::test_manifest()));
+            assert!(rest(folder.path(), *places.last().unwrap()).is_some());
+            let (mut journal, _) = Journal::open(folder.path(), &Damage::default(), None).unwrap();
+            journal.append(&control(99)).unwrap();
+            journal.sync().unwrap();
+            assert!(rest(folder.path(), *places.last().unwrap()).unwrap() == [control(99)], "it goes on where it was");
+        }
+    }
+
+    /// A segment that was full has no opening: it goes with those before it, in whatever order the disk has done it.
+    #[test]
+    fn what_an_interrupted_removal_leaves_is_not_read() {
+        for left in [&[][..], &[0], &[1], &[0, 1]] {
+            let folder = tempfile::tempdir().unwrap();
+            write_segments(folder.path());
+            let path = |index| segment_path(folder.path(), index);
+            let whole = std::fs::read(path(0)).unwrap();
+            std::fs::write(path(1), &whole).unwrap();
+            (0..2).filter(|index| !left.contains(index)).for_each(|index| std::fs::remove_file(path(index)).unwrap());
+            let mut reader = JournalReader::open(folder.path()).unwrap();
+            let is_whole = left == [0, 1];
+            assert_eq!(reader.is_cut_off(), !is_whole);
+            let mut num_records = 0;
+            reader.read(|_| num_records += 1).unwrap();
+            assert_eq!(num_records, if is_whole { 7 } else { 3 }, "{left:?}");
+            forget_before(folder.path(), 2).unwrap();
+            assert_eq!(list_segments(folder.path()).unwrap().len(), 1);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        write_segments(folder.path());
+        let path = |index| segment_path(folder.path(), index);
+        std::fs::copy(path(0), path(2)).unwrap();
+        std::fs::remove_file(path(1)).unwrap();
+        let error = JournalReader::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("expected the segment") && error.contains("00000001.log, got"), "{error}");
     }
 
     #[test]
@@ -465,7 +572,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), 0..3);
         std::fs::rename(folder.path().join("00000000.log"), folder.path().join("00000001.log")).unwrap();
-        let error = Journal::open(folder.path(), &Damage::default()).unwrap_err().to_string();
+        let error = Journal::open(folder.path(), &Damage::default(), None).unwrap_err().to_string();
         assert!(error.contains("expected the segment") && error.contains("00000000.log"), "{error}");
     }
 

@@ -10,20 +10,26 @@ mod config;
 mod curriculum;
 mod event;
 mod fold;
+#[cfg(test)]
+mod golden;
 mod journal;
 mod ledger;
 mod main_loop;
 mod manifest;
 mod optimizer;
 mod plan;
+mod point;
 mod policy_gradient;
 mod received;
 mod replay;
 mod run_dir;
 mod self_play;
 mod shuffle;
+#[cfg(test)]
+mod test_run;
 mod waiting;
 mod window;
+mod writer;
 
 use std::path::PathBuf;
 
@@ -36,11 +42,13 @@ pub use config::{
 pub use event::{Ban, Event, Observer, Sample, StepEvent};
 pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
 pub use journal::{
-    BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Record, RecordError, StepRecord, read_journal,
+    BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Opening, Place, Record, RecordError,
+    StepRecord, read_journal,
 };
-pub use main_loop::{Exam, Outcome, RunOptions, Summary, run};
+pub use main_loop::{Exam, KeepJournal, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::{Planned, Plans};
+pub use point::Known;
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};
 pub use run_dir::{RunLock, expect_begun_with, expect_in_place, expect_known, load_newest};
@@ -144,6 +152,24 @@ impl Error {
         path: &'a std::path::Path,
     ) -> impl FnOnce(std::io::Error) -> Error + 'a {
         move |reason| Error::Io { operation, path: path.to_owned(), reason }
+    }
+}
+
+/// A manifest of nothing in particular.
+#[cfg(test)]
+fn test_manifest() -> Manifest {
+    Manifest {
+        config: proto::Digest::of_bytes(b"config"),
+        build: BuildId("test".to_owned()),
+        verifiers: [("countdown".to_owned(), "1".to_owned())].into(),
+        exams: [("countdown-3".to_owned(), proto::Digest::of_bytes(b"exam"))].into(),
+        numerics: policy::Numerics {
+            kernels: "k".to_owned(),
+            device: policy::DeviceKind::Cpu,
+            dtype: "d".to_owned(),
+            pass_digest: None,
+        },
+        reproducible: true,
     }
 }
 

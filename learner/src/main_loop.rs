@@ -1,4 +1,5 @@
 mod intake;
+mod saving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -7,24 +8,28 @@ use std::time::Duration;
 
 use bus::{Bus, Delivery};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use policy::{Params, write_weights};
+use policy::write_weights;
 use proto::{
     Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Version,
 };
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, Audits};
-use crate::checkpoint::{Checkpoint, prune, save};
+use crate::checkpoint::Checkpoint;
 use crate::event::{Event, Observer, StepEvent, sample};
 use crate::journal::{EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::ledger::Ledger;
 use crate::plan::Plans;
+use crate::point::{Known, Point};
 use crate::received::Received;
 use crate::run_dir::Recovered;
 use crate::waiting::{Missing, Workers};
+use crate::writer::Writer;
 use crate::{Config, Control, Error, Fold, Manifest, RunLock, State, Totals};
+
+pub use saving::KeepJournal;
 
 /// How this process runs; changes when things happen, never what.
 #[derive(Clone, Debug)]
@@ -41,6 +46,8 @@ pub struct RunOptions {
     pub checkpoint_every: u64,
     /// Checkpoints that are kept.
     pub keep_checkpoints: usize,
+    /// How much of the journal is kept.
+    pub keep_journal: KeepJournal,
     /// How long nothing may come back before the run ends with an error.
     pub stall_limit: Duration,
     /// How long nothing may come back before people are told, again and again.
@@ -123,8 +130,12 @@ pub async fn run<'a>(
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
     let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, observer).await?;
-    let outcome = learner.main_loop(&shutdown).await?;
-    Ok(learner.summary(outcome))
+    let outcome = learner.main_loop(&shutdown).await;
+    if outcome.is_err() {
+        // What was decided is said, as far as it is on the disk. What matters is what has ended the run.
+        drop(learner.settle().await);
+    }
+    Ok(learner.summary(outcome?))
 }
 
 /// How often what came over a network is put on the disk: one sync for all of it.
@@ -146,7 +157,12 @@ struct Learner<'a> {
     bus: Arc<dyn Bus>,
     observer: Observer<'a>,
     fold: Fold,
-    journal: Journal,
+    manifest: Manifest,
+    journal: Writer,
+    /// What the journal says, to its end.
+    known: Known,
+    /// What this process began with.
+    begun_at: Point,
     control: Option<Control>,
     received: Received,
     /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
@@ -167,6 +183,8 @@ struct Learner<'a> {
     wanted: BTreeSet<TaskId>,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
+    /// What is told when its record is on the disk.
+    untold: Vec<Event>,
     /// What stores weights again that the bus may have lost.
     repair: Option<Repair>,
     workers: Workers,
@@ -210,41 +228,52 @@ impl<'a> Learner<'a> {
     ) -> Result<Learner<'a>, Error> {
         let is_reproducible = manifest.reproducible;
         let mut refusals = Vec::new();
-        let recovered = Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason));
-        refusals.into_iter().try_for_each(|reason| observer(Event::CheckpointRefused(reason)))?;
-        let recovered = recovered?;
-        let Recovered { checkpoint, mut control, received, banned, trained, disputed, .. } = recovered;
-        let Recovered { mut steps, mut evals, manifest: was, damage, .. } = recovered;
+        let recovered =
+            block_in_place(|| Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason)));
+        let refusals = refusals.into_iter().map(Event::CheckpointRefused);
+        refusals.into_iter().try_for_each(|refusal| block_in_place(|| observer(refusal)))?;
+        let Recovered {
+            checkpoint,
+            known,
+            received,
+            banned,
+            trained,
+            mut steps,
+            elapsed_ms,
+            manifest: was,
+            damage,
+            last,
+        } = recovered?;
         // Before anybody hears that the run goes on: a refused config must change nothing.
         if let Some(was) = &was {
             was.expect_same(&manifest)?;
         }
         let resumes = checkpoint.is_some();
-        control = config.control().or(control);
-        let (state, planned, versions) = match checkpoint {
-            Some(Checkpoint { state, planned, versions, .. }) => (state, planned, versions),
-            None => (State::initial(&config), Plans::default(), Vec::new()),
+        let control = config.control().or(known.control);
+        let (state, planned, versions, begun_at) = match checkpoint {
+            Some(Checkpoint { state, planned, versions, point, .. }) => (state, planned, versions, point),
+            None => (State::initial(&config), Plans::default(), Vec::new(), Point::default()),
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
             versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
         for (digest, bytes) in &versions {
             bus.put_weights(*digest, bytes.clone()).await?;
         }
-        let mut expected_steps = steps.split_off(&(state.step + 1));
+        let mut evals = known.evals.clone();
         if !is_reproducible {
-            expected_steps.clear();
+            steps.clear();
             evals.retain(|eval| eval.step <= state.step);
         }
-        let (journal, truncated_bytes) = Journal::open(&options.run_dir.join("journal"), &damage)?;
+        let folder = options.run_dir.join("journal");
+        let (journal, truncated_bytes) = block_in_place(|| Journal::open(&folder, &damage, last))?;
         if options.resume {
             let (step, unreadable, evals) = (state.step, damage.unreadable, evals.clone());
             let banned = banned.iter().cloned().collect();
-            observer(Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned })?;
+            let resumed = Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned };
+            block_in_place(|| observer(resumed))?;
         }
-        let elapsed_before =
-            steps.get(&state.step).map_or(Duration::ZERO, |step| Duration::from_millis(step.elapsed_ms));
         let last_checkpoint = resumes.then_some(state.step);
-        let audits = Audits::new(options.audit, banned, trained, disputed);
+        let audits = Audits::new(options.audit, banned, trained, known.disputed.clone());
         let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
         let mut learner = Learner {
             options,
@@ -253,13 +282,16 @@ impl<'a> Learner<'a> {
             bus,
             observer,
             fold,
-            journal,
+            manifest: manifest.clone(),
+            journal: Writer::start(journal),
+            known,
+            begun_at,
             control,
             received,
-            expected_steps,
+            expected_steps: steps,
             sitting: None,
             evals,
-            elapsed_before,
+            elapsed_before: Duration::from_millis(elapsed_ms),
             started: Instant::now(),
             last_checkpoint,
             resumes,
@@ -268,6 +300,7 @@ impl<'a> Learner<'a> {
             audits,
             wanted: BTreeSet::new(),
             unsynced: Vec::new(),
+            untold: Vec::new(),
             repair: None,
             workers: Workers::default(),
             got_further: Instant::now(),
@@ -276,8 +309,8 @@ impl<'a> Learner<'a> {
             num_stale: 0,
         };
         if was.is_none() {
-            learner.journal.append(&Record::Manifest(manifest))?;
-            learner.journal.sync()?;
+            learner.append(Record::Manifest(manifest));
+            learner.journal.sync().await?;
         }
         Ok(learner)
     }
@@ -295,18 +328,18 @@ impl<'a> Learner<'a> {
             };
             self.sync().await?;
             if !sealed {
-                self.checkpoint()?;
+                self.checkpoint().await?;
                 return Ok(Outcome::Interrupted);
             }
             if ends {
-                self.checkpoint()?;
+                self.checkpoint().await?;
                 return Ok(Outcome::Finished);
             }
-            let folded = self.fold_step(step, asked.elapsed())?;
+            let folded = self.fold_step(step, asked.elapsed()).await?;
             self.forget(&folded).await?;
-            self.decide_end()?;
+            self.decide_end().await?;
             if self.fold.state().step.is_multiple_of(self.options.checkpoint_every) {
-                self.checkpoint()?;
+                self.checkpoint().await?;
             }
         }
     }
@@ -327,21 +360,11 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// Puts the journal on the disk; what is in it then need not be kept by the bus.
-    async fn sync(&mut self) -> Result<(), Error> {
-        if !self.unsynced.is_empty() {
-            self.journal.sync()?;
-        }
-        for delivery in self.unsynced.drain(..) {
-            delivery.acknowledge().await?;
-        }
-        Ok(())
-    }
-
     /// Stores the current version and forgets those that no task names.
     async fn publish_weights(&mut self) -> Result<(), Error> {
         let digest = self.fold.weights_digest();
-        let bytes: Arc<[u8]> = write_weights(&self.fold.config().model, &[("", &self.fold.state().params)]).into();
+        let (model, params) = (&self.fold.config().model, &self.fold.state().params);
+        let bytes: Arc<[u8]> = block_in_place(|| write_weights(model, &[("", params)])).into();
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
         self.announce().await?;
@@ -371,8 +394,9 @@ impl<'a> Learner<'a> {
             return Ok(());
         }
         let model = &self.fold.config().model;
-        let ema: &Params = &self.fold.state().ema;
-        let weights: (Digest, Arc<[u8]>) = (ema.digest(model), write_weights(model, &[("", ema)]).into());
+        let ema = &self.fold.state().ema;
+        let weights: (Digest, Arc<[u8]>) =
+            block_in_place(|| (ema.digest(model), write_weights(model, &[("", ema)]).into()));
         let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
         let tasks = self.fold.exam_tasks(weights.0, &problems);
         let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();
@@ -384,7 +408,7 @@ impl<'a> Learner<'a> {
 
     /// Asks for every batch that may be planned now, except what is in already.
     async fn issue_batches(&mut self) -> Result<(), Error> {
-        let mut tasks = self.fold.plan();
+        let mut tasks = block_in_place(|| self.fold.plan());
         if std::mem::take(&mut self.resumes) {
             // What was planned before the checkpoint may have been lost with the process that asked for it.
             tasks = self.fold.planned().iter().map(|planned| planned.task.id).collect();
@@ -530,7 +554,7 @@ impl<'a> Learner<'a> {
                         if is_over {
                             return Err(Error::Stalled(Box::new(waiting)));
                         }
-                        (self.observer)(Event::Waiting(Box::new(waiting)))?;
+                        self.tell(Event::Waiting(Box::new(waiting)))?;
                         told = now;
                     }
                 }
@@ -597,34 +621,34 @@ impl<'a> Learner<'a> {
     }
 
     /// Folds what is sealed, and names it.
-    fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
+    async fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
         let ids = self.sealed(step)?.expect("it was waited for");
         let (digests, groups): (Vec<Digest>, Vec<GroupRecord>) = self.received.take(&ids).into_iter().unzip();
         groups.iter().for_each(|group| self.audits.train_on(group, step + 1));
         let groups: Vec<ScoredGroup> = groups.into_iter().map(|group| group.scored).collect();
         let began = Instant::now();
-        let report = tokio::task::block_in_place(|| self.fold.fold(&groups, self.control))?;
+        let report = block_in_place(|| self.fold.fold(&groups, self.control))?;
         let trained = began.elapsed();
         let elapsed = self.elapsed();
         self.expect_in_place()?;
         match self.expected_steps.remove(&report.step) {
             Some(expected) => expect_step(&expected, report.weights_digest, report.state_digest)?,
             None => {
-                self.journal.append(&Record::Step(StepRecord {
+                self.append(Record::Step(StepRecord {
                     step: report.step,
                     groups: digests,
                     weights_digest: report.weights_digest,
                     state_digest: report.state_digest,
                     elapsed_ms: elapsed.as_millis() as u64,
-                }))?;
-                self.journal.sync()?;
+                }));
+                self.settle().await?;
             }
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
         let (num_audited, num_stale) = (self.audits.num_audited(), self.num_stale);
         let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, num_stale, sample };
-        (self.observer)(Event::Step(Box::new(event)))?;
+        self.tell(Event::Step(Box::new(event)))?;
         Ok(ids)
     }
 
@@ -640,56 +664,10 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// Lets the clock make its one decision: at four fifths of the time limit the decay begins.
-    fn decide_end(&mut self) -> Result<(), Error> {
-        let (Some(limit), None) = (self.options.time_limit, self.control) else { return Ok(()) };
-        if !self.expected_steps.is_empty() {
-            // The journal has passed this step: it did not end here.
-            return Ok(());
-        }
-        let (step, elapsed) = (self.fold.state().step, self.elapsed());
-        if elapsed < limit.mul_f64(0.8) {
-            return Ok(());
-        }
-        let per_step = elapsed.as_secs_f64() / step as f64;
-        let left = (limit.saturating_sub(elapsed).as_secs_f64() / per_step).floor().max(1.0);
-        let control = Control { decay_from: step, stop_at: step + left as u64 };
-        self.journal.append(&Record::Control(control))?;
-        self.journal.sync()?;
-        self.control = Some(control);
-        Ok((self.observer)(Event::Control(control))?)
-    }
-
-    /// Checks that the run directory at its path is the one that the run writes: what takes its place is another's.
+    /// Checks that the run directory at its path is the one that the run writes: what takes its place is another's. The journal
+    /// looks after its own files.
     fn expect_in_place(&self) -> Result<(), Error> {
-        self.lock.expect_in_place()?;
-        self.journal.expect_in_place()
-    }
-
-    fn checkpoint(&mut self) -> Result<(), Error> {
-        self.expect_in_place()?;
-        if self.last_checkpoint == Some(self.fold.state().step) {
-            return Ok(());
-        }
-        (self.observer)(Event::Saving)?;
-        let state = self.fold.state();
-        let folder = self.options.run_dir.join("checkpoints");
-        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-        let own = self.fold.weights_digest();
-        let older = self.versions.iter().filter(|(digest, _)| **digest != own);
-        let versions = older.map(|(digest, bytes)| (*digest, bytes.to_vec())).collect();
-        let path = save(
-            &folder,
-            self.fold.config(),
-            state,
-            self.fold.planned(),
-            versions,
-            self.control,
-            &self.options.tokenizer_json,
-        )?;
-        prune(&folder, &path, self.options.keep_checkpoints)?;
-        self.last_checkpoint = Some(state.step);
-        Ok((self.observer)(Event::Checkpoint(path))?)
+        self.lock.expect_in_place()
     }
 
     fn elapsed(&self) -> Duration {

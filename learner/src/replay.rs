@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
-use crate::journal::{JournalReader, Record, RecordError};
+use crate::checkpoint::{Checkpoint, list_checkpoints, load_checkpoint};
+use crate::journal::{JournalReader, Record, RecordError, read_manifest};
 use crate::main_loop::expect_step;
 use crate::received::Received;
 use crate::{Config, Error, Fold, Manifest, Plans, State};
@@ -11,24 +12,28 @@ use crate::{Config, Error, Fold, Manifest, Plans, State};
 /// What a replay found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayReport {
-    /// Steps that came out with the digests of the journal.
-    pub num_steps: u64,
+    /// The step after which it began: 0, or that of the oldest checkpoint that is kept where the journal before it is not.
+    pub first_step: u64,
+    /// The last step that came out with the digests of the journal, as all since the first did.
+    pub last_step: u64,
     /// Groups that were folded.
     pub num_groups: u64,
     /// What the run depended on.
     pub manifest: Manifest,
 }
 
-/// Computes a run again from its journal alone and compares the digests of every step up to `last_step`.
+/// Computes a run again from its journal alone and compares the digests of every step up to `last_step`. Where the journal has let
+/// go of its first steps, the oldest checkpoint that is kept stands for them.
 ///
 /// `each` hears the number of every step that agrees.
 ///
 /// # Errors
 /// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
-/// [`Error::NotReproducible`] when the run promised no digests; [`Error::File`] when the journal has no manifest.
+/// [`Error::NotReproducible`] when the run promised no digests; [`Error::File`] when the journal has no manifest, or lacks its
+/// first steps and no checkpoint stands for them.
 pub fn replay(
     config: Config,
-    journal: &Path,
+    run_dir: &Path,
     sources: Vec<Arc<dyn ProblemSource>>,
     num_threads: usize,
     last_step: u64,
@@ -37,23 +42,31 @@ pub fn replay(
     if !config.learner.device.is_reproducible() {
         return Err(Error::NotReproducible);
     }
-    let mut control = config.control();
-    let state = State::initial(&config);
-    let mut fold = Fold::new(config, sources, num_threads, state, Plans::default())?;
-    let mut received = Received::default();
-    let (mut manifest, mut num_groups) = (None, 0);
+    let journal = run_dir.join("journal");
+    drop(std::fs::read_dir(&journal).map_err(Error::io("list", &journal))?);
+    let manifest = read_manifest(&journal)?.ok_or_else(|| Error::File {
+        path: journal.clone(),
+        expected: "a journal that begins with a manifest".to_owned(),
+        got: "none".to_owned(),
+    })?;
+    if !manifest.reproducible {
+        return Err(Error::NotReproducible);
+    }
+    let Start { state, planned, control, mut received, mut reader } = Start::find(&config, run_dir)?;
+    let mut control = config.control().or(control);
+    let first_step = state.step;
+    let mut fold = Fold::new(config, sources, num_threads, state, planned)?;
+    let mut num_groups = 0;
     let mut damaged = None;
-    let mut reader = JournalReader::open(journal)?;
-    while manifest.is_none() || fold.state().step < last_step {
+    while fold.state().step < last_step {
         let Some(record) = reader.next()? else { break };
         match record {
-            Ok(Record::Manifest(found)) if !found.reproducible => return Err(Error::NotReproducible),
-            Ok(Record::Manifest(found)) => manifest = manifest.or(Some(found)),
             Ok(Record::Control(decided)) => control = Some(decided),
             Ok(Record::Group(group)) if group.task().kind == TaskKind::Train => {
                 received.insert(group);
             }
-            Ok(Record::Step(expected)) if expected.step <= last_step => {
+            // What a process that went on from an earlier checkpoint has folded again is in the journal once.
+            Ok(Record::Step(expected)) if first_step < expected.step && expected.step <= last_step => {
                 expect_undamaged(&damaged)?;
                 let batch = expected.step - 1;
                 let ids = received.named(&expected.groups).filter(|_| fold.state().step == batch);
@@ -74,17 +87,178 @@ pub fn replay(
             Err(error) => drop(damaged.get_or_insert((fold.state().step, error))),
         }
     }
-    let manifest = manifest.ok_or_else(|| Error::File {
-        path: journal.to_owned(),
-        expected: "a journal that begins with a manifest".to_owned(),
-        got: "none".to_owned(),
-    })?;
     expect_undamaged(&damaged)?;
-    Ok(ReplayReport { num_steps: fold.state().step, num_groups, manifest })
+    Ok(ReplayReport { first_step, last_step: fold.state().step, num_groups, manifest })
+}
+
+/// Where a replay begins.
+struct Start {
+    state: State,
+    planned: Plans,
+    control: Option<crate::Control>,
+    received: Received,
+    reader: JournalReader,
+}
+
+impl Start {
+    /// Finds the first step that can be computed again.
+    fn find(config: &Config, run_dir: &Path) -> Result<Start, Error> {
+        let journal = run_dir.join("journal");
+        let reader = JournalReader::open(&journal)?;
+        if !reader.is_cut_off() {
+            let (state, planned) = (State::initial(config), Plans::default());
+            return Ok(Start { state, planned, control: None, received: Received::default(), reader });
+        }
+        let checkpoints = run_dir.join("checkpoints");
+        let mut refused = "none".to_owned();
+        for path in list_checkpoints(&checkpoints)? {
+            let checkpoint = match load_checkpoint(&path) {
+                Ok((_, checkpoint)) => checkpoint,
+                Err(error) => {
+                    refused = error.to_string();
+                    continue;
+                }
+            };
+            let Checkpoint { state, planned, point, .. } = checkpoint;
+            let place = point.place.map(|place| JournalReader::open_behind(&journal, place)).transpose()?;
+            let Some(reader) = place.flatten() else { continue };
+            let mut received = Received::default();
+            point.received.into_iter().for_each(|group| received.insert(group));
+            return Ok(Start { state, planned, control: point.known.control, received, reader });
+        }
+        let expected = "a checkpoint that the journal knows, since its first segments are gone".to_owned();
+        Err(Error::File { path: checkpoints, expected, got: refused })
+    }
 }
 
 fn expect_undamaged(damaged: &Option<(u64, RecordError)>) -> Result<(), Error> {
     let Some((step, record)) = damaged else { return Ok(()) };
     let reason = format!("the record at byte {} of {} is damaged", record.offset, record.segment.display());
     Err(Error::Integrity { what: "journal", step: *step, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Damage, Journal, Opening};
+    use crate::test_manifest;
+    use crate::test_run::{TestRun, config, sources};
+
+    fn run_of(num_steps: u64) -> TestRun {
+        let mut run = TestRun::new();
+        (0..num_steps).for_each(|_| run.step());
+        run
+    }
+
+    fn replay_of(run_dir: &Path, last_step: u64) -> (Result<ReplayReport, Error>, Vec<u64>) {
+        let mut agreed = Vec::new();
+        let report = replay(config(), run_dir, sources(), 1, last_step, |step| agreed.push(step));
+        (report, agreed)
+    }
+
+    fn steps(run_dir: &Path, last_step: u64) -> (u64, u64, Vec<u64>) {
+        let (report, agreed) = replay_of(run_dir, last_step);
+        let ReplayReport { first_step, last_step, .. } = report.unwrap();
+        (first_step, last_step, agreed)
+    }
+
+    fn refusal(run_dir: &Path) -> (String, Vec<u64>) {
+        let (report, agreed) = replay_of(run_dir, u64::MAX);
+        (report.unwrap_err().to_string(), agreed)
+    }
+
+    #[test]
+    fn every_step_agrees_up_to_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        run_of(4).write_journal(&folder.path().join("journal"));
+        assert_eq!(steps(folder.path(), u64::MAX), (0, 4, vec![1, 2, 3, 4]));
+        assert_eq!(steps(folder.path(), 2), (0, 2, vec![1, 2]));
+    }
+
+    #[test]
+    fn the_first_step_that_differs_is_named() {
+        for is_weights in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut run = run_of(3);
+            for record in &mut run.records {
+                if let Record::Step(step) = record
+                    && step.step == 2
+                {
+                    let digest = if is_weights { &mut step.weights_digest } else { &mut step.state_digest };
+                    *digest = proto::Digest::of_bytes(b"other");
+                }
+            }
+            run.write_journal(&folder.path().join("journal"));
+            let (error, agreed) = refusal(folder.path());
+            let what = if is_weights { "weights digest" } else { "state digest" };
+            assert!(error.starts_with(&format!("integrity: {what} of step 2: the journal says ")), "{error}");
+            assert_eq!(agreed, [1]);
+        }
+    }
+
+    #[test]
+    fn a_group_that_is_missing_and_a_record_that_is_damaged_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = run_of(3);
+        let group = run.records.iter().rposition(|record| matches!(record, Record::Group(_))).unwrap();
+        run.records.remove(group);
+        let journal = folder.path().join("journal");
+        run.write_journal(&journal);
+        assert_eq!(refusal(folder.path()).0, "integrity: batch of step 2: the journal lacks some of its groups");
+        let segment = journal.join("00000000.log");
+        let mut bytes = std::fs::read(&segment).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&segment, bytes).unwrap();
+        let (error, _) = refusal(folder.path());
+        assert!(error.contains("integrity: journal of step 1: the record at byte "), "{error}");
+    }
+
+    #[test]
+    fn what_promised_nothing_or_is_not_there_is_not_replayed() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(refusal(folder.path()).0.starts_with("list "), "there is no folder");
+        std::fs::create_dir(folder.path().join("journal")).unwrap();
+        assert!(refusal(folder.path()).0.ends_with("expected a journal that begins with a manifest, got none"));
+        let mut run = run_of(1);
+        run.records[0] = Record::Manifest(Manifest { reproducible: false, ..test_manifest() });
+        run.write_journal(&folder.path().join("journal"));
+        assert!(refusal(folder.path()).0.contains("expected a run on a device whose results are the same twice"));
+    }
+
+    /// Of a journal without its first steps the rest is replayed, from the oldest checkpoint that is whole.
+    #[test]
+    fn the_oldest_checkpoint_stands_for_what_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let [journal, checkpoints] = ["journal", "checkpoints"].map(|name| folder.path().join(name));
+        let mut run = run_of(2);
+        let mut point = run.write_journal(&journal);
+        let cut = |run: &mut TestRun, point: &crate::point::Point| {
+            let (mut journal, _) = Journal::open(&journal, &Damage::default(), point.place).unwrap();
+            journal.cut(Opening { manifest: test_manifest(), known: point.known.clone() }).unwrap();
+            let point = crate::point::Point { place: journal.last(), ..point.clone() };
+            run.write_checkpoint(&checkpoints, &point);
+            run.records.clear();
+            (0..2).for_each(|_| run.step());
+            run.records.iter().for_each(|record| journal.append(record).unwrap());
+            journal.sync().unwrap();
+            crate::point::Point { place: journal.last(), ..point }
+        };
+        point = cut(&mut run, &point);
+        cut(&mut run, &point);
+        assert_eq!(steps(folder.path(), u64::MAX), (0, 6, vec![1, 2, 3, 4, 5, 6]), "nothing is gone yet");
+        crate::point::forget_passed(&journal, &checkpoints).unwrap();
+        assert_eq!(std::fs::read_dir(&journal).unwrap().count(), 2);
+        assert_eq!(steps(folder.path(), u64::MAX), (2, 6, vec![3, 4, 5, 6]));
+        assert_eq!(steps(folder.path(), 4), (2, 4, vec![3, 4]));
+        std::fs::remove_file(checkpoints.join("step_00000002/model.safetensors")).unwrap();
+        assert_eq!(steps(folder.path(), u64::MAX), (4, 6, vec![5, 6]));
+        std::fs::remove_dir_all(&checkpoints).unwrap();
+        let (error, _) = refusal(folder.path());
+        assert!(
+            error
+                .ends_with("expected a checkpoint that the journal knows, since its first segments are gone, got none"),
+            "{error}"
+        );
+    }
 }

@@ -4,6 +4,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Error;
+use crate::wire::Format;
+
+/// What is hashed of a value. Journals and checkpoints name groups and states by it: it stays when the wire changes.
+const HASHED: Format = Format { name: "digest", version: 4 };
 
 /// A blake3 hash that names bytes by their content.
 ///
@@ -20,9 +24,9 @@ impl Digest {
         Digest(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Hashes the wire encoding of a value.
+    /// Hashes the encoding of a value.
     pub fn of<T: Serialize>(value: &T) -> Digest {
-        Digest::of_bytes(&crate::wire::encode(value))
+        Digest::of_bytes(&HASHED.encode(value))
     }
 
     /// Hashes a list of digests in order: a node over its children.

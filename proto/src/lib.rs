@@ -29,9 +29,11 @@ pub type Token = u16;
 /// What can go wrong while reading bytes that claim to be one of our nouns.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The bytes were written by another version of the wire format.
-    #[error("wire version: expected {expected}, got {got}")]
-    WireVersion {
+    /// The bytes were written in another version of their format.
+    #[error("{format} version: expected {expected}, got {got}")]
+    Version {
+        /// Which format.
+        format: &'static str,
         /// The version that this build speaks.
         expected: u8,
         /// The version that the bytes claim.

@@ -381,9 +381,9 @@ impl Run {
     fn examine(&self, trained: &Trained, exams: &[String], split: Split, samples: u32) -> Result<Vec<Row>> {
         // The program may have been replaced since the study began.
         let mut journal = JournalReader::open(&self.run_dir.join("journal"))?;
-        match journal.next()? {
-            Some(Ok(Record::Manifest(started))) => self.manifest.expect_same(&started)?,
-            _ => bail!("{}: expected a journal that begins with a manifest", self.run_dir.display()),
+        match journal.next()?.and_then(Result::ok).as_ref().and_then(Record::manifest) {
+            Some(started) => self.manifest.expect_same(started)?,
+            None => bail!("{}: expected a journal that begins with a manifest", self.run_dir.display()),
         }
         let (model, checkpoint) = load(&self.run_dir)?;
         let (expected, got) = (trained.step, checkpoint.state.step);

@@ -7,6 +7,7 @@
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -44,7 +45,7 @@ impl Cluster {
         let mut command = Command::new("strace");
         // As a grandchild (-D), so that the learner is the process that is killed, and whose end is seen.
         command.args(["-D", "-f", "-qq", "-o", CALLS]);
-        command.args(["-e", "trace=write,fsync,fdatasync,/^rename", "-e", &format!("inject={fault}")]);
+        command.args(["-e", "trace=write,fsync,fdatasync,/^rename,/^unlink", "-e", &format!("inject={fault}")]);
         // Calls name a file by an open one, which has a full path, or by the path that the learner was given.
         command.arg("-P").arg(self.folder.path(file)).args(["-P", file]);
         command.args([env!("CARGO_BIN_EXE_autodidact"), "learner", "--bus", &self.server.url()]).args(args);
@@ -203,6 +204,46 @@ fn a_learner_killed_within_a_checkpoint_goes_on_with_the_same_weights() {
         assert_eq!(cluster.folder.checkpoints(), complete, "{file}");
     }
     cluster.ends_as_undisturbed(workers);
+}
+
+/// Between the new segment, the checkpoint, and the removal of the segments that no checkpoint needs any more.
+#[test]
+fn a_learner_killed_as_it_lets_go_of_its_journal_goes_on_with_the_same_weights() {
+    let cluster = Cluster::new();
+    let workers = cluster.workers();
+    let kill = |call: &str| format!("{call}:signal=KILL:when=1");
+    let keep = ["--set", "local.keep_journal=since-checkpoint", "--set", "local.keep_checkpoints=2"];
+    let begin = [&["smoke", "--run-dir", "run"], &keep[..]].concat();
+    for (file, fault, checkpoints, segments) in [
+        // The segment is there and empty. Whoever goes on writes to it, and begins another at the checkpoint.
+        ("run/journal/00000001.log", kill("write"), &[][..], 0..=1),
+        ("run/journal/00000002.log", kill("fdatasync"), &[], 0..=2),
+        ("run/checkpoints/.step_00000010.partial", kill("/^rename"), &[], 0..=3),
+        // The first of those that go is gone; the second has nothing to begin with and is passed over.
+        ("run/journal/00000001.log", kill("/^unlink"), &[10], 1..=4),
+        ("run/checkpoints/.step_00000020.partial", kill("/^rename"), &[10], 1..=5),
+        ("run/checkpoints/step_00000010", kill("/^unlink"), &[10, 20, 30], 4..=7),
+    ] {
+        let is_first = !cluster.folder.path("run").exists();
+        let ended = cluster.traced_learner(file, &fault, if is_first { &begin } else { &RESUME }).end();
+        was_killed(&ended, &cluster.folder);
+        assert_eq!(cluster.folder.checkpoints(), checkpoints, "{file}");
+        let left: Vec<u64> = (0..20).filter(|index| segment(&cluster.folder, *index).exists()).collect();
+        assert_eq!(left, segments.collect::<Vec<_>>(), "{file}");
+    }
+    cluster.start("learner", &RESUME).end().success();
+    cluster.folder.history().assert_steps_of(&reference(0).history);
+    assert_eq!(cluster.folder.history().exams, reference(0).history.exams);
+    for worker in workers {
+        worker.end().success();
+    }
+    assert_eq!(cluster.folder.checkpoints(), [30, 40]);
+    let replayed = cluster.folder.call(&["replay", "run"]).success().stdout;
+    assert!(replayed.contains("with the checkpoint of step 30\nreplayed 10 steps "), "{replayed}");
+}
+
+fn segment(folder: &Folder, index: u64) -> PathBuf {
+    folder.path(&format!("run/journal/{index:08}.log"))
 }
 
 #[test]

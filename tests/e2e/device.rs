@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bus::{Bus, InProcess};
 use domains::Split;
-use learner::{BuildId, Config, Event, Exam, JournalReader, Manifest, Observer, Record, RunOptions, Summary};
+use learner::{
+    BuildId, Config, Event, Exam, JournalReader, KeepJournal, Manifest, Observer, Record, RunOptions, Summary,
+};
 use policy::{DeviceKind, Numerics};
 use proto::ProblemSource;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +44,7 @@ fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Resul
         time_limit: None,
         checkpoint_every: 5,
         keep_checkpoints: 3,
+        keep_journal: KeepJournal::All,
         stall_limit: Duration::from_secs(60),
         tell_after: Duration::from_secs(30),
         epoch: 0,
@@ -97,9 +100,9 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
             let expected: Vec<u64> = once.iter().copied().chain(anew).collect();
             assert_eq!(journalled_steps(&run_dir), expected);
         }
-        let replayed = learner::replay(config(), &run_dir.join("journal"), sources(), 1, u64::MAX, |_| {});
+        let replayed = learner::replay(config(), &run_dir, sources(), 1, u64::MAX, |_| {});
         match replayed {
-            Ok(report) => assert_eq!((reproducible, report.num_steps), (true, 10)),
+            Ok(report) => assert_eq!((reproducible, report.last_step), (true, 10)),
             Err(error) => assert!(!reproducible && error.to_string().contains("results are the same twice"), "{error}"),
         }
     }

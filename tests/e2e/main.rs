@@ -9,6 +9,7 @@ mod crash_points;
 mod device;
 mod free_running;
 mod inspect;
+mod journal;
 mod learning;
 mod metrics;
 #[path = "../../bus/tests/nats_server/mod.rs"]

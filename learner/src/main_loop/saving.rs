@@ -1,0 +1,117 @@
+//! What goes to the disk, and what is told when it is there.
+
+use serde::{Deserialize, Serialize};
+use tokio::task::block_in_place;
+
+use super::Learner;
+use crate::checkpoint::{Snapshot, prune, save};
+use crate::event::Event;
+use crate::journal::{Opening, Record};
+use crate::point::{Point, forget_passed};
+use crate::{Control, Error};
+
+/// How much of a journal is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeepJournal {
+    /// All of it: the run can be computed again from its beginning.
+    All,
+    /// What some kept checkpoint has not folded: it can be computed again from the oldest of them.
+    SinceCheckpoint,
+}
+
+impl Learner<'_> {
+    /// Adds a record to the journal; it is durable after the next sync.
+    pub(super) fn append(&mut self, record: Record) {
+        self.known.take(&record, self.manifest.reproducible);
+        self.journal.append(record);
+    }
+
+    /// Tells the observer, who may wait for a disk.
+    pub(super) fn tell(&mut self, event: Event) -> Result<(), Error> {
+        Ok(block_in_place(|| (self.observer)(event))?)
+    }
+
+    /// Puts the journal on the disk; what is in it then need not be kept by the bus.
+    pub(super) async fn sync(&mut self) -> Result<(), Error> {
+        if !self.unsynced.is_empty() || !self.untold.is_empty() {
+            self.settle().await?;
+        }
+        for delivery in self.unsynced.drain(..) {
+            delivery.acknowledge().await?;
+        }
+        Ok(())
+    }
+
+    /// Puts the journal on the disk, and tells what waited for that.
+    pub(super) async fn settle(&mut self) -> Result<(), Error> {
+        self.journal.sync().await?;
+        let untold = std::mem::take(&mut self.untold);
+        untold.into_iter().try_for_each(|event| self.tell(event))
+    }
+
+    /// Lets the clock make its one decision: at four fifths of the time limit the decay begins.
+    pub(super) async fn decide_end(&mut self) -> Result<(), Error> {
+        let (Some(limit), None) = (self.options.time_limit, self.control) else { return Ok(()) };
+        if !self.expected_steps.is_empty() {
+            // The journal has passed this step: it did not end here.
+            return Ok(());
+        }
+        let (step, elapsed) = (self.fold.state().step, self.elapsed());
+        if elapsed < limit.mul_f64(0.8) {
+            return Ok(());
+        }
+        let per_step = elapsed.as_secs_f64() / step as f64;
+        let left = (limit.saturating_sub(elapsed).as_secs_f64() / per_step).floor().max(1.0);
+        let control = Control { decay_from: step, stop_at: step + left as u64 };
+        self.append(Record::Control(control));
+        self.settle().await?;
+        self.control = Some(control);
+        self.tell(Event::Control(control))
+    }
+
+    /// Writes a checkpoint. It comes after all that it takes the run past, and before the removal of what it replaces.
+    pub(super) async fn checkpoint(&mut self) -> Result<(), Error> {
+        self.expect_in_place()?;
+        if self.last_checkpoint == Some(self.fold.state().step) {
+            return Ok(());
+        }
+        self.tell(Event::Saving)?;
+        let point = self.point().await?;
+        let path = block_in_place(|| {
+            let [folder, journal] = ["checkpoints", "journal"].map(|name| self.options.run_dir.join(name));
+            std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            let own = self.fold.weights_digest();
+            let older = self.versions.iter().filter(|(digest, _)| **digest != own);
+            let snapshot = Snapshot {
+                state: self.fold.state(),
+                planned: self.fold.planned(),
+                versions: older.map(|(digest, bytes)| (*digest, bytes.to_vec())).collect(),
+                control: self.control,
+                point: &point,
+            };
+            let path = save(&folder, self.fold.config(), snapshot, &self.options.tokenizer_json)?;
+            prune(&folder, &path, self.options.keep_checkpoints)?;
+            if self.options.keep_journal == KeepJournal::SinceCheckpoint {
+                forget_passed(&journal, &folder)?;
+            }
+            Ok::<_, Error>(path)
+        })?;
+        self.last_checkpoint = Some(self.fold.state().step);
+        self.tell(Event::Checkpoint(path))
+    }
+
+    /// Finds the place in the journal from which a run needs it that goes on from the current state.
+    async fn point(&mut self) -> Result<Point, Error> {
+        if !self.expected_steps.is_empty() {
+            // Records of later steps are behind it.
+            return Ok(self.begun_at.clone());
+        }
+        if self.options.keep_journal == KeepJournal::SinceCheckpoint {
+            self.journal.cut(Opening { manifest: self.manifest.clone(), known: self.known.clone() });
+        }
+        let place = self.journal.sync().await?;
+        let (known, trained) = (self.known.clone(), self.audits.trained().clone());
+        Ok(Point { place, known, trained, received: self.received.in_order().cloned().collect() })
+    }
+}

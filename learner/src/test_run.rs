@@ -1,0 +1,118 @@
+//! A run without actors and a verifier, for tests: groups that anybody can write down.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use proto::{
+    Aim, Choice, Example, ExampleChoice, Group, LabelOrigin, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
+    StopReason, Task, Verdict, VersionSpan,
+};
+
+use crate::checkpoint::{Snapshot, save};
+use crate::journal::{Damage, EvalRecord, GroupRecord, Journal, Record, StepRecord};
+use crate::point::{Known, Point};
+use crate::{Config, Fold, Plans, State, TestSource, test_config, test_manifest};
+
+/// The run as it stands, with all that came of it.
+pub(crate) struct TestRun {
+    pub(crate) fold: Fold,
+    /// What its journal holds.
+    pub(crate) records: Vec<Record>,
+}
+
+pub(crate) fn config() -> Config {
+    let mut config = test_config();
+    config.schedule.num_steps = None;
+    config
+}
+
+pub(crate) fn sources() -> Vec<Arc<dyn ProblemSource>> {
+    vec![Arc::new(TestSource("countdown"))]
+}
+
+impl TestRun {
+    pub(crate) fn new() -> TestRun {
+        let config = config();
+        let state = State::initial(&config);
+        let fold = Fold::new(config, sources(), 1, state, Plans::default()).unwrap();
+        TestRun { fold, records: vec![Record::Manifest(test_manifest())] }
+    }
+
+    /// Returns the groups of the next batch.
+    pub(crate) fn play(&mut self) -> Vec<ScoredGroup> {
+        let step = self.fold.state().step;
+        self.fold.plan();
+        self.fold.planned().batch(step).map(|planned| answer(&planned.task, -1.0)).collect()
+    }
+
+    /// Makes the next step; its groups come last to first.
+    pub(crate) fn step(&mut self) {
+        let groups = self.play();
+        let record = |scored: &ScoredGroup| Record::Group(by("a", scored));
+        self.records.extend(groups.iter().rev().map(record));
+        let report = self.fold.fold(&groups, None).unwrap();
+        self.records.push(Record::Step(StepRecord {
+            step: report.step,
+            groups: groups.iter().map(proto::Digest::of).collect(),
+            weights_digest: report.weights_digest,
+            state_digest: report.state_digest,
+            elapsed_ms: 1_000 * report.step,
+        }));
+        let eval = EvalRecord { step: report.step, exam: "countdown-3".to_owned(), num_correct: 1, num_problems: 2 };
+        self.records.push(Record::Eval(eval));
+    }
+
+    /// Writes all records so far, and returns where they end.
+    pub(crate) fn write_journal(&self, folder: &Path) -> Point {
+        let (mut journal, _) = Journal::open(folder, &Damage::default(), None).unwrap();
+        self.records.iter().for_each(|record| journal.append(record).unwrap());
+        journal.sync().unwrap();
+        let mut known = Known::default();
+        self.records.iter().for_each(|record| known.take(record, true));
+        Point { place: journal.last(), known, ..Point::default() }
+    }
+
+    /// Writes a checkpoint of the current state.
+    pub(crate) fn write_checkpoint(&self, folder: &Path, point: &Point) -> std::path::PathBuf {
+        let (state, planned) = (self.fold.state(), self.fold.planned());
+        std::fs::create_dir_all(folder).unwrap();
+        let snapshot = Snapshot { state, planned, versions: Vec::new(), control: None, point };
+        save(folder, self.fold.config(), snapshot, "{}").unwrap()
+    }
+}
+
+pub(crate) fn by(player: &str, scored: &ScoredGroup) -> GroupRecord {
+    GroupRecord { played_by: player.to_owned(), scored: scored.clone() }
+}
+
+/// Answers a task with rollouts of two tokens, all alike, and makes one example of them.
+pub(crate) fn answer(task: &Task, logprob: f32) -> ScoredGroup {
+    let first = 10 + (task.id.batch * 7 + u64::from(task.id.index)) as u16 % 100;
+    let mask: proto::ActionMask = [first, 200].into_iter().collect();
+    let rollout = Rollout {
+        tokens: vec![first, 3],
+        choices: vec![Choice { position: 0, mask: 0, logprob }],
+        stop: StopReason::Complete,
+        versions: vec![VersionSpan { first_token: 0, policy_version: task.policy_version }],
+        search: None,
+    };
+    let num_rollouts = task.num_rollouts as usize;
+    let aim = Aim { level: 1, goal: 3 };
+    ScoredGroup {
+        group: Group { task: task.clone(), masks: vec![mask], rollouts: vec![rollout; num_rollouts] },
+        prompt: vec![120, 4],
+        niche: Niche(1),
+        aim,
+        verdicts: vec![Verdict::Correct; num_rollouts],
+        example_masks: vec![mask],
+        examples: vec![Example {
+            prompt: vec![120, 4],
+            answer: vec![first, 3],
+            choices: vec![ExampleChoice { position: 0, mask: 0 }],
+            problem_origin: ProblemOrigin::Ladder,
+            label_origin: LabelOrigin::Solved,
+            aim,
+        }],
+        proposals: Vec::new(),
+    }
+}
