@@ -236,7 +236,8 @@ fn a_stall_names_what_is_waited_for() {
     let actor = cluster.start("actor", &[]);
     wait_until("step 3", || cluster.folder.last_step() >= 3);
     actor.freeze();
-    let says = |text: &str| text.contains(" tasks are out: ") && text.contains("; ") && text.contains(" 1 verifier ");
+    let says =
+        |text: &str| text.contains(" tasks are outstanding: ") && text.contains("; ") && text.contains(" 1 verifier ");
     wait_until("the learner to say what it waits for", || says(&learner.said_so_far()));
     let address = &metrics_address(&learner);
     let (status, body) = get(address, "/readyz");
