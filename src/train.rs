@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::closing::Closing;
-use crate::cluster::{Led, Meeting};
+use crate::cluster::{LEASE_FILE, Led, Meeting};
 use crate::counted::Counted;
 use crate::curves;
 use crate::display::{self, Display};
@@ -232,8 +232,8 @@ impl Plan {
             config.digest().short(),
         );
         if let Some(meeting) = &self.meeting {
-            let (bus, run) = (&meeting.bus, meeting.run_id(&self.manifest));
-            opening += &format!("run {run}; actors and verifiers join with --bus {} --run {run}\n", quoted(bus));
+            let (bus, run) = (meeting.bus(), meeting.run_id(&self.manifest));
+            opening += &format!("run {run}; actors and verifiers join with --bus {} --run {run}\n", quoted(&bus));
         }
         if let Some(listener) = listener {
             opening += &format!("metrics: http://{}/metrics\n", listener.address);
@@ -280,7 +280,8 @@ fn origin(args: &Args) -> Vec<String> {
 /// Tells whether a folder holds more than what is left of a run that was killed before it was one.
 fn is_occupied(run_dir: &Path) -> bool {
     let mut entries = run_dir.read_dir().into_iter().flatten().flatten();
-    let may_be_left = [partial(Path::new("config.toml")), RunLock::FILE_NAME.into()];
+    let [config, lease] = ["config.toml", LEASE_FILE].map(|name| partial(Path::new(name)));
+    let may_be_left = [config, lease, RunLock::FILE_NAME.into(), LEASE_FILE.into()];
     entries.any(|entry| !may_be_left.contains(&entry.file_name()))
 }
 

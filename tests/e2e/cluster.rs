@@ -221,8 +221,11 @@ fn what_cannot_meet_is_told_why() {
         .map(|run| folder.start(&["learner", "smoke", "--bus", &server.url(), "--run", run, "--run-dir", run]));
     wait_until("two runs", || ["one", "two"].iter().all(|run| folder.path(run).join("config.toml").exists()));
     let refused = folder.call(&["actor", "--bus", &server.url()]);
-    assert!(refused.refusal().contains("--run: expected one of the runs on nats://"), "{refused:#?}");
-    assert!(refused.refusal().ends_with(": one, two"), "{refused:#?}");
+    let says = format!("--run: expected one of the runs that have a learner on {}: one (its learner, ", server.url());
+    assert!(
+        refused.refusal().starts_with(&says) && refused.refusal().contains("), two (its learner, "),
+        "{refused:#?}"
+    );
     drop(runs);
 }
 

@@ -16,4 +16,5 @@ mod pages;
 mod pure_function;
 mod runs;
 mod security;
+mod servers;
 mod study;
