@@ -3,41 +3,57 @@
 //! Only the learner reads a config. It takes the lease of its run, and announces manifest and config on the server; workers
 //! compare what they are with what the run needs, and join.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use bus::nats::{Credentials, Lease, Server, Settings, Terms, check_name};
-use bus::{Bus, Faults, Faulty};
-use learner::Manifest;
+use anyhow::{Context as _, Result, anyhow, bail};
+use bus::nats::{Credentials, Identity, Leader, Lease, Server, Servers, Settings, Terms, check_name};
+use bus::{Faults, Faulty};
+use learner::{Manifest, RunLock};
 use proto::{Digest, Group, Role};
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::counted::Counted;
 use crate::endpoint::Listener;
+use crate::files::write_whole;
 use crate::metrics::WorkerMetrics;
-use crate::report::{note, option, print, word};
+use crate::report::{clock, note, option, print, word};
 use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
 use crate::signals::stop_in_order;
 use crate::train;
 
-/// Where a run's processes meet.
+/// A NATS server, and how a process says there who it is.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Meeting {
-    /// The NATS server, such as nats://127.0.0.1:4222; several with commas between them.
-    #[arg(long, value_name = "URL")]
-    pub(crate) bus: String,
-    /// The run; without it a learner names it by what it depends on, and a worker joins the only one that goes on.
-    #[arg(long, value_name = "ID")]
-    run: Option<String>,
+pub(crate) struct Place {
+    /// The NATS server, such as nats://127.0.0.1:4222; several with commas between them. A user and password, or a token, stand
+    /// before the host: nats://USER:PASSWORD@HOST.
+    #[arg(long, value_name = "URL", value_parser = Given::read)]
+    bus: Given,
     /// The key of this process, as `keys init` makes it; its file's name is the name that the server knows.
     #[arg(long, value_name = "FILE")]
     nkey: Option<PathBuf>,
     /// Certificates that vouch for the server, besides those of this machine.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+}
+
+/// What stands after `--bus`, or what is wrong with it: what the command line's own parser would quote may hold a password.
+#[derive(Clone, Debug)]
+struct Given(Result<Servers, String>);
+
+/// Where a run's processes meet.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Meeting {
+    #[command(flatten)]
+    place: Place,
+    /// The run; without it a learner names it by what it depends on, and a worker joins the only one that has a learner.
+    #[arg(long, value_name = "ID")]
+    run: Option<String>,
 }
 
 /// What a worker is told about itself.
@@ -83,11 +99,14 @@ pub(crate) struct VerifierArgs {
 
 /// What a learner says of its run to whoever comes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Announcement {
+pub(crate) struct Announcement {
     manifest: Manifest,
+    /// The name of its config, for people.
+    #[serde(default)]
+    pub(crate) config_name: String,
     /// In full, as TOML.
     config: String,
-    is_over: bool,
+    pub(crate) is_over: bool,
 }
 
 /// How long a server, or a run to join, may be waited for.
@@ -96,7 +115,38 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a worker looks whether its run is over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+impl Given {
+    fn read(text: &str) -> Result<Given, std::convert::Infallible> {
+        Ok(Given(text.parse().map_err(|error: bus::Error| error.to_string())))
+    }
+}
+
+impl Place {
+    /// Returns the servers.
+    ///
+    /// # Errors
+    /// When what was given names none.
+    pub(crate) fn servers(&self) -> Result<&Servers> {
+        self.bus.0.as_ref().map_err(|error| anyhow!("--bus: {error}"))
+    }
+
+    /// Connects as a process of this name.
+    pub(crate) async fn connect(&self, name: &str, patience: Duration) -> Result<Server> {
+        let credentials = Credentials { nkey: self.nkey.clone(), tls_ca: self.tls_ca.clone() };
+        let settings = Settings { servers: self.servers()?.clone(), patience, credentials };
+        Ok(Server::connect(settings, name).await?)
+    }
+
+    /// Returns the name that the server knows for the key of this process, where it has one.
+    pub(crate) fn name_of_key(&self) -> Result<Option<String>> {
+        let Some(name) = self.nkey.as_ref().and_then(|path| path.file_stem()?.to_str()) else { return Ok(None) };
+        check_name(name).context("--nkey")?;
+        Ok(Some(name.to_owned()))
+    }
+}
+
 pub(crate) fn run_learner(args: LearnerArgs) -> Result<()> {
+    args.meeting.place.servers()?;
     train::start(&args.train, Some(args.meeting))
 }
 
@@ -124,8 +174,9 @@ fn work(
     role: Role,
     meeting: &Meeting,
     worker: &Worker,
-    play: impl AsyncFnOnce(&RunConfig, Arc<dyn Bus>, CancellationToken) -> Result<String>,
+    play: impl AsyncFnOnce(&RunConfig, Arc<dyn bus::Bus>, CancellationToken) -> Result<String>,
 ) -> Result<()> {
+    meeting.place.servers()?;
     let shutdown = stop_in_order("handing back what is unfinished")?;
     let name = worker_name(role, worker, meeting)?;
     let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
@@ -140,7 +191,7 @@ fn work(
             () = shutdown.cancelled() => return Ok(()),
             joined = Joined::join(meeting, &name) => joined?,
         };
-        print(&format!("{name}: joined run {} on {}", joined.run, meeting.bus))?;
+        print(&format!("{name}: joined run {} on {}", joined.run, meeting.place.servers()?))?;
         let _first = metrics.traffic.server.set(joined.server.clone());
         let bus = Arc::new(Counted::new(joined.bus.clone(), metrics.traffic.meters.clone()));
         let play = play(&joined.config, bus, shutdown.clone());
@@ -166,13 +217,13 @@ struct Joined {
     announced: Announcement,
     /// What it announces, read.
     config: RunConfig,
-    bus: Arc<dyn Bus>,
+    bus: Arc<dyn bus::Bus>,
 }
 
 impl Joined {
     /// Waits for the run, and checks that this build on this machine computes what the run needs.
     async fn join(meeting: &Meeting, name: &str) -> Result<Joined> {
-        let server = Server::connect(meeting.settings(PATIENCE), name).await?;
+        let server = meeting.place.connect(name, PATIENCE).await?;
         let (run, announced) = find(&server, meeting).await?;
         let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
         expect_fit(&run, &announced.manifest, &train::manifest(&config)?)?;
@@ -196,46 +247,75 @@ impl Joined {
     }
 }
 
-/// Finds a run to work for: the one that is named, or the only one that goes on.
+/// Finds a run to work for: the one that is named, or the only one, that has a learner and is not over.
 async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcement)> {
-    let began = tokio::time::Instant::now();
+    let (began, servers) = (tokio::time::Instant::now(), meeting.place.servers()?);
+    let what = meeting.run.as_ref().map_or("a run".to_owned(), |run| format!("run {run}"));
     let mut has_told = false;
     loop {
         let names = match &meeting.run {
             Some(run) => vec![run.clone()],
             None => server.announced_runs().await?,
         };
-        let mut found = Vec::new();
+        let (mut found, mut leaders, mut without) = (Vec::new(), Vec::new(), Vec::new());
         for run in names {
-            match read(server, &run).await? {
-                Ok(Some(announced)) if !announced.is_over => found.push((run, announced)),
-                Ok(_) => {}
-                Err(error) if has_told => tracing::debug!(%error, run, "passed over"),
-                Err(error) => tracing::warn!(
-                    "run {run} is passed over: expected what a learner of this build announces, got {error}"
-                ),
+            let announced = match read(server, &run).await? {
+                Ok(Some(announced)) if !announced.is_over => announced,
+                Ok(_) => continue,
+                Err(error) => {
+                    match has_told {
+                        true => tracing::debug!(%error, run, "passed over"),
+                        false => tracing::warn!(
+                            "run {run} is passed over: expected what a learner of this build announces, got {error}"
+                        ),
+                    }
+                    continue;
+                }
+            };
+            match server.leader(&run).await? {
+                Some(leader) if leader.lives => {
+                    leaders.push(format!("{run} ({})", describe(&leader)));
+                    found.push((run, announced));
+                }
+                leader => {
+                    without.push(format!("run {run} has no learner{}", leader.map_or_else(String::new, last_seen)))
+                }
             }
         }
-        let runs: Vec<&str> = found.iter().map(|(run, _)| run.as_str()).collect();
         match found.len() {
             1 => return Ok(found.remove(0)),
             0 => {}
-            _ => bail!("--run: expected one of the runs on {}: {}", meeting.bus, runs.join(", ")),
+            _ => bail!("--run: expected one of the runs that have a learner on {servers}: {}", leaders.join(", ")),
         }
-        let what = meeting.run.as_ref().map_or("a run".to_owned(), |run| format!("run {run}"));
+        let without: String = without.iter().map(|run| format!("; {run}")).collect();
         if began.elapsed() >= PATIENCE {
-            bail!("waited {} s for a learner to announce {what} on {}", PATIENCE.as_secs(), meeting.bus);
+            bail!("waited {} s for a learner to announce {what} on {servers}{without}", PATIENCE.as_secs());
         }
         if !has_told {
-            note(format_args!("waiting for a learner to announce {what} on {}", meeting.bus));
+            note(format_args!("waiting for a learner to announce {what} on {servers}{without}"));
             has_told = true;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
+/// Says of a learner that lives since when and where.
+pub(crate) fn describe(leader: &Leader) -> String {
+    let Leader { name, leads_for, silent_for, .. } = leader;
+    let name = name.as_deref().unwrap_or_default();
+    format!("its learner, {name}, has it for {} and was there {:.1} s ago", clock(*leads_for), silent_for.as_secs_f64())
+}
+
+/// Says of a learner that does not live when it was there last.
+fn last_seen(Leader { name, silent_for, .. }: Leader) -> String {
+    match name {
+        Some(name) => format!(": {name} was there last, {} ago", clock(silent_for)),
+        None => format!(": the last one left {} ago", clock(silent_for)),
+    }
+}
+
 /// Reads what is announced of a run. What cannot be read is of another build's learner, or of nobody who may announce.
-async fn read(server: &Server, run: &str) -> Result<Result<Option<Announcement>, serde_json::Error>> {
+pub(crate) async fn read(server: &Server, run: &str) -> Result<Result<Option<Announcement>, serde_json::Error>> {
     let bytes = server.announcement(run).await?;
     Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose())
 }
@@ -256,7 +336,7 @@ fn course(run: &str, manifest: &Manifest) -> String {
     if run == digest { digest } else { format!("{run}-{digest}") }
 }
 
-fn with_faults(bus: Arc<dyn Bus>, faults: Option<Faults>) -> Arc<dyn Bus> {
+fn with_faults(bus: Arc<dyn bus::Bus>, faults: Option<Faults>) -> Arc<dyn bus::Bus> {
     let Some(faults) = faults else { return bus };
     tracing::warn!(?faults, "local.bus.fault: messages are lost, repeated and delayed on purpose");
     Arc::new(Faulty::new(bus, faults))
@@ -267,7 +347,7 @@ pub(crate) struct Led {
     pub(crate) server: Server,
     lease: Lease,
     announcement: Announcement,
-    pub(crate) bus: Arc<dyn Bus>,
+    pub(crate) bus: Arc<dyn bus::Bus>,
 }
 
 impl Meeting {
@@ -280,18 +360,18 @@ impl Meeting {
     pub(crate) fn words(&self) -> String {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let options = [
-            ("--bus", Some(self.bus.clone())),
+            ("--bus", Some(self.bus())),
             ("--run", self.run.clone()),
-            ("--nkey", path(&self.nkey)),
-            ("--tls-ca", path(&self.tls_ca)),
+            ("--nkey", path(&self.place.nkey)),
+            ("--tls-ca", path(&self.place.tls_ca)),
         ];
         let given = options.into_iter().filter_map(|(name, value)| Some(option(name, &value?)));
         given.collect::<Vec<_>>().join(" ")
     }
 
-    fn settings(&self, patience: Duration) -> Settings {
-        let credentials = Credentials { nkey: self.nkey.clone(), tls_ca: self.tls_ca.clone() };
-        Settings { url: self.bus.clone(), patience, credentials }
+    /// Returns the servers as people may see them.
+    pub(crate) fn bus(&self) -> String {
+        self.place.servers().map_or_else(|error| error.to_string(), Servers::to_string)
     }
 
     /// Takes the run for a learner, and announces it.
@@ -304,14 +384,14 @@ impl Meeting {
     ) -> Result<Led> {
         let run = self.run_id(manifest);
         check_name(&run).context("--run")?;
-        let server = Server::connect(self.settings(config.local.stall_limit()), "learner").await?;
+        let server = self.place.connect("learner", config.local.stall_limit()).await?;
         let (num_rollouts, max_tokens) = (config.run.batch.num_rollouts, config.run.model.max_positions);
         let (needed, taken) = (Group::max_bytes(num_rollouts, max_tokens as u32), server.max_payload());
         if needed > taken {
             bail!(
                 "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may have {needed} \
                  bytes; {} takes messages of up to {taken} (max_payload)",
-                self.bus
+                self.bus()
             );
         }
         let BusConfig { ack_wait_seconds, lease_seconds, num_replicas, fault, .. } = config.local.bus;
@@ -321,10 +401,11 @@ impl Meeting {
             lease: Duration::from_secs_f64(lease_seconds),
             num_replicas,
         };
-        let holder = format!("{}:{}", machine(), std::path::absolute(run_dir)?.display());
-        let (lease, bus) = server.lead(&run, &course(&run, manifest), &holder, terms).await?;
-        let config = run_config::to_toml(config)?;
-        let announcement = Announcement { manifest: manifest.clone(), config, is_over: false };
+        let identity = Identity { before: last_learner(run_dir), ..identity(&std::path::absolute(run_dir)?)? };
+        let (lease, bus) = server.lead(&run, &course(&run, manifest), &identity, terms).await?;
+        note_learner(run_dir, &identity.id)?;
+        let (config_name, config) = (config.name.clone(), run_config::to_toml(config)?);
+        let announcement = Announcement { manifest: manifest.clone(), config_name, config, is_over: false };
         lease.announce(serde_json::to_vec(&announcement)?);
         Ok(Led { server, lease, announcement, bus: with_faults(Arc::new(bus), fault) })
     }
@@ -359,11 +440,49 @@ impl Led {
     }
 }
 
+/// Names this process: an id that no other has, and for people its machine, number and what it works at.
+pub(crate) fn identity(at: &Path) -> Result<Identity> {
+    let mut id = [0; 16];
+    SysRng.try_fill_bytes(&mut id).context("ask the system for a random id")?;
+    let name = format!("{}:{}:{}", machine(), std::process::id(), at.display());
+    Ok(Identity { name, id: format!("{:032x}", u128::from_le_bytes(id)), before: None })
+}
+
+/// The file in a run directory that says which learner had it last. Who has the lock knows that this one is gone.
+pub(crate) const LEASE_FILE: &str = "LEASE";
+
+/// What the file says.
+#[derive(Serialize, Deserialize)]
+struct LastLearner {
+    id: String,
+    /// Of the file that is locked: the copy of a run directory has another, and is another learner's.
+    lock_inode: u64,
+}
+
+/// Returns the id of the last learner of a run directory that this process has locked, where it is known.
+fn last_learner(run_dir: &Path) -> Option<String> {
+    let text = std::fs::read(run_dir.join(LEASE_FILE)).ok()?;
+    let LastLearner { id, lock_inode } = serde_json::from_slice(&text).ok()?;
+    (lock_inode == lock_inode_of(run_dir).ok()?).then_some(id)
+}
+
+fn note_learner(run_dir: &Path, id: &str) -> Result<()> {
+    let last = LastLearner { id: id.to_owned(), lock_inode: lock_inode_of(run_dir)? };
+    write_whole(&run_dir.join(LEASE_FILE), &serde_json::to_vec(&last)?)
+}
+
+fn lock_inode_of(run_dir: &Path) -> Result<u64> {
+    let path = run_dir.join(RunLock::FILE_NAME);
+    Ok(std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.ino())
+}
+
 /// Names a worker in subjects: letters, digits, `-` and `_`.
 fn worker_name(role: Role, worker: &Worker, meeting: &Meeting) -> Result<String> {
-    let of_key = || meeting.nkey.as_ref()?.file_stem()?.to_str().map(str::to_owned);
-    if let Some(name) = worker.name.clone().or_else(of_key) {
-        check_name(&name).context(if worker.name.is_some() { "--name" } else { "--nkey" })?;
+    if let Some(name) = worker.name.clone() {
+        check_name(&name).context("--name")?;
+        return Ok(name);
+    }
+    if let Some(name) = meeting.place.name_of_key()? {
         return Ok(name);
     }
     let letters = machine();

@@ -453,10 +453,6 @@ impl Bus for Counted {
         self.bus.next_refusal().await
     }
 
-    fn keep_every(&self) -> std::time::Duration {
-        self.bus.keep_every()
-    }
-
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
         self.bus.put_key(task, key).await
     }

@@ -27,6 +27,7 @@ mod record;
 mod replay;
 mod report;
 mod run_config;
+mod runs;
 mod signals;
 mod solve;
 mod study;
@@ -67,6 +68,8 @@ enum Command {
     Actor(cluster::ActorArgs),
     /// Judge for a learner.
     Verifier(cluster::VerifierArgs),
+    /// List the runs on a NATS server, or remove one that nobody leads.
+    Runs(runs::Args),
     /// Say who may do what on a NATS server: a key for every process.
     Keys(keys::Args),
     /// Score a run or a checkpoint on an exam, beside its baselines.
@@ -143,6 +146,7 @@ fn run(command: Command) -> Result<()> {
         Command::Learner(args) => cluster::run_learner(args),
         Command::Actor(args) => cluster::run_actor(&args),
         Command::Verifier(args) => cluster::run_verifier(&args),
+        Command::Runs(args) => runs::run(&args),
         Command::Keys(args) => keys::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Study(args) => study::run(&args),

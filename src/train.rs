@@ -1,5 +1,6 @@
 //! `train`: from random weights to a table of what was learned; all roles in one process, or the learner alone.
 
+use std::ffi::OsString;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::begun;
 use crate::closing::Closing;
-use crate::cluster::{Led, Meeting};
+use crate::cluster::{LEASE_FILE, Led, Meeting};
 use crate::counted::{Counted, Duty};
 use crate::curves;
 use crate::display::{self, Display};
@@ -269,8 +270,8 @@ impl Plan {
             config.digest().short(),
         );
         if let Some(meeting) = &self.meeting {
-            let (bus, run) = (&meeting.bus, meeting.run_id(&self.manifest));
-            let [bus, named] = [option("--bus", bus), option("--run", &run)];
+            let (bus, run) = (meeting.bus(), meeting.run_id(&self.manifest));
+            let [bus, named] = [option("--bus", &bus), option("--run", &run)];
             opening += &format!("run {run}; actors and verifiers join with {bus} {named}\n");
         }
         if let Some(listener) = listener {
@@ -323,7 +324,11 @@ fn origin(args: &Args) -> String {
 /// Checks that a folder holds no more than what is left of a run that was killed before it was one.
 fn expect_free(run_dir: &Path) -> Result<()> {
     let mut entries = run_dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
-    if entries.all(|name| name == RunLock::FILE_NAME || is_partial(&name, "config.toml")) {
+    let left = [RunLock::FILE_NAME, LEASE_FILE];
+    let is_left = |name: OsString| {
+        left.iter().any(|left| name == *left) || ["config.toml", LEASE_FILE].iter().any(|whole| is_partial(&name, whole))
+    };
+    if entries.all(is_left) {
         return Ok(());
     }
     let folder = quoted_path(run_dir);

@@ -129,7 +129,6 @@ struct Actor {
 impl Actor {
     async fn run(mut self, shutdown: CancellationToken) -> Result<Summary, Error> {
         let bus = self.bus.clone();
-        let mut keep = tokio::time::interval(bus.keep_every());
         let mut beats = tokio::time::interval(BEAT_EVERY);
         // Kept over the turns of the loop: a wait that is begun anew each time may never end.
         let (mut next, mut versions) = (bus.next_task(), bus.next_version());
@@ -157,11 +156,6 @@ impl Actor {
                     versions = bus.next_version();
                     self.announced = Some(version?);
                     self.play_newest();
-                }
-                _ = keep.tick() => {
-                    for task in self.taken() {
-                        task.keep().await?;
-                    }
                 }
                 _ = beats.tick() => {
                     let tasks = self.taken().map(|task| task.message.body.id).collect();

@@ -157,10 +157,6 @@ impl<T: Send + Sync> Receipt<T> for Copy {
         Ok(())
     }
 
-    async fn keep(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
     async fn hand_back(&self, _message: &Message<T>, _pause: Duration) -> Result<(), Error> {
         Ok(())
     }
@@ -211,10 +207,6 @@ impl Bus for Faulty {
 
     async fn next_refusal(&self) -> Result<Refusal, Error> {
         self.bus.next_refusal().await
-    }
-
-    fn keep_every(&self) -> Duration {
-        self.bus.keep_every()
     }
 
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {

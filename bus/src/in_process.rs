@@ -75,10 +75,6 @@ impl<T: Clone + Send + Sync + 'static> Receipt<T> for Origin<T> {
         Ok(())
     }
 
-    async fn keep(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
     async fn hand_back(&self, message: &Message<T>, pause: Duration) -> Result<(), Error> {
         let (sender, message) = (self.0.clone(), message.clone());
         tokio::spawn(async move {
@@ -134,11 +130,6 @@ impl Bus for InProcess {
 
     async fn next_refusal(&self) -> Result<Refusal, Error> {
         std::future::pending().await
-    }
-
-    fn keep_every(&self) -> Duration {
-        // Nobody else waits for it.
-        Duration::from_secs(3600)
     }
 
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {

@@ -22,7 +22,8 @@ pub const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// Carries messages between the roles.
 ///
-/// What is taken from a queue and neither acknowledged nor handed back is delivered again, to some worker.
+/// What is taken from a queue belongs to who holds the [`Delivery`]. Let go of, and neither acknowledged nor handed back, it is
+/// delivered again, to some worker.
 #[async_trait]
 pub trait Bus: Send + Sync + 'static {
     /// Hands a task to some actor, to none of those that its envelope excludes, where actors have names. Two issues of a task
@@ -56,9 +57,6 @@ pub trait Bus: Send + Sync + 'static {
     /// Waits for such a word of a verifier; where workers do not live apart, for ever.
     async fn next_refusal(&self) -> Result<Refusal, Error>;
 
-    /// Says how often a worker must say that it still holds a delivery, lest it be delivered again.
-    fn keep_every(&self) -> Duration;
-
     /// Stores the key of a task's problem; only verifiers may read it.
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error>;
 
@@ -91,7 +89,7 @@ pub trait Bus: Send + Sync + 'static {
     async fn restore(&self) -> Result<bool, Error>;
 }
 
-/// A message that was taken from a queue.
+/// A message that was taken from a queue, and is kept for this process until it is answered or dropped.
 pub struct Delivery<T> {
     /// What it says.
     pub message: Message<T>,
@@ -107,14 +105,6 @@ impl<T: Send + Sync> Delivery<T> {
     /// When the bus is gone; then it may be delivered again.
     pub async fn acknowledge(&self) -> Result<(), Error> {
         self.receipt.acknowledge().await
-    }
-
-    /// Says that it is still being worked on.
-    ///
-    /// # Errors
-    /// When the bus is gone.
-    pub async fn keep(&self) -> Result<(), Error> {
-        self.receipt.keep().await
     }
 
     /// Has it delivered again, to some worker, after a pause.
@@ -142,7 +132,6 @@ impl<T: fmt::Debug> fmt::Debug for Delivery<T> {
 #[async_trait]
 trait Receipt<T>: Send + Sync {
     async fn acknowledge(&self) -> Result<(), Error>;
-    async fn keep(&self) -> Result<(), Error>;
     async fn hand_back(&self, message: &Message<T>, pause: Duration) -> Result<(), Error>;
     async fn set_aside(&self) -> bool;
 }
@@ -195,6 +184,14 @@ pub enum Error {
         expected: String,
         /// What there is.
         got: String,
+    },
+    /// The server has too little room for a run.
+    #[error("bus: server {server}: {reason}")]
+    NoRoom {
+        /// Which server.
+        server: String,
+        /// What it said, how much is needed and what makes room.
+        reason: String,
     },
     /// This user may not do that.
     #[error("bus: not permitted: {reason}")]

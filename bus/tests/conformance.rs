@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bus::nats::{Credentials, Lease, Server, Settings, Terms};
+use bus::nats::{Credentials, Identity, Lease, Server, Settings, Terms};
 use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess};
 use futures_util::TryStreamExt as _;
 use nats_server::NatsServer;
@@ -53,16 +53,31 @@ async fn nats() -> Seen {
 
 async fn nats_with(terms: Terms) -> Seen {
     let server = NatsServer::start();
-    let (lease, learner) = connect(&server).await.lead(RUN, RUN, "learner", terms).await.unwrap();
+    let (lease, learner) = connect(&server).await.lead(RUN, RUN, &learner("learner"), terms).await.unwrap();
     let worker = async |name| connect(&server).await.join(RUN, name, terms.ack_wait);
     let workers: [Arc<dyn Bus>; 2] = [Arc::new(worker("one").await), Arc::new(worker("two").await)];
     Seen { name: "NATS", learner: Arc::new(learner), workers, _kept: Some((lease, server)) }
 }
 
 async fn connect(server: &NatsServer) -> Server {
-    Server::connect(Settings { url: server.url(), patience: LIMIT, credentials: Credentials::default() }, "test")
-        .await
-        .unwrap()
+    connect_to(&server.url()).await.unwrap()
+}
+
+async fn connect_to(url: &str) -> Result<Server, Error> {
+    let settings = Settings { servers: url.parse()?, patience: LIMIT, credentials: Credentials::default() };
+    Server::connect(settings, "test").await
+}
+
+/// Another learner each time, whatever its name for people.
+fn learner(name: &str) -> Identity {
+    static NUM_LEARNERS: AtomicUsize = AtomicUsize::new(0);
+    let number = NUM_LEARNERS.fetch_add(1, Ordering::Relaxed);
+    Identity { name: name.to_owned(), id: number.to_string(), before: None }
+}
+
+/// The learner that another becomes when its run directory is resumed.
+fn after(learner: &Identity) -> Identity {
+    Identity { before: Some(learner.id.clone()), ..self::learner(&learner.name) }
 }
 
 fn terms() -> Terms {
@@ -196,6 +211,8 @@ async fn an_audit_is_for_others_and_a_group_names_its_actor() {
     audit.envelope.not_by = vec!["one".to_owned()];
     bus.learner.publish_task(audit.clone()).await.unwrap();
     expect_none(one, SOON).await;
+    // It asks for nothing more; what is on its way to it goes to another.
+    one.leave().await;
     bus.learner.publish_task(issued(2, 0)).await.unwrap();
     let mut taken = BTreeSet::new();
     for _ in 0..2 {
@@ -279,10 +296,7 @@ async fn what_a_dead_worker_held_goes_to_another_and_what_is_kept_does_not() {
     let [one, two] = &bus.workers;
     bus.learner.publish_task(issued(1, 0)).await.unwrap();
     let held = take(one).await;
-    for _ in 0..8 {
-        held.keep().await.unwrap();
-        expect_none(two, ACK_WAIT / 4).await;
-    }
+    expect_none(two, 2 * ACK_WAIT).await;
     drop(held);
     assert_eq!(take(two).await.message, issued(1, 0));
 }
@@ -397,35 +411,82 @@ async fn a_server_may_come_back_empty() {
     }
 }
 
+/// What waits in a worker for its turn is neither lost nor delivered to another meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_its_turn_is_kept() {
+    let bus = nats().await;
+    let [one, two] = &bus.workers;
+    // A task that comes when its wait has been given up.
+    expect_none(one, Duration::from_millis(100)).await;
+    bus.learner.publish_task(issued(1, 0)).await.unwrap();
+    // Groups that come beside the one that is asked for.
+    for index in 0..4 {
+        let group = Group { task: task(index), masks: Vec::new(), rollouts: Vec::new() };
+        one.publish_group(issued(index, 0).reply(group)).await.unwrap();
+    }
+    let taken = timeout(LIMIT, one.next_group()).await.unwrap().unwrap();
+    let expect_nothing = async {
+        tokio::select! {
+            task = two.next_task() => panic!("{task:?}"),
+            group = two.next_group() => panic!("{group:?}"),
+        }
+    };
+    assert!(timeout(2 * ACK_WAIT, expect_nothing).await.is_err());
+    let mut groups = vec![taken];
+    for _ in 0..3 {
+        groups.push(timeout(LIMIT, one.next_group()).await.unwrap().unwrap());
+    }
+    let task = take(one).await;
+    assert!(!task.is_redelivered && !groups.iter().any(|group| group.is_redelivered), "{task:?} {groups:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_has_one_learner_at_a_time() {
     let server = NatsServer::start();
-    let lead = async |holder| connect(&server).await.lead(RUN, RUN, holder, terms()).await;
-    let (first, _) = lead("first").await.unwrap();
-    let refused = lead("second").await.map(|_| ()).unwrap_err();
+    let lead = async |identity: &Identity| connect(&server).await.lead(RUN, RUN, identity, terms()).await;
+    let (one, two) = (learner("first"), learner("second"));
+    let (first, _) = lead(&one).await.unwrap();
+    let refused = lead(&two).await.map(|_| ()).unwrap_err();
     assert!(matches!(&refused, Error::Taken { holder, .. } if holder == "first"), "{refused}");
     assert!(timeout(SOON, first.lost()).await.is_err(), "the other is unharmed");
     // The same learner, started again: the run directory's lock says that its earlier process is gone.
-    let (again, _) = timeout(LEASE / 2, lead("first")).await.expect("it need not wait").unwrap();
+    let resumed = after(&one);
+    let (again, _) = timeout(LEASE / 2, lead(&resumed)).await.expect("it need not wait").unwrap();
     assert!(again.epoch() > first.epoch());
     let lost = timeout(LIMIT, first.lost()).await.expect("the earlier one is told");
     assert!(matches!(lost, Error::Taken { .. }), "{lost}");
+    // Killed before the run directory had its id, it is known by the one that was there before.
+    again.abandon();
+    let (again, _) = timeout(LEASE / 2, lead(&after(&one))).await.expect("it need not wait").unwrap();
     let epoch = again.epoch();
     again.release().await;
-    let (second, _) =
-        timeout(LEASE / 2, lead("second")).await.expect("what was let go need not be waited for").unwrap();
+    let (second, _) = timeout(LEASE / 2, lead(&two)).await.expect("what was let go need not be waited for").unwrap();
     assert!(second.epoch() > epoch);
+}
+
+/// Two machines of one name, with run directories of one path, are two: neither takes the run of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn learners_that_are_called_the_same_are_told_apart() {
+    let server = NatsServer::start();
+    let lead = async || connect(&server).await.lead(RUN, RUN, &learner("host:1:/run"), terms()).await;
+    let (first, _) = lead().await.unwrap();
+    for _ in 0..2 {
+        let refused = timeout(LIMIT, lead()).await.unwrap().map(|_| ()).unwrap_err();
+        assert!(matches!(&refused, Error::Taken { holder, .. } if holder == "host:1:/run"), "{refused}");
+    }
+    assert!(timeout(SOON, first.lost()).await.is_err());
+    timeout(LIMIT, first.release()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_is_gone_is_waited_for() {
     let server = NatsServer::start();
-    let (first, _) = connect(&server).await.lead(RUN, RUN, "first", terms()).await.unwrap();
+    let (first, _) = connect(&server).await.lead(RUN, RUN, &learner("first"), terms()).await.unwrap();
     let epoch = first.epoch();
     // Nothing renews it any more; nothing has let it go.
     first.abandon();
     let began = tokio::time::Instant::now();
-    let (second, _) = connect(&server).await.lead(RUN, RUN, "second", terms()).await.unwrap();
+    let (second, _) = connect(&server).await.lead(RUN, RUN, &learner("second"), terms()).await.unwrap();
     assert!(second.epoch() > epoch && began.elapsed() >= LEASE, "it may have lived");
 }
 
@@ -435,7 +496,7 @@ async fn what_is_announced_is_found_also_after_a_loss() {
     let worker = connect(&server).await;
     assert_eq!(worker.announced_runs().await.unwrap(), Vec::<String>::new());
     assert_eq!(worker.announcement(RUN).await.unwrap(), None);
-    let (lease, _) = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
+    let (lease, _) = connect(&server).await.lead(RUN, RUN, &learner("learner"), terms()).await.unwrap();
     lease.announce(b"come all".to_vec());
     let found = async || {
         let mut looks = tokio::time::interval(Duration::from_millis(20));
@@ -457,7 +518,7 @@ async fn what_is_announced_is_found_also_after_a_loss() {
 async fn what_no_learner_wrote_is_replaced() {
     let server = NatsServer::start();
     let hostile = async_nats::connect(server.url()).await.unwrap();
-    let (lease, learner) = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
+    let (lease, learner) = connect(&server).await.lead(RUN, RUN, &learner("learner"), terms()).await.unwrap();
     lease.announce(b"come all".to_vec());
     let worker = connect(&server).await;
     let found = async || while worker.announcement(RUN).await.unwrap().as_deref() != Some(b"come all") {};
@@ -481,7 +542,7 @@ async fn what_no_learner_wrote_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_streams_of_a_run_that_is_over_are_removed() {
     let server = NatsServer::start();
-    let lead = async || connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
+    let lead = async || connect(&server).await.lead(RUN, RUN, &learner("learner"), terms()).await.unwrap();
     let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
     let streams = async || jetstream.stream_names().try_collect::<BTreeSet<String>>().await.unwrap();
     let bucket = BTreeSet::from(["KV_autodidact_runs".to_owned()]);
@@ -510,17 +571,20 @@ async fn the_streams_of_a_run_that_is_over_are_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_was_overtaken_removes_nothing() {
     let server = NatsServer::start();
-    let lead = async || connect(&server).await.lead(RUN, RUN, "learner", terms()).await.unwrap();
-    let (overtaken, _) = lead().await;
-    let (_lease, learner) = lead().await;
+    let lead = async |identity: &Identity| connect(&server).await.lead(RUN, RUN, identity, terms()).await.unwrap();
+    let one = learner("learner");
+    let two = after(&one);
+    let (overtaken, _) = lead(&one).await;
+    let (_lease, leads) = lead(&two).await;
     overtaken.announce(b"it is over".to_vec());
     overtaken.end().await;
-    assert!(!learner.restore().await.unwrap(), "its streams are there");
+    assert!(!leads.restore().await.unwrap(), "its streams are there");
     assert_eq!(connect(&server).await.announcement(RUN).await.unwrap(), None);
 
     // Nor does it take the run back when the other has left.
-    let (overtaken, _) = lead().await;
-    let (again, _) = lead().await;
+    let three = after(&two);
+    let (overtaken, _) = lead(&three).await;
+    let (again, _) = lead(&after(&three)).await;
     again.end().await;
     let lost = timeout(LIMIT, overtaken.lost()).await.unwrap();
     assert!(matches!(lost, Error::Taken { .. }), "{lost}");
@@ -535,7 +599,8 @@ async fn a_bucket_that_forgets_is_refused() {
     let max_age = Duration::from_secs(60);
     let config = async_nats::jetstream::kv::Config { bucket, max_age, ..Default::default() };
     jetstream.create_key_value(config).await.unwrap();
-    let refused = connect(&server).await.lead(RUN, RUN, "learner", terms()).await.map(|_| ()).unwrap_err().to_string();
+    let refused =
+        connect(&server).await.lead(RUN, RUN, &learner("learner"), terms()).await.map(|_| ()).unwrap_err().to_string();
     assert!(refused.starts_with("bus: bucket autodidact_runs: expected expiry after 0 s, "), "{refused}");
     assert!(refused.contains("got expiry after 60 s, "), "{refused}");
 }
@@ -554,8 +619,7 @@ async fn an_old_server_is_refused() {
             connection.write_all(b"PONG\r\n").await.unwrap();
         }
     });
-    let settings = Settings { url: url.clone(), patience: LIMIT, credentials: Credentials::default() };
-    let refused = Server::connect(settings, "test").await.err().unwrap().to_string();
+    let refused = connect_to(&url).await.err().unwrap().to_string();
     assert_eq!(refused, format!("bus: server {url}: expected nats-server 2.12 or newer, got 2.11.9"));
 }
 

@@ -12,13 +12,13 @@ pub struct Waiting {
     pub waited: Duration,
     /// Which step cannot go on.
     pub step: u64,
-    /// How many tasks are out.
+    /// How many tasks are outstanding.
     pub num_missing: usize,
     /// Of how many.
     pub num_tasks: usize,
-    /// The first of those that are out.
+    /// The first of those that are outstanding.
     pub first: Vec<Missing>,
-    /// How many workers have been heard of lately.
+    /// How many workers are connected: heard from lately.
     pub num_actors: usize,
     /// Judges among them are counted apart.
     pub num_verifiers: usize,
@@ -46,7 +46,7 @@ pub struct Holder {
     pub worker: String,
     /// What it is.
     pub role: Role,
-    /// When it was last heard of.
+    /// When it was last heard from.
     pub silent: Duration,
 }
 
@@ -59,7 +59,7 @@ const LIVES_FOR: Duration = Duration::from_secs(10);
 /// After this long it is forgotten.
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 
-/// What was last heard of every worker.
+/// What was last heard from every worker.
 #[derive(Debug, Default)]
 pub(crate) struct Workers(BTreeMap<String, (Instant, Beat)>);
 
@@ -69,7 +69,7 @@ impl Workers {
         self.0.insert(beat.worker.clone(), (now, beat));
     }
 
-    /// Names those that have been heard of lately.
+    /// Names those that are connected: heard from lately.
     pub(crate) fn living(&self, role: Role, now: Instant) -> impl Iterator<Item = &str> {
         let is_living = move |(last, beat): &&(Instant, Beat)| beat.role == role && now - *last < LIVES_FOR;
         self.0.values().filter(is_living).map(|(_, beat)| beat.worker.as_str())
@@ -111,7 +111,7 @@ impl fmt::Display for Waiting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (missing, total) = (self.num_missing, self.num_tasks);
         write!(formatter, "nothing for {} s at step {}: ", self.waited.as_secs(), self.step)?;
-        write!(formatter, "{missing} of {total} tasks are out")?;
+        write!(formatter, "{missing} of {total} tasks are outstanding")?;
         for (index, Missing { task, holder, played_by, refused }) in self.first.iter().enumerate() {
             let TaskId { kind, batch, index: task } = task;
             let kind = if *kind == TaskKind::Train { "task" } else { "exam task" };
@@ -121,7 +121,7 @@ impl fmt::Display for Waiting {
             }
             match holder {
                 Some(Holder { worker, silent, .. }) => {
-                    write!(formatter, " ({worker} has it, heard of {} s ago)", silent.as_secs())?;
+                    write!(formatter, " ({worker} has it, last heard from {} s ago)", silent.as_secs())?;
                 }
                 None if !played_by.is_empty() => {
                     write!(formatter, " ({} played it, another actor must)", played_by.join(" and "))?;
@@ -136,7 +136,7 @@ impl fmt::Display for Waiting {
         if self.hears_workers {
             let plural = |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
             let (actors, verifiers) = (plural(self.num_actors, "actor"), plural(self.num_verifiers, "verifier"));
-            write!(formatter, "; {actors} and {verifiers} are heard of")?;
+            write!(formatter, "; {actors} and {verifiers} are connected")?;
         }
         Ok(())
     }
@@ -163,24 +163,24 @@ mod tests {
         let missing = (1..5).map(|index| out(task(TaskKind::Train, index))).collect();
         let now = began + 30 * second;
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
-        let expected = "nothing for 30 s at step 7: 4 of 16 tasks are out: task 1 of batch 7 (gone has it, heard of 30 s ago), \
-                        task 2 of batch 7 (slow has it, heard of 5 s ago), task 3 of batch 7 (nobody is known to have it), ...; \
-                        1 actor and 1 verifier are heard of";
+        let expected = "nothing for 30 s at step 7: 4 of 16 tasks are outstanding: task 1 of batch 7 (gone has it, \
+                        last heard from 30 s ago), task 2 of batch 7 (slow has it, last heard from 5 s ago), task 3 of \
+                        batch 7 (nobody is known to have it), ...; 1 actor and 1 verifier are connected";
         assert_eq!(waiting, expected);
         let played_by = vec!["gone".to_owned(), "idle".to_owned()];
         let missing = vec![Missing { played_by, ..out(task(TaskKind::Train, 3)) }];
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
-        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are out: task 3 of batch 7 (gone and idle played it, another \
-                        actor must); 1 actor and 1 verifier are heard of";
+        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are outstanding: task 3 of batch 7 (gone and idle played it, \
+                        another actor must); 1 actor and 1 verifier are connected";
         assert_eq!(waiting, expected);
         let missing = vec![out(task(TaskKind::Evaluate, 9))];
         let waiting = Workers::default().waiting(7, missing, 1, false, 90 * second, now).to_string();
-        assert_eq!(waiting, "nothing for 90 s at step 7: 1 of 1 tasks are out: exam task 9 of batch 7");
+        assert_eq!(waiting, "nothing for 90 s at step 7: 1 of 1 tasks are outstanding: exam task 9 of batch 7");
         let refused = Some((2, "no sense".to_owned()));
         let missing = vec![Missing { refused, ..out(task(TaskKind::Train, 2)) }];
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
-        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are out: task 2 of batch 7 (2 of its groups could not be judged: \
-                        no sense) (slow has it, heard of 5 s ago); 1 actor and 1 verifier are heard of";
+        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are outstanding: task 2 of batch 7 (2 of its groups could not \
+                        be judged: no sense) (slow has it, last heard from 5 s ago); 1 actor and 1 verifier are connected";
         assert_eq!(waiting, expected);
     }
 }

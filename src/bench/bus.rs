@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, RetentionPolicy};
-use bus::nats::{Credentials, Nats, Server, Settings, Terms};
+use bus::nats::{Credentials, Identity, Nats, Server, Settings, Terms};
 use bus::{Bus, Delivery};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{ModelConfig, PackedWeights, Params};
@@ -105,7 +105,7 @@ impl Drop for ServerProcess {
 
 async fn connect(url: &str) -> Result<Server> {
     let settings =
-        Settings { url: url.to_owned(), patience: Duration::from_secs(60), credentials: Credentials::default() };
+        Settings { servers: url.parse()?, patience: Duration::from_secs(60), credentials: Credentials::default() };
     Ok(Server::connect(settings, "bench").await?)
 }
 
@@ -114,7 +114,9 @@ const ACK_WAIT: Duration = Duration::from_secs(60);
 
 async fn lead(url: &str) -> Result<Arc<Nats>> {
     let terms = Terms { max_tasks: 1 << 16, ack_wait: ACK_WAIT, lease: Duration::from_secs(60), num_replicas: 1 };
-    let (lease, bus) = connect(url).await?.lead(RUN, RUN, "bench", terms).await?;
+    // Nobody else is there: each is the learner that was there before.
+    let identity = Identity { name: "bench".to_owned(), id: "bench".to_owned(), before: None };
+    let (lease, bus) = connect(url).await?.lead(RUN, RUN, &identity, terms).await?;
     // Nobody else wants it.
     lease.abandon();
     Ok(Arc::new(bus))

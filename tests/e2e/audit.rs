@@ -67,7 +67,7 @@ impl Forger {
 }
 
 async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> Nats {
-    let settings = Settings { url, patience: Duration::from_secs(60), credentials };
+    let settings = Settings { servers: url.parse().unwrap(), patience: Duration::from_secs(60), credentials };
     Server::connect(settings, name).await.unwrap().join(run, name, Duration::from_secs(1))
 }
 

@@ -221,8 +221,11 @@ fn what_cannot_meet_is_told_why() {
         .map(|run| folder.start(&["learner", "smoke", "--bus", &server.url(), "--run", run, "--run-dir", run]));
     wait_until("two runs", || ["one", "two"].iter().all(|run| folder.path(run).join("config.toml").exists()));
     let refused = folder.call(&["actor", "--bus", &server.url()]);
-    assert!(refused.refusal().contains("--run: expected one of the runs on nats://"), "{refused:#?}");
-    assert!(refused.refusal().ends_with(": one, two"), "{refused:#?}");
+    let says = format!("--run: expected one of the runs that have a learner on {}: one (its learner, ", server.url());
+    assert!(
+        refused.refusal().starts_with(&says) && refused.refusal().contains("), two (its learner, "),
+        "{refused:#?}"
+    );
     drop(runs);
 }
 
@@ -236,7 +239,8 @@ fn a_stall_names_what_is_waited_for() {
     let actor = cluster.start("actor", &[]);
     wait_until("step 3", || cluster.folder.last_step() >= 3);
     actor.freeze();
-    let says = |text: &str| text.contains(" tasks are out: ") && text.contains("; ") && text.contains(" 1 verifier ");
+    let says =
+        |text: &str| text.contains(" tasks are outstanding: ") && text.contains("; ") && text.contains(" 1 verifier ");
     wait_until("the learner to say what it waits for", || says(&learner.said_so_far()));
     let address = &metrics_address(&learner);
     let (status, body) = get(address, "/readyz");

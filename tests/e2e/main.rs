@@ -19,4 +19,5 @@ mod process;
 mod pure_function;
 mod runs;
 mod security;
+mod servers;
 mod study;

@@ -39,6 +39,12 @@ fn a_run_with_keys_gives_the_weights_of_one_process() {
         assert!(!ended.stderr.contains("ermi"), "nothing was denied: {ended:#?}");
         assert!(ended.stdout.starts_with(&format!("{name}: joined run ")), "{ended:#?}");
     }
+    // The learner's key is enough to see what there was, and to remove it.
+    let runs = |more: &[&str]| folder.call(&[&["runs"], more, &key(&url, "keys/learner.nk")[..]].concat());
+    let listed = runs(&[]).success().stdout;
+    let line = listed.lines().find(|line| line.ends_with("none: the run is over")).unwrap();
+    runs(&["--remove", line.split(' ').next().unwrap()]).success();
+    assert_eq!(runs(&[]).success().stdout, "no runs\n");
 }
 
 #[test]
@@ -96,7 +102,7 @@ fn a_key_that_is_taken_back_ends_its_process() {
     cluster.server.reload();
     let ended = out.end();
     let refusal = ended.stderr.lines().last().unwrap();
-    let says = "error: bus: not permitted: for 10 s no server has known the key of this process: ";
+    let says = "error: bus: not permitted: for 10 s no server has accepted the credentials of this process: ";
     assert!(refusal.starts_with(says), "{ended:#?}");
     let verifier = cluster.start("verifier-0", &[]);
     learner.end().success();

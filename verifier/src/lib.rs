@@ -77,7 +77,6 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
     };
     let mut in_work = JoinSet::new();
     let mut begun = Begun::new();
-    let mut keep = tokio::time::interval(bus.keep_every());
     let mut beats = tokio::time::interval(BEAT_EVERY);
     // Kept over the turns of the loop: a wait that is begun anew each time may never end.
     let mut next = bus.next_group();
@@ -89,11 +88,6 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
                 next = bus.next_group();
                 let group = Arc::new(group?);
                 begun.insert(in_work.spawn(judge(max_rollouts, bus.clone(), group.clone())).id(), group);
-            }
-            _ = keep.tick() => {
-                for group in begun.values() {
-                    group.keep().await?;
-                }
             }
             _ = beats.tick() => {
                 let tasks = begun.values().map(|group| group.message.body.task.id).collect();

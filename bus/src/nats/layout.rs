@@ -4,10 +4,11 @@ use std::time::Duration;
 use async_nats::jetstream::Context;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
-use async_nats::jetstream::context::{ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind};
+use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use proto::{Digest, TaskId, TaskKind};
 
+use super::server::code;
 use crate::Error;
 
 /// Names of a run on the server: streams `autodidact_RUN_QUEUE`, subjects `autodidact.RUN.QUEUE...`.
@@ -36,7 +37,7 @@ pub(super) enum Queue {
 /// What the streams of a run are made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Most tasks that are out at a time, exams included.
+    /// Most outstanding tasks, exams included.
     pub max_tasks: usize,
     /// After how long without a word a delivery goes to another worker.
     pub ack_wait: Duration,
@@ -57,7 +58,7 @@ pub(super) struct Difference {
 const SLACK: usize = 4;
 /// How much of that is kept.
 const MAX_DEAD: i64 = 1000;
-const MAX_DEAD_BYTES: i64 = 64 << 20;
+pub(super) const MAX_DEAD_BYTES: i64 = 64 << 20;
 /// For how long the server knows a message id again. A publisher that retries for longer may be heard twice.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -87,6 +88,12 @@ pub(super) fn batch_token(kind: TaskKind, batch: u64) -> String {
 /// Names the actor in the subject of a group.
 pub(super) fn actor_of(subject: &str) -> &str {
     subject.split('.').nth(3).unwrap_or_default()
+}
+
+/// Names the course of a run that a stream is of, if it is of one.
+pub(super) fn course_of(stream: &str) -> Option<&str> {
+    let (course, token) = stream.strip_prefix("autodidact_")?.rsplit_once('_')?;
+    Queue::ALL.iter().any(|queue| queue.token() == token).then_some(course)
 }
 
 impl Queue {
@@ -249,7 +256,7 @@ impl Layout {
             let name = self.stream(queue);
             let stream = match jetstream.get_stream(&name).await {
                 Ok(stream) => stream,
-                Err(error) if is_no_stream(&error) => continue,
+                Err(error) if code(&error) == Some(ErrorCode::STREAM_NOT_FOUND) => continue,
                 Err(error) => return Err(error.into()),
             };
             let num_messages = stream.cached_info().state.messages;
@@ -278,7 +285,7 @@ impl Layout {
             let wanted = self.stream_config(queue, terms);
             let stream = match jetstream.get_stream(&wanted.name).await {
                 Ok(stream) => stream,
-                Err(error) if is_no_stream(&error) => {
+                Err(error) if code(&error) == Some(ErrorCode::STREAM_NOT_FOUND) => {
                     missing();
                     jetstream.create_stream(&wanted).await?
                 }
@@ -296,11 +303,6 @@ impl Layout {
         }
         Ok(())
     }
-}
-
-/// Tells that the server says that it has no such stream; one that says nothing may have it.
-fn is_no_stream(error: &GetStreamError) -> bool {
-    matches!(error.kind(), GetStreamErrorKind::JetStream(reply) if reply.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 fn consumer_config(queue: Queue, terms: &Terms) -> Option<pull::Config> {

@@ -1,6 +1,8 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::kv::{self, Store, UpdateErrorKind};
 use async_nats::jetstream::stream;
 use serde::{Deserialize, Serialize};
@@ -8,9 +10,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::layout::{Difference, Layout, Terms, check_name};
-use super::server::{RETRY_PAUSE, now};
-use super::{Nats, Server};
+use super::layout::{self, Difference, Layout, Terms, check_name};
+use super::server::{RETRY_PAUSE, code, is_full, now, with_room};
+use super::{Led, Nats, Server};
 use crate::Error;
 
 /// A learner's hold on a run: while it renews the lease, no other learner leads the run, and what it announces stands.
@@ -27,16 +29,52 @@ pub struct Lease {
     run: String,
 }
 
+/// Who wants to lead a run.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// For people: its machine, process and run directory. Two learners may say the same.
+    pub name: String,
+    /// Drawn at random when the process starts: no other has it.
+    pub id: String,
+    /// What the last learner of the run directory was, which is gone: its lease is taken over at once.
+    pub before: Option<String>,
+}
+
 /// Who leads a run, as it stands on the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Holder {
-    /// Names the learner's machine and run directory: a learner that starts anew there takes its own lease over.
-    holder: String,
-    epoch: u64,
+pub(super) struct Holder {
+    /// For people.
+    pub(super) holder: String,
+    #[serde(default)]
+    id: String,
+    /// The last learner of its run directory, which may not know yet of this one.
+    #[serde(default)]
+    before: Option<String>,
+    pub(super) epoch: u64,
+    /// After how long without a renewal the run is lost.
+    #[serde(default)]
+    pub(super) lease_seconds: f64,
+    /// Steps that are done, as far as this learner did some.
+    #[serde(default)]
+    pub(super) step: Option<u64>,
+}
+
+impl Holder {
+    pub(super) fn new(identity: &Identity, epoch: u64, lease: Duration) -> Holder {
+        let Identity { name, id, before } = identity.clone();
+        Holder { holder: name, id, before, epoch, lease_seconds: lease.as_secs_f64(), step: None }
+    }
+
+    /// Whether it is of a run directory whose lock somebody with this identity has.
+    fn is_of(&self, Identity { id, before, .. }: &Identity) -> bool {
+        // Killed before it could note in its run directory who it was, a learner has only noted here who was there before it.
+        self.id == *id
+            || before.as_ref().is_some_and(|before| self.id == *before || self.before.as_ref() == Some(before))
+    }
 }
 
 /// The bucket of all runs on a server.
-const RUNS: &str = "autodidact_runs";
+pub(super) const RUNS: &str = "autodidact_runs";
 /// A lease is renewed this often while it lasts.
 const RENEWALS: u32 = 4;
 /// The longest wait for a server to hear that a learner leaves: it has ten seconds to end in all.
@@ -46,11 +84,11 @@ const END_LIMIT: Duration = Duration::from_secs(7);
 /// After how long workers know that a run is over: they look once a second.
 const HEARD_AFTER: Duration = Duration::from_millis(1500);
 
-fn lease_key(run: &str) -> String {
+pub(super) fn lease_key(run: &str) -> String {
     format!("{run}.lease")
 }
 
-fn run_key(run: &str) -> String {
+pub(super) fn run_key(run: &str) -> String {
     format!("{run}.run")
 }
 
@@ -60,11 +98,18 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Taken`] when another learner has it.
-    pub async fn lead(&self, run: &str, course: &str, holder: &str, terms: Terms) -> Result<(Lease, Nats), Error> {
+    pub async fn lead(
+        &self,
+        run: &str,
+        course: &str,
+        identity: &Identity,
+        terms: Terms,
+    ) -> Result<(Lease, Nats), Error> {
         check_name(run)?;
         check_name(course)?;
         self.expect_bucket(&terms).await?;
-        let (epoch, revision) = self.take(run, holder, &terms).await?;
+        let (held, revision) = self.take(run, identity, &terms).await?;
+        let (epoch, num_steps) = (held.epoch, Arc::new(AtomicU64::new(0)));
         let layout = Layout::new(course);
         let (changed, wakes) = watch::channel(Wish::Announce);
         let (tell, lost) = watch::channel(None);
@@ -74,7 +119,8 @@ impl Server {
             run: run.to_owned(),
             terms,
             layout: layout.clone(),
-            held: Holder { holder: holder.to_owned(), epoch },
+            held,
+            num_steps: num_steps.clone(),
             revision,
             num_failures: 0,
             over_since: None,
@@ -90,7 +136,10 @@ impl Server {
             lost = lease.lost() => Err(lost),
         };
         match made {
-            Ok(()) => Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(terms)))),
+            Ok(()) => {
+                let led = Led { terms, num_steps };
+                Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(led))))
+            }
             Err(error) => {
                 lease.release().await;
                 Err(error)
@@ -107,6 +156,13 @@ impl Server {
             };
             match made.await {
                 Ok(difference) => break difference,
+                // The largest is of messages that were set aside; other streams take room as they fill.
+                Err(error) if is_full(error.as_ref()) => {
+                    return Err(Error::NoRoom {
+                        server: self.settings.servers.to_string(),
+                        reason: with_room(error, "a run", layout::MAX_DEAD_BYTES as u64 * terms.num_replicas as u64),
+                    });
+                }
                 Err(error) => patience.wait_after(error).await?,
             }
         };
@@ -151,7 +207,7 @@ impl Server {
         }
     }
 
-    async fn take(&self, run: &str, holder: &str, terms: &Terms) -> Result<(u64, u64), Error> {
+    async fn take(&self, run: &str, identity: &Identity, terms: &Terms) -> Result<(Holder, u64), Error> {
         let mut patience = self.patience(format!("take the lease of run {run:?}"));
         // The lease of another that was seen, and that has been given its time to be renewed.
         let mut seen: Option<u64> = None;
@@ -162,18 +218,19 @@ impl Server {
                 let found = found.filter(|entry| entry.operation == kv::Operation::Put);
                 let revision = found.as_ref().map_or(0, |entry| entry.revision);
                 let other: Option<Holder> = found.and_then(|entry| serde_json::from_slice(&entry.value).ok());
-                let is_anothers = other.as_ref().is_some_and(|other| other.holder != holder);
+                let is_anothers = other.as_ref().is_some_and(|other| !other.is_of(identity));
                 if is_anothers && seen != Some(revision) {
                     return Ok::<_, async_nats::Error>(Err((other, revision)));
                 }
                 // Greater than every earlier one, also over the loss of the server's store.
                 let epoch = (now().as_millis() as u64).max(other.map_or(0, |other| other.epoch + 1));
-                let value = serde_json::to_vec(&Holder { holder: holder.to_owned(), epoch })?.into();
+                let held = Holder::new(identity, epoch, terms.lease);
+                let value = serde_json::to_vec(&held)?.into();
                 let revision = match revision {
                     0 => store.create(lease_key(run), value).await?,
                     revision => store.update(lease_key(run), value, revision).await?,
                 };
-                Ok(Ok((epoch, revision)))
+                Ok(Ok((held, revision)))
             };
             match attempt.await {
                 Ok(Ok(taken)) => return Ok(taken),
@@ -239,14 +296,10 @@ impl Server {
     }
 
     /// Opens the bucket of all runs; without it no learner was ever here.
-    async fn runs_if_any(&self) -> Result<Option<Store>, async_nats::Error> {
+    pub(super) async fn runs_if_any(&self) -> Result<Option<Store>, async_nats::Error> {
         match self.jetstream.get_key_value(RUNS).await {
             Ok(store) => Ok(Some(store)),
-            Err(_) if self.is_connected() => {
-                // What is not permitted is not answered either.
-                self.expect_permitted()?;
-                Ok(None)
-            }
+            Err(error) if code(&error) == Some(ErrorCode::STREAM_NOT_FOUND) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -324,6 +377,8 @@ struct Keeper {
     terms: Terms,
     layout: Layout,
     held: Holder,
+    /// Steps that are done.
+    num_steps: Arc<AtomicU64>,
     revision: u64,
     /// How often in a row it could not be renewed.
     num_failures: u32,
@@ -402,6 +457,7 @@ impl Keeper {
     /// Renews once; gives who else has the run.
     async fn renew(&mut self) -> Result<Option<String>, async_nats::Error> {
         let store = self.server.runs(self.terms.num_replicas).await?;
+        self.held.step = Some(self.num_steps.load(Ordering::Relaxed)).filter(|step| *step > 0);
         let value: bytes::Bytes = serde_json::to_vec(&self.held)?.into();
         match store.update(lease_key(&self.run), value.clone(), self.revision).await {
             Ok(revision) => self.revision = revision,
@@ -415,7 +471,9 @@ impl Keeper {
                     None => self.revision = store.create(lease_key(&self.run), value).await?,
                     Some(entry) => match serde_json::from_slice::<Holder>(&entry.value) {
                         // Renewed before, and not heard of.
-                        Ok(holder) if holder == self.held => self.revision = entry.revision,
+                        Ok(holder) if (&holder.id, holder.epoch) == (&self.held.id, self.held.epoch) => {
+                            self.revision = entry.revision;
+                        }
                         Ok(holder) => return Ok(Some(holder.holder)),
                         // No learner writes that.
                         Err(_) => self.revision = store.update(lease_key(&self.run), value, entry.revision).await?,

@@ -4,36 +4,39 @@
 //! [join](Server::join) what is there. Nothing that matters lives on the server: a message is acknowledged when its effect is
 //! safe elsewhere, and what a server loses is asked for again.
 
+mod address;
 mod layout;
 mod lease;
+mod puller;
 mod server;
+mod survey;
 
 use std::collections::BTreeSet;
-use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::{Acker, PublishMessage};
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::DirectGetErrorKind;
-use async_nats::jetstream::{AckKind, Context};
-use async_nats::{Client, StatusCode, Subject, Subscriber};
+use async_nats::{Client, Subscriber};
 use async_trait::async_trait;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use proto::{
     Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind, Version, wire,
 };
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use crate::{Bus, Delivery, Error, Receipt};
+use crate::{Bus, Delivery, Error};
+pub use address::Servers;
 use layout::{Layout, Queue};
 pub use layout::{Terms, check_name};
-pub use lease::Lease;
-use server::RETRY_PAUSE;
+pub use lease::{Identity, Lease};
+use puller::{Held, Puller};
 pub use server::{Credentials, QueueCounts, Server, ServerCounts, Settings};
+use server::{RETRY_PAUSE, with_room};
+pub use survey::{Leader, StreamUse};
 
 /// A run on a server.
 pub struct Nats {
@@ -43,9 +46,8 @@ pub struct Nats {
     worker: String,
     /// Names this life of it in message ids.
     life: u128,
-    ack_wait: Duration,
     /// Set for the learner, which makes again what is lost.
-    terms: Option<Terms>,
+    led: Option<Led>,
     /// Whether streams were found missing since the learner last asked.
     has_lost: AtomicBool,
     num_published: AtomicU64,
@@ -61,6 +63,13 @@ pub struct Nats {
     scored: Puller<ScoredGroup>,
 }
 
+/// What a learner has of its run.
+struct Led {
+    terms: Terms,
+    /// Steps that are done, as the lease says.
+    num_steps: Arc<AtomicU64>,
+}
+
 /// For how long a worker leaves to others what it may not play itself.
 const FOR_OTHERS_PAUSE: Duration = Duration::from_millis(75);
 
@@ -74,8 +83,9 @@ const MAX_BEAT_BYTES: usize = 64 << 10;
 const PIECE_BYTES: usize = 512 << 10;
 const PIECES_IN_FLIGHT: usize = 8;
 
-/// How many messages a worker has on the way to it; they count as taken.
-const PREFETCHED_TASKS: usize = 2;
+/// How many messages a worker has on the way to it; they count as taken. An actor is busy with each task for long: what it has
+/// no room for is left to others.
+const PREFETCHED_TASKS: usize = 1;
 const PREFETCHED_GROUPS: usize = 8;
 const PREFETCHED_SCORED: usize = 128;
 
@@ -96,12 +106,12 @@ impl Server {
 }
 
 impl Nats {
-    fn new(server: Server, run: &str, worker: String, ack_wait: Duration, terms: Option<Terms>) -> Nats {
+    fn new(server: Server, run: &str, worker: String, ack_wait: Duration, led: Option<Led>) -> Nats {
+        let held = Held::start(&server.client, ack_wait);
         Nats {
             layout: Layout::new(run),
             life: server::now().as_nanos(),
-            ack_wait,
-            terms,
+            led,
             has_lost: AtomicBool::new(false),
             num_published: AtomicU64::new(0),
             stored: Mutex::default(),
@@ -109,9 +119,9 @@ impl Nats {
             beats: tokio::sync::Mutex::default(),
             refusals: tokio::sync::Mutex::default(),
             versions: tokio::sync::Mutex::default(),
-            tasks: Puller::new(run, &worker, Queue::Tasks, PREFETCHED_TASKS),
-            groups: Puller::new(run, &worker, Queue::Groups, PREFETCHED_GROUPS),
-            scored: Puller::new(run, &worker, Queue::Scored, PREFETCHED_SCORED),
+            tasks: Puller::new(run, &worker, Queue::Tasks, PREFETCHED_TASKS, held.clone()),
+            groups: Puller::new(run, &worker, Queue::Groups, PREFETCHED_GROUPS, held.clone()),
+            scored: Puller::new(run, &worker, Queue::Scored, PREFETCHED_SCORED, held),
             worker,
             server,
         }
@@ -149,7 +159,7 @@ impl Nats {
                     if error.kind() == PublishErrorKind::StreamNotFound {
                         self.make_what_is_missing().await;
                     }
-                    patience.wait_after(error).await?;
+                    patience.wait_after(with_room(error, what, payload.len() as u64)).await?;
                 }
             }
         }
@@ -162,7 +172,7 @@ impl Nats {
 
     /// Makes streams and consumers that are not there, where that is this process's to do.
     async fn make_what_is_missing(&self) {
-        let Some(terms) = &self.terms else { return };
+        let Some(Led { terms, .. }) = &self.led else { return };
         let missing = || {
             tracing::warn!(run = self.layout.run(), "the server had lost a stream of this run; it is made again");
             self.has_lost.store(true, Ordering::Relaxed);
@@ -250,10 +260,6 @@ impl Bus for Nats {
         }
     }
 
-    fn keep_every(&self) -> Duration {
-        self.ack_wait / 3
-    }
-
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
         self.store("store a key".to_owned(), self.layout.key(task), wire::encode(&key).into()).await
     }
@@ -265,6 +271,9 @@ impl Bus for Nats {
     }
 
     async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        if let (Some(led), TaskKind::Train) = (&self.led, kind) {
+            led.num_steps.fetch_max(batch + 1, Ordering::Relaxed);
+        }
         let mut batches = std::mem::take(&mut *self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner));
         batches.push((kind, batch));
         for (kind, batch) in batches {
@@ -363,9 +372,9 @@ impl Bus for Nats {
     }
 
     async fn leave(&self) {
-        self.tasks.hand_back(self.jetstream()).await;
-        self.groups.hand_back(self.jetstream()).await;
-        self.scored.hand_back(self.jetstream()).await;
+        self.tasks.hand_back().await;
+        self.groups.hand_back().await;
+        self.scored.hand_back().await;
     }
 
     async fn restore(&self) -> Result<bool, Error> {
@@ -396,7 +405,7 @@ impl Nats {
                 Ok(_) => return Ok(()),
                 Err(error) => {
                     self.make_what_is_missing().await;
-                    patience.wait_after(error).await?;
+                    patience.wait_after(with_room(error, "it", payload.len() as u64)).await?;
                 }
             }
         }
@@ -452,141 +461,6 @@ impl Nats {
     }
 }
 
-/// Takes messages from one queue, a few a request. The client's own stream of messages asks for more while it is emptied, so
-/// that nobody could leave it with nothing on the way.
-struct Puller<T> {
-    stream: String,
-    /// Where messages go that cannot be read or judged.
-    dead: String,
-    queue: Queue,
-    prefetched: usize,
-    open: tokio::sync::Mutex<Option<Open>>,
-    messages: PhantomData<fn() -> T>,
-}
-
-/// What a puller has asked for.
-struct Open {
-    inbox: Subject,
-    messages: Subscriber,
-    /// Messages that the last request may still bring.
-    num_wanted: usize,
-    /// When the server has ended that request, heard or not.
-    deadline: Instant,
-}
-
-impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
-    fn new(run: &str, worker: &str, queue: Queue, prefetched: usize) -> Puller<T> {
-        let layout = Layout::new(run);
-        let dead = layout.subject(Queue::Dead, &format!("{worker}.{}", queue.token()));
-        Puller {
-            stream: layout.stream(queue),
-            dead,
-            queue,
-            prefetched,
-            open: tokio::sync::Mutex::new(None),
-            messages: PhantomData,
-        }
-    }
-
-    /// Waits for a message, for as long as it takes: a lost server or stream comes back.
-    async fn next(&self, server: &Server) -> Result<Delivery<T>, Error> {
-        let mut open = self.open.lock().await;
-        loop {
-            server.expect_permitted()?;
-            let message = match self.next_message(&server.client, &mut open).await {
-                Ok(Some(message)) => message,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::debug!(stream = self.stream, %error, "nothing to take from yet");
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    continue;
-                }
-            };
-            let message = async_nats::jetstream::Message { message, context: server.jetstream.clone() };
-            let is_redelivered = message.info().is_ok_and(|info| info.delivered > 1);
-            let (message, acker) = message.split();
-            let (server, dead, payload) = (server.clone(), self.dead.clone(), message.payload.clone());
-            let receipt = Pulled { acker, server, queue: self.queue, dead, payload };
-            let subject = message.subject.as_str();
-            match wire::decode::<Message<T>>(&message.payload) {
-                Ok(mut message) => {
-                    if self.queue == Queue::Groups {
-                        // Only the actor of that name may write there.
-                        message.envelope.played_by = layout::actor_of(subject).to_owned();
-                    }
-                    return Ok(Delivery { message, is_redelivered, receipt: Box::new(receipt) });
-                }
-                Err(error) => {
-                    if receipt.set_aside().await {
-                        tracing::warn!(subject, %error, "a message that cannot be read is set aside");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Takes a message, asking for some where nothing is on the way; `None` where a request is over.
-    async fn next_message(
-        &self,
-        client: &Client,
-        open: &mut Option<Open>,
-    ) -> Result<Option<async_nats::Message>, async_nats::Error> {
-        let opened = match &mut *open {
-            Some(opened) => opened,
-            none => {
-                let inbox = Subject::from(client.new_inbox());
-                let messages = client.subscribe(inbox.clone()).await?;
-                none.insert(Open { inbox, messages, num_wanted: 0, deadline: Instant::now() })
-            }
-        };
-        if opened.num_wanted == 0 {
-            opened.num_wanted = self.prefetched;
-            opened.deadline = Instant::now() + PULL_EXPIRES + PULL_SLACK;
-            let request = serde_json::json!({"batch": self.prefetched, "expires": PULL_EXPIRES.as_nanos() as u64});
-            let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.stream, self.queue.consumer());
-            client.publish_with_reply(subject, opened.inbox.clone(), request.to_string().into()).await?;
-        }
-        let message = tokio::select! {
-            message = opened.messages.next() => message,
-            () = tokio::time::sleep_until(opened.deadline) => {
-                opened.num_wanted = 0;
-                return Ok(None);
-            }
-        };
-        let Some(message) = message else {
-            *open = None;
-            return Ok(None);
-        };
-        let Some(status) = message.status else {
-            opened.num_wanted = opened.num_wanted.saturating_sub(1);
-            return Ok(Some(message));
-        };
-        opened.num_wanted = 0;
-        match status {
-            StatusCode::TIMEOUT | StatusCode::NOT_FOUND => Ok(None),
-            status => Err(format!("{status} {}", message.description.unwrap_or_default()).into()),
-        }
-    }
-
-    /// Hands back what the server has sent ahead.
-    async fn hand_back(&self, jetstream: &Context) {
-        let Some(mut open) = self.open.lock().await.take() else { return };
-        while let Ok(Some(message)) = tokio::time::timeout(DRAIN_PAUSE, open.messages.next()).await {
-            if message.status.is_none() {
-                // Not at once: it would come straight back.
-                let nak = AckKind::Nak(Some(2 * DRAIN_PAUSE));
-                drop(Acker::new(jetstream.clone(), message.reply).ack_with(nak).await);
-            }
-        }
-    }
-}
-
-/// After so long without one more, all that was on the way is here.
-const DRAIN_PAUSE: Duration = Duration::from_millis(100);
-/// How long a request for messages stands. A server that was lost in between is asked again after that.
-const PULL_EXPIRES: Duration = Duration::from_secs(2);
-const PULL_SLACK: Duration = Duration::from_secs(1);
-
 /// What is said to whoever listens, and kept by nobody.
 #[derive(Default)]
 struct Calls(Option<Subscriber>);
@@ -606,60 +480,5 @@ impl Calls {
                 None => self.0 = None,
             }
         }
-    }
-}
-
-/// A message of JetStream, which wants to hear of it.
-struct Pulled {
-    acker: Acker,
-    server: Server,
-    queue: Queue,
-    /// Where it goes when it is good for nothing.
-    dead: String,
-    payload: bytes::Bytes,
-}
-
-#[async_trait]
-impl<T: Send + Sync> Receipt<T> for Pulled {
-    async fn acknowledge(&self) -> Result<(), Error> {
-        self.server.count(self.queue, |counts| counts.num_acknowledged += 1);
-        self.say(AckKind::Ack).await
-    }
-
-    async fn keep(&self) -> Result<(), Error> {
-        self.say(AckKind::Progress).await
-    }
-
-    async fn hand_back(&self, _message: &Message<T>, pause: Duration) -> Result<(), Error> {
-        self.server.count(self.queue, |counts| counts.num_handed_back += 1);
-        self.say(AckKind::Nak(Some(pause))).await
-    }
-
-    async fn set_aside(&self) -> bool {
-        Pulled::set_aside(self).await;
-        true
-    }
-}
-
-impl Pulled {
-    /// Tells whether it was; one that could not be set aside comes again.
-    async fn set_aside(&self) -> bool {
-        let kept = async { self.server.jetstream.publish(self.dead.clone(), self.payload.clone()).await?.await };
-        let is_kept = kept.await.is_ok();
-        if is_kept {
-            self.server.count(self.queue, |counts| counts.num_set_aside += 1);
-            drop(self.acker.ack_with(AckKind::Term).await);
-        }
-        is_kept
-    }
-
-    /// Not waited for: a word that is lost costs a delivery more.
-    async fn say(&self, kind: AckKind) -> Result<(), Error> {
-        match tokio::time::timeout(SAY_LIMIT, self.acker.ack_with(kind)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the server did not hear of a delivery"),
-            Err(_) => tracing::debug!("the server did not hear of a delivery: it is away"),
-        }
-        Ok(())
     }
 }

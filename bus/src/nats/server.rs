@@ -6,18 +6,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
-use async_nats::jetstream::{Context, ContextBuilder};
+use async_nats::jetstream::context::{
+    CreateStreamError, CreateStreamErrorKind, DeleteStreamError, DeleteStreamErrorKind, GetStreamError,
+    GetStreamErrorKind, RequestErrorKind,
+};
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::{self, Context, ContextBuilder, ErrorCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use tokio::time::Instant;
 
+use super::Servers;
 use super::layout::{Queue, check_name};
+use super::lease::RUNS;
 use crate::Error;
 
 /// How a process uses a server; changes when things happen, never what.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where it is, such as `nats://127.0.0.1:4222`; several are separated by commas.
-    pub url: String,
+    /// Where it is.
+    pub servers: Servers,
     /// How long a server may be away.
     pub patience: Duration,
     /// How a process says who it is.
@@ -93,6 +100,8 @@ pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// For how long no server may know this user before it is taken for good: keys are given to servers one by one.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that one server is tried before the next.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const MAX_IN_FLIGHT: usize = 256;
 const SUBSCRIPTION_CAPACITY: usize = 512;
 
@@ -100,30 +109,42 @@ impl Server {
     /// Connects, waiting for a server that is not there yet.
     ///
     /// # Errors
-    /// When none answers within `settings.patience`, or it is too old, or does not know this user.
+    /// When none answers within `settings.patience`, or it is too old, has no JetStream, or does not know this user.
     pub async fn connect(settings: Settings, name: &str) -> Result<Server, Error> {
         check_name(name)?;
-        let seed = settings.credentials.nkey.as_deref().map(read_seed).transpose()?;
-        if let Some(path) = &settings.credentials.tls_ca {
+        let Settings { servers, credentials, patience } = &settings;
+        let seed = credentials.nkey.as_deref().map(read_seed).transpose()?;
+        if seed.is_some() && servers.has_login() {
+            return Err(Error::Unfit {
+                what: format!("server {servers}"),
+                expected: "a key of this process, or a user, password or token with the address".to_owned(),
+                got: "both".to_owned(),
+            });
+        }
+        if let Some(path) = &credentials.tls_ca {
             read("certificates", path)?;
         }
         let heard = Arc::new(Heard::default());
-        let mut patience = Patience::new(format!("connect to {}", settings.url), settings.patience, heard.clone());
+        let mut patience = Patience::new(format!("connect to {servers}"), *patience, heard.clone());
         let client = loop {
-            let options = options(name, seed.clone(), settings.credentials.tls_ca.clone(), heard.clone());
-            let addresses: Vec<&str> = settings.url.split(',').map(str::trim).collect();
-            let is_only_one = addresses.len() == 1;
-            match options.connect(addresses).await {
-                Ok(client) => break client,
-                Err(error) if is_refusal(error.kind()) && is_only_one => {
-                    return Err(Error::Denied { reason: format!("{}: {error}", settings.url) });
+            let options = options(name, seed.clone(), credentials.tls_ca.clone(), heard.clone());
+            let connect = servers.log_in(options).connect(servers.addresses());
+            // Names are looked up without a limit of the client's.
+            match tokio::time::timeout(CONNECT_LIMIT * servers.len() as u32, connect).await {
+                Ok(Ok(client)) => break client,
+                Ok(Err(error)) if is_refusal(error.kind()) && servers.len() == 1 => {
+                    let has_said = seed.is_some() || servers.has_login();
+                    let hint =
+                        if has_said { "" } else { "; it asks for a key (--nkey), a user and password, or a token" };
+                    return Err(Error::Denied { reason: format!("{servers}: {error}{hint}") });
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     if is_refusal(error.kind()) {
                         heard.refuse(error.to_string());
                     }
                     patience.wait_after(error).await?;
                 }
+                Err(_) => patience.wait_after("no answer").await?,
             }
         };
         let version = client.server_info().version;
@@ -132,7 +153,7 @@ impl Server {
         if number < OLDEST_SERVER {
             let (major, minor) = OLDEST_SERVER;
             return Err(Error::Unfit {
-                what: format!("server {}", settings.url),
+                what: format!("server {servers}"),
                 expected: format!("nats-server {major}.{minor} or newer"),
                 got: version,
             });
@@ -143,7 +164,39 @@ impl Server {
             .max_ack_inflight(MAX_IN_FLIGHT)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(Server { client, jetstream, settings, heard })
+        let server = Server { client, jetstream, settings, heard };
+        server.expect_jetstream().await?;
+        Ok(server)
+    }
+
+    /// Fails where there is no JetStream, or none for this user. One that has no leader for the moment is there, and is waited for
+    /// by who uses it.
+    async fn expect_jetstream(&self) -> Result<(), Error> {
+        let began = Instant::now();
+        loop {
+            let got = match self.jetstream.request(format!("STREAM.INFO.KV_{RUNS}"), &()).await {
+                Ok(Response::<serde_json::Value>::Err { error }) if is_not_enabled(error.error_code()) => {
+                    error.to_string()
+                }
+                Err(error)
+                    if error.kind() == RequestErrorKind::NoResponders && !self.client.server_info().jetstream =>
+                {
+                    // Another server of its cluster may have it, and not be there yet.
+                    if self.client.server_info().cluster.is_some() && began.elapsed() < CONNECT_LIMIT {
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                        continue;
+                    }
+                    "one without".to_owned()
+                }
+                _ => return Ok(()),
+            };
+            return Err(Error::Unfit {
+                what: format!("server {}", self.settings.servers),
+                expected: "a nats-server with JetStream (`nats-server -js`, or a jetstream block in its config)"
+                    .to_owned(),
+                got,
+            });
+        }
     }
 
     /// Sends what is still to be sent.
@@ -193,7 +246,7 @@ impl Heard {
             Some((first, last, said)) if *last - *first >= REFUSED_LIMIT => {
                 let seconds = REFUSED_LIMIT.as_secs();
                 Err(Error::Denied {
-                    reason: format!("for {seconds} s no server has known the key of this process: {said}"),
+                    reason: format!("for {seconds} s no server has accepted the credentials of this process: {said}"),
                 })
             }
             _ => Ok(()),
@@ -250,6 +303,60 @@ impl Heard {
         }
         is_due
     }
+}
+
+fn is_not_enabled(code: ErrorCode) -> bool {
+    [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT].contains(&code)
+}
+
+/// Returns the code of what JetStream answered, from an error of the client.
+pub(super) fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
+    let answered = |cause: &(dyn std::error::Error + 'static)| {
+        let kinds = [
+            cause.downcast_ref().map(jetstream::Error::error_code),
+            cause.downcast_ref().and_then(|error: &GetStreamError| match error.kind() {
+                GetStreamErrorKind::JetStream(answer) => Some(answer.error_code()),
+                _ => None,
+            }),
+            cause.downcast_ref().and_then(|error: &CreateStreamError| match error.kind() {
+                CreateStreamErrorKind::JetStream(answer) => Some(answer.error_code()),
+                _ => None,
+            }),
+            cause.downcast_ref().and_then(|error: &DeleteStreamError| match error.kind() {
+                DeleteStreamErrorKind::JetStream(answer) => Some(answer.error_code()),
+                _ => None,
+            }),
+        ];
+        kinds.into_iter().flatten().next()
+    };
+    std::iter::successors(Some(error), |error| error.source()).find_map(answered)
+}
+
+/// Whether the server has too little room for something.
+pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let full = [
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
+        ErrorCode::MEMORY_RESOURCES_EXCEEDED,
+    ];
+    code(error).is_some_and(|code| full.contains(&code))
+}
+
+/// Says of a failure for want of room how much is needed, and what makes room.
+pub(super) fn with_room(error: impl Into<async_nats::Error>, what: &str, num_bytes: u64) -> String {
+    let error = error.into();
+    match is_full(error.as_ref()) {
+        false => error.to_string(),
+        true => format!("{error}: {}", room(what, num_bytes)),
+    }
+}
+
+pub(super) fn room(what: &str, num_bytes: u64) -> String {
+    format!(
+        "{what} needs {num_bytes} bytes of the server's store: raise max_file_store in the jetstream block of its config, or \
+         remove runs from it (`autodidact runs`)"
+    )
 }
 
 fn is_refusal(kind: ConnectErrorKind) -> bool {

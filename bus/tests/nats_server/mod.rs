@@ -16,6 +16,7 @@ pub(crate) struct NatsServer {
     child: Child,
     /// Where its config is, if it has one.
     config: Option<PathBuf>,
+    scheme: &'static str,
 }
 
 /// The longest wait for a server to answer.
@@ -23,26 +24,39 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 impl NatsServer {
     pub(crate) fn start() -> NatsServer {
-        NatsServer::start_with(None)
+        NatsServer::start_with(tempfile::tempdir().unwrap(), None, "nats")
+    }
+
+    /// Starts a server with this config, and nothing besides.
+    #[allow(dead_code, reason = "not every suite that starts servers configures them")]
+    pub(crate) fn with_config(config: &str) -> NatsServer {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("nats.conf"), config).unwrap();
+        let path = folder.path().to_owned();
+        NatsServer::start_with(folder, Some(path), "nats")
     }
 
     /// Starts a server with the config in a folder that `keys init` made.
     #[allow(dead_code, reason = "not every suite that starts servers has keys")]
     pub(crate) fn with_keys(keys: &Path) -> NatsServer {
-        NatsServer::start_with(Some(keys.to_owned()))
+        NatsServer::start_with(tempfile::tempdir().unwrap(), Some(keys.to_owned()), "tls")
     }
 
-    fn start_with(config: Option<PathBuf>) -> NatsServer {
-        let folder = tempfile::tempdir().unwrap();
+    fn start_with(folder: TempDir, config: Option<PathBuf>, scheme: &'static str) -> NatsServer {
         // The server takes a free port and says which.
         let child = spawn(folder.path(), config.as_deref(), -1);
         let port = wait_for_port(folder.path());
-        NatsServer { folder, port, child, config }
+        NatsServer { folder, port, child, config, scheme }
     }
 
     pub(crate) fn url(&self) -> String {
-        let scheme = if self.config.is_some() { "tls" } else { "nats" };
-        format!("{scheme}://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
+    }
+
+    /// Returns its address with a user and password, or a token, before the host.
+    #[allow(dead_code, reason = "not every suite that starts servers configures them")]
+    pub(crate) fn url_of(&self, login: &str) -> String {
+        self.url().replace("://", &format!("://{login}@"))
     }
 
     /// Kills the server with SIGKILL.
@@ -89,12 +103,12 @@ impl Drop for NatsServer {
 fn spawn(folder: &Path, config: Option<&Path>, port: i32) -> Child {
     let log = File::create(folder.join("log")).unwrap();
     let mut command = Command::new(binary());
-    command.args(["-js", "-a", "127.0.0.1", "-p", &port.to_string()]);
+    command.args(["-a", "127.0.0.1", "-p", &port.to_string()]);
     command.arg("--ports_file_dir").arg(folder);
     match config {
         // It says itself where the store is.
         Some(config) => command.args(["-c", "nats.conf"]).current_dir(config),
-        None => command.arg("-sd").arg(folder.join("store")),
+        None => command.args(["-js", "-sd"]).arg(folder.join("store")),
     };
     command.stdout(Stdio::null()).stderr(log);
     command.spawn().unwrap()
