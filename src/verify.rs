@@ -58,6 +58,5 @@ fn judge(line: &[u8]) -> Result<Value> {
     let answer =
         entry.get("answer").and_then(Value::as_str).context("expected a field answer with text, found none")?;
     let problem = problem_from_json(problem)?;
-    let verdict = domain(&problem.domain)?.judge_text(&problem, answer)?;
-    Ok(json!({"verdict": verdict}))
+    Ok(serde_json::to_value(domain(&problem.domain)?.judge_text(&problem, answer)?)?)
 }

@@ -441,8 +441,8 @@ fn exams_and_problems_to_score() {
         (b"not JSON at all", "expected"),
         (b"{\"domain\":\"count\xffdown\"}", "invalid utf-8"),
         (b"{\"domain\":\"chess\"}", "domain: expected one of countdown, "),
-        (b"{\"numbers\":[3,7,25],\"target\":78}", "domain: expected one of countdown, "),
-        (b"{\"domain\":\"countdown\",\"numbers\":[3,-7,25],\"target\":78}", "integer `-7`, expected u32"),
+        (b"{\"numbers\":[3,7,25],\"goal\":78}", "domain: expected one of countdown, "),
+        (b"{\"domain\":\"countdown\",\"numbers\":[3,-7,25],\"target\":78}", "integer `-7`, expected u64"),
     ];
     for (line, says) in lines {
         std::fs::write(folder.path("mine.jsonl"), [problem, problem, line, b"\n", problem].concat()).unwrap();
