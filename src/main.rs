@@ -11,6 +11,7 @@ mod endpoint;
 mod eval;
 mod files;
 mod generate;
+mod input;
 mod inspect;
 mod keys;
 mod metrics;
