@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use actor::engine::{Engine, Weights};
 use anyhow::{Context as _, Result, bail, ensure};
-use domains::{Split, exam_problems, exams_of};
+use domains::{Split, exam_problems, exams_of, trained_variant};
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
 use policy::{ModelConfig, PackedWeights, Params};
 use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
 };
 
+use crate::input::JsonLines;
 use crate::report::{note, percent, print, table};
 use crate::{baselines, run_config};
 
@@ -23,7 +24,7 @@ pub(crate) struct Args {
     /// An exam of `autodidact domains`, or `all` for those of the domains that the run trains on.
     #[arg(long, conflicts_with = "problems", default_value = "all")]
     exam: String,
-    /// A file of problems, one JSON object a line.
+    /// A file of problems, one JSON object a line; `-` is standard input. docs/formats.md has every form.
     #[arg(long, value_name = "FILE.jsonl")]
     problems: Option<PathBuf>,
     /// Sampled answers a problem, for pass@k.
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let trained_on = trained_domains(&args.run)?;
     let sit = |name: &str| exam_problems(name, split, trained_on.iter().map(String::as_str));
     match &args.problems {
-        Some(path) => sets.push((path.display().to_string(), read_problems(path)?)),
+        Some(path) => sets.push(read_problems(path, &trained_on)?),
         None if args.exam == "all" => {
             for spec in exams_of(trained_on.iter().map(String::as_str)) {
                 let (name, problems) = (format!("{} ({})", spec.name, args.split), sit(spec.name)?);
@@ -386,21 +387,26 @@ fn trained_domains(path: &Path) -> Result<Vec<String>> {
     })
 }
 
-fn read_problems(path: &Path) -> Result<Vec<Problem>> {
-    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+/// Reads a file of problems, and names it. A problem without a domain is asked in the variant that the run trains on.
+fn read_problems(path: &Path, trained_on: &[String]) -> Result<(String, Vec<Problem>)> {
+    let mut lines = JsonLines::open(path)?;
     let mut problems = Vec::new();
-    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
-        let at = || format!("{}, line {}", path.display(), index + 1);
-        let line = std::str::from_utf8(line).with_context(at)?;
-        if !line.trim().is_empty() {
-            let json = serde_json::from_str(line).with_context(at)?;
-            problems.push(domains::problem_from_json(&json).with_context(at)?);
-        }
+    while let Some((line, json)) = lines.next()? {
+        let read = || -> Result<Problem> {
+            let json = json?;
+            let mut problem = domains::problem_from_json(&json)?;
+            let variant = trained_variant(&problem.domain, trained_on.iter().map(String::as_str));
+            if let Some(variant) = variant.filter(|_| json.get("domain").is_none()) {
+                problem.domain = variant.to_owned();
+            }
+            Ok(problem)
+        };
+        problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);
     }
     if problems.is_empty() {
-        bail!("{}: expected problems, one JSON object a line, found none", path.display());
+        bail!("{}: expected problems, one JSON object a line, found none", lines.name);
     }
-    Ok(problems)
+    Ok((lines.name, problems))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod endpoint;
 mod eval;
 mod files;
 mod generate;
+mod input;
 mod inspect;
 mod keys;
 mod late;

@@ -14,6 +14,8 @@ use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use crate::input::{read_text, stray_mark};
+
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 3] = [
     ("laptop", include_str!("../deploy/configs/laptop.toml")),
@@ -254,7 +256,10 @@ impl TomlFile {
 
     fn refusal(&self, error: &toml::de::Error) -> anyhow::Error {
         let position = error.span().map_or(String::new(), |span| self.position(span.start));
-        anyhow!("{}{position}: {}", self.path.display(), error.message())
+        let mark = stray_mark(&self.text).map_or(String::new(), |offset| {
+            format!("; a byte order mark (U+FEFF) stands in{}", self.position(offset).trim_start_matches(','))
+        });
+        anyhow!("{}{position}: {}{mark}", self.path.display(), error.message())
     }
 
     /// Says where a byte stands: `, line 3, column 1`.
@@ -417,7 +422,7 @@ fn preset(name: &str) -> Option<Table> {
 /// Reads a file, and lays it over the preset that it names.
 fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
     let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
-    let text = std::fs::read_to_string(path).with_context(|| {
+    let text = read_text(path).with_context(|| {
         format!("config: expected one of {}, or a TOML file, got {:?}", names.join(", "), path.display().to_string())
     })?;
     let file = TomlFile { path: path.to_owned(), text };

@@ -2,20 +2,21 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use domains::{domain, problem_from_json};
-use proto::{Token, Verdict};
+use proto::{Problem, Token, Verdict};
 
 use crate::eval::{Player, load};
+use crate::input::{json, strip_mark};
 use crate::report::{print, word};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A run directory (its newest checkpoint) or a checkpoint.
     run: PathBuf,
-    /// A problem as text ("3 7 25 -> 82") or as JSON.
+    /// A problem as text ("3 7 25 -> 82") or as JSON; docs/formats.md has every form.
     problem: String,
-    /// The domain of a problem given as text.
+    /// The domain of a problem that names none.
     #[arg(long, default_value = "countdown")]
     domain: String,
     /// Answers to sample when the first, most probable one is wrong.
@@ -27,10 +28,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let problem = match serde_json::from_str(&args.problem) {
-        Ok(json @ serde_json::Value::Object(_)) => problem_from_json(&json)?,
-        _ => domain(&args.domain)?.problem_from_text(&args.problem)?,
-    };
+    let problem = read_problem(&args.problem, &args.domain)?;
     let domain = domain(&problem.domain)?;
     let (model, checkpoint) = load(&args.run)?;
     let player = Player::new(&model, &checkpoint.state.ema, 0)?;
@@ -62,4 +60,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(_) => Ok(()),
         None => print(&format!("none of {} samples solves it", args.samples)),
     }
+}
+
+/// Reads a problem as JSON or as a person would type it.
+fn read_problem(text: &str, domain_name: &str) -> Result<Problem> {
+    let text = strip_mark(text);
+    let unnamed = |json: &serde_json::Value| json.as_object().is_some_and(|fields| !fields.contains_key("domain"));
+    Ok(match json(text) {
+        Ok(json) if unnamed(&json) => domain(domain_name)?.problem_from_json(&json)?,
+        Ok(json) => problem_from_json(&json)?,
+        Err(error) if text.trim_ascii_start().starts_with('{') => {
+            return Err(error).context("problem: expected a JSON object");
+        }
+        Err(_) => domain(domain_name)?.problem_from_text(text)?,
+    })
 }

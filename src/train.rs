@@ -1,7 +1,7 @@
 //! `train`: from random weights to a table of what was learned; all roles in one process, or the learner alone.
 
-use std::ffi::OsString;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -326,7 +326,8 @@ fn expect_free(run_dir: &Path) -> Result<()> {
     let mut entries = run_dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.file_name());
     let left = [RunLock::FILE_NAME, LEASE_FILE];
     let is_left = |name: OsString| {
-        left.iter().any(|left| name == *left) || ["config.toml", LEASE_FILE].iter().any(|whole| is_partial(&name, whole))
+        left.iter().any(|left| name == *left)
+            || ["config.toml", LEASE_FILE].iter().any(|whole| is_partial(&name, whole))
     };
     if entries.all(is_left) {
         return Ok(());

@@ -142,15 +142,17 @@ pub fn exam_problems<'a>(
     trained: impl IntoIterator<Item = &'a str>,
 ) -> Result<Vec<Problem>, Error> {
     let mut problems = exam(name)?.split(split).to_vec();
-    let own = &problems[0].domain;
-    let trained: Vec<&str> = trained.into_iter().collect();
-    let is_variant = |name: &&&str| domain(name).is_ok_and(|domain| domain.sits_exams_of() == own);
-    if !trained.contains(&own.as_str())
-        && let Some(variant) = trained.iter().find(is_variant)
-    {
-        problems.iter_mut().for_each(|problem| problem.domain = (*variant).to_owned());
+    if let Some(variant) = trained_variant(&problems[0].domain, trained) {
+        problems.iter_mut().for_each(|problem| problem.domain = variant.to_owned());
     }
     Ok(problems)
+}
+
+/// Returns the variant of a domain that is trained on, where the domain itself is not.
+pub fn trained_variant<'a>(name: &str, trained: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let trained: Vec<&str> = trained.into_iter().collect();
+    let is_variant = |other: &&str| domain(other).is_ok_and(|domain| domain.sits_exams_of() == name);
+    trained.iter().copied().find(is_variant).filter(|_| !trained.contains(&name))
 }
 
 /// Tells whether a canonical hash is one of a domain's exam problems, in either split.

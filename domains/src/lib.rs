@@ -14,7 +14,7 @@ use std::sync::Arc;
 use proto::{Aim, KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verdict};
 
 pub use countdown::Countdown;
-pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of};
+pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
 pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, random_answer, trace};
 pub use programs::Programs;
 
@@ -65,11 +65,11 @@ pub trait Domain: ProblemSource {
         self.judge_keyed(problem, None, answer)
     }
 
-    /// Judges an answer that a person or another program wrote.
+    /// Judges an answer that a person or another program wrote, and says why where it is not correct.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Verdict, Error>;
+    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Judged, Error>;
 
     /// Names the problem that an answer solves exactly, if there is one.
     ///
@@ -117,6 +117,11 @@ pub trait Domain: ProblemSource {
     /// Writes an answer for people.
     fn render_answer(&self, answer: &[Token]) -> String;
 
+    /// Whether a record that names no domain is a problem of this one, by the names of its fields.
+    fn is_unnamed_form(&self, _fields: &serde_json::Map<String, serde_json::Value>) -> bool {
+        false
+    }
+
     /// Reads a problem from its JSON form.
     ///
     /// # Errors
@@ -155,13 +160,42 @@ pub trait Domain: ProblemSource {
     fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem>;
 }
 
+/// What is said of an answer in text to whoever wrote it. The tokens of a policy get a [`Verdict`] alone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why the verdict is not `correct`, for people. Never gives away what the problem hides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Judged {
+    /// Returns the verdict that needs no reason.
+    pub(crate) fn correct() -> Judged {
+        Judged { verdict: Verdict::Correct, reason: None }
+    }
+
+    /// Returns any other verdict with its reason.
+    pub(crate) fn because(verdict: Verdict, reason: impl Into<String>) -> Judged {
+        debug_assert_ne!(verdict, Verdict::Correct, "a reason is why an answer is not correct");
+        Judged { verdict, reason: Some(reason.into()) }
+    }
+}
+
 /// What can go wrong in a domain.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No such domain.
-    #[error("domain: expected one of {}, got {got:?}", names().join(", "))]
+    #[error("domain: expected one of {}, got {got}", names().join(", "))]
     UnknownDomain {
-        /// The name that was given.
+        /// What was given.
+        got: String,
+    },
+    /// JSON that is no problem of any domain.
+    #[error("problem: expected a JSON object, got {got}")]
+    NoObject {
+        /// What was given.
         got: String,
     },
     /// No such exam.
@@ -205,17 +239,54 @@ pub fn registry() -> &'static [Arc<dyn Domain>] {
 /// assert!(domains::domain("chess").is_err());
 /// ```
 pub fn domain(name: &str) -> Result<&'static Arc<dyn Domain>, Error> {
-    registry().iter().find(|domain| domain.name() == name).ok_or_else(|| Error::UnknownDomain { got: name.to_owned() })
+    let found = registry().iter().find(|domain| domain.name() == name);
+    found.ok_or_else(|| Error::UnknownDomain { got: format!("{name:?}") })
 }
 
-/// Reads a problem from one JSON object such as `{"domain":"countdown","numbers":[3,7,25],"target":78}`.
+/// Reads a problem from one JSON object such as `{"domain":"countdown","numbers":[3,7,25],"target":78}`. A record without
+/// a domain is of the one that its fields belong to.
 ///
 /// # Errors
-/// [`Error::UnknownDomain`] or [`Error::Problem`].
+/// [`Error::NoObject`], [`Error::UnknownDomain`] or [`Error::Problem`].
+///
+/// ```
+/// let json = serde_json::json!({"nums": [3, 7, 25], "target": 78});
+/// assert_eq!(domains::problem_from_json(&json).unwrap().domain, "countdown");
+/// ```
 pub fn problem_from_json(json: &serde_json::Value) -> Result<Problem, Error> {
-    match json.get("domain").and_then(serde_json::Value::as_str) {
-        Some(name) => domain(name)?.problem_from_json(json),
-        None => Err(Error::UnknownDomain { got: json.get("domain").map_or("nothing".to_owned(), ToString::to_string) }),
+    let fields = json.as_object().ok_or_else(|| Error::NoObject { got: describe_json(json) })?;
+    match fields.get("domain") {
+        Some(serde_json::Value::String(name)) => domain(name)?.problem_from_json(json),
+        Some(other) => Err(Error::UnknownDomain { got: describe_json(other) }),
+        None => match registry().iter().find(|domain| domain.is_unnamed_form(fields)) {
+            Some(domain) => domain.problem_from_json(json),
+            None => Err(Error::UnknownDomain { got: "none".to_owned() }),
+        },
+    }
+}
+
+/// Describes JSON that stands where something else was expected: as it is where it is short, else by its kind.
+pub fn describe_json(json: &serde_json::Value) -> String {
+    use serde_json::Value;
+    let text = json.to_string();
+    match json {
+        _ if text.chars().count() <= MAX_DESCRIBED_CHARS => text,
+        Value::Array(elements) => format!("an array of {} elements", elements.len()),
+        Value::Object(fields) => format!("an object of {} fields", fields.len()),
+        Value::String(text) => format!("a string of {} bytes", text.len()),
+        _ => "a number".to_owned(),
+    }
+}
+
+/// Most characters that a message quotes of what it found.
+const MAX_DESCRIBED_CHARS: usize = 60;
+
+/// Quotes a part of a text for a message, shortened where it is long; what cannot be seen is escaped.
+pub(crate) fn quote(text: &str) -> String {
+    let text = text.trim_matches([' ', '\t', '\r', '\n']);
+    match text.char_indices().nth(MAX_DESCRIBED_CHARS) {
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use domains::{
-    Domain, Exam, Grammar, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace,
+    Domain, Exam, Grammar, Judged, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace,
     vocabulary,
 };
 use proto::{CounterRng, Difficulty, KeyedProblem, Problem, Purpose, Token, Verdict};
@@ -51,7 +51,49 @@ fn legal_play_is_never_malformed_and_stays_within_its_length() {
         let verdict = domain.judge(problem, &answer).unwrap();
         assert!(matches!(verdict, Verdict::Correct | Verdict::Incorrect), "{problem:?} {answer:?} {verdict:?}");
         let text = domain.render_answer(&answer);
-        assert_eq!(domain.judge_text(problem, &text).unwrap(), verdict, "rendering keeps the verdict: {text}");
+        let judged = domain.judge_text(problem, &text).unwrap();
+        assert_eq!(judged.verdict, verdict, "rendering keeps the verdict: {text}");
+        let has_reason = judged.reason.is_some_and(|reason| !reason.is_empty());
+        assert_eq!(has_reason, verdict != Verdict::Correct, "{text}: every verdict but correct has a reason");
+    });
+}
+
+/// Whatever text comes in, there is a verdict, and with every verdict but `correct` a reason that is not long.
+#[test]
+fn noise_in_text_is_judged_with_a_reason() {
+    const PIECES: [&str; 24] = [
+        "25",
+        "7",
+        "3",
+        "[",
+        "]",
+        "(",
+        ")",
+        ",",
+        ";",
+        "=",
+        "+",
+        "-",
+        "*",
+        "/",
+        "sort",
+        "take 2",
+        "map",
+        " ",
+        "\n",
+        "\u{feff}",
+        "−",
+        "0",
+        "9999999999999999999999",
+        "é",
+    ];
+    for_each_ladder_problem(100, |domain, problem, rng| {
+        let text: String = (0..rng.below(16)).map(|_| PIECES[rng.below(PIECES.len() as u64) as usize]).collect();
+        let Judged { verdict, reason } = domain.judge_text(problem, &text).unwrap();
+        match reason {
+            None => assert_eq!(verdict, Verdict::Correct, "{text:?}"),
+            Some(reason) => assert!(!reason.is_empty() && reason.len() < 400, "{text:?}: {reason}"),
+        }
     });
 }
 

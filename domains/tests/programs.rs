@@ -111,11 +111,11 @@ fn every_operation_by_hand() {
     for (domain, cases) in [(FULL, &full[..]), (DIGITS, &digits[..])] {
         for (program, input, output) in cases {
             let deduction = problem(domain, &format!("{program} : {input} -> ?"));
-            assert_eq!(domain.judge_text(&deduction, output).unwrap(), Verdict::Correct, "{}", deduction.text);
+            assert_eq!(domain.judge_text(&deduction, output).unwrap().verdict, Verdict::Correct, "{}", deduction.text);
             let wrong = if *output == "[]" { "[0]" } else { "[]" };
-            assert_eq!(domain.judge_text(&deduction, wrong).unwrap(), Verdict::Incorrect);
+            assert_eq!(domain.judge_text(&deduction, wrong).unwrap().verdict, Verdict::Incorrect);
             let abduction = problem(domain, &format!("{program} : ? -> {output}"));
-            assert_eq!(domain.judge_text(&abduction, input).unwrap(), Verdict::Correct, "{}", abduction.text);
+            assert_eq!(domain.judge_text(&abduction, input).unwrap().verdict, Verdict::Correct, "{}", abduction.text);
         }
     }
 }
@@ -437,6 +437,16 @@ fn refuses_what_is_not_a_problem() {
         "? max 2 : [1] -> [1] ; [2] -> 2",
         "? max 2 : [1] -> 1 ; [2] -> 1 ; [3] -> 1 ; [4] -> 1 ; [5] -> 1",
         "? : [1] -> [1]",
+        "? max +2 : [1] -> [1]",
+        "? max 02 : [1] -> [1]",
+        "? max2 : [1] -> [1]",
+        "? max 2 2 : [1] -> [1]",
+        "? max 2 : [1] -> [1] ;",
+        "? max 2 : ; [1] -> [1]",
+        "sort : [2,,1] -> ?",
+        "sort : [2,1,] -> ?",
+        "sort : [2 1] -> ?,",
+        "sort, : [2 1] -> ?",
     ] {
         assert!(FULL.problem_from_text(text).is_err(), "{text:?}");
     }
@@ -513,6 +523,11 @@ fn hostile_answers_get_their_verdicts() {
         (deduction, "[1 2 3]", Incorrect),
         (list_deduction, "[1 2] [2 1]", Malformed),
         (list_deduction, "[1 2 2]", Incorrect),
+        // A comma that separates nothing.
+        (list_deduction, "[1,,2]", Malformed),
+        (list_deduction, "[,1 2]", Malformed),
+        (list_deduction, "[1,2,]", Malformed),
+        (list_deduction, "[1, 2]", Correct),
         // A7.
         (deduction, "\u{ff12}", Malformed),
         (deduction, "2\u{200b}", Malformed),
@@ -529,12 +544,15 @@ fn hostile_answers_get_their_verdicts() {
     let mut rng = CounterRng::new(9, Purpose::Rollout, 0, 0, 0);
     for _ in 0..10_000 {
         let (text, answer, expected) = cases[rng.below(cases.len() as u64) as usize];
-        assert_eq!(FULL.judge_text(&problem(FULL, text), answer).unwrap(), expected, "{text} / {answer:.40}");
+        assert_eq!(FULL.judge_text(&problem(FULL, text), answer).unwrap().verdict, expected, "{text} / {answer:.40}");
     }
     // A person may ask about a program that needs more than there is.
     let hungry = problem(FULL, "sum range dup dup dup : ? -> [1]");
-    assert_eq!(FULL.judge_text(&hungry, "[9 9 9 9 9 9]").unwrap(), Incorrect);
-    assert_eq!(FULL.judge_text(&problem(FULL, "sum * 5 range dup dup dup : ? -> [1]"), "[9 9]").unwrap(), Resource);
+    assert_eq!(FULL.judge_text(&hungry, "[9 9 9 9 9 9]").unwrap().verdict, Incorrect);
+    assert_eq!(
+        FULL.judge_text(&problem(FULL, "sum * 5 range dup dup dup : ? -> [1]"), "[9 9]").unwrap().verdict,
+        Resource
+    );
 }
 
 #[test]
@@ -557,7 +575,7 @@ fn token_noise_is_judged_and_never_panics() {
         let verdict = domain.judge(&problem, &answer).unwrap();
         let text = domain.render_answer(&answer);
         if verdict == Verdict::Correct {
-            assert_eq!(domain.judge_text(&problem, &text).unwrap(), Verdict::Correct, "{text}");
+            assert_eq!(domain.judge_text(&problem, &text).unwrap().verdict, Verdict::Correct, "{text}");
         }
         domain.hindsight(&problem, &answer).unwrap();
         domain.executions(&problem, &answer).unwrap();

@@ -171,11 +171,7 @@ pub(crate) struct Recovered {
 
 impl Recovered {
     /// Reads the newest checkpoint that is whole and that the journal leads to: the journal is the truth of a run.
-    pub(crate) fn read(
-        run_dir: &Path,
-        is_reproducible: bool,
-        refuse: impl FnMut(String),
-    ) -> Result<Recovered, Error> {
+    pub(crate) fn read(run_dir: &Path, is_reproducible: bool, refuse: impl FnMut(String)) -> Result<Recovered, Error> {
         let journal = run_dir.join("journal");
         let manifest = read_manifest(&journal)?;
         if let Some((_, checkpoint, reader)) = newest_known(run_dir, refuse)? {

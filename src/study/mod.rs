@@ -21,6 +21,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::eval::{Player, load, positions_needed};
+use crate::input::read_text;
 use crate::record::mean_entropy;
 use crate::report::{Screen, argument, note, print, quoted, quoted_path};
 use crate::run_config::{RunConfig, TomlFile, expect_preset};
@@ -163,7 +164,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Study {
     fn read(path: &Path, dir: &Path) -> Result<Study> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let text = read_text(path).with_context(|| format!("read {}", path.display()))?;
         let file: StudyFile = TomlFile { path: path.to_owned(), text }.read()?;
         Study::decide(file, path, dir).with_context(|| path.display().to_string())
     }

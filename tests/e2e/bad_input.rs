@@ -495,8 +495,8 @@ fn exams_and_problems_to_score() {
         (b"not JSON at all", "expected"),
         (b"{\"domain\":\"count\xffdown\"}", "invalid utf-8"),
         (b"{\"domain\":\"chess\"}", "domain: expected one of countdown, "),
-        (b"{\"numbers\":[3,7,25],\"target\":78}", "domain: expected one of countdown, "),
-        (b"{\"domain\":\"countdown\",\"numbers\":[3,-7,25],\"target\":78}", "integer `-7`, expected u32"),
+        (b"{\"numbers\":[3,7,25],\"goal\":78}", "domain: expected one of countdown, "),
+        (b"{\"domain\":\"countdown\",\"numbers\":[3,-7,25],\"target\":78}", "integer `-7`, expected u64"),
     ];
     for (line, says) in lines {
         std::fs::write(folder.path("mine.jsonl"), [problem, problem, line, b"\n", problem].concat()).unwrap();
@@ -532,7 +532,7 @@ fn answers_to_verify() {
         right.as_bytes(),
         b"not JSON at all",
         b"{\"problem\":\"\xff\"}",
-        b"",
+        b"{}",
         b"[]",
         br#"{"problem":{"domain":"chess"},"answer":"e4"}"#,
         br#"{"problem":{"domain":"countdown","numbers":[3,7],"target":4}}"#,
@@ -544,19 +544,20 @@ fn answers_to_verify() {
     let replies: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(replies.len(), lines.len(), "a line for a line: {ended:#?}");
     for (index, says) in [
-        (1, "expected a JSON object with problem and answer: expected ident"),
+        (1, "expected one JSON object a line: expected ident at column 2"),
         (2, "expected UTF-8"),
-        (3, "expected a JSON object with problem and answer: EOF"),
-        (4, "expected a field problem, found none"),
+        (3, "expected a field problem, found none"),
+        (4, "expected one JSON object a line, got []"),
         (5, "domain: expected one of countdown"),
         (6, "expected a field answer with text, found none"),
-        (8, "expected a JSON object with problem and answer: EOF"),
+        (8, "expected one JSON object a line: EOF while parsing a string at column 40"),
     ] {
         assert_eq!(replies[index]["line"], index + 1);
         let error = replies[index]["error"].as_str().unwrap();
         assert!(error.starts_with(says), "line {}: {error}", index + 1);
     }
     assert_eq!([&replies[0]["verdict"], &replies[7]["verdict"]], ["correct", "incorrect"]);
+    assert_eq!(replies[7]["reason"], "ends in 10, not 4");
     assert_eq!(ended.refusal(), "7 of 9 lines are no problem and answer; each has its error in its place");
     assert!(folder.call(&["verify", "absent.jsonl"]).refusal().starts_with("open absent.jsonl: "));
 }
@@ -642,7 +643,7 @@ fn a_reader_that_closes_the_pipe_loses_nothing_of_a_run() {
 
 /// Runs a command that must be refused and must change no file.
 #[track_caller]
-fn refused(folder: &Folder, args: &[&str], says: &[&str]) -> Ended {
+pub(crate) fn refused(folder: &Folder, args: &[&str], says: &[&str]) -> Ended {
     let before = folder.files();
     let ended = folder.call(args);
     let refusal = ended.refusal();

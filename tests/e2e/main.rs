@@ -8,6 +8,7 @@ mod cluster;
 mod crash_points;
 mod device;
 mod free_running;
+mod input;
 mod inspect;
 mod journal;
 mod learning;

@@ -4,12 +4,15 @@
 //! replaces two numbers by their result, every intermediate result is a positive integer up to a bound (99, or 9,999
 //! where the problem ends in `max 9999`), and the last result is the target. As in Stream of Search (Gandhi et al. 2024)
 //! and TinyZero, except that every number must be used exactly once.
+//!
+//! The bound is of what a policy writes. A problem of others that names none ends in `no max`: answers in text are then
+//! judged without one, and a policy is asked it in the smallest bound that it fits in.
 
+mod answer;
 mod grammar;
 mod propose;
 mod puzzle;
-
-use std::fmt::Write as _;
+mod stated;
 
 use proto::{
     Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Purpose,
@@ -17,11 +20,12 @@ use proto::{
 };
 
 use self::grammar::StepsGrammar;
-use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, MAX_TEXT_BYTES, Puzzle, SMALL_BOUND, parse_steps, read_steps};
+use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, Puzzle, SMALL_BOUND, read_steps};
+use self::stated::{NO_MAX, Stated};
 use crate::exam::{ExamSpec, exam_contains};
 use crate::grammar::Grammar;
 use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, NUM_DIGITS, ROLE_SOLVE, spell, token_name};
-use crate::{Domain, Error};
+use crate::{Domain, Error, Judged};
 
 /// The countdown domain.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +116,12 @@ impl ProblemSource for Countdown {
     }
 
     fn is_exam(&self, problem: &Problem) -> bool {
-        exam_contains(self.sits_exams_of(), &self.canonical_hash(problem))
+        let contains = |text: &str| exam_contains(self.sits_exams_of(), &Digest::of_bytes(text.as_bytes()));
+        match problem.text.strip_suffix(NO_MAX) {
+            // Without its bound it is no other question.
+            Some(bare) => contains(bare) || contains(&format!("{bare} max {LARGE_BOUND}")),
+            None => contains(&problem.text),
+        }
     }
 }
 
@@ -148,9 +157,8 @@ impl Domain for Countdown {
         Ok(read_steps(answer).map_or(Verdict::Malformed, |steps| puzzle.judge(&steps)))
     }
 
-    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Verdict, Error> {
-        let puzzle = self.puzzle(problem)?;
-        Ok(parse_steps(answer).map_or(Verdict::Malformed, |steps| puzzle.judge(&steps)))
+    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Judged, Error> {
+        Ok(answer::judge(&self.stated(problem)?, answer))
     }
 
     fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error> {
@@ -194,42 +202,41 @@ impl Domain for Countdown {
         }
     }
 
+    fn is_unnamed_form(&self, fields: &serde_json::Map<String, serde_json::Value>) -> bool {
+        let has = |key| fields.contains_key(key);
+        self.calculator && has("target") && (has("numbers") || has("nums"))
+    }
+
     fn problem_from_json(&self, json: &serde_json::Value) -> Result<Problem, Error> {
         #[derive(serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Form {
             #[serde(rename = "domain")]
-            _domain: String,
-            numbers: Vec<u32>,
-            target: u32,
-            max_intermediate: Option<u32>,
+            _domain: Option<String>,
+            #[serde(alias = "nums")]
+            numbers: Vec<u64>,
+            target: u64,
+            max_intermediate: Option<u64>,
         }
         let form: Form = serde_json::from_value(json.clone()).map_err(|error| {
-            self.refuse(
-                r#"{"domain":"countdown","numbers":[3,7,25],"target":78}, optionally with "max_intermediate":9999"#,
-                error.to_string(),
-            )
+            let expected =
+                r#"{"domain":"countdown","numbers":[3,7,25],"target":78}, with "max_intermediate":99 or 9999 "#
+                    .to_owned()
+                    + "where there is a bound";
+            self.refuse((expected, error.to_string()))
         })?;
-        self.checked(form.numbers, form.target, form.max_intermediate.unwrap_or(SMALL_BOUND))
+        self.problem_of(Stated::new(form.numbers, form.target, form.max_intermediate))
     }
 
     fn problem_from_text(&self, text: &str) -> Result<Problem, Error> {
-        let expected = "numbers, an arrow and a target, such as \"3 7 25 -> 78\" or \"50 75 2 9 -> 98 max 9999\"";
-        let refuse = || self.refuse(expected, format!("{text:?}"));
-        let (numbers, rest) = text.split_once("->").ok_or_else(refuse)?;
-        let (target, bound) = match rest.split_once("max") {
-            Some((target, bound)) => (target, bound.trim().parse().map_err(|_| refuse())?),
-            None => (rest, SMALL_BOUND),
-        };
-        let numbers: Result<Vec<u32>, _> = numbers.split_whitespace().map(str::parse).collect();
-        self.checked(numbers.map_err(|_| refuse())?, target.trim().parse().map_err(|_| refuse())?, bound)
+        self.problem_of(Stated::typed(text))
     }
 
     fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error> {
-        let puzzle = self.puzzle(problem)?;
-        let mut json = serde_json::json!({"domain": self.name(), "numbers": puzzle.numbers, "target": puzzle.target});
-        if puzzle.bound > SMALL_BOUND {
-            json["max_intermediate"] = puzzle.bound.into();
+        let stated = self.stated(problem)?;
+        let mut json = serde_json::json!({"domain": self.name(), "numbers": stated.numbers, "target": stated.target});
+        if let Some(bound) = stated.bound {
+            json["max_intermediate"] = bound.into();
         }
         Ok(json)
     }
@@ -250,71 +257,37 @@ impl Domain for Countdown {
 }
 
 impl Countdown {
-    fn refuse(&self, expected: &str, got: String) -> Error {
-        Error::Problem { domain: self.name(), expected: expected.to_owned(), got }
+    fn refuse(&self, (expected, got): stated::Refusal) -> Error {
+        Error::Problem { domain: self.name(), expected, got }
     }
 
-    fn checked(&self, mut numbers: Vec<u32>, target: u32, bound: u32) -> Result<Problem, Error> {
-        if bound != SMALL_BOUND && bound != LARGE_BOUND {
-            return Err(self.refuse("a largest intermediate result of 99 or 9999", bound.to_string()));
-        }
-        if !(2..=MAX_NUMBERS).contains(&numbers.len()) {
-            return Err(self.refuse("2 to 6 numbers", format!("{} numbers", numbers.len())));
-        }
-        if let Some(number) = numbers.iter().find(|number| !(1..=SMALL_BOUND).contains(*number)) {
-            return Err(self.refuse("numbers from 1 to 99", number.to_string()));
-        }
-        if !(1..=bound).contains(&target) {
-            return Err(self.refuse(&format!("a target from 1 to {bound}"), target.to_string()));
-        }
-        numbers.sort_unstable_by(|left, right| right.cmp(left));
-        Ok(self.problem(&Puzzle { numbers, target, bound }))
+    fn problem_of(&self, stated: Result<Stated, stated::Refusal>) -> Result<Problem, Error> {
+        let text = stated.map_err(|refusal| self.refuse(refusal))?.text();
+        Ok(Problem { domain: self.name().to_owned(), text })
     }
 
     fn problem(&self, puzzle: &Puzzle) -> Problem {
-        let mut text = String::with_capacity(24);
-        for number in &puzzle.numbers {
-            let _ = write!(text, "{number} ");
-        }
-        let _ = write!(text, "-> {}", puzzle.target);
-        if puzzle.bound > SMALL_BOUND {
-            let _ = write!(text, " max {}", puzzle.bound);
-        }
+        let text = stated::text(&puzzle.numbers, puzzle.target, Some(puzzle.bound.into()));
         Problem { domain: self.name().to_owned(), text }
     }
 
     /// Reads a problem's canonical text.
+    fn stated(&self, problem: &Problem) -> Result<Stated, Error> {
+        let stated = Stated::read(&problem.text).filter(|_| problem.domain == self.name());
+        let refusal = || ("a canonical text such as \"25 7 3 -> 78\"".to_owned(), crate::quote(&problem.text));
+        stated.ok_or_else(|| self.refuse(refusal()))
+    }
+
+    /// Reads a problem's canonical text, to ask a policy.
     fn puzzle(&self, problem: &Problem) -> Result<Puzzle, Error> {
-        let refuse = || self.refuse("a canonical text such as \"25 7 3 -> 78\"", format!("{:?}", problem.text));
-        if problem.text.len() > MAX_TEXT_BYTES || problem.domain != self.name() {
-            return Err(refuse());
-        }
-        let (mut numbers, mut target, mut bound) = (Vec::with_capacity(MAX_NUMBERS), None, SMALL_BOUND);
-        let mut words = problem.text.split(' ');
-        for word in words.by_ref() {
-            if word == "->" {
-                break;
-            }
-            numbers.push(word.parse().map_err(|_| refuse())?);
-        }
-        if let Some(word) = words.next() {
-            target = word.parse().ok();
-        }
-        if words.next().is_some() {
-            bound = words.next().and_then(|word| word.parse().ok()).ok_or_else(refuse)?;
-        }
-        let puzzle = Puzzle { numbers, target: target.ok_or_else(refuse)?, bound };
-        let in_range = (2..=MAX_NUMBERS).contains(&puzzle.numbers.len())
-            && puzzle.numbers.iter().all(|number| (1..=SMALL_BOUND).contains(number))
-            && (bound == SMALL_BOUND || bound == LARGE_BOUND)
-            && (1..=bound).contains(&puzzle.target);
-        if !in_range
-            || self.problem(&puzzle).text != problem.text
-            || !puzzle.numbers.is_sorted_by(|left, right| left >= right)
-        {
-            return Err(refuse());
-        }
-        Ok(puzzle)
+        let refusal = || {
+            let expected = format!(
+                "what a policy can be asked, 2 to {MAX_NUMBERS} numbers from 1 to {LARGE_BOUND} and a \
+                                    target up to {LARGE_BOUND}"
+            );
+            self.refuse((expected, crate::quote(&problem.text)))
+        };
+        self.stated(problem)?.puzzle().ok_or_else(refusal)
     }
 }
 
@@ -351,50 +324,6 @@ mod tests {
     const DOMAIN: Countdown = Countdown { calculator: true };
 
     #[test]
-    fn judges_by_hand() {
-        let problem = DOMAIN.problem_from_text("3 7 25 -> 78").unwrap();
-        assert_eq!(problem.text, "25 7 3 -> 78");
-        for (answer, verdict) in [
-            ("25 * 3 = 75; 75 + 7 = 82", Verdict::Incorrect),
-            ("25 + 7 = 32; 32 + 3 = 35", Verdict::Incorrect),
-            ("25 - 7 = 18", Verdict::Incorrect),
-            ("25 * 3 = 78", Verdict::Incorrect),
-            ("25 * 3 = 75; 75 + 3 = 78", Verdict::Incorrect),
-            ("", Verdict::Malformed),
-            (" ; ", Verdict::Malformed),
-            ("78", Verdict::Malformed),
-            ("25 * 3 = 075; 75 + 7 = 82", Verdict::Malformed),
-            ("25 ** 3 = 75", Verdict::Malformed),
-            ("25 * -3 = 75", Verdict::Malformed),
-            ("２５ * 3 = 75", Verdict::Malformed),
-            ("0 + 0 = 0", Verdict::Malformed),
-        ] {
-            assert_eq!(DOMAIN.judge_text(&problem, answer).unwrap(), verdict, "{answer:?}");
-        }
-        let problem = DOMAIN.problem_from_text("3 7 25 -> 82").unwrap();
-        for answer in ["25 * 3 = 75; 75 + 7 = 82", "3*25=75,7+75=82", "3 * 25 = 75\n75 + 7 = 82\n"] {
-            assert_eq!(DOMAIN.judge_text(&problem, answer).unwrap(), Verdict::Correct, "{answer:?}");
-        }
-        let backwards = DOMAIN.problem_from_text("3 7 -> 4").unwrap();
-        assert_eq!(DOMAIN.judge_text(&backwards, "7 - 3 = 4").unwrap(), Verdict::Correct);
-        assert_eq!(DOMAIN.judge_text(&backwards, "3 - 7 = 4").unwrap(), Verdict::Incorrect);
-    }
-
-    #[test]
-    fn intermediate_results_stay_in_bounds() {
-        let small = DOMAIN.problem_from_text("50 40 90 -> 1").unwrap();
-        let large = DOMAIN.problem_from_text("50 40 90 -> 1 max 9999").unwrap();
-        let answer = "50 + 40 = 90; 90 / 90 = 1";
-        assert_eq!(DOMAIN.judge_text(&small, answer).unwrap(), Verdict::Correct);
-        let problem = DOMAIN.problem_from_text("99 99 99 -> 99").unwrap();
-        let over = "99 * 99 = 9801; 9801 / 99 = 99";
-        assert_eq!(DOMAIN.judge_text(&problem, over).unwrap(), Verdict::Incorrect);
-        let problem = DOMAIN.problem_from_text("99 99 99 -> 99 max 9999").unwrap();
-        assert_eq!(DOMAIN.judge_text(&problem, over).unwrap(), Verdict::Correct);
-        assert_ne!(DOMAIN.canonical_hash(&small), DOMAIN.canonical_hash(&large));
-    }
-
-    #[test]
     fn refuses_what_is_not_a_problem() {
         for text in [
             "",
@@ -402,20 +331,37 @@ mod tests {
             "3 7 25 -> x",
             "3 -> 3",
             "0 4 -> 4",
-            "3 100 -> 4",
             "1 2 -> 0",
-            "1 2 -> 100",
-            "1 2 3 4 5 6 7 -> 9",
             "1 2 -> 3 max 50",
+            "1 100 -> 3 max 99",
+            "1 2 -> 100 max 99",
+            "1 2 -> 3 max",
+            "1 2 -> 3 no",
+            "1 2 -> 3 max 99 99",
+            "1 2 -> 3 no max 99",
+            "1 2 -> 3max 99",
             "-> 4",
-            "1 2 -> 99999999999",
+            "1 2 -> 99999999999999999999",
+            "+1 2 -> 3",
+            "1 2 -> +3",
+            "01 2 -> 3",
+            "1 2 -> 03",
+            "1, 2 -> 3",
+            "1_0 2 -> 12",
+            "1 2 -> 3 -> 3",
+            "１ 2 -> 3",
+            "1\u{a0}2 -> 3",
+            "\u{feff}1 2 -> 3",
         ] {
             assert!(DOMAIN.problem_from_text(text).is_err(), "{text:?}");
         }
         for text in ["3 7 25 -> 78", "25 7 3 -> 078", "25 7 3 ->  78", "25 7 3 -> 78 max 99", "25 7 3 -> 78 "] {
             let problem = Problem { domain: "countdown".to_owned(), text: text.to_owned() };
             assert!(DOMAIN.prompt(&problem).is_err(), "{text:?} is not canonical");
+            assert!(DOMAIN.judge_text(&problem, "25 * 3 + 7").is_err(), "{text:?} is not canonical");
         }
+        let other = Problem { domain: "countdown-no-calculator".to_owned(), text: "25 7 3 -> 78".to_owned() };
+        assert!(DOMAIN.judge_text(&other, "25 * 3 + 7").is_err(), "a problem of another domain");
     }
 
     #[test]

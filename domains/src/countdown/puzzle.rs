@@ -139,30 +139,6 @@ pub(super) fn read_steps(mut tokens: &[Token]) -> Option<Vec<Step>> {
     tokens.is_empty().then_some(steps)
 }
 
-/// Reads steps from text such as `25 * 3 = 75; 75 + 3 = 78`; steps end in `;`, `,` or a line break.
-pub(super) fn parse_steps(text: &str) -> Option<Vec<Step>> {
-    if text.len() > MAX_TEXT_BYTES {
-        return None;
-    }
-    text.split([';', ',', '\n'])
-        .filter(|step| !step.trim().is_empty())
-        .map(parse_step)
-        .collect::<Option<Vec<_>>>()
-        .filter(|steps| !steps.is_empty())
-}
-
-fn parse_step(text: &str) -> Option<Step> {
-    let (left, result) = text.split_once('=')?;
-    let at = left.find(['+', '-', '*', '/'])?;
-    let operator = OPERATORS[['+', '-', '*', '/'].iter().position(|sign| left[at..].starts_with(*sign))?];
-    let integer = |text: &str| {
-        let digits = text.trim();
-        let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0') && digits.len() <= 4;
-        plain.then(|| digits.parse::<u32>().ok()).flatten()
-    };
-    Some(Step { first: integer(&left[..at])?, operator, second: integer(&left[at + 1..])?, result: integer(result)? })
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

@@ -7,7 +7,8 @@ use proto::{CounterRng, Digest, Purpose, Token};
 
 use super::generate::draw_input;
 use super::interpreter::{Machine, Stop};
-use super::language::{Dialect, Operation, Program, Role, Type, View};
+use super::language::{Dialect, Operation, Program, Role};
+use super::value::{Type, View};
 
 /// How many inputs programs are probed with.
 pub(super) const NUM_PROBES: usize = 64;

@@ -6,8 +6,9 @@ use super::behavior::{Behavior, CATALOG_LENGTH, Catalog, is_worthwhile};
 use super::canonical_hash;
 use super::grammar::ProgramGrammar;
 use super::interpreter::Machine;
-use super::language::{Dialect, END, Program, Role, Type, Value, View};
+use super::language::{Dialect, Program, Role};
 use super::puzzle::{MAX_DRAWN_PROMPT, Mode, Puzzle, is_consistent};
+use super::value::{END, Type, Value, View};
 use crate::exam::ExamSpec;
 use crate::grammar::{Grammar, Next};
 

@@ -2,7 +2,8 @@
 
 use proto::{ActionMask, Token};
 
-use super::language::{Dialect, END, MAX_ELEMENTS, MINUS, Operation, Role, Type};
+use super::language::{Dialect, Operation, Role};
+use super::value::{END, MAX_ELEMENTS, MINUS, Type};
 use crate::grammar::{Grammar, Next};
 
 /// Integers and lists: an integer ends by itself, a list with [`END`].

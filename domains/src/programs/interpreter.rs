@@ -3,7 +3,8 @@
 //! The language is total: it has no loops but those over finite lists, so fuel is a bound on cost and never a guess
 //! about termination. An operation pays for its data before it touches them.
 
-use super::language::{Code, Dialect, MAX_MAGNITUDE, Primitive, Program, View};
+use super::language::{Code, Dialect, Primitive, Program};
+use super::value::{MAX_MAGNITUDE, View};
 
 /// Fuel for one run. The dearest program of a policy's length takes less than half of it.
 pub(super) const FUEL: u32 = 4_096;
@@ -216,7 +217,7 @@ fn holds(predicate: Code, integer: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::behavior::{for_each_program, probes};
-    use super::super::language::Value;
+    use super::super::value::Value;
     use super::*;
 
     fn run(text: &str, input: &[i32], fuel: u32) -> Result<Value, Stop> {

@@ -5,12 +5,12 @@
 
 use proto::Token;
 
+use super::value::{
+    END, MAX_ANSWER_TOKENS, MAX_ELEMENTS, MAX_MAGNITUDE, MINUS, Type, View, is_space, parse_integer, write_integer,
+};
+use crate::quote;
 use crate::vocabulary::{ADD, DIVIDE, MULTIPLY, SUBTRACT};
 
-/// Ends a list or a program.
-pub(super) const END: Token = 128;
-/// Makes the integer that follows negative.
-pub(super) const MINUS: Token = 129;
 /// Prompt: a program and an input; asks for the output.
 pub(super) const DEDUCE: Token = 130;
 /// Prompt: a program and an output; asks for an input.
@@ -21,18 +21,12 @@ pub(super) const INDUCE_LIST: Token = 132;
 pub(super) const INDUCE_INTEGER: Token = 133;
 const FIRST_OPERATION: Token = 134;
 
-/// Largest magnitude of an integer.
-pub(super) const MAX_MAGNITUDE: i32 = 99;
-/// Most elements of a list in a problem or an answer; lists inside a running program may be longer.
-pub(super) const MAX_ELEMENTS: usize = 6;
 /// Most operations of a program in a problem.
 pub(super) const MAX_PROBLEM_OPERATIONS: usize = 8;
 /// Most bytes of any text, checked before anything looks inside.
 pub(super) const MAX_TEXT_BYTES: usize = 1_024;
-/// Most tokens of any answer, checked before anything looks inside.
-pub(super) const MAX_ANSWER_TOKENS: usize = 128;
 /// Most lambdas and conditionals around an operation; bounds the recursion of the reader and of the interpreter.
-const MAX_DEPTH: usize = 8;
+pub(super) const MAX_DEPTH: usize = 8;
 
 /// Which of the two languages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,13 +36,6 @@ pub enum Dialect {
     /// Digits modulo 10, straight-line: `+ 3` adds to every digit and `even` keeps the even ones, `map` and `filter`
     /// being understood.
     Digits,
-}
-
-/// The type of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Type {
-    Integer,
-    List,
 }
 
 /// What an operation computes. See `interpreter.rs` for the meaning of each.
@@ -269,154 +256,6 @@ impl Dialect {
     }
 }
 
-/// An integer or a list.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(untagged)]
-pub(super) enum Value {
-    Integer(i32),
-    List(Vec<i32>),
-}
-
-/// A borrowed [`Value`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum View<'a> {
-    Integer(i32),
-    List(&'a [i32]),
-}
-
-impl Value {
-    pub(super) fn view(&self) -> View<'_> {
-        match self {
-            Value::Integer(integer) => View::Integer(*integer),
-            Value::List(list) => View::List(list),
-        }
-    }
-
-    /// Reads a value and nothing else from tokens: an integer, or elements and [`END`].
-    pub(super) fn read(tokens: &[Token]) -> Option<Value> {
-        if tokens.len() > MAX_ANSWER_TOKENS {
-            return None;
-        }
-        if tokens.last() != Some(&END) {
-            let (integer, rest) = read_integer(tokens)?;
-            return rest.is_empty().then_some(Value::Integer(integer));
-        }
-        let mut list = Vec::with_capacity(MAX_ELEMENTS);
-        let mut rest = &tokens[..tokens.len() - 1];
-        while !rest.is_empty() {
-            let (integer, after) = read_integer(rest)?;
-            list.push(integer);
-            rest = after;
-        }
-        Some(Value::List(list))
-    }
-
-    /// Reads a value such as `7`, `-7` or `[5 1 4]`; commas may stand between elements.
-    pub(super) fn parse(text: &str) -> Option<Value> {
-        let text = text.trim_matches(is_space);
-        let Some(inner) = text.strip_prefix('[') else {
-            return parse_integer(text).map(Value::Integer);
-        };
-        let inner = inner.strip_suffix(']')?;
-        let mut list = Vec::with_capacity(MAX_ELEMENTS);
-        for word in inner.split(|character: char| is_space(character) || character == ',') {
-            if !word.is_empty() {
-                list.push(parse_integer(word)?);
-            }
-        }
-        Some(Value::List(list))
-    }
-}
-
-impl View<'_> {
-    pub(super) fn to_value(self) -> Value {
-        match self {
-            View::Integer(integer) => Value::Integer(integer),
-            View::List(list) => Value::List(list.to_vec()),
-        }
-    }
-
-    pub(super) fn type_of(self) -> Type {
-        match self {
-            View::Integer(_) => Type::Integer,
-            View::List(_) => Type::List,
-        }
-    }
-
-    /// Tells whether this is the empty list.
-    pub(super) fn is_empty(self) -> bool {
-        self == View::List(&[])
-    }
-
-    /// Appends the spelling in text.
-    pub(super) fn write(self, text: &mut String) {
-        match self {
-            View::Integer(integer) => write_integer(integer, text),
-            View::List(list) => {
-                text.push('[');
-                for (index, element) in list.iter().enumerate() {
-                    if index > 0 {
-                        text.push(' ');
-                    }
-                    write_integer(*element, text);
-                }
-                text.push(']');
-            }
-        }
-    }
-
-    /// Appends the spelling in tokens.
-    pub(super) fn spell(self, tokens: &mut Vec<Token>) {
-        match self {
-            View::Integer(integer) => spell_integer(integer, tokens),
-            View::List(list) => {
-                list.iter().for_each(|element| spell_integer(*element, tokens));
-                tokens.push(END);
-            }
-        }
-    }
-}
-
-/// Writes an integer of at most two digits; problems are full of them, and formatting them the general way would be
-/// most of the work of reading a problem.
-fn write_integer(integer: i32, text: &mut String) {
-    debug_assert!(integer.abs() <= MAX_MAGNITUDE, "integers are bounded");
-    if integer < 0 {
-        text.push('-');
-    }
-    let (tens, ones) = (integer.unsigned_abs() / 10, integer.unsigned_abs() % 10);
-    if tens > 0 {
-        text.push(char::from(b'0' + tens as u8));
-    }
-    text.push(char::from(b'0' + ones as u8));
-}
-
-fn spell_integer(integer: i32, tokens: &mut Vec<Token>) {
-    debug_assert!(integer.abs() <= MAX_MAGNITUDE, "integers are bounded");
-    if integer < 0 {
-        tokens.push(MINUS);
-    }
-    tokens.push(integer.unsigned_abs() as Token);
-}
-
-fn read_integer(tokens: &[Token]) -> Option<(i32, &[Token])> {
-    match *tokens {
-        [MINUS, token @ 1..=99, ..] => Some((-i32::from(token), &tokens[2..])),
-        [token @ 0..=99, ..] => Some((i32::from(token), &tokens[1..])),
-        _ => None,
-    }
-}
-
-/// Reads an integer in its one spelling: no sign but `-`, no leading zero, no `-0`.
-fn parse_integer(text: &str) -> Option<i32> {
-    match *text.as_bytes() {
-        [ones @ b'0'..=b'9'] => Some(i32::from(ones - b'0')),
-        [tens @ b'1'..=b'9', ones @ b'0'..=b'9'] => Some(i32::from(tens - b'0') * 10 + i32::from(ones - b'0')),
-        [b'-', b'1'..=b'9', ..] => parse_integer(&text[1..]).map(|magnitude| -magnitude),
-        _ => None,
-    }
-}
-
 /// One operation of a program that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Code {
@@ -452,7 +291,8 @@ impl Program {
         if tokens.is_empty() || tokens.len() > MAX_ANSWER_TOKENS {
             return Err(Refusal::Malformed);
         }
-        let mut reader = Reader { dialect, tokens, codes: Vec::with_capacity(tokens.len() + 2), num_operations: 0 };
+        let codes = Vec::with_capacity(tokens.len() + 2);
+        let mut reader = Reader { dialect, tokens, codes, num_operations: 0, has_ended: false };
         let mut output = Type::List;
         while !reader.tokens.is_empty() {
             output = reader.step(output, 0)?;
@@ -474,6 +314,44 @@ impl Program {
             return Err(Refusal::Malformed);
         }
         Ok(program)
+    }
+
+    /// Returns why a text is not a program, for people.
+    pub(super) fn explain(dialect: Dialect, text: &str) -> String {
+        let words: Vec<&str> = lexemes(text).into_iter().filter(|word| !PUNCTUATION.contains(word)).collect();
+        if words.is_empty() {
+            return "expected a program, got nothing".to_owned();
+        }
+        if words.len() > MAX_ANSWER_TOKENS {
+            return format!("expected a program of up to {MAX_ANSWER_TOKENS} words, got {}", words.len());
+        }
+        let mut tokens = Vec::with_capacity(words.len());
+        for word in &words {
+            match token_of(dialect, word) {
+                Some(token) => tokens.push(token),
+                None => return format!("expected operations and their constants, got {}", quote(word)),
+            }
+        }
+        let codes = Vec::new();
+        let mut reader = Reader { dialect, tokens: &tokens, codes, num_operations: 0, has_ended: false };
+        let (num_words, mut output) = (words.len(), Type::List);
+        loop {
+            if reader.tokens.is_empty() {
+                let written = Program::read(dialect, &tokens).map(|program| program.text()).unwrap_or_default();
+                return format!("expected the parentheses of {}, or none", quote(&written));
+            }
+            match reader.step(output, 0) {
+                Ok(next) => output = next,
+                Err(Refusal::Depth) => return format!("nested more than {MAX_DEPTH} deep"),
+                Err(Refusal::Malformed) if reader.has_ended => {
+                    return "the program ends within an operation".to_owned();
+                }
+                Err(Refusal::Malformed) => {
+                    let place = num_words - reader.tokens.len();
+                    return format!("word {place}, {}, does not fit what stands before it", quote(words[place - 1]));
+                }
+            }
+        }
     }
 
     /// Appends the spelling in tokens, without [`END`].
@@ -550,10 +428,6 @@ fn lexemes(text: &str) -> Vec<&str> {
         .collect()
 }
 
-fn is_space(character: char) -> bool {
-    matches!(character, ' ' | '\t' | '\n' | '\r')
-}
-
 fn token_of(dialect: Dialect, word: &str) -> Option<Token> {
     match dialect.operations().iter().find(|operation| operation.word == word) {
         Some(operation) => Some(operation.token),
@@ -566,6 +440,8 @@ struct Reader<'a> {
     tokens: &'a [Token],
     codes: Vec<Code>,
     num_operations: usize,
+    /// Whether a token was asked for behind the last one.
+    has_ended: bool,
 }
 
 impl Reader<'_> {
@@ -648,7 +524,10 @@ impl Reader<'_> {
     }
 
     fn token(&mut self) -> Result<Token, Refusal> {
-        let (token, rest) = self.tokens.split_first().ok_or(Refusal::Malformed)?;
+        let Some((token, rest)) = self.tokens.split_first() else {
+            self.has_ended = true;
+            return Err(Refusal::Malformed);
+        };
         self.tokens = rest;
         Ok(*token)
     }
@@ -724,27 +603,28 @@ mod tests {
     }
 
     #[test]
-    fn values_have_one_spelling() {
-        for integer in -MAX_MAGNITUDE..=MAX_MAGNITUDE {
-            let value = Value::Integer(integer);
-            let (mut tokens, mut text) = (Vec::new(), String::new());
-            value.view().spell(&mut tokens);
-            value.view().write(&mut text);
-            assert_eq!(text, integer.to_string());
-            assert_eq!(Value::read(&tokens), Some(value.clone()));
-            assert_eq!(Value::parse(&text), Some(value));
+    fn says_what_is_no_program() {
+        for (text, says) in [
+            ("", "expected a program, got nothing"),
+            ("()", "expected a program, got nothing"),
+            ("sort flip", "expected operations and their constants, got \"flip\""),
+            ("sort, rev", "expected operations and their constants, got \"sort,\""),
+            ("take 100", "expected operations and their constants, got \"100\""),
+            ("sort take", "the program ends within an operation"),
+            ("map", "the program ends within an operation"),
+            ("take 5", "word 2, \"5\", does not fit what stands before it"),
+            ("sum rev", "word 2, \"rev\", does not fit what stands before it"),
+            ("map (sum)", "word 2, \"sum\", does not fit what stands before it"),
+            ("even", "word 1, \"even\", does not fit what stands before it"),
+            ("if even rev else sum", "word 4, \"sum\", does not fit what stands before it"),
+            ("map (+ 1", "expected the parentheses of \"map (+ 1)\", or none"),
+            ("sort else", "expected the parentheses of \"sort\", or none"),
+        ] {
+            assert!(Program::parse(Dialect::Full, text).is_err(), "{text:?}");
+            assert_eq!(Program::explain(Dialect::Full, text), says, "{text:?}");
         }
-        assert_eq!(Value::parse("[ 1, -2,3 ]"), Some(Value::List(vec![1, -2, 3])));
-        assert_eq!(Value::parse("[]"), Some(Value::List(Vec::new())));
-        for text in
-            ["", "-0", "00", "007", "+5", "--5", "100", "1.0", "1e1", "[1", "1]", "[[1]]", "nan", "[1;2]", "-", "5 6"]
-        {
-            assert_eq!(Value::parse(text), None, "{text:?}");
-        }
-        for tokens in
-            [&[][..], &[MINUS], &[MINUS, 0], &[MINUS, MINUS, 1], &[END, END], &[1, 2], &[100, END], &[MINUS, END]]
-        {
-            assert_eq!(Value::read(tokens), None, "{tokens:?}");
-        }
+        assert_eq!(Program::explain(Dialect::Full, &("when even ".repeat(9) + "rev")), "nested more than 8 deep");
+        let long = Program::explain(Dialect::Full, &"rev ".repeat(200));
+        assert_eq!(long, "expected a program of up to 128 words, got 200");
     }
 }

@@ -22,6 +22,7 @@ mod interpreter;
 mod language;
 mod propose;
 mod puzzle;
+mod value;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -34,11 +35,12 @@ use proto::{
 use self::behavior::{Behavior, Catalog};
 use self::generate::Sketch;
 use self::interpreter::Machine;
-use self::language::{Program, Refusal, Value};
+use self::language::Program;
 use self::puzzle::{Puzzle, is_consistent, operation_bits, written_program};
+use self::value::Value;
 use crate::exam::{Exam, ExamSpec, exam, exam_contains};
 use crate::grammar::Grammar;
-use crate::{Domain, Error};
+use crate::{Domain, Error, Judged};
 
 pub use self::generate::{ExamSplit, Stratum};
 pub use self::language::Dialect;
@@ -76,6 +78,18 @@ impl Checker {
     /// Judges an answer in tokens.
     pub fn judge(&mut self, answer: &[Token]) -> Verdict {
         self.puzzle.judge(answer, self.reference.as_ref(), &mut self.machine)
+    }
+
+    /// Judges an answer in text, and says why where it is not correct.
+    pub fn judge_text(&mut self, answer: &str) -> Judged {
+        let tokens = match self.puzzle.parse_answer(answer) {
+            Ok(tokens) => tokens,
+            Err(judged) => return judged,
+        };
+        match self.judge(&tokens) {
+            Verdict::Correct => Judged::correct(),
+            verdict => Judged::because(verdict, self.puzzle.explain(&tokens, verdict, &mut self.machine)),
+        }
     }
 }
 
@@ -201,13 +215,8 @@ impl Domain for Programs {
         Ok(self.checker(problem, key)?.judge(answer))
     }
 
-    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Verdict, Error> {
-        let mut checker = self.checker(problem, None)?;
-        Ok(match checker.puzzle.parse_answer(answer) {
-            Ok(tokens) => checker.judge(&tokens),
-            Err(Refusal::Depth) => Verdict::Resource,
-            Err(Refusal::Malformed) => Verdict::Malformed,
-        })
+    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Judged, Error> {
+        Ok(self.checker(problem, None)?.judge_text(answer))
     }
 
     /// Names the abduction or induction problem that an answer solves. A wrong output solves no deduction problem: see

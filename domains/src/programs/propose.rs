@@ -11,8 +11,9 @@ use super::Descriptor;
 use super::generate::{Sketch, draw_program_from, draw_puzzle, is_short, num_inputs, pose, worthwhile_behavior};
 use super::grammar::{ProgramGrammar, ValueGrammar};
 use super::interpreter::Machine;
-use super::language::{ABDUCE, DEDUCE, Dialect, END, INDUCE_LIST, MAX_ELEMENTS, Program, Value};
+use super::language::{ABDUCE, DEDUCE, Dialect, INDUCE_LIST, Program};
 use super::puzzle::{Mode, Puzzle};
+use super::value::{END, MAX_ELEMENTS, Value};
 use crate::grammar::{Grammar, Next};
 use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_PROPOSE, difficulty_token};
 

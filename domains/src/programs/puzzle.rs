@@ -4,11 +4,12 @@ use proto::{Token, Verdict};
 
 use super::behavior::probes;
 use super::grammar::{ProgramGrammar, ValueGrammar};
-use super::interpreter::{Machine, Stop};
+use super::interpreter::{FUEL, MAX_CELLS, Machine, Stop};
 use super::language::{
-    ABDUCE, DEDUCE, Dialect, END, INDUCE_INTEGER, INDUCE_LIST, MAX_ELEMENTS, MAX_PROBLEM_OPERATIONS, MAX_TEXT_BYTES,
-    Program, Refusal, Type, Value, View,
+    ABDUCE, DEDUCE, Dialect, INDUCE_INTEGER, INDUCE_LIST, MAX_PROBLEM_OPERATIONS, MAX_TEXT_BYTES, Program, Refusal,
 };
+use super::value::{END, MAX_ELEMENTS, MAX_MAGNITUDE, Type, Value, View, is_space, parse_integer};
+use crate::Judged;
 use crate::grammar::Grammar;
 use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_SOLVE};
 
@@ -92,20 +93,24 @@ impl Puzzle {
     pub(super) fn parse(dialect: Dialect, text: &str) -> Result<Puzzle, Expected> {
         check(text.len() <= MAX_TEXT_BYTES, EXPECTED_TEXT)?;
         let (head, body) = text.split_once(':').ok_or(EXPECTED_TEXT)?;
-        if let Some(rest) = head.trim().strip_prefix('?') {
-            let max = rest.trim().strip_prefix("max").and_then(|max| max.trim().parse().ok()).ok_or(EXPECTED_MAX)?;
+        if let Some(rest) = head.trim_matches(is_space).strip_prefix('?') {
+            let mut words = rest.split(is_space).filter(|word| !word.is_empty());
+            let max = match (words.next(), words.next(), words.next()) {
+                (Some("max"), Some(max), None) => parse_integer(max).filter(|max| *max > 0).ok_or(EXPECTED_MAX)?,
+                _ => return Err(EXPECTED_MAX),
+            };
             let pairs = body.split(';').take(MAX_PAIRS + 1).map(|pair| {
                 let (input, output) = pair.split_once("->").ok_or(EXPECTED_TEXT)?;
-                let output = Value::parse(output).ok_or(EXPECTED_OUTPUT)?;
+                let output = Value::parse(output).map_err(|_| EXPECTED_OUTPUT)?;
                 Ok((parse_input(input)?, output))
             });
-            return Puzzle::induction(dialect, max, pairs.collect::<Result<_, Expected>>()?);
+            return Puzzle::induction(dialect, max as usize, pairs.collect::<Result<_, Expected>>()?);
         }
         let program = parse_program(dialect, head)?;
         let (input, output) = body.split_once("->").ok_or(EXPECTED_TEXT)?;
-        match (input.trim(), output.trim()) {
+        match (input.trim_matches(is_space), output.trim_matches(is_space)) {
             ("?", "?") => Err(EXPECTED_TEXT),
-            ("?", output) => Puzzle::abduction(program, Value::parse(output).ok_or(EXPECTED_OUTPUT)?),
+            ("?", output) => Puzzle::abduction(program, Value::parse(output).map_err(|_| EXPECTED_OUTPUT)?),
             (input, "?") => Puzzle::deduction(program, parse_input(input)?),
             _ => Err(EXPECTED_TEXT),
         }
@@ -288,8 +293,8 @@ impl Puzzle {
             Puzzle::Induction { dialect, max_operations, pairs } => {
                 let program = match answer.strip_suffix(&[END]).map(|tokens| Program::read(*dialect, tokens)) {
                     Some(Ok(program)) => program,
-                    Some(Err(Refusal::Depth)) => return Verdict::Resource,
-                    Some(Err(Refusal::Malformed)) | None => return Verdict::Malformed,
+                    Some(Err(refusal)) => return verdict_of_refusal(refusal),
+                    None => return Verdict::Malformed,
                 };
                 match judge_pairs(&program, pairs, machine) {
                     Verdict::Correct if program.num_operations > *max_operations => Verdict::Incorrect,
@@ -304,18 +309,64 @@ impl Puzzle {
     }
 
     /// Turns an answer in text into tokens, which are then judged.
-    pub(super) fn parse_answer(&self, text: &str) -> Result<Vec<Token>, Refusal> {
+    ///
+    /// # Errors
+    /// The verdict on what has no tokens, with the reason.
+    pub(super) fn parse_answer(&self, text: &str) -> Result<Vec<Token>, Judged> {
+        let malformed = |reason: String| Judged::because(Verdict::Malformed, reason);
         if text.len() > MAX_TEXT_BYTES {
-            return Err(Refusal::Malformed);
+            return Err(malformed(format!("expected an answer of up to {MAX_TEXT_BYTES} bytes, got {}", text.len())));
         }
         let mut tokens = Vec::with_capacity(16);
         if self.mode() == Mode::Induction {
-            Program::parse(self.dialect(), text)?.spell(&mut tokens);
+            let refused =
+                |refusal| Judged::because(verdict_of_refusal(refusal), Program::explain(self.dialect(), text));
+            Program::parse(self.dialect(), text).map_err(refused)?.spell(&mut tokens);
             tokens.push(END);
         } else {
-            Value::parse(text).ok_or(Refusal::Malformed)?.view().spell(&mut tokens);
+            Value::parse(text).map_err(malformed)?.view().spell(&mut tokens);
         }
         Ok(tokens)
+    }
+
+    /// Returns why an answer, which [`Puzzle::parse_answer`] has read, is not correct. Says nothing of what the problem hides:
+    /// neither the output of a deduction nor what a reference does on inputs that are not shown.
+    pub(super) fn explain(&self, answer: &[Token], verdict: Verdict, machine: &mut Machine) -> String {
+        match self {
+            Puzzle::Deduction { .. } if verdict == Verdict::Malformed => {
+                format!("expected an integer, or a list of up to {MAX_ELEMENTS} elements, got a longer list")
+            }
+            Puzzle::Deduction { .. } => "is not what the program gives".to_owned(),
+            Puzzle::Abduction { program, output } => match Value::read(answer) {
+                Some(Value::List(input)) if program.dialect.is_input(&input) => {
+                    explain_run(program, &input, output.view(), machine).unwrap_or_default()
+                }
+                _ => {
+                    let (low, high) = program.dialect.input_range();
+                    format!("expected an input, a list of up to {MAX_ELEMENTS} integers from {low} to {high}")
+                }
+            },
+            Puzzle::Induction { dialect, max_operations, pairs } => {
+                let Some(program) = written_program(*dialect, answer) else {
+                    return "is not a program".to_owned();
+                };
+                let mut unfit =
+                    pairs.iter().filter_map(|(input, output)| explain_run(&program, input, output.view(), machine));
+                if let Some(reason) = unfit.next() {
+                    return reason;
+                }
+                match verdict {
+                    _ if program.num_operations > *max_operations => {
+                        format!("has {} operations, up to {max_operations} are allowed", program.num_operations)
+                    }
+                    Verdict::Timeout => "fits the pairs, and runs out of fuel on an input that is not shown".to_owned(),
+                    Verdict::Resource => {
+                        "fits the pairs, and makes too long a list of an input that is not shown".to_owned()
+                    }
+                    _ => "fits the pairs, and does something else on an input that is not shown".to_owned(),
+                }
+            }
+        }
     }
 
     /// Names the puzzle of the same givens that an answer solves exactly. `None` when there is none, or when all that
@@ -430,6 +481,26 @@ fn judge_probes(program: &Program, reference: &Program, machine: &mut Machine) -
     Verdict::Correct
 }
 
+/// Returns what a program gives on an input instead of an output that is shown; `None` where it gives that.
+fn explain_run(program: &Program, input: &[i32], output: View<'_>, machine: &mut Machine) -> Option<String> {
+    let written = |value: View<'_>| {
+        let mut text = String::new();
+        value.write(&mut text);
+        text
+    };
+    let on = format!("on {}", written(View::List(input)));
+    Some(match machine.run(program, input) {
+        Ok(value) if value == output => return None,
+        Ok(View::List(list)) if list.len() > MAX_ELEMENTS => {
+            format!("gives a list of {} elements {on}, not {}", list.len(), written(output))
+        }
+        Ok(value) => format!("gives {} {on}, not {}", written(value), written(output)),
+        Err(Stop::Overflow) => format!("leaves the integers from -{MAX_MAGNITUDE} to {MAX_MAGNITUDE} {on}"),
+        Err(Stop::Fuel) => format!("takes more than {FUEL} fuel {on}"),
+        Err(Stop::Cells) => format!("makes a list of more than {MAX_CELLS} elements {on}"),
+    })
+}
+
 fn correct_if(holds: bool) -> Verdict {
     if holds { Verdict::Correct } else { Verdict::Incorrect }
 }
@@ -442,13 +513,20 @@ fn verdict_of(stop: Stop) -> Verdict {
     }
 }
 
+fn verdict_of_refusal(refusal: Refusal) -> Verdict {
+    match refusal {
+        Refusal::Malformed => Verdict::Malformed,
+        Refusal::Depth => Verdict::Resource,
+    }
+}
+
 fn parse_program(dialect: Dialect, text: &str) -> Result<Program, Expected> {
     Program::parse(dialect, text).map_err(|_| EXPECTED_PROGRAM)
 }
 
 fn parse_input(text: &str) -> Result<Vec<i32>, Expected> {
     match Value::parse(text) {
-        Some(Value::List(list)) => Ok(list),
+        Ok(Value::List(list)) => Ok(list),
         _ => Err(EXPECTED_INPUT),
     }
 }

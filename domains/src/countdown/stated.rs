@@ -1,0 +1,119 @@
+//! A problem as it is stated in text or JSON. One that names no bound has none: its numbers and its target may be larger
+//! than a policy can write.
+
+use std::fmt::{Display, Write as _};
+
+use super::puzzle::{LARGE_BOUND, MAX_NUMBERS, MAX_TEXT_BYTES, Puzzle, SMALL_BOUND};
+
+/// Most numbers of a problem; what a policy is asked has at most [`MAX_NUMBERS`].
+pub(super) const MAX_STATED_NUMBERS: usize = 16;
+
+/// Ends the canonical text of a problem without a bound.
+pub(super) const NO_MAX: &str = " no max";
+
+/// A problem, as it is stated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stated {
+    /// Descending.
+    pub(super) numbers: Vec<u64>,
+    pub(super) target: u64,
+    /// Largest intermediate result, 99 or 9,999, where there is one.
+    pub(super) bound: Option<u64>,
+}
+
+/// What was expected of a problem, and what was there.
+pub(super) type Refusal = (String, String);
+
+impl Stated {
+    pub(super) fn new(mut numbers: Vec<u64>, target: u64, bound: Option<u64>) -> Result<Stated, Refusal> {
+        let refuse = |expected: String, got: String| Err((expected, got));
+        if let Some(bound) = bound.filter(|bound| ![SMALL_BOUND, LARGE_BOUND].map(u64::from).contains(bound)) {
+            return refuse("a largest intermediate result of 99 or 9999, or none".to_owned(), bound.to_string());
+        }
+        if !(2..=MAX_STATED_NUMBERS).contains(&numbers.len()) {
+            return refuse(format!("2 to {MAX_STATED_NUMBERS} numbers"), numbers.len().to_string());
+        }
+        let legal = 1..=bound.unwrap_or(u64::MAX);
+        if let Some(number) = numbers.iter().find(|number| !legal.contains(number)) {
+            return refuse(format!("numbers from 1 to {}", legal.end()), number.to_string());
+        }
+        if !legal.contains(&target) {
+            return refuse(format!("a target from 1 to {}", legal.end()), target.to_string());
+        }
+        numbers.sort_unstable_by(|left, right| right.cmp(left));
+        Ok(Stated { numbers, target, bound })
+    }
+
+    /// Reads a problem as a person would type it, its canonical text included.
+    ///
+    /// Text is how a policy is asked, so without a word on the bound it is 99; there is none where a number or the target
+    /// is larger.
+    pub(super) fn typed(text: &str) -> Result<Stated, Refusal> {
+        let refuse = || {
+            let expected = "numbers, an arrow and a target, such as \"3 7 25 -> 78\", \"50 75 2 9 -> 98 max 9999\" or \
+                            \"3 7 25 -> 78 no max\"";
+            (expected.to_owned(), crate::quote(text))
+        };
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(refuse());
+        }
+        let (numbers, rest) = text.split_once("->").ok_or_else(refuse)?;
+        let numbers: Option<Vec<u64>> = numbers.split_ascii_whitespace().map(integer).collect();
+        let numbers = numbers.ok_or_else(refuse)?;
+        let mut words = rest.split_ascii_whitespace();
+        let target = words.next().and_then(integer).ok_or_else(refuse)?;
+        let is_small = |number: &u64| *number <= u64::from(SMALL_BOUND);
+        let bound = match (words.next(), words.next()) {
+            (None, None) => numbers.iter().chain([&target]).all(is_small).then_some(u64::from(SMALL_BOUND)),
+            (Some("max"), Some(bound)) => Some(integer(bound).ok_or_else(refuse)?),
+            (Some("no"), Some("max")) => None,
+            _ => return Err(refuse()),
+        };
+        if words.next().is_some() {
+            return Err(refuse());
+        }
+        Stated::new(numbers, target, bound)
+    }
+
+    /// Reads a canonical text; `None` where it is not one.
+    pub(super) fn read(text: &str) -> Option<Stated> {
+        Stated::typed(text).ok().filter(|stated| stated.text() == text)
+    }
+
+    /// Returns the canonical text.
+    pub(super) fn text(&self) -> String {
+        text(&self.numbers, self.target, self.bound)
+    }
+
+    /// Returns the problem as a policy is asked it, in the smallest bound that it fits in where it names none; `None` where
+    /// no policy can write its numbers or its target, or it has too many numbers.
+    pub(super) fn puzzle(&self) -> Option<Puzzle> {
+        let largest = self.numbers[0].max(self.target);
+        let smallest_bound = if largest <= u64::from(SMALL_BOUND) { SMALL_BOUND } else { LARGE_BOUND };
+        let bound = self.bound.map_or(smallest_bound, |bound| bound as u32);
+        let fits = largest <= u64::from(bound) && self.numbers.len() <= MAX_NUMBERS;
+        let numbers = || self.numbers.iter().map(|number| *number as u32).collect();
+        fits.then(|| Puzzle { numbers: numbers(), target: self.target as u32, bound })
+    }
+}
+
+/// Writes a canonical text; 99 is the bound that is understood.
+pub(super) fn text<N: Display>(numbers: &[N], target: N, bound: Option<u64>) -> String {
+    let mut text = String::with_capacity(32);
+    for number in numbers {
+        let _ = write!(text, "{number} ");
+    }
+    let _ = write!(text, "-> {target}");
+    match bound {
+        None => text.push_str(NO_MAX),
+        Some(bound) if bound == u64::from(SMALL_BOUND) => {}
+        Some(bound) => drop(write!(text, " max {bound}")),
+    }
+    text
+}
+
+/// Reads a positive integer in its one spelling: digits alone, no leading zero.
+fn integer(text: &str) -> Option<u64> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    is_plain.then(|| text.parse().ok()).flatten()
+}

@@ -1,0 +1,229 @@
+//! What people feed in as text: a byte order mark in front or none, one JSON object a line, every key once.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use domains::describe_json;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Far longer than any problem with an answer.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+
+/// Some editors and spreadsheets write it in front of text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Most characters that a message quotes of a key.
+const MAX_KEY_CHARS: usize = 60;
+
+/// JSON objects, one a line. Blank lines are passed over and counted.
+pub(crate) struct JsonLines {
+    input: BufReader<Box<dyn Read>>,
+    /// The file, or `standard input`.
+    pub(crate) name: String,
+    num_read: usize,
+    line: Vec<u8>,
+}
+
+impl JsonLines {
+    /// Opens a file; `-` is standard input.
+    pub(crate) fn open(path: &Path) -> Result<JsonLines> {
+        let (input, name): (Box<dyn Read>, _) = if path == Path::new("-") {
+            (Box::new(std::io::stdin()), "standard input".to_owned())
+        } else {
+            let name = path.display().to_string();
+            (Box::new(File::open(path).with_context(|| format!("open {name}"))?), name)
+        };
+        Ok(JsonLines { input: BufReader::new(input), name, num_read: 0, line: Vec::new() })
+    }
+
+    /// Reads the next line that is not blank; returns its number with its object, or with what is wrong with it, and `None`
+    /// at the end.
+    ///
+    /// # Errors
+    /// When the input cannot be read on.
+    pub(crate) fn next(&mut self) -> Result<Option<(usize, Result<Value>)>> {
+        loop {
+            self.line.clear();
+            let limit = MAX_LINE_BYTES + 1;
+            let read = |error| anyhow::Error::new(error).context(format!("read {}", self.name));
+            let num_bytes = self.input.by_ref().take(limit).read_until(b'\n', &mut self.line).map_err(read)?;
+            if num_bytes == 0 {
+                return Ok(None);
+            }
+            self.num_read += 1;
+            if self.line.pop_if(|byte| *byte == b'\n').is_none() && num_bytes as u64 == limit {
+                self.input.skip_until(b'\n').map_err(read)?;
+                let error = anyhow!("expected a line of up to {MAX_LINE_BYTES} bytes, got a longer one");
+                return Ok(Some((self.num_read, Err(error))));
+            }
+            let text = match self.num_read {
+                1 => without_mark(&self.line),
+                _ => utf8(&self.line),
+            };
+            if !text.as_ref().is_ok_and(|text| text.trim_ascii().is_empty()) {
+                return Ok(Some((self.num_read, text.and_then(object))));
+            }
+        }
+    }
+}
+
+/// Reads one JSON object; names what else is there.
+fn object(text: &str) -> Result<Value> {
+    const EXPECTED: &str = "expected one JSON object a line";
+    match json(text) {
+        Ok(json) if json.is_object() => Ok(json),
+        Ok(json) => Err(anyhow!("{EXPECTED}, got {}", describe_json(&json))),
+        Err(error) if text.trim_ascii_start().starts_with('[') => {
+            Err(error.context(format!("{EXPECTED}, got a part of an array")))
+        }
+        Err(error) => Err(error.context(EXPECTED)),
+    }
+}
+
+/// Reads a file of text, without the byte order mark in front.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    Ok(without_mark(&std::fs::read(path)?)?.to_owned())
+}
+
+/// Reads JSON in which no object has a key twice.
+///
+/// # Errors
+/// What was expected and found, and where.
+pub(crate) fn json(text: &str) -> Result<Value> {
+    serde_json::from_str::<Strict>(text).map(|strict| strict.0).map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let message = error.to_string();
+        let message = message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
+        let line = if line > 1 { format!("line {line}, ") } else { String::new() };
+        let mark = stray_mark(text).map_or(String::new(), |offset| {
+            let column = text[..offset].chars().count() + 1;
+            format!("; a byte order mark (U+FEFF) stands at character {column}, where only the start of the input may have one")
+        });
+        anyhow!("{message} at {line}column {column}{mark}")
+    })
+}
+
+/// Removes the byte order mark at the start of a text that came without a file.
+pub(crate) fn strip_mark(text: &str) -> &str {
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+}
+
+/// Finds the first byte order mark in a text that has none in front.
+pub(crate) fn stray_mark(text: &str) -> Option<usize> {
+    text.find(BYTE_ORDER_MARK)
+}
+
+/// Reads the start of an input as UTF-8, and removes the byte order mark.
+fn without_mark(bytes: &[u8]) -> Result<&str> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        bail!("expected UTF-8, got the byte order mark of UTF-16");
+    }
+    utf8(bytes).map(strip_mark)
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str> {
+    std::str::from_utf8(bytes).context("expected UTF-8")
+}
+
+/// JSON in which no object has a key twice, at any depth: which of the two is meant nobody knows.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Strict, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut elements = Vec::new();
+        while let Some(Strict(element)) = access.next_element()? {
+            elements.push(element);
+        }
+        Ok(Value::Array(elements))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            if fields.contains_key(&key) {
+                let key: String = key.chars().take(MAX_KEY_CHARS).collect();
+                return Err(A::Error::custom(format_args!("{} is given twice", key.escape_debug())));
+            }
+            let Strict(value) = access.next_value()?;
+            fields.insert(key, value);
+        }
+        Ok(Value::Object(fields))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_read_as_serde_json_reads_it() {
+        let text = r#" {"a":[1,-2,2.5,1e300,18446744073709551615,true,null,"x\n\u00e9"],"b":{"c":{}},"":[]} "#;
+        assert_eq!(json(text).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn a_key_is_given_once_at_any_depth() {
+        for (text, says) in [
+            (r#"{"a":1,"a":1}"#, "a is given twice at column 10"),
+            (r#"{"a":{"b":[{"c":1,"d":2,"c":3}]}}"#, "c is given twice at column 27"),
+            (r#"[{"x":null,"x":null}]"#, "x is given twice at column 14"),
+            // One key in two spellings.
+            ("{\"target\":1,\n\"t\\u0061rget\":2}", "target is given twice at line 2, column 13"),
+            (r#"{"a\nb":1,"a\nb":1}"#, "a\\nb is given twice at column 16"),
+        ] {
+            assert_eq!(json(text).unwrap_err().to_string(), says, "{text}");
+        }
+        let long = json(&format!("{{\"{0}\":1,\"{0}\":2}}", "k".repeat(10_000))).unwrap_err().to_string();
+        assert!(long.len() < 100, "{long}");
+        assert!(json(r#"{"a":{"a":1},"b":[{"a":1},{"a":1}]}"#).is_ok(), "other objects");
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        for text in ["[".repeat(100_000), "{\"a\":".repeat(100_000)] {
+            assert!(json(&text).unwrap_err().to_string().starts_with("recursion limit exceeded"));
+        }
+    }
+}
