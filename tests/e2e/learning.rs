@@ -1,9 +1,9 @@
 //! What a run learns, against what its control learns. Every run here is a function of its config, so no test is lucky.
 //!
 //! Each of these faults was put in by hand and seen to fail: in `learning_by_examples_beats_shuffled_labels` the sign of every
-//! gradient flipped (in `Slopes`), hindsight off (`learner.hindsight`), the learning rate at a hundredth, examples drawn with the
-//! prompts of others; in `policy_gradients_raise_the_share_of_right_answers` the sign of every gradient flipped, advantages
-//! negated (in `centred`), all rewards 1; in `practice_does_not_run_dry` a step that draws by what is new to its windows.
+//! gradient flipped (before the update) and hindsight off (`learner.hindsight=false`); in
+//! `policy_gradients_raise_the_share_of_right_answers` the sign of every gradient flipped and advantages negated (in `centred`); in
+//! `practice_does_not_run_dry` a step that draws by what is new to its windows.
 
 use serde_json::Value;
 
