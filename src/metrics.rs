@@ -414,6 +414,9 @@ mod tests {
             entropy: 0.75,
             rollouts_by_staleness: BTreeMap::new(),
             num_examples: 4,
+            num_new_examples: 3,
+            num_example_tokens: 40,
+            num_updates: 2,
             logprob_mismatch: None,
         }
     }

@@ -70,8 +70,7 @@ const VERDICTS: [[Verdict; 2]; 4] = [[RIGHT, WRONG], [WRONG, WRONG], [WRONG, WRO
 /// One example came, so every draw of the update is of it: two chosen tokens, weighed alike.
 #[test]
 fn a_batch_is_folded() {
-    let mut config = test_config();
-    config.learner.updates_per_step = 1;
+    let config = test_config();
     let mut fold = fold_of(&config);
     let before = fold.state().clone();
     let mut groups = next_batch(&mut fold, &VERDICTS);
@@ -79,7 +78,7 @@ fn a_batch_is_folded() {
     let other_level = Example { aim: Aim { level: 2, goal: 1 }, ..groups[0].examples[0].clone() };
     groups[3].examples.push(other_level);
     let report = fold.fold(&groups, None).unwrap();
-    assert_eq!((report.step, report.num_examples), (1, 1));
+    assert_eq!((report.step, report.num_examples, report.num_new_examples, report.num_updates), (1, 1, 1, 1));
     assert_eq!(report.solve_rate, 1.0 / 8.0);
     assert_eq!(report.solved_by_family, BTreeMap::from([("countdown/1".to_owned(), (1, 8))]));
     assert_eq!(report.rollouts_by_staleness, BTreeMap::from([(0, 8)]));
