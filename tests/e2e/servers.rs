@@ -46,8 +46,7 @@ fn a_password_is_used_and_never_shown() {
     let wrong = folder.call(&["actor", "--bus", &server.url_of("u:s3cret")]);
     assert!(wrong.refusal().starts_with(&format!("bus: not permitted: {shown}: ")), "{wrong:#?}");
     let away = "nats://u:s3cret@127.0.0.1:1";
-    let away =
-        folder.call(&[USERS[0], &["--set", "local.stall_seconds=1", "--run-dir", "other", "--bus", away]].concat());
+    let away = folder.call(&["learner", "smoke", "--run-dir", "x", "--set", "local.stall_seconds=1", "--bus", away]);
     assert!(away.refusal().starts_with("bus: could not connect to nats://***@127.0.0.1:1 within 1 s"), "{away:#?}");
     let all = format!("{learner:?} {said:?} {runs:?} {wrong:?} {away:?} {served}");
     assert!(!all.contains("s3c"), "{all}");
