@@ -332,7 +332,7 @@ fn a_refused_learner_changes_nothing() {
     let resume = ["--run", "mine", "--resume", "--run-dir", "run"];
     let other = [&resume[..], &["--set", "learner.learning_rate=0.1"]].concat();
     let refused = cluster.start("learner", &other).end();
-    assert!(refused.refusal().starts_with("manifest: config was "), "{refused:#?}");
+    assert!(refused.refusal().starts_with("manifest: learner.learning_rate was 0.004, is 0.1; "), "{refused:#?}");
     cluster.start("learner", &resume).end().success();
     cluster.folder.history().assert_steps_of(&reference(0).history);
     for worker in workers {
