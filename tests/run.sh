@@ -25,8 +25,7 @@ step() {
 
 export AUTODIDACT_CI=
 step cargo fmt --all --check
-step cargo test --release --config tests/checked.toml --workspace --exclude autodidact
-step cargo test --release -p autodidact
+step cargo test --release --config tests/checked.toml --workspace
 step cargo clippy --release --workspace --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --release --workspace --no-deps --quiet
 step sh tests/readme.sh

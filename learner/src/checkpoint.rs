@@ -276,7 +276,7 @@ mod tests {
         (0..2).for_each(|_| run.step());
         run.fold.plan();
         let mut state = run.fold.state().clone();
-        state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5);
+        state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5, 0);
         let point = point(&run);
         let versions = vec![(Digest::of_bytes(b"older"), vec![1, 2, 3])];
         let control = Some(Control { decay_from: 3, stop_at: 9 });

@@ -101,7 +101,7 @@ fn the_golden_checkpoint() {
     let mut state = State::initial(&config);
     let (example, masks) = (scored.examples[0].clone(), scored.example_masks.clone());
     state.windows.push(Labelled { domain: "countdown".to_owned(), example, masks }, &config);
-    state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5);
+    state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5, 0);
     let key = Some(ProblemKey { text: "7 - 3".to_owned() });
     let mut planned = Plans::default();
     planned.push_batch(vec![Planned { task: scored.group.task.clone(), key, proposal: None }]);

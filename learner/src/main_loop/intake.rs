@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::main_loop::{Exam, KeepJournal, RunOptions};
     use crate::test_run::{answer, config, sources};
-    use crate::{Audit, Observer, read_journal, test_manifest};
+    use crate::{Audit, Observer, RunLock, read_journal, test_manifest};
 
     const EPOCH: u64 = 7;
 
@@ -271,8 +271,10 @@ mod tests {
         let problem = |text: &str| Problem { domain: "countdown".to_owned(), text: text.to_owned() };
         let exams = vec![Exam { name: "exam".to_owned(), problems: vec![problem("1"), problem("2")] }];
         let (options, bus) = (options(run_dir, audit), Arc::new(InProcess::new()));
-        let mut learner =
-            Learner::open(config(), options, test_manifest(), sources(), exams, bus, observer).await.unwrap();
+        // Kept for as long as the test runs.
+        let lock = Box::leak(Box::new(RunLock::take(run_dir).unwrap()));
+        let learner = Learner::open(config(), options, lock, test_manifest(), sources(), exams, bus, observer);
+        let mut learner = learner.await.unwrap();
         learner.issue_batches().await.unwrap();
         learner
     }
