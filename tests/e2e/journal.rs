@@ -108,7 +108,7 @@ fn bytes_read(folder: &Folder) -> u64 {
     results.sum()
 }
 
-/// Buffers are filled with more than is asked for, so that some bytes are read beyond.
+/// Buffers of 8 KiB are filled with more than is asked for, so that some bytes are read beyond.
 #[test]
 fn a_resume_reads_what_its_checkpoint_has_not_folded() {
     let whole = reference(0).files[SEGMENT].len() as u64;
@@ -121,7 +121,7 @@ fn a_resume_reads_what_its_checkpoint_has_not_folded() {
         read
     };
     let [fresh, older, none] = [0, 1, 3].map(read);
-    assert!(fresh < whole / 10, "{fresh} of {whole} bytes");
-    assert!(older < whole / 3, "{older} of {whole} bytes for a quarter of the steps");
+    assert!(fresh <= 4 * 8_192, "{fresh} of {whole} bytes, for the manifest and where the checkpoint stands");
+    assert!(older <= whole / 4 + 4 * 8_192, "{older} of {whole} bytes, for a quarter of the steps besides");
     assert!(none >= whole, "without a checkpoint all of it is needed: {none} of {whole} bytes");
 }

@@ -100,5 +100,6 @@ fn practice_does_not_run_dry() {
 /// How many of the 200 dev problems of countdown-3 each version of a run solved that sat them.
 fn exam_scores(folder: &Folder, run: &str) -> Vec<f64> {
     let rows = metrics(&folder.path(run));
-    rows.iter().filter_map(|row| row["exam"].is_string().then(|| row["num_correct"].as_f64().unwrap())).collect()
+    let sat = rows.iter().filter(|row| row["exam"].is_string());
+    sat.map(|row| row["num_correct"].as_f64().unwrap()).collect()
 }

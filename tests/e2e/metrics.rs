@@ -109,7 +109,7 @@ fn a_learner_without_workers_says_what_it_knows() {
     let workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));
     wait_until("step 22", || cluster.folder.last_step() >= 22);
     drop(workers);
-    let is_waiting = || get(&metrics_address(&learner), "/readyz").1.contains(" tasks are out: ");
+    let is_waiting = || get(&metrics_address(&learner), "/readyz").1.contains(" tasks are outstanding: ");
     wait_until("everything that they had sent to be taken in", is_waiting);
     learner.terminate();
     learner.end().success();

@@ -253,8 +253,13 @@ fn signal_if_it_runs(process: &Process) {
 fn a_run_outlives_its_terminal_until_its_checkpoint_is_written() {
     let folder = Folder::new();
     let mut command = Command::new("script");
-    // The shell stays, to say how the run ended.
-    let line = format!("trap : HUP; {} {}; echo $? > status", env!("CARGO_BIN_EXE_autodidact"), LONG.join(" "));
+    // The shell passes the signal on, as shells do when their terminal goes, and stays to say how the run ended.
+    let line = format!(
+        "trap 'kill -HUP $run' HUP; {} {} & run=$!; wait $run; ended=$?; [ $ended -le 128 ] || {{ wait $run; ended=$?; }}; \
+         echo $ended > status",
+        env!("CARGO_BIN_EXE_autodidact"),
+        LONG.join(" "),
+    );
     command.args(["--quiet", "--return", "--command", &line, "/dev/null"]).env("SHELL", "/bin/sh");
     let terminal = folder.start_command(command);
     wait_until("step 3", || folder.last_step() >= 3);
