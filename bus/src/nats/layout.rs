@@ -90,7 +90,7 @@ pub(super) fn actor_of(subject: &str) -> &str {
     subject.split('.').nth(3).unwrap_or_default()
 }
 
-/// Names the course of a run that a stream is of, if it is of one.
+/// Returns the course of a run that a stream belongs to; `None` for any other stream.
 pub(super) fn course_of(stream: &str) -> Option<&str> {
     let (course, token) = stream.strip_prefix("autodidact_")?.rsplit_once('_')?;
     Queue::ALL.iter().any(|queue| queue.token() == token).then_some(course)

@@ -262,7 +262,7 @@ impl Held {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says of all that is held that it is.
+    /// Tells the server that everything held is still being worked on.
     async fn keep(&self) {
         let numbers: Vec<u64> = self.messages().keys().copied().collect();
         for number in numbers {
@@ -282,7 +282,7 @@ impl Hold {
         Hold { held: held.clone(), number, reply }
     }
 
-    /// Says what becomes of the message, and keeps it no longer.
+    /// Acknowledges, returns or rejects the message, and stops keeping it alive.
     async fn answer(&self, kind: AckKind) {
         let _saying = self.held.saying.lock().await;
         self.held.messages().remove(&self.number);
@@ -308,7 +308,8 @@ async fn keep(held: Weak<Held>, every: Duration) {
     }
 }
 
-/// Says something of a message, and returns whether it is on its way. Not waited for: a word that is lost costs a delivery more.
+/// Sends an acknowledgement of a message and returns whether it was handed to the client. No answer is awaited: a lost one costs a
+/// redelivery.
 async fn say(client: &Client, reply: Subject, kind: AckKind) -> bool {
     match tokio::time::timeout(SAY_LIMIT, client.publish(reply, kind.into())).await {
         Ok(Ok(())) => return true,

@@ -343,7 +343,7 @@ pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     code(error).is_some_and(|code| full.contains(&code))
 }
 
-/// Says of a failure for want of room how much is needed, and what makes room.
+/// Describes a failure for lack of storage: how much is needed, and which setting provides it.
 pub(super) fn with_room(error: impl Into<async_nats::Error>, what: &str, num_bytes: u64) -> String {
     let error = error.into();
     match is_full(error.as_ref()) {

@@ -140,7 +140,7 @@ impl Server {
                     return self.delete(streams).await.map(|()| true);
                 };
                 let value: bytes::Bytes = serde_json::to_vec(&held)?.into();
-                // Whoever renews or takes the lease from now on is heard of: the revision is another then.
+                // Whoever renews or takes the lease from now on changes its revision, and is seen.
                 match store.update(lease_key(run), value, found.as_ref().map_or(0, |leader| leader.revision)).await {
                     Ok(_) => {}
                     Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {

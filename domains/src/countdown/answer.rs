@@ -388,7 +388,7 @@ fn integer(digits: &str) -> Result<Integer<'_>, Refusal> {
     Ok(Integer { digits })
 }
 
-/// Names a character that does not belong here: many of those look like one that does.
+/// Names a character that is not part of an answer: many look like one that is.
 fn name(character: char) -> String {
     match character {
         '\u{feff}' => "a byte order mark (U+FEFF)".to_owned(),

@@ -110,7 +110,7 @@ impl View<'_> {
         }
     }
 
-    /// Tells whether this is the empty list.
+    /// Whether this is the empty list.
     pub(super) fn is_empty(self) -> bool {
         self == View::List(&[])
     }
