@@ -3,7 +3,7 @@
 //! Each of these faults was put in by hand and seen to fail: in `learning_by_examples_beats_shuffled_labels` the sign of every
 //! gradient flipped (before the update) and hindsight off (`learner.hindsight=false`); in
 //! `policy_gradients_raise_the_share_of_right_answers` the sign of every gradient flipped and advantages negated (in `centred`); in
-//! `practice_does_not_run_dry` a step that draws by what is new to its windows.
+//! `practice_does_not_run_dry` a step that draws by what is new to its windows (by the rows of such a run).
 
 use serde_json::Value;
 
