@@ -107,8 +107,9 @@ fn obey(heard: Signal, is_first: bool) {
     }
     match order.as_ref() {
         Some(Order { shutdown, how, .. }) if is_first => {
-            shutdown.cancel();
+            // Said first: what has nothing to put in order is gone at once.
             note(format_args!("stopping: {how} (again quits at once)"));
+            shutdown.cancel();
         }
         // A terminal that goes away may say so twice: the shell does, and so does the kernel.
         Some(_) if heard == Signal::SIGHUP => {}

@@ -269,6 +269,9 @@ impl Actor {
                 for task in waited {
                     task.hand_back(RETRY_PAUSE).await?;
                 }
+                if self.announced.is_some_and(|announced| announced.weights != digest) {
+                    self.play_newest();
+                }
             }
             Err(error) => return Err(error),
         }

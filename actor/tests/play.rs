@@ -1,6 +1,7 @@
 //! Rollouts depend on their task and the weights, and on nothing else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actor::engine::{Engine, Weights};
 use actor::{Config, Error};
@@ -10,6 +11,7 @@ use proto::{
     Behavior, Difficulty, Digest, Envelope, Group, Message, Niche, Problem, ProblemOrigin, Request, Sampling,
     StopReason, Task, TaskId, TaskKind, Version,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 fn config() -> ModelConfig {
@@ -122,17 +124,20 @@ fn a_thread_that_panics_is_a_fault_with_its_text() {
 #[tokio::test(flavor = "multi_thread")]
 async fn newer_weights_that_are_refused_leave_the_old_ones() {
     let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
-    let store = async |seed, spoil: bool| {
-        let params = Params::init(&config(), seed);
-        let mut bytes = write_weights(&config(), &[("", &params)]);
+    let store = async |config: &ModelConfig, seed, spoil: bool| {
+        let params = Params::init(config, seed);
+        let mut bytes = write_weights(config, &[("", &params)]);
         if spoil {
             *bytes.last_mut().unwrap() ^= 1;
         }
-        let digest = params.digest(&config());
+        let digest = params.digest(config);
         bus.put_weights(digest, bytes.into()).await.unwrap();
         digest
     };
-    let [old, spoilt, newest] = [store(1, false).await, store(2, true).await, store(3, false).await];
+    // Large, so that they are still being read when the newest are announced.
+    let large = ModelConfig { d_model: 256, num_layers: 4, ff_dim: 1024, ..config() };
+    let [old, spoilt, newest] =
+        [store(&config(), 1, false).await, store(&large, 2, true).await, store(&config(), 3, false).await];
     let shutdown = CancellationToken::new();
     let actor = tokio::spawn(actor::run(Config { num_threads: 1, num_slots: 8 }, bus.clone(), shutdown.clone()));
     let play = async |index| {
@@ -147,11 +152,15 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
         bus.announce(Version { policy_version: 6, weights: spoilt }).await.unwrap();
         assert_eq!(play(index).await, 5);
     }
+    bus.announce(Version { policy_version: 6, weights: spoilt }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1)).await;
     bus.announce(Version { policy_version: 7, weights: newest }).await.unwrap();
     let mut index = 20;
     let mut last = 5;
+    let begun = Instant::now();
     while last != 7 {
         assert_eq!(last, 5);
+        assert!(begun.elapsed() < Duration::from_secs(60), "the newest weights are not played");
         last = play(index).await;
         index += 1;
     }

@@ -1,6 +1,9 @@
+use std::sync::Arc;
+
 use candle_core::Device;
 use proto::{ActionMask, Token};
 
+use crate::network::Workspaces;
 use crate::objective::{Loss, Objective};
 use crate::packed::PackedWeights;
 use crate::{Error, ModelConfig, Params, network, reference};
@@ -47,7 +50,7 @@ pub struct Model {
 
 #[derive(Clone, Debug)]
 enum Backend {
-    Kernels,
+    Kernels(Arc<Workspaces>),
     Candle(Device),
 }
 
@@ -86,7 +89,7 @@ impl Model {
     /// [`Error::Config`] when the shape is none.
     pub fn new(config: &ModelConfig, device: Device) -> Result<Model, Error> {
         config.validate()?;
-        let backend = if device.is_cpu() { Backend::Kernels } else { Backend::Candle(device) };
+        let backend = if device.is_cpu() { Backend::Kernels(Arc::default()) } else { Backend::Candle(device) };
         Ok(Model { config: config.clone(), backend })
     }
 
@@ -105,7 +108,7 @@ impl Model {
     /// [`Error::Config`] when the shape is none.
     pub fn load<'a>(&'a self, params: &'a Params) -> Result<Loaded<'a>, Error> {
         let packed = match self.backend {
-            Backend::Kernels => Some(PackedWeights::with_transposes(&self.config, params)?),
+            Backend::Kernels(_) => Some(PackedWeights::with_transposes(&self.config, params)?),
             Backend::Candle(_) => None,
         };
         Ok(Loaded { model: self, params, packed })
@@ -122,8 +125,9 @@ impl Loaded<'_> {
             (Backend::Candle(device), _) => {
                 Ok(reference::logprobs(&self.model.config, device, self.params, sequences)?)
             }
-            (Backend::Kernels, packed) => {
-                Ok(network::run(packed.as_ref().expect("packed for the kernels"), sequences, None).logprobs)
+            (Backend::Kernels(workspaces), packed) => {
+                let packed = packed.as_ref().expect("packed for the kernels");
+                Ok(network::run(packed, workspaces, sequences, None).logprobs)
             }
         }
     }
@@ -137,10 +141,10 @@ impl Loaded<'_> {
             (Backend::Candle(device), _) => {
                 reference::gradients(&self.model.config, device, self.params, sequences, objectives)?
             }
-            (Backend::Kernels, packed) => {
+            (Backend::Kernels(workspaces), packed) => {
                 let mut gradients = Params::zeros(&self.model.config);
                 let packed = packed.as_ref().expect("packed for the kernels");
-                let scores = network::run(packed, sequences, Some((objectives, &mut gradients)));
+                let scores = network::run(packed, workspaces, sequences, Some((objectives, &mut gradients)));
                 (scores, gradients)
             }
         };

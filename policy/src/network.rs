@@ -4,6 +4,9 @@
 //! chunk stopped, so that the size of a chunk changes no bit. Candle's autograd computes the same ([`crate::reference`]);
 //! it allocates every intermediate, clears and re-adds every gradient, and brings a thread pool of its own.
 
+use std::fmt;
+use std::sync::Mutex;
+
 use proto::{ActionMask, Token};
 
 use crate::Params;
@@ -22,11 +25,12 @@ const CHUNK_ROWS: usize = 256;
 /// Scores all chosen tokens and, given objectives of the sequences, adds the gradient of their loss to `gradients`.
 pub(crate) fn run(
     network: &PackedWeights,
+    workspaces: &Workspaces,
     sequences: &[&Sequence],
     mut backward: Option<(&[Objective], &mut Params)>,
 ) -> Scores {
     let mut scores = Scores::default();
-    let mut workspace = Workspace::default();
+    let mut workspace = workspaces.take();
     let mut first = 0;
     while first < sequences.len() {
         let mut last = first + 1;
@@ -51,6 +55,7 @@ pub(crate) fn run(
         scores.logprobs.extend(logprobs);
         first = last;
     }
+    workspaces.put_back(workspace);
     scores
 }
 
@@ -102,7 +107,27 @@ struct Activations {
     gate_up: Vec<f32>,
 }
 
-/// Buffers, kept from chunk to chunk.
+/// Workspaces that nobody uses: the pages of new ones would be cleared by the system, pass after pass.
+#[derive(Default)]
+pub(crate) struct Workspaces(Mutex<Vec<Workspace>>);
+
+impl Workspaces {
+    fn take(&self) -> Workspace {
+        self.0.lock().expect("holders of the lock do not panic").pop().unwrap_or_default()
+    }
+
+    fn put_back(&self, workspace: Workspace) {
+        self.0.lock().expect("holders of the lock do not panic").push(workspace);
+    }
+}
+
+impl fmt::Debug for Workspaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Workspaces")
+    }
+}
+
+/// Buffers, kept from chunk to chunk and from pass to pass: each is written before it is read.
 #[derive(Default)]
 struct Workspace {
     layers: Vec<Activations>,

@@ -1,9 +1,18 @@
-use pulp::{Arch, Simd, WithSimd, bytemuck};
+use std::cell::RefCell;
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
 
 /// Columns of a panel.
 const PANEL: usize = 16;
 /// Rows of the right matrix that are multiplied before the next ones: two panels of them stay in the first-level cache.
 const BLOCK: usize = 128;
+/// Tiles of rows that are multiplied by a panel before the next one.
+const GROUP_TILES: usize = 4;
+/// Rows of the right matrix that a tile is multiplied by in one round of its loop.
+const UNROLL: usize = 4;
+/// Rows of the largest tile.
+const MAX_ROWS: usize = 8;
 
 /// A matrix in a slice.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +132,15 @@ pub fn matmul_on(
     start: Start,
     out: &mut [f32],
 ) {
-    arch.dispatch(Product { left, num_rows, right, start, out: &mut out[..num_rows * right.num_columns] });
+    SCRATCH.with_borrow_mut(|scratch| {
+        arch.dispatch(Product { left, num_rows, right, start, scratch, out: &mut out[..num_rows * right.num_columns] });
+    });
+}
+
+thread_local! {
+    /// Scratch of a thread's products. On the stack it would be cleared for each of them, which is a good part of a small one.
+    static SCRATCH: RefCell<[f32; GROUP_TILES * MAX_ROWS * BLOCK]> =
+        const { RefCell::new([0.0; GROUP_TILES * MAX_ROWS * BLOCK]) };
 }
 
 struct Product<'a> {
@@ -131,6 +148,7 @@ struct Product<'a> {
     num_rows: usize,
     right: &'a PackedMatrix,
     start: Start,
+    scratch: &'a mut [f32],
     out: &'a mut [f32],
 }
 
@@ -139,11 +157,13 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A tile's sums leave registers for a row of the right matrix and a factor: 16 sums of 32 registers, 8 of 16.
+        // A tile's sums leave registers for a row of the right matrix and a factor: 16 sums of 32 registers, 12 of 16.
         match S::F32_LANES {
+            16 if self.num_rows == 1 => self.tiles::<S, 1, 4, 1>(simd),
+            8 if self.num_rows == 1 => self.tiles::<S, 1, 4, 2>(simd),
             16 => self.tiles::<S, 8, 2, 1>(simd),
-            8 => self.tiles::<S, 4, 1, 2>(simd),
-            4 => self.tiles::<S, 4, 1, 4>(simd),
+            8 => self.tiles::<S, 6, 1, 2>(simd),
+            4 => self.tiles::<S, 3, 1, 4>(simd),
             _ => self.tiles::<S, 1, 1, PANEL>(simd),
         }
     }
@@ -151,9 +171,12 @@ impl WithSimd for Product<'_> {
 
 impl Product<'_> {
     /// Computes tiles of `ROWS` rows and `PANELS` panels of `VECTORS` vectors.
+    ///
+    /// A block of k is taken for a few tiles of rows at a time, panel by panel: so a panel comes from the second-level cache
+    /// once for all of them, and the factors of their rows stay in the first.
     #[inline(always)]
     fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
-        let Product { left, num_rows, right, start, out } = self;
+        let Product { left, num_rows, right, start, scratch, out } = self;
         let (panel_vectors, tail) = S::as_simd_f32s(&right.data);
         debug_assert!(tail.is_empty());
         let (mut panel_rows, _) = panel_vectors.as_chunks::<VECTORS>();
@@ -162,27 +185,24 @@ impl Product<'_> {
             let (block, rest) = panel_rows.split_at(block_len * right.num_columns.div_ceil(PANEL));
             panel_rows = rest;
             let start = if first_k > 0 { Start::Out } else { start };
-            for first_row in (0..num_rows).step_by(ROWS) {
-                let tile = RowTile { simd, first_row, len: ROWS.min(num_rows - first_row), block, block_len, start };
+            for first_row in (0..num_rows).step_by(GROUP_TILES * ROWS) {
+                let len = (GROUP_TILES * ROWS).min(num_rows - first_row);
+                let group = RowGroup { simd, first_row, len, block, block_len, start };
+                let tiles = (0..len).step_by(ROWS).map(|row| (first_row + row, ROWS.min(len - row)));
                 if left.column_stride == 1 {
-                    // Rows past the last repeat it, and their sums are not stored.
-                    let rows: [&[f32]; ROWS] = std::array::from_fn(|row| {
-                        let start = (first_row + row.min(tile.len - 1)) * left.row_stride + first_k;
-                        &left.data[start..start + block_len]
-                    });
-                    tile.run::<PANELS, ROWS>(|k| std::array::from_fn(|row| rows[row][k]), out, right.num_columns);
-                } else if left.row_stride == 1 && tile.len == ROWS {
-                    // Side by side: where columns are far apart they share few places of the first-level cache.
-                    let mut factors = [[0.0; ROWS]; BLOCK];
-                    let columns = &left.data[first_k * left.column_stride + first_row..];
-                    for (k, factors) in factors[..block_len].iter_mut().enumerate() {
-                        let column = columns[k * left.column_stride..].first_chunk::<ROWS>();
-                        *factors = *column.expect("the tile is full");
+                    let (by_row, _) = scratch.as_chunks_mut::<BLOCK>();
+                    let (by_row, _) = by_row.as_chunks_mut::<ROWS>();
+                    for ((first_row, len), copy) in tiles.zip(&mut *by_row) {
+                        copy_rows(left, first_row, len, first_k..first_k + block_len, copy);
                     }
-                    tile.run::<PANELS, ROWS>(|k| factors[k], out, right.num_columns);
+                    group.run::<PANELS, ROWS, _>(|tile| ByRow(&by_row[tile]), out, right.num_columns);
                 } else {
-                    let at = |row: usize, k: usize| left.at(first_row + row.min(tile.len - 1), first_k + k);
-                    tile.run::<PANELS, ROWS>(|k| std::array::from_fn(|row| at(row, k)), out, right.num_columns);
+                    let (by_k, _) = scratch.as_chunks_mut::<ROWS>();
+                    let (by_k, _) = by_k.as_chunks_mut::<BLOCK>();
+                    for ((first_row, len), copy) in tiles.zip(&mut *by_k) {
+                        copy_columns(left, first_row, len, first_k..first_k + block_len, copy);
+                    }
+                    group.run::<PANELS, ROWS, _>(|tile| ByK(&by_k[tile]), out, right.num_columns);
                 }
             }
         }
@@ -192,8 +212,74 @@ impl Product<'_> {
     }
 }
 
-/// Some rows of the product over one block of k.
-struct RowTile<'a, S: Simd, const VECTORS: usize> {
+/// What a tile of rows is multiplied by, copied together: its rows may be a stride apart that maps them to a few places of the
+/// first-level cache, and here an offset leads from one row to the next instead of a register each.
+trait Factors<const ROWS: usize>: Copy {
+    fn at(&self, row: usize, k: usize) -> f32;
+}
+
+/// Factors of a matrix whose rows lie side by side.
+#[derive(Clone, Copy)]
+struct ByRow<'a, const ROWS: usize>(&'a [[f32; BLOCK]; ROWS]);
+
+impl<const ROWS: usize> Factors<ROWS> for ByRow<'_, ROWS> {
+    #[inline(always)]
+    fn at(&self, row: usize, k: usize) -> f32 {
+        self.0[row][k]
+    }
+}
+
+/// Factors of any other matrix.
+#[derive(Clone, Copy)]
+struct ByK<'a, const ROWS: usize>(&'a [[f32; ROWS]; BLOCK]);
+
+impl<const ROWS: usize> Factors<ROWS> for ByK<'_, ROWS> {
+    #[inline(always)]
+    fn at(&self, row: usize, k: usize) -> f32 {
+        self.0[k][row]
+    }
+}
+
+/// Copies the first `len` rows of a tile, and the last one again for the others, whose sums are not stored.
+#[inline(always)]
+fn copy_rows<const ROWS: usize>(
+    left: MatrixView<'_>,
+    first_row: usize,
+    len: usize,
+    ks: Range<usize>,
+    copy: &mut [[f32; BLOCK]; ROWS],
+) {
+    for (row, copy) in copy.iter_mut().enumerate() {
+        let from = &left.data[(first_row + row.min(len - 1)) * left.row_stride..][ks.clone()];
+        match from.first_chunk() {
+            // Without a call.
+            Some(whole) => *copy = *whole,
+            None => copy[..from.len()].copy_from_slice(from),
+        }
+    }
+}
+
+/// As [`copy_rows`], for each k its factors.
+#[inline(always)]
+fn copy_columns<const ROWS: usize>(
+    left: MatrixView<'_>,
+    first_row: usize,
+    len: usize,
+    ks: Range<usize>,
+    copy: &mut [[f32; ROWS]; BLOCK],
+) {
+    for (k, copy) in ks.zip(copy) {
+        if left.row_stride == 1 && len == ROWS {
+            let column = left.data[k * left.column_stride + first_row..].first_chunk();
+            *copy = *column.expect("the tile is full");
+        } else {
+            *copy = std::array::from_fn(|row| left.at(first_row + row.min(len - 1), k));
+        }
+    }
+}
+
+/// Some tiles of rows of the product over one block of k.
+struct RowGroup<'a, S: Simd, const VECTORS: usize> {
     simd: S,
     first_row: usize,
     /// Rows that are stored.
@@ -204,76 +290,116 @@ struct RowTile<'a, S: Simd, const VECTORS: usize> {
     start: Start,
 }
 
-impl<S: Simd, const VECTORS: usize> RowTile<'_, S, VECTORS> {
-    /// Multiplies the rows, whose factors at k are `left(k)`, by all panels.
+impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
+    /// Multiplies the rows, tile by tile, by all panels.
     #[inline(always)]
-    fn run<const PANELS: usize, const ROWS: usize>(
+    fn run<const PANELS: usize, const ROWS: usize, F: Factors<ROWS>>(
         &self,
-        left: impl Fn(usize) -> [f32; ROWS],
+        factors: impl Fn(usize) -> F,
         out: &mut [f32],
         num_columns: usize,
     ) {
         let mut groups = self.block.chunks_exact(PANELS * self.block_len);
         let mut first_column = 0;
         for group in &mut groups {
-            self.panels::<PANELS, ROWS>(&left, group, first_column, out, num_columns);
+            self.panels::<PANELS, ROWS, F>(&factors, group, first_column, out, num_columns);
             first_column += PANELS * PANEL;
         }
         for panel in groups.remainder().chunks_exact(self.block_len) {
-            self.panels::<1, ROWS>(&left, panel, first_column, out, num_columns);
+            self.panels::<1, ROWS, F>(&factors, panel, first_column, out, num_columns);
             first_column += PANEL;
         }
     }
 
     #[inline(always)]
-    fn panels<const PANELS: usize, const ROWS: usize>(
+    fn panels<const PANELS: usize, const ROWS: usize, F: Factors<ROWS>>(
         &self,
-        left: &impl Fn(usize) -> [f32; ROWS],
-        group: &[[S::f32s; VECTORS]],
+        factors: &impl Fn(usize) -> F,
+        panels: &[[S::f32s; VECTORS]],
         first_column: usize,
         out: &mut [f32],
         num_columns: usize,
     ) {
-        let simd = self.simd;
-        let width = (PANELS * PANEL).min(num_columns - first_column);
-        let out_row = |row: usize| {
-            let start = (self.first_row + row) * num_columns + first_column;
-            start..start + width
-        };
         let panels: [&[[S::f32s; VECTORS]]; PANELS] =
-            std::array::from_fn(|panel| &group[panel * self.block_len..(panel + 1) * self.block_len]);
-        let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; PANELS]; ROWS];
-        if self.start == Start::Out {
-            for (row, sum) in sums[..self.len].iter_mut().enumerate() {
-                copy_lanes::<PANELS>(&out[out_row(row)], bytemuck::cast_slice_mut(sum.as_flattened_mut()));
-            }
-        }
-        #[expect(clippy::needless_range_loop, reason = "k walks the panels and the rows side by side")]
-        for k in 0..self.block_len {
-            let factors = left(k);
-            for row in 0..ROWS {
-                let factor = simd.splat_f32s(factors[row]);
-                for panel in 0..PANELS {
-                    for vector in 0..VECTORS {
-                        let sum = &mut sums[row][panel][vector];
-                        *sum = simd.mul_add_f32s(factor, panels[panel][k][vector], *sum);
-                    }
+            std::array::from_fn(|panel| &panels[panel * self.block_len..(panel + 1) * self.block_len]);
+        let width = (PANELS * PANEL).min(num_columns - first_column);
+        for (tile, first_row) in (0..self.len).step_by(ROWS).enumerate() {
+            let len = ROWS.min(self.len - first_row);
+            let factors = factors(tile);
+            let out = &mut out[(self.first_row + first_row) * num_columns + first_column..];
+            if len == ROWS && width == PANELS * PANEL {
+                self.tile(factors, panels, (out, num_columns));
+            } else {
+                let mut whole = [[[0.0; PANEL]; PANELS]; ROWS];
+                for (row, whole) in whole[..len].iter_mut().enumerate() {
+                    whole.as_flattened_mut()[..width].copy_from_slice(&out[row * num_columns..][..width]);
+                }
+                self.tile(factors, panels, (whole.as_flattened_mut().as_flattened_mut(), PANELS * PANEL));
+                for (row, whole) in whole[..len].iter().enumerate() {
+                    out[row * num_columns..][..width].copy_from_slice(&whole.as_flattened()[..width]);
                 }
             }
         }
-        for (row, sum) in sums[..self.len].iter().enumerate() {
-            copy_lanes::<PANELS>(bytemuck::cast_slice(sum.as_flattened()), &mut out[out_row(row)]);
+    }
+
+    /// Multiplies a tile of rows by some panels.
+    #[inline(always)]
+    fn tile<const PANELS: usize, const ROWS: usize>(
+        &self,
+        factors: impl Factors<ROWS>,
+        panels: [&[[S::f32s; VECTORS]]; PANELS],
+        (out, stride): (&mut [f32], usize),
+    ) {
+        let simd = self.simd;
+        let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; PANELS]; ROWS];
+        if self.start == Start::Out {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                *sums = *row_vectors::<S, PANELS, VECTORS>(&mut out[row * stride..]);
+            }
+        }
+        // Several k a round: what a loop costs beside the multiply-adds counts where a core is shared.
+        let num_rounds = self.block_len.min(BLOCK) / UNROLL;
+        let panel_rounds = panels.map(|panel| &panel.as_chunks::<UNROLL>().0[..num_rounds]);
+        #[expect(clippy::needless_range_loop, reason = "a round is one of each panel and of the factors")]
+        for round in 0..num_rounds {
+            let panels: [&[_; UNROLL]; PANELS] = std::array::from_fn(|panel| &panel_rounds[panel][round]);
+            for k in 0..UNROLL {
+                add_products(simd, |row| factors.at(row, round * UNROLL + k), panels.map(|panel| &panel[k]), &mut sums);
+            }
+        }
+        for k in num_rounds * UNROLL..self.block_len.min(BLOCK) {
+            add_products(simd, |row| factors.at(row, k), panels.map(|panel| &panel[k]), &mut sums);
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            *row_vectors::<S, PANELS, VECTORS>(&mut out[row * stride..]) = *sums;
         }
     }
 }
 
-/// Copies what both slices hold; full panels without a call.
+/// Adds the products of one k to a tile's sums.
 #[inline(always)]
-fn copy_lanes<const PANELS: usize>(from: &[f32], to: &mut [f32]) {
-    let (from_panels, _) = from.as_chunks::<PANEL>();
-    let (to_panels, _) = to.as_chunks_mut::<PANEL>();
-    match (from_panels.first_chunk::<PANELS>(), to_panels.first_chunk_mut::<PANELS>()) {
-        (Some(from), Some(to)) => *to = *from,
-        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
+fn add_products<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(
+    simd: S,
+    factor: impl Fn(usize) -> f32,
+    panels: [&[S::f32s; VECTORS]; PANELS],
+    sums: &mut [[[S::f32s; VECTORS]; PANELS]; ROWS],
+) {
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let factor = simd.splat_f32s(factor(row));
+        for (panel, sums) in panels.iter().zip(sums) {
+            for (x, sum) in panel.iter().zip(sums) {
+                *sum = simd.mul_add_f32s(factor, *x, *sum);
+            }
+        }
     }
+}
+
+/// Views the start of a row of `out` as the vectors of some panels.
+#[inline(always)]
+fn row_vectors<S: Simd, const PANELS: usize, const VECTORS: usize>(
+    row: &mut [f32],
+) -> &mut [[S::f32s; VECTORS]; PANELS] {
+    let (vectors, _) = S::as_mut_simd_f32s(&mut row[..PANELS * PANEL]);
+    let (panels, _) = vectors.as_chunks_mut::<VECTORS>();
+    panels.first_chunk_mut().expect("a panel is 16 columns")
 }
