@@ -251,8 +251,8 @@ fn weighted_rows_at<const ROWS: usize, const CHUNKS: usize>(
     let len = weights[0].len();
     let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row][..len]);
     let mut sums = [[[0f32; LANES]; CHUNKS]; ROWS];
-    for (index, x) in rows.chunks(stride).take(len).enumerate() {
-        let (chunks, _) = x[first..].as_chunks::<LANES>();
+    for index in 0..len {
+        let (chunks, _) = rows[index * stride + first..].as_chunks::<LANES>();
         let chunks: &[[f32; LANES]; CHUNKS] = chunks.first_chunk().expect("the width is a multiple of 16");
         for row in 0..ROWS {
             for chunk in 0..CHUNKS {
@@ -485,19 +485,16 @@ fn softmax_backward(weights: &mut [f32], grad: &mut [f32], len: usize) {
 #[inline(always)]
 fn add_outer<const ROWS: usize>(weights: [&[f32]; ROWS], x: [&[f32]; ROWS], out: &mut [f32]) {
     let width = x[0].len();
-    let weights: [&[f32]; ROWS] = weights.map(|row| &row[..weights[0].len()]);
     for chunk in 0..width / LANES {
-        let x: [[f32; LANES]; ROWS] =
-            std::array::from_fn(|row| *x[row][chunk * LANES..].first_chunk().expect("a chunk is whole"));
-        for (index, out) in out.chunks_exact_mut(width).take(weights[0].len()).enumerate() {
-            let out: &mut [f32; LANES] = out[chunk * LANES..].first_chunk_mut().expect("as above");
-            let mut sums = *out;
+        let x: [&[f32; LANES]; ROWS] =
+            std::array::from_fn(|row| x[row][chunk * LANES..].first_chunk().expect("a chunk is whole"));
+        for index in 0..weights[0].len() {
+            let out: &mut [f32; LANES] = out[index * width + chunk * LANES..].first_chunk_mut().expect("as above");
             for row in 0..ROWS {
                 for lane in 0..LANES {
-                    sums[lane] = weights[row][index].mul_add(x[row][lane], sums[lane]);
+                    out[lane] = weights[row][index].mul_add(x[row][lane], out[lane]);
                 }
             }
-            *out = sums;
         }
     }
 }

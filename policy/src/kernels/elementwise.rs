@@ -51,17 +51,10 @@ fn sum_pairs(left: &[f32], right: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f
 /// Replaces `scores` by their softmax; all but the first `len` become 0. `scores` is a multiple of 16 long.
 #[inline(always)]
 pub fn softmax_in_place(scores: &mut [f32], len: usize) {
+    let max = scores[..len].iter().copied().fold(f32::NEG_INFINITY, f32::max);
     scores[len..].fill(f32::NEG_INFINITY);
-    let (chunks, _) = scores.as_chunks_mut::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for chunk in &*chunks {
-        for lane in 0..LANES {
-            // One instruction, unlike `f32::max`, which says what becomes of NaN.
-            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
-        }
-    }
-    let max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let mut lanes = [0.0; LANES];
+    let (chunks, _) = scores.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
             let score = chunk[lane];
