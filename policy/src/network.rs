@@ -11,8 +11,8 @@ use proto::{ActionMask, Token};
 
 use crate::Params;
 use crate::kernels::{
-    MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm, rms_norm_backward,
-    swiglu, swiglu_backward,
+    self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
+    rms_norm_backward, swiglu, swiglu_backward,
 };
 use crate::model::{Scores, Sequence};
 use crate::objective::{Objective, Slopes};
@@ -142,7 +142,6 @@ struct Workspace {
 #[derive(Default)]
 struct Grad {
     x: Vec<f32>,
-    branch: Vec<f32>,
     normed: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,
@@ -163,26 +162,29 @@ impl Workspace {
         }
         let last_layer = network.layers.len() - 1;
         for (index, (layer, kept)) in network.layers.iter().zip(&mut self.layers).enumerate() {
-            kept.input.clone_from(&self.x);
-            normalise(&self.x, &layer.attention_norm, &mut self.normed);
+            std::mem::swap(&mut kept.input, &mut self.x);
+            normalise(&kept.input, &layer.attention_norm, &mut self.normed);
             linear(&self.normed, &layer.qkv.forward, &mut kept.qkv);
             network.rotary.rotate(network.shape, chunk.positions(), &mut kept.qkv);
-            kept.attended.resize(self.x.len(), 0.0);
+            kept.attended.resize(kept.input.len(), 0.0);
             attention_forward(network.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
             if index == last_layer {
                 // Nothing attends to what comes next: only the rows that predict are computed.
-                keep_rows(&mut self.x, &chunk.chosen_rows, width);
                 keep_rows(&mut kept.attended, &chunk.chosen_rows, width);
+                linear(&kept.attended, &layer.out.forward, &mut self.normed);
+                self.x.clone_from(&kept.input);
+                keep_rows(&mut self.x, &chunk.chosen_rows, width);
+                sum(&self.x, &self.normed, &mut kept.middle);
+            } else {
+                linear(&kept.attended, &layer.out.forward, &mut self.normed);
+                sum(&kept.input, &self.normed, &mut kept.middle);
             }
-            linear(&kept.attended, &layer.out.forward, &mut self.normed);
-            add(&mut self.x, &self.normed);
-            kept.middle.clone_from(&self.x);
-            normalise(&self.x, &layer.mlp_norm, &mut self.normed);
+            normalise(&kept.middle, &layer.mlp_norm, &mut self.normed);
             linear(&self.normed, &layer.gate_up.forward, &mut kept.gate_up);
             self.gated.resize(kept.gate_up.len() / 2, 0.0);
             swiglu(&kept.gate_up, &mut self.gated, network.config.ff_dim);
             linear(&self.gated, &layer.down.forward, &mut self.normed);
-            add(&mut self.x, &self.normed);
+            sum(&kept.middle, &self.normed, &mut self.x);
         }
         normalise(&self.x, &network.norm, &mut self.normed);
         linear(&self.normed, &network.head.forward, &mut self.logits);
@@ -204,7 +206,7 @@ impl Workspace {
         }
         linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
         grad.x.resize(self.x.len(), 0.0);
-        rms_norm_backward(&self.x, &network.norm, &grad.normed, &mut grad.x, next());
+        rms_norm_backward::<false>(&self.x, &network.norm, &grad.normed, &mut grad.x, next());
         let last_layer = network.layers.len() - 1;
         for (index, (layer, kept)) in network.layers.iter().zip(&self.layers).enumerate().rev() {
             let (down, gate_up, mlp_norm) = (next(), next(), next());
@@ -246,6 +248,11 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) {
 pub(crate) fn normalise(x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
     out.resize(x.len(), 0.0);
     rms_norm(x, weight, out);
+}
+
+fn sum(x: &[f32], y: &[f32], out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
+    kernels::sum(x, y, out);
 }
 
 pub(crate) fn linear(x: &[f32], weight: &PackedMatrix, out: &mut Vec<f32>) {
@@ -302,7 +309,5 @@ fn spread_rows(x: &mut Vec<f32>, rows: &[usize], num_rows: usize, width: usize) 
 
 /// Takes the gradient of a block's normalised input back through the norm, and adds it to the residual stream's.
 fn residual_backward(x: &[f32], weight: &[f32], grad: &mut Grad, grad_weight: &mut [f32]) {
-    grad.branch.resize(x.len(), 0.0);
-    rms_norm_backward(x, weight, &grad.normed, &mut grad.branch, grad_weight);
-    add(&mut grad.x, &grad.branch);
+    rms_norm_backward::<true>(x, weight, &grad.normed, &mut grad.x, grad_weight);
 }

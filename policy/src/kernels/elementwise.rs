@@ -91,8 +91,14 @@ fn inverse_rms(x: &[f32]) -> f32 {
     1.0 / (squares / x.len() as f32 + RMS_EPSILON).sqrt()
 }
 
-/// Gradients of [`rms_norm`]: writes `grad_x [N, D]` and adds to `grad_weight [D]`, rows in order.
-pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad_out: &[f32], grad_x: &mut [f32], grad_weight: &mut [f32]) {
+/// Gradients of [`rms_norm`]: writes `grad_x [N, D]`, or adds to it, and adds to `grad_weight [D]`, rows in order.
+pub fn rms_norm_backward<const ADD: bool>(
+    x: &[f32],
+    weight: &[f32],
+    grad_out: &[f32],
+    grad_x: &mut [f32],
+    grad_weight: &mut [f32],
+) {
     let width = weight.len();
     let mut weighted = vec![0.0; width];
     vectorized!({
@@ -106,7 +112,8 @@ pub fn rms_norm_backward(x: &[f32], weight: &[f32], grad_out: &[f32], grad_x: &m
             let dot = sum_pairs(&weighted, x, |a, b, sum| a.mul_add(b, sum));
             let pull = scale * scale * scale * dot / width as f32;
             for index in 0..width {
-                grad_x[index] = weighted[index] * scale - x[index] * pull;
+                let grad = weighted[index] * scale - x[index] * pull;
+                grad_x[index] = if ADD { grad_x[index] + grad } else { grad };
             }
         }
     });
@@ -148,6 +155,11 @@ pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f3
 /// Adds `y` to `x`.
 pub fn add(x: &mut [f32], y: &[f32]) {
     vectorized!({ x.iter_mut().zip(y).for_each(|(x, y)| *x += y) });
+}
+
+/// Writes `x + y`.
+pub fn sum(x: &[f32], y: &[f32], out: &mut [f32]) {
+    vectorized!({ out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x + y) });
 }
 
 /// The figures of one AdamW update, bias corrections included.

@@ -178,7 +178,7 @@ impl Product<'_> {
     fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
         let Product { left, num_rows, right, start, scratch, out } = self;
         let (panel_vectors, tail) = S::as_simd_f32s(&right.data);
-        debug_assert!(tail.is_empty());
+        assert!(tail.is_empty(), "panels are whole vectors");
         let (mut panel_rows, _) = panel_vectors.as_chunks::<VECTORS>();
         for first_k in (0..right.num_rows).step_by(BLOCK) {
             let block_len = BLOCK.min(right.num_rows - first_k);

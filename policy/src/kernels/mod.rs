@@ -38,7 +38,7 @@ pub use attention::{
     AttentionShape, KeyValues, ROW_TILE, RotaryTable, attend, attention_backward, attention_forward, set_position,
 };
 pub use elementwise::{
-    AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum_lanes, swiglu,
+    AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum, sum_lanes, swiglu,
     swiglu_backward,
 };
 pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
