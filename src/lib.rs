@@ -1,0 +1,168 @@
+//! `autodidact`: trains a network on problems that a machine can check, from random weights. The command line.
+//!
+//! A library, and `main.rs` calls it: cargo compiles a library beside what it depends on, and a program after all of it.
+
+#![deny(
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a macro that prints panics where nobody reads: use `report`"
+)]
+
+mod baselines;
+mod begun;
+mod bench;
+mod closing;
+mod cluster;
+mod counted;
+mod curves;
+mod display;
+mod endpoint;
+mod eval;
+mod files;
+mod generate;
+mod input;
+mod inspect;
+mod keys;
+mod late;
+mod metrics;
+mod panics;
+mod record;
+mod replay;
+mod report;
+mod run_config;
+mod runs;
+mod signals;
+mod solve;
+mod study;
+mod train;
+mod verify;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use clap::{Parser, Subcommand};
+use proto::ProblemSource;
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Self-play reasoning from random weights: problems that a machine checks, learning from the verdicts."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train from random weights, all roles in this process.
+    Train(train::Args),
+    /// Train, with actors and verifiers that come and go over a NATS server.
+    Learner(cluster::LearnerArgs),
+    /// Play for a learner.
+    Actor(cluster::ActorArgs),
+    /// Judge for a learner.
+    Verifier(cluster::VerifierArgs),
+    /// List the runs on a NATS server, or remove one that nobody leads.
+    Runs(runs::Args),
+    /// Say who may do what on a NATS server: a key for every process.
+    Keys(keys::Args),
+    /// Score a run or a checkpoint on an exam, beside its baselines.
+    Eval(eval::Args),
+    /// Run every arm of a study with every seed, and compare the arms with the control.
+    Study(study::Args),
+    /// Compute a run again from its journal and compare every digest.
+    Replay(replay::Args),
+    /// Show what the journal of a run holds, also while the run goes on.
+    Inspect(inspect::Args),
+    /// Answer one problem with a run.
+    Solve(solve::Args),
+    /// Judge answers: JSON lines in, one verdict line for each.
+    Verify(verify::Args),
+    /// Write problems of a ladder, or rebuild an exam.
+    Generate(generate::Args),
+    /// Measure training, decoding or judging on this machine.
+    Bench(bench::Args),
+    /// List domains, their levels and exams.
+    Domains(generate::DomainsArgs),
+    /// Print a config in full: a preset, or a file and what it starts from.
+    Config(ConfigArgs),
+}
+
+#[derive(clap::Args)]
+struct ConfigArgs {
+    /// A preset (laptop, ladder, smoke) or a TOML file.
+    config: Option<PathBuf>,
+    /// Change one key.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+/// What is said on standard error. What the NATS client says of its connection is said by the bus, in the words of a run.
+const DEFAULT_LOG: &str = "warn,async_nats=off";
+
+/// Runs the command of the process's arguments.
+pub fn main() -> ExitCode {
+    panics::end_the_process();
+    let Cli { command } = Cli::parse();
+    let result = log_to_standard_error().and_then(|()| run(command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if report::has_no_reader(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says what `RUST_LOG` asks for; set to nothing, it asks for nothing else than what is said without it.
+fn log_to_standard_error() -> Result<()> {
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let directives = if asked.trim().is_empty() { DEFAULT_LOG } else { &asked };
+    let filter = EnvFilter::try_new(directives).map_err(|error| {
+        anyhow!("RUST_LOG: expected levels such as info or warn,learner=debug, got {asked:?}: {error}")
+    })?;
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_plain = is_set("NO_COLOR") || std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && !is_plain)
+        // It would panic where standard error is a terminal that went away.
+        .log_internal_errors(false)
+        .init();
+    Ok(())
+}
+
+fn run(command: Command) -> Result<()> {
+    signals::listen_as_process_1()?;
+    match command {
+        Command::Train(args) => train::start(&args, None),
+        Command::Learner(args) => cluster::run_learner(args),
+        Command::Actor(args) => cluster::run_actor(&args),
+        Command::Verifier(args) => cluster::run_verifier(&args),
+        Command::Runs(args) => runs::run(&args),
+        Command::Keys(args) => keys::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Study(args) => study::run(&args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Solve(args) => solve::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Domains(args) => generate::print_domains(&args),
+        Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides, &[])
+            .and_then(|config| report::print(&run_config::to_toml(&config)?)),
+    }
+}
+
+/// The learner's view of every domain: wired here, so that the learner knows none of them.
+fn sources() -> Vec<Arc<dyn ProblemSource>> {
+    domains::registry().iter().map(|domain| domain.clone() as Arc<dyn ProblemSource>).collect()
+}
