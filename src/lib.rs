@@ -120,7 +120,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says what `RUST_LOG` asks for; set to nothing, it asks for nothing else than what is said without it.
+/// Logs what `RUST_LOG` selects to standard error; an empty one counts as unset.
 fn log_to_standard_error() -> Result<()> {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let directives = if asked.trim().is_empty() { DEFAULT_LOG } else { &asked };

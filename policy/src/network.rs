@@ -168,17 +168,17 @@ impl Workspace {
             network.rotary.rotate(network.shape, chunk.positions(), &mut kept.qkv);
             kept.attended.resize(kept.input.len(), 0.0);
             attention_forward(network.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
-            if index == last_layer {
+            let residual = if index == last_layer {
                 // Nothing attends to what comes next: only the rows that predict are computed.
                 keep_rows(&mut kept.attended, &chunk.chosen_rows, width);
-                linear(&kept.attended, &layer.out.forward, &mut self.normed);
                 self.x.clone_from(&kept.input);
                 keep_rows(&mut self.x, &chunk.chosen_rows, width);
-                sum(&self.x, &self.normed, &mut kept.middle);
+                &self.x
             } else {
-                linear(&kept.attended, &layer.out.forward, &mut self.normed);
-                sum(&kept.input, &self.normed, &mut kept.middle);
-            }
+                &kept.input
+            };
+            linear(&kept.attended, &layer.out.forward, &mut self.normed);
+            sum(residual, &self.normed, &mut kept.middle);
             normalise(&kept.middle, &layer.mlp_norm, &mut self.normed);
             linear(&self.normed, &layer.gate_up.forward, &mut kept.gate_up);
             self.gated.resize(kept.gate_up.len() / 2, 0.0);
@@ -218,7 +218,7 @@ impl Workspace {
             add_weight_gradient(&self.gated, &layer.down, &grad.x, down, &mut grad.packed);
             normalise(&kept.middle, &layer.mlp_norm, &mut self.normed);
             linear_backward(&self.normed, &layer.gate_up, &grad.gate_up, gate_up, &mut grad.normed, &mut grad.packed);
-            residual_backward(&kept.middle, &layer.mlp_norm, grad, mlp_norm);
+            rms_norm_backward::<true>(&kept.middle, &layer.mlp_norm, &grad.normed, &mut grad.x, mlp_norm);
 
             linear_backward(&kept.attended, &layer.out, &grad.x, out, &mut grad.attended, &mut grad.packed);
             if index == last_layer {
@@ -230,7 +230,7 @@ impl Workspace {
             network.rotary.rotate_back(network.shape, chunk.positions(), &mut grad.qkv);
             normalise(&kept.input, &layer.attention_norm, &mut self.normed);
             linear_backward(&self.normed, &layer.qkv, &grad.qkv, qkv, &mut grad.normed, &mut grad.packed);
-            residual_backward(&kept.input, &layer.attention_norm, grad, attention_norm);
+            rms_norm_backward::<true>(&kept.input, &layer.attention_norm, &grad.normed, &mut grad.x, attention_norm);
         }
         let embed = next();
         for (token, row) in chunk.tokens.iter().zip(grad.x.chunks_exact(width)) {
@@ -305,9 +305,4 @@ fn spread_rows(x: &mut Vec<f32>, rows: &[usize], num_rows: usize, width: usize) 
             x[index * width..(index + 1) * width].fill(0.0);
         }
     }
-}
-
-/// Takes the gradient of a block's normalised input back through the norm, and adds it to the residual stream's.
-fn residual_backward(x: &[f32], weight: &[f32], grad: &mut Grad, grad_weight: &mut [f32]) {
-    rms_norm_backward::<true>(x, weight, &grad.normed, &mut grad.x, grad_weight);
 }
