@@ -2,19 +2,23 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
-use learner::{Error, Manifest};
+use anyhow::{Result, bail};
+use learner::{Error, JournalReader, Manifest, Record};
+use proto::Digest;
 use serde_json::Value;
 
 use crate::run_config::{self, RunConfig};
 
 /// Of `manifest.json`: the config in full, as TOML. That of `config.toml` is for people to change.
 const CONFIG: &str = "config_toml";
+/// And its name.
+const CONFIG_NAME: &str = "config_name";
 
 /// Writes what a run begins with, for people and for [`expect`].
 pub(crate) fn to_json(manifest: &Manifest, config: &RunConfig) -> Result<String> {
     let mut json = serde_json::to_value(manifest)?;
     json[CONFIG] = run_config::to_toml(config)?.into();
+    json[CONFIG_NAME] = config.name.clone().into();
     Ok(serde_json::to_string_pretty(&json)?)
 }
 
@@ -24,29 +28,50 @@ pub(crate) fn to_json(manifest: &Manifest, config: &RunConfig) -> Result<String>
 /// Names every key of the config that differs, or the first other part of the manifest, with its value then and now.
 pub(crate) fn expect(run_dir: &Path, manifest: &Manifest, config: &RunConfig) -> Result<()> {
     match learner::expect_begun_with(run_dir, manifest) {
-        Err(Error::Manifest { field, was, is }) if field == "config" => {
-            let changes = config_of(run_dir, &was).map(|then| differences(&then, &config.run)).transpose()?;
-            Err(match changes.filter(|changes| !changes.is_empty()) {
-                Some(changes) => {
-                    anyhow!("manifest: {}; `--fork` starts a new run from this config", changes.join(", "))
-                }
-                None => Error::Manifest { field, was, is }.into(),
-            })
-        }
+        Err(Error::Manifest { field, .. }) if field == "config" => expect_config(run_dir, config),
         same => Ok(same?),
     }
 }
 
+/// Checks that the journal of a run directory was begun with this config.
+///
+/// # Errors
+/// Names every key that differs, with its value then and now.
+pub(crate) fn expect_config(run_dir: &Path, config: &RunConfig) -> Result<()> {
+    let first = JournalReader::open(&run_dir.join("journal"))?.next()?.and_then(Result::ok);
+    let is = config.run.digest();
+    let was = first.as_ref().and_then(Record::manifest).map_or(is, |manifest| manifest.config);
+    if was == is {
+        return Ok(());
+    }
+    let changes = config_of(run_dir, was).map(|then| differences(&then, &config.run)).transpose()?;
+    match changes.filter(|changes| !changes.is_empty()) {
+        Some(changes) => bail!("manifest: {}; `--fork` starts a new run from this config", changes.join(", ")),
+        None => bail!(
+            "{}: expected a journal that was begun with this config ({}), got one of another ({}), of which nothing here \
+             says what it was",
+            run_dir.join("journal").display(),
+            is.short(),
+            was.short()
+        ),
+    }
+}
+
+/// Returns the name of the config that a run began with, which its directory need not have.
+pub(crate) fn config_name(run_dir: &Path) -> Option<String> {
+    written(run_dir)?[CONFIG_NAME].as_str().map(str::to_owned)
+}
+
+fn written(run_dir: &Path) -> Option<Value> {
+    serde_json::from_str(&std::fs::read_to_string(run_dir.join("manifest.json")).ok()?).ok()
+}
+
 /// Finds the config with a hash, as far as a run directory still has it.
-fn config_of(run_dir: &Path, hash: &str) -> Option<learner::Config> {
-    let text = |name: &str| std::fs::read_to_string(run_dir.join(name)).ok();
-    let in_manifest = || {
-        let manifest: Value = serde_json::from_str(&text("manifest.json")?).ok()?;
-        manifest[CONFIG].as_str().map(str::to_owned)
-    };
-    let texts = [in_manifest(), text("config.toml")].into_iter().flatten();
+fn config_of(run_dir: &Path, hash: Digest) -> Option<learner::Config> {
+    let in_manifest = written(run_dir).and_then(|json| json[CONFIG].as_str().map(str::to_owned));
+    let texts = [in_manifest, std::fs::read_to_string(run_dir.join("config.toml")).ok()].into_iter().flatten();
     let configs = texts.filter_map(|text| run_config::from_toml("", &text).ok()).map(|config| config.run);
-    configs.into_iter().find(|config| serde_json::to_string(&config.digest()).is_ok_and(|digest| digest == hash))
+    configs.into_iter().find(|config| config.digest() == hash)
 }
 
 /// Lists the keys that differ, with their values: `seed was 0, is 3`.

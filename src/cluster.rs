@@ -107,6 +107,9 @@ pub(crate) struct Announcement {
     /// In full, as TOML.
     config: String,
     pub(crate) is_over: bool,
+    /// Steps that were done when its learner left.
+    #[serde(default)]
+    pub(crate) num_steps: Option<u64>,
 }
 
 /// How long a server, or a run to join, may be waited for.
@@ -177,6 +180,7 @@ fn work(
     play: impl AsyncFnOnce(&RunConfig, Arc<dyn bus::Bus>, CancellationToken) -> Result<String>,
 ) -> Result<()> {
     meeting.place.servers()?;
+    meeting.run.as_deref().map_or(Ok(()), check_name).context("--run")?;
     let shutdown = stop_in_order("handing back what is unfinished")?;
     let name = worker_name(role, worker, meeting)?;
     let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
@@ -405,7 +409,8 @@ impl Meeting {
         let (lease, bus) = server.lead(&run, &course(&run, manifest), &identity, terms).await?;
         note_learner(run_dir, &identity.id)?;
         let (config_name, config) = (config.name.clone(), run_config::to_toml(config)?);
-        let announcement = Announcement { manifest: manifest.clone(), config_name, config, is_over: false };
+        let announcement =
+            Announcement { manifest: manifest.clone(), config_name, config, is_over: false, num_steps: None };
         lease.announce(serde_json::to_vec(&announcement)?);
         Ok(Led { server, lease, announcement, bus: with_faults(Arc::new(bus), fault) })
     }
@@ -428,8 +433,8 @@ impl Led {
     }
 
     /// Lets go of the run; when it is over, workers hear of it, and then its streams are removed.
-    pub(crate) async fn leave(self, is_over: bool) -> Result<()> {
-        let announcement = Announcement { is_over, ..self.announcement };
+    pub(crate) async fn leave(self, is_over: bool, num_steps: Option<u64>) -> Result<()> {
+        let announcement = Announcement { is_over, num_steps, ..self.announcement };
         self.lease.announce(serde_json::to_vec(&announcement)?);
         match is_over {
             true => self.lease.end().await,

@@ -31,14 +31,14 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     samples: u32,
     /// Which part of the exam.
-    #[arg(long, default_value = "test", value_parser = ["dev", "test"])]
+    #[arg(long, conflicts_with = "problems", default_value = "test", value_parser = ["dev", "test"])]
     split: String,
     /// Print one JSON object an exam instead of tables.
     #[arg(long)]
     json: bool,
     /// Threads; 0 for all cores.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    threads: u16,
 }
 
 /// Right answers by problem, out of a number of samples each.
@@ -73,14 +73,15 @@ fn pass_at(num_samples: u32, num_correct: u32, k: u32) -> f64 {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (model, checkpoint) = load(&args.run)?;
-    let trained = Player::new(&model, &checkpoint.state.ema, args.threads)?;
-    let untrained = Player::new(&model, &Params::init(&model, 0), args.threads)?;
+    let num_threads = usize::from(args.threads);
+    let trained = Player::new(&model, &checkpoint.state.ema, num_threads)?;
+    let untrained = Player::new(&model, &Params::init(&model, 0), num_threads)?;
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
     let mut sets: Vec<(String, Vec<Problem>)> = Vec::new();
     let trained_on = trained_domains(&args.run)?;
     let sit = |name: &str| exam_problems(name, split, trained_on.iter().map(String::as_str));
     match &args.problems {
-        Some(path) => sets.push(read_problems(path, &trained_on)?),
+        Some(path) => sets.push(read_problems(path, &trained_on, model.max_positions)?),
         None if args.exam == "all" => {
             for spec in exams_of(trained_on.iter().map(String::as_str)) {
                 let (name, problems) = (format!("{} ({})", spec.name, args.split), sit(spec.name)?);
@@ -313,14 +314,7 @@ impl Player {
 
     /// Plays and judges, in order of the problems.
     fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
-        for problem in problems {
-            let (needed, has) = (positions_needed(std::slice::from_ref(problem))?, self.max_positions);
-            let text = &problem.text;
-            ensure!(
-                needed <= has,
-                "{text}: expected prompt and answer within model.max_positions = {has}, got {needed}"
-            );
-        }
+        problems.iter().try_for_each(|problem| expect_room(problem, self.max_positions))?;
         let (engine, mut groups) = Engine::start(actor::Config { num_threads: self.num_threads, num_slots: 512 });
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {
@@ -346,6 +340,16 @@ impl Player {
     }
 }
 
+/// Checks that a network has room for a problem with its longest answer.
+fn expect_room(problem: &Problem, max_positions: usize) -> Result<()> {
+    let (needed, text) = (positions_needed(std::slice::from_ref(problem))?, &problem.text);
+    ensure!(
+        needed <= max_positions,
+        "{text}: expected prompt and answer within model.max_positions = {max_positions}, got {needed}"
+    );
+    Ok(())
+}
+
 /// Counts the positions that prompts with their longest answers take.
 pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
     let needed = |problem: &Problem| -> Result<usize> {
@@ -358,11 +362,11 @@ pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
 /// Reads a checkpoint, or the newest one of a run that is whole. What lies in a run's folder must be the run's: its journal says.
 pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     if path.join("COMPLETE").exists() {
-        let checkpoint = load_checkpoint(path)?;
+        let (model, checkpoint) = load_checkpoint(path)?;
         if let Some(run) = run_of(path) {
-            expect_known(&run, &checkpoint.1).with_context(|| path.display().to_string())?;
+            expect_known(&run, &model, &checkpoint).with_context(|| path.display().to_string())?;
         }
-        return Ok(checkpoint);
+        return Ok((model, checkpoint));
     }
     let refused = |reason: String| note(format_args!("checkpoint refused, an earlier one is used: {reason}"));
     load_newest(path, refused)?.with_context(|| {
@@ -388,7 +392,7 @@ fn trained_domains(path: &Path) -> Result<Vec<String>> {
 }
 
 /// Reads a file of problems, and names it. A problem without a domain is asked in the variant that the run trains on.
-fn read_problems(path: &Path, trained_on: &[String]) -> Result<(String, Vec<Problem>)> {
+fn read_problems(path: &Path, trained_on: &[String], max_positions: usize) -> Result<(String, Vec<Problem>)> {
     let mut lines = JsonLines::open(path)?;
     let mut problems = Vec::new();
     while let Some((line, json)) = lines.next()? {
@@ -399,6 +403,7 @@ fn read_problems(path: &Path, trained_on: &[String]) -> Result<(String, Vec<Prob
             if let Some(variant) = variant.filter(|_| json.get("domain").is_none()) {
                 problem.domain = variant.to_owned();
             }
+            expect_room(&problem, max_positions)?;
             Ok(problem)
         };
         problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);

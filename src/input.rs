@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use domains::describe_json;
@@ -31,11 +31,10 @@ pub(crate) struct JsonLines {
 impl JsonLines {
     /// Opens a file; `-` is standard input.
     pub(crate) fn open(path: &Path) -> Result<JsonLines> {
-        let (input, name): (Box<dyn Read>, _) = if path == Path::new("-") {
-            (Box::new(std::io::stdin()), "standard input".to_owned())
-        } else {
-            let name = path.display().to_string();
-            (Box::new(File::open(path).with_context(|| format!("open {name}"))?), name)
+        let name = name_of_input(path).display().to_string();
+        let input: Box<dyn Read> = match path == Path::new("-") {
+            true => Box::new(std::io::stdin()),
+            false => Box::new(File::open(path).with_context(|| format!("open {name}"))?),
         };
         Ok(JsonLines { input: BufReader::new(input), name, num_read: 0, line: Vec::new() })
     }
@@ -84,9 +83,22 @@ fn object(text: &str) -> Result<Value> {
     }
 }
 
-/// Reads a file of text, without the byte order mark in front.
+/// Names a file as messages do; `-` is standard input.
+pub(crate) fn name_of_input(path: &Path) -> PathBuf {
+    if path == Path::new("-") { PathBuf::from("standard input") } else { path.to_owned() }
+}
+
+/// Reads a file of text, without the byte order mark in front; `-` is standard input.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    Ok(without_mark(&std::fs::read(path)?)?.to_owned())
+    let bytes = match path == Path::new("-") {
+        true => {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes)?;
+            bytes
+        }
+        false => std::fs::read(path)?,
+    };
+    Ok(without_mark(&bytes)?.to_owned())
 }
 
 /// Reads JSON in which no object has a key twice.
@@ -182,9 +194,12 @@ impl<'de> Visitor<'de> for StrictVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut fields = Map::new();
         while let Some(key) = access.next_key::<String>()? {
+            let shown = || key.chars().take(MAX_KEY_CHARS).collect::<String>().escape_debug().to_string();
+            if key.contains(BYTE_ORDER_MARK) {
+                return Err(A::Error::custom(format_args!("unexpected key {}", shown())));
+            }
             if fields.contains_key(&key) {
-                let key: String = key.chars().take(MAX_KEY_CHARS).collect();
-                return Err(A::Error::custom(format_args!("{} is given twice", key.escape_debug())));
+                return Err(A::Error::custom(format_args!("{} is given twice", shown())));
             }
             let Strict(value) = access.next_value()?;
             fields.insert(key, value);
@@ -212,6 +227,11 @@ mod tests {
             // One key in two spellings.
             ("{\"target\":1,\n\"t\\u0061rget\":2}", "target is given twice at line 2, column 13"),
             (r#"{"a\nb":1,"a\nb":1}"#, "a\\nb is given twice at column 16"),
+            (
+                "{\"\u{feff}a\":1}",
+                "unexpected key \\u{feff}a at column 7; a byte order mark (U+FEFF) stands at character 3, where only the \
+                 start of the input may have one",
+            ),
         ] {
             assert_eq!(json(text).unwrap_err().to_string(), says, "{text}");
         }

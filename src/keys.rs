@@ -2,10 +2,12 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::Write as _;
+use std::net::Ipv6Addr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bus::nats::is_host;
 use nkeys::KeyPair;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer};
 
@@ -52,7 +54,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = &args.folder;
     let is_free = folder.read_dir().map_or(true, |mut entries| entries.next().is_none());
     ensure!(is_free && !folder.is_file(), "{}: expected an empty or absent folder, found files", folder.display());
-    // Before anything is written: a name that cannot stand in a certificate changes nothing.
+    // Before anything is written: a name that is none changes nothing.
+    let is_name = |host: &str| is_host(host) || host.parse::<Ipv6Addr>().is_ok();
+    if let Some(host) = args.host.iter().find(|host| !is_name(host)) {
+        bail!("--host: expected a host name or an address, got {host:?}");
+    }
     let certificates = Certificates::make(&args.host)?;
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -75,6 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         write_secret(&folder.join(name), text)?;
     }
     let host = &args.host[0];
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let path = |name: &str| quoted_path(&folder.join(name));
     let joins = |name: &str| {
         format!("--bus tls://{host}:4222 --nkey {} --tls-ca {}", path(&format!("{name}.nk")), path("ca.pem"))

@@ -13,4 +13,12 @@ impl LateGauge {
     pub(crate) fn set(&self, value: f64) {
         self.0.with_label_values::<&str>(&[]).set(value);
     }
+
+    /// Sets the value, or makes the gauge absent again where there is none.
+    pub(crate) fn set_known(&self, value: Option<f64>) {
+        match value {
+            Some(value) => self.set(value),
+            None => self.0.reset(),
+        }
+    }
 }

@@ -10,10 +10,9 @@ use anyhow::{Result, anyhow};
 use bus::nats::Server;
 use learner::{EvalRecord, Event, Missing, StepEvent, StepReport, Waiting};
 use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder,
-    exponential_buckets, register_counter_with_registry, register_gauge_vec_with_registry,
-    register_gauge_with_registry, register_histogram_with_registry, register_int_counter_vec_with_registry,
-    register_int_counter_with_registry, register_int_gauge_with_registry,
+    Counter, GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder, exponential_buckets,
+    register_counter_with_registry, register_gauge_vec_with_registry, register_histogram_with_registry,
+    register_int_counter_vec_with_registry, register_int_counter_with_registry, register_int_gauge_with_registry,
 };
 use proto::Role;
 
@@ -113,15 +112,16 @@ struct Values {
     staleness: Histogram,
     stale: IntCounter,
     exam_solved: GaugeVec,
-    checkpoint_time: Gauge,
+    checkpoint_time: LateGauge,
     journal_bytes: IntGauge,
     audited_tasks: IntCounter,
     banned_actors: IntGauge,
 }
 
 impl Metrics {
-    /// Makes the metrics of a run; of one that goes on nothing is known before [`Event::Resumed`].
-    pub(crate) fn new(run_dir: &Path, duties: &[Duty], goes_on: bool) -> Result<Metrics> {
+    /// Makes the metrics of a run that plans tasks as these families; of one that goes on nothing is known before
+    /// [`Event::Resumed`].
+    pub(crate) fn new(run_dir: &Path, duties: &[Duty], goes_on: bool, families: &[String]) -> Result<Metrics> {
         let traffic = Traffic::new(duties)?;
         let to = &traffic.registry;
         let values = Values {
@@ -205,7 +205,7 @@ impl Metrics {
             )?,
             logprob_mismatch: LateGauge::register(
                 "logprob_mismatch_nats",
-                "Mean difference between the log-probabilities of actor and learner; NaN where versions differ.",
+                "Mean difference between the log-probabilities of actor and learner, where their versions are equal.",
                 to,
             )?,
             staleness: register_histogram_with_registry!(
@@ -225,10 +225,10 @@ impl Metrics {
                 &["exam"],
                 to
             )?,
-            checkpoint_time: register_gauge_with_registry!(
+            checkpoint_time: LateGauge::register(
                 "checkpoint_last_success_timestamp_seconds",
-                "When this process wrote its last checkpoint, in Unix time; NaN before.",
-                to
+                "When this process wrote its last checkpoint, in Unix time.",
+                to,
             )?,
             journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
             audited_tasks: register_int_counter_with_registry!(
@@ -238,9 +238,12 @@ impl Metrics {
             )?,
             banned_actors: register_int_gauge_with_registry!("banned_actors", "Actors that the run has banned.", to)?,
         };
-        values.checkpoint_time.set(f64::NAN);
         if !goes_on {
             values.learner_step.set(0.0);
+        }
+        for family in families {
+            drop(values.rollouts.with_label_values(&[family]));
+            drop(values.rollouts_solved.with_label_values(&[family]));
         }
         Ok(Metrics { values: Mutex::new(values), traffic })
     }
@@ -341,7 +344,7 @@ impl Values {
         self.loss.set(report.loss);
         self.grad_norm.set(report.grad_norm);
         self.entropy.set(report.entropy);
-        self.logprob_mismatch.set(report.logprob_mismatch.unwrap_or(f64::NAN));
+        self.logprob_mismatch.set_known(report.logprob_mismatch);
         self.policy_gradient_loss.reset();
         self.policy_gradient_clip_ratio.reset();
         for (role, report) in [("solver", &report.policy_gradient), ("proposer", &report.proposer)] {
@@ -386,7 +389,7 @@ mod tests {
     use crate::counted::{ACKS, PUBLISH_RESULTS};
 
     fn metrics(duties: &[Duty], goes_on: bool) -> Metrics {
-        Metrics::new(Path::new("absent"), duties, goes_on).unwrap()
+        Metrics::new(Path::new("absent"), duties, goes_on, &["countdown/1".to_owned()]).unwrap()
     }
 
     fn report(step: u64) -> StepReport {
@@ -417,7 +420,7 @@ mod tests {
             num_new_examples: 3,
             num_example_tokens: 40,
             num_updates: 2,
-            logprob_mismatch: None,
+            logprob_mismatch: Some(0.0),
         }
     }
 
@@ -426,6 +429,7 @@ mod tests {
         let metrics = metrics(&Duty::ALL, false);
         let mut values = metrics.values();
         values.report(&report(1));
+        values.checkpoint_time.set(1.8e9);
         values.exam_solved.with_label_values(&["countdown-3"]).set(0.5);
         values.waiting_seconds.with_label_values(&["actor", "train"]).set(30.0);
         values.rollouts.with_label_values(&["countdown/1"]).inc();
@@ -448,7 +452,19 @@ mod tests {
         let text = metrics.text().unwrap();
         let series = series(&text);
         assert_eq!(series["autodidact_learner_step"], 0.0);
-        let of_steps = ["loss", "entropy", "reward", "grad_norm", "learning_rate", "mismatch", "policy_gradient"];
+        for counter in ["folded", "solved"] {
+            assert_eq!(series[format!("autodidact_rollouts_{counter}_total{{family=\"countdown/1\"}}").as_str()], 0.0);
+        }
+        let of_steps = [
+            "loss",
+            "entropy",
+            "reward",
+            "grad_norm",
+            "learning_rate",
+            "mismatch",
+            "policy_gradient",
+            "checkpoint_last",
+        ];
         let exist: Vec<_> = series.keys().filter(|name| of_steps.iter().any(|part| name.contains(part))).collect();
         assert!(exist.is_empty(), "{exist:?}");
         assert!(!text.contains("autodidact_exam_solved_ratio"), "{text}");

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail, ensure};
 use learner::ReplayReport;
 
+use crate::begun;
 use crate::report::{note, print};
 use crate::run_config::of_run;
 
@@ -16,8 +17,8 @@ pub(crate) struct Args {
     #[arg(long)]
     to: Option<u64>,
     /// Threads; 0 for all cores.
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    threads: u16,
     /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
@@ -25,7 +26,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut config = of_run(&args.run, &[])?;
-    config.local.threads = args.threads;
+    begun::expect_config(&args.run, &config)?;
+    config.local.threads = args.threads.into();
     let num_threads = config.local.num_threads();
     let last_step = args.to.unwrap_or(u64::MAX);
     let report = learner::replay(config.run, &args.run, crate::sources(), num_threads, last_step, |step| {

@@ -14,7 +14,7 @@ use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-use crate::input::{read_text, stray_mark};
+use crate::input::{name_of_input, read_text, stray_mark};
 
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 3] = [
@@ -184,7 +184,7 @@ pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], implied: &[St
         Some((name, table)) => (name.to_owned(), table, None),
         None => {
             let (table, file) = read_file(config)?;
-            (config_name(&file.path), table, Some(file))
+            (config_name(config), table, Some(file))
         }
     };
     for assignment in overrides {
@@ -211,7 +211,10 @@ pub(crate) fn path_in_run(run_dir: &Path) -> Result<PathBuf> {
 }
 
 /// Names a config by its file; that of a run by the run directory, without seed and number.
-fn config_name(path: &Path) -> String {
+pub(crate) fn config_name(path: &Path) -> String {
+    if path == Path::new("-") {
+        return "stdin".to_owned();
+    }
     let is_number = |text: &str| !text.is_empty() && text.chars().all(|letter| letter.is_ascii_digit());
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let run_dir = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy());
@@ -247,6 +250,12 @@ pub(crate) struct TomlFile {
 impl TomlFile {
     /// Reads the file as something else than a config that others are laid over.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        // The parser would take another one.
+        ensure!(
+            stray_mark(&self.text) != Some(0),
+            "{}: expected one byte order mark (U+FEFF) at most, got two",
+            self.path.display()
+        );
         toml::from_str(&self.text).map_err(|error| self.refusal(&error))
     }
 
@@ -425,7 +434,7 @@ fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
     let text = read_text(path).with_context(|| {
         format!("config: expected one of {}, or a TOML file, got {:?}", names.join(", "), path.display().to_string())
     })?;
-    let file = TomlFile { path: path.to_owned(), text };
+    let file = TomlFile { path: name_of_input(path), text };
     let table = complete(file.parse()?).with_context(|| path.display().to_string())?;
     Ok((table, file))
 }
@@ -535,9 +544,13 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let value = parsed(value);
     if key == "model.size" {
         overlay(table, shape(&value).map_err(|error| anyhow!("--set {error}"))?);
-    } else {
-        table.insert(last.to_owned(), value);
+        return Ok(());
     }
+    let mut own = Table::from_iter([(last.to_owned(), value)]);
+    if key == "model" {
+        spell_out_size(&mut own).map_err(|error| anyhow!("--set {error}"))?;
+    }
+    overlay(table, own);
     Ok(())
 }
 
@@ -617,6 +630,8 @@ mod tests {
             let small = set(&overrides).unwrap().run.model;
             assert_eq!((small.d_model, small.ff_dim, small.num_layers, small.max_positions), (128, 384, 5, 32));
         }
+        let micro = set(&["model={size=\"micro\", ff_dim=96}"]).unwrap().run.model;
+        assert_eq!((micro.d_model, micro.ff_dim, micro.max_positions), (96, 96, 32), "as `model.size` does");
         let local = set(&["local.slots=16"]).unwrap();
         assert_eq!(local.run.digest(), set(&[]).unwrap().run.digest(), "local keys are not part of the identity");
         let free_running = ["batch.lag=1", "batch.max_staleness=8", "local.bus.audit_share=0.1"];

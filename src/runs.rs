@@ -95,8 +95,9 @@ async fn find(server: &Server) -> Result<Vec<Found>> {
     for id in ids {
         let (announced, leader) = (read(server, &id).await?, server.leader(&id).await?);
         let streams = streams.remove(&id).unwrap_or_default();
-        // It was removed: the server remembers the name alone.
-        if matches!(announced, Ok(None)) && leader.is_none() && streams.is_empty() {
+        // It was removed, or never begun: the server remembers the name alone.
+        let has_learner = leader.as_ref().is_some_and(|leader| leader.name.is_some());
+        if matches!(announced, Ok(None)) && !has_learner && streams.is_empty() {
             continue;
         }
         let announced = announced.ok().flatten();
@@ -104,12 +105,15 @@ async fn find(server: &Server) -> Result<Vec<Found>> {
         let held = leader.as_ref().filter(|leader| leader.name.is_some());
         let run = Run {
             config: config.filter(|name| !name.is_empty()),
-            is_over: announced.is_some_and(|announced| announced.is_over),
+            is_over: announced.as_ref().is_some_and(|announced| announced.is_over),
             lives: leader.as_ref().is_some_and(|leader| leader.lives),
             learner: held.and_then(|leader| leader.name.clone()),
             leads_for_seconds: held.filter(|leader| leader.lives).map(|leader| leader.leads_for.as_secs_f64()),
             last_alive_seconds_ago: leader.as_ref().map(|leader| leader.silent_for.as_secs_f64()),
-            step: leader.as_ref().and_then(|leader| leader.step),
+            step: leader
+                .as_ref()
+                .and_then(|leader| leader.step)
+                .or(announced.and_then(|announced| announced.num_steps)),
             num_bytes: streams.iter().map(|stream| stream.num_bytes).sum(),
             num_messages: streams.iter().map(|stream| stream.num_messages).sum(),
             streams: streams.iter().map(|stream| stream.name.clone()).collect(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::{Split, exam, exam_specs, vocabulary};
-use learner::{Audit, BuildId, Control, Exam, Manifest, Observer, Outcome, RunLock, RunOptions, Summary};
+use learner::{Audit, BuildId, Control, Exam, Manifest, Observer, Outcome, RunLock, RunOptions, Summary, families};
 use policy::Numerics;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
@@ -166,7 +166,8 @@ fn expect_said_once(overrides: &[String], seed: Option<u64>, end: End) -> Result
 fn resumed(run_dir: &Path, end: End, overrides: &[String]) -> Result<RunConfig> {
     end.validate()?;
     expect_said_once(overrides, None, end)?;
-    let config = run_config::of_run(run_dir, overrides)?;
+    let mut config = run_config::of_run(run_dir, overrides)?;
+    config.name = begun::config_name(run_dir).unwrap_or(config.name);
     if let (Some(minutes), Some(steps)) = (end.minutes, config.run.schedule.num_steps) {
         bail!("--minutes: expected a run that ends by the clock, got {minutes} for one that ends with step {steps}");
     }
@@ -362,7 +363,7 @@ async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Arc<
     let exam = |name: &String| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? });
     let exams = config.exams.names.iter().map(exam).collect::<Result<Vec<Exam>>>()?;
     let duties = if plan.meeting.is_some() { &[Duty::Learn][..] } else { &Duty::ALL };
-    let metrics = Arc::new(Metrics::new(&plan.run_dir, duties, plan.resume)?);
+    let metrics = Arc::new(Metrics::new(&plan.run_dir, duties, plan.resume, &families(config))?);
     let traffic = metrics.traffic();
     let Some(meeting) = &plan.meeting else {
         let bus = Arc::new(Counted::new(Arc::new(InProcess::new()), traffic.meters.clone()));
@@ -448,7 +449,9 @@ async fn run_roles(
     match others {
         Others::Elsewhere(led) if failure.is_some() => led.give_up(),
         Others::Elsewhere(led) => {
-            led.leave(summary.as_ref().is_ok_and(|summary| summary.outcome == Outcome::Finished)).await?;
+            let summary = summary.as_ref().ok();
+            let is_over = summary.is_some_and(|summary| summary.outcome == Outcome::Finished);
+            led.leave(is_over, summary.map(|summary| summary.step)).await?;
         }
         Others::Here { .. } => {}
     }

@@ -17,7 +17,7 @@ pub(crate) struct Args {
 }
 
 /// How much people are told of what is wrong with a line, which may be long.
-const MAX_ERROR_CHARS: usize = 300;
+const MAX_ERROR_CHARS: usize = 600;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut lines = JsonLines::open(args.file.as_deref().unwrap_or(Path::new("-")))?;
@@ -28,7 +28,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(judged) => serde_json::to_string(&judged)?,
             Err(error) => {
                 num_errors += 1;
-                let error: String = format!("{error:#}").chars().take(MAX_ERROR_CHARS).collect();
+                let mut error = format!("{error:#}");
+                if let Some((end, _)) = error.char_indices().nth(MAX_ERROR_CHARS) {
+                    error.replace_range(end.., "...");
+                }
                 json!({"line": line, "error": error}).to_string()
             }
         };

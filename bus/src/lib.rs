@@ -8,17 +8,29 @@ mod in_process;
 pub mod nats;
 
 use std::fmt;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use proto::{Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
+use tokio::task::JoinError;
 
 pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
 
 /// How often a worker says that it lives.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
+
+/// Does what takes a while on a thread of its own, so that the runtime keeps leases, signs of life and its connection meanwhile. A
+/// panic of the work is one of whoever waits; a wait that the end of the runtime cuts short goes on for ever, and ends with it.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => resume_unwind(panic),
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
 
 /// Carries messages between the roles.
 ///
@@ -217,4 +229,16 @@ pub enum Error {
         /// The server's limit.
         limit_bytes: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_of_the_work_is_one_of_whoever_waits() {
+        assert_eq!(aside(|| 7).await, 7);
+        let panic = tokio::spawn(aside(|| panic!("out of order"))).await.unwrap_err().into_panic();
+        assert_eq!(panic.downcast_ref(), Some(&"out of order"));
+    }
 }

@@ -6,6 +6,7 @@
 mod countdown;
 mod exam;
 mod grammar;
+mod json;
 pub mod programs;
 pub mod vocabulary;
 
@@ -270,7 +271,12 @@ pub fn describe_json(json: &serde_json::Value) -> String {
     use serde_json::Value;
     let text = json.to_string();
     match json {
-        _ if text.chars().count() <= MAX_DESCRIBED_CHARS => text,
+        // What stood there is lost.
+        Value::Number(number) if number.as_f64().is_some_and(|number| number.abs() >= 2f64.powi(64)) => {
+            "a number beyond 64 bits".to_owned()
+        }
+        // A byte order mark cannot be seen.
+        _ if text.chars().count() <= MAX_DESCRIBED_CHARS => text.replace('\u{feff}', "\\ufeff"),
         Value::Array(elements) => format!("an array of {} elements", elements.len()),
         Value::Object(fields) => format!("an object of {} fields", fields.len()),
         Value::String(text) => format!("a string of {} bytes", text.len()),

@@ -277,11 +277,17 @@ impl Journal {
         self.write_out()
     }
 
-    /// Writes what was added to the file at its path, which must be the one that is open.
+    /// Writes what was added to the file at its path, which must be the one that is open, and hold all that was written to it.
     fn write_out(&mut self) -> Result<(), Error> {
         expect_in_place(&self.path, self.file.get_ref())?;
         self.file.flush().map_err(Error::io("write", &self.path))?;
-        self.file.get_ref().sync_data().map_err(Error::io("sync", &self.path))
+        let file = self.file.get_ref();
+        let size_bytes = file.metadata().map_err(Error::io("inspect", &self.path))?.len();
+        if size_bytes != self.size_bytes {
+            let (path, expected) = (self.path.clone(), format!("{} bytes, as this process wrote it", self.size_bytes));
+            return Err(Error::File { path, expected, got: format!("{size_bytes}: another process changed it") });
+        }
+        file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
     fn begin_segment(&mut self) -> Result<(), Error> {

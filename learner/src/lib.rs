@@ -47,7 +47,7 @@ pub use journal::{
 };
 pub use main_loop::{Exam, KeepJournal, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
-pub use plan::{Planned, Plans};
+pub use plan::{Planned, Plans, families};
 pub use point::Known;
 pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
 pub use replay::{ReplayReport, replay};

@@ -249,10 +249,14 @@ impl<'a> Learner<'a> {
             was.expect_same(&manifest)?;
         }
         let resumes = checkpoint.is_some();
+        // One that has lost its place in the journal is written again.
+        let last_checkpoint = checkpoint.as_ref().filter(|found| found.point.is_ok()).map(|found| found.state.step);
         let control = config.control().or(known.control);
         let (state, planned, versions, begun_at) = match checkpoint {
-            Some(Checkpoint { state, planned, versions, point, .. }) => (state, planned, versions, point),
-            None => (State::initial(&config), Plans::default(), Vec::new(), Point::default()),
+            Some(Checkpoint { state, planned, versions, point, .. }) => {
+                (state, planned, versions, point.unwrap_or_default())
+            }
+            None => (block_in_place(|| State::initial(&config)), Plans::default(), Vec::new(), Point::default()),
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
             versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
@@ -272,9 +276,8 @@ impl<'a> Learner<'a> {
             let resumed = Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned };
             block_in_place(|| observer(resumed))?;
         }
-        let last_checkpoint = resumes.then_some(state.step);
         let audits = Audits::new(options.audit, banned, trained, known.disputed.clone());
-        let fold = Fold::new(config, sources, options.num_threads, state, planned)?;
+        let fold = block_in_place(|| Fold::new(config, sources, options.num_threads, state, planned))?;
         let mut learner = Learner {
             options,
             lock,
@@ -311,6 +314,10 @@ impl<'a> Learner<'a> {
         if was.is_none() {
             learner.append(Record::Manifest(manifest));
             learner.journal.sync().await?;
+        }
+        if let Some(last) = learner.fold.state().step.checked_sub(1) {
+            // So the bus knows how far the run is, too.
+            learner.bus.forget_batch(TaskKind::Train, last).await?;
         }
         Ok(learner)
     }

@@ -133,6 +133,23 @@ struct Asked {
     proposal: Option<StoredProposal>,
 }
 
+/// What the problems of a domain come from, besides the levels of its ladder, where a run makes problems itself.
+const OWN_FAMILIES: [&str; 3] = [PROPOSALS, OWN, ARCHIVE];
+const PROPOSALS: &str = "proposals";
+const OWN: &str = "own";
+const ARCHIVE: &str = "archive";
+
+/// Lists what tasks can be planned as: domain and level, or domain and source.
+pub fn families(config: &Config) -> Vec<String> {
+    let own = if config.self_play.is_some() { &OWN_FAMILIES[..] } else { &[] };
+    let of_domain = |domain: &DomainShare| {
+        let levels = domain.levels.iter().map(|entry| format!("{}/{}", domain.name, entry.level));
+        let own = own.iter().map(|source| format!("{} {source}", domain.name));
+        levels.chain(own).collect::<Vec<_>>()
+    };
+    config.domains.iter().flat_map(of_domain).collect()
+}
+
 /// In the order in which they stand in for one another.
 const SOURCES: [ProblemOrigin; 4] =
     [ProblemOrigin::Proposer, ProblemOrigin::Mutation, ProblemOrigin::Archive, ProblemOrigin::Ladder];
@@ -151,7 +168,7 @@ impl Planner<'_> {
         let difficulty = if rng.below(2) == 0 { Difficulty::Hard } else { Difficulty::Easy };
         Some(Asked {
             request: Request::Propose { domain: self.domain.name.clone(), niche, difficulty },
-            family: format!("{} proposals", self.domain.name),
+            family: format!("{} {PROPOSALS}", self.domain.name),
             max_tokens: self.source.max_proposal_tokens(niche),
             key: None,
             proposal: None,
@@ -184,7 +201,7 @@ impl Planner<'_> {
                 }
                 _ => return None,
             };
-            let source = if *origin == ProblemOrigin::Proposer { "own" } else { "archive" };
+            let source = if *origin == ProblemOrigin::Proposer { OWN } else { ARCHIVE };
             Some(self.pose(keyed, *origin, format!("{} {source}", self.domain.name), proposal))
         })
     }

@@ -120,6 +120,13 @@ impl Start {
                 }
             };
             let Checkpoint { state, planned, point, .. } = checkpoint;
+            let point = match point {
+                Ok(point) => point,
+                Err(error) => {
+                    refused = error.to_string();
+                    continue;
+                }
+            };
             let place = point.place.map(|place| JournalReader::open_behind(&journal, place)).transpose()?;
             let Some(reader) = place.flatten() else { continue };
             let mut received = Received::default();

@@ -105,8 +105,8 @@ pub fn load_newest(run_dir: &Path, refuse: impl FnMut(String)) -> Result<Option<
 ///
 /// # Errors
 /// [`Error::File`] when another run wrote it, or the journal was lost.
-pub fn expect_known(run_dir: &Path, checkpoint: &Checkpoint) -> Result<(), Error> {
-    match open_behind(run_dir, checkpoint)? {
+pub fn expect_known(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> Result<(), Error> {
+    match open_behind(run_dir, model, checkpoint)? {
         Some(_) => Ok(()),
         None => Err(Error::File {
             path: run_dir.join("journal"),
@@ -125,7 +125,7 @@ fn newest_known(
     while let Some(limit) = newest {
         let loaded = load_latest(&run_dir.join("checkpoints"), limit, |error| refuse(error.to_string()))?;
         let Some((model, checkpoint)) = loaded else { break };
-        if let Some(reader) = open_behind(run_dir, &checkpoint)? {
+        if let Some(reader) = open_behind(run_dir, &model, &checkpoint)? {
             return Ok(Some((model, checkpoint, reader)));
         }
         let step = checkpoint.state.step;
@@ -135,16 +135,30 @@ fn newest_known(
     Ok(None)
 }
 
-/// Opens the journal of a run behind what a checkpoint has folded; `None` where it does not lead there. The journal is the truth
-/// of a run.
-fn open_behind(run_dir: &Path, checkpoint: &Checkpoint) -> Result<Option<JournalReader>, Error> {
+/// Opens the journal of a run behind what a checkpoint has folded, or at its beginning where the checkpoint has lost the place;
+/// `None` where it does not lead there. The journal is the truth of a run.
+fn open_behind(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> Result<Option<JournalReader>, Error> {
     let journal = run_dir.join("journal");
     if read_manifest(&journal)?.is_none() {
         return Ok(None);
     }
-    match checkpoint.point.place {
-        Some(place) => JournalReader::open_behind(&journal, place),
-        None => Ok(Some(JournalReader::open(&journal)?).filter(|reader| !reader.is_cut_off())),
+    let whole = || Ok(Some(JournalReader::open(&journal)?).filter(|reader| !reader.is_cut_off()));
+    match &checkpoint.point {
+        Ok(Point { place: Some(place), .. }) => JournalReader::open_behind(&journal, *place),
+        Ok(Point { place: None, .. }) => whole(),
+        Err(error) => {
+            tracing::warn!("{error}; the journal is read from its beginning instead");
+            let (step, weights) = (checkpoint.state.step, checkpoint.state.params.digest(model));
+            let mut leads_there = step == 0;
+            if let Some(mut reader) = whole()? {
+                reader.read(|record| match record {
+                    // The last one counts: what is not reproducible may have made the step more than once.
+                    Record::Step(done) if done.step == step => leads_there = done.weights_digest == weights,
+                    _ => {}
+                })?;
+            }
+            if leads_there { whole() } else { Ok(None) }
+        }
     }
 }
 
@@ -175,7 +189,8 @@ impl Recovered {
         let journal = run_dir.join("journal");
         let manifest = read_manifest(&journal)?;
         if let Some((_, checkpoint, reader)) = newest_known(run_dir, refuse)? {
-            let (step, point) = (checkpoint.state.step, &checkpoint.point);
+            let beginning = Point::default();
+            let (step, point) = (checkpoint.state.step, checkpoint.point.as_ref().unwrap_or(&beginning));
             let found = Recovered::after(step, &checkpoint.planned, point, reader, is_reproducible)?;
             return Ok(Recovered { checkpoint: Some(checkpoint), manifest, ..found });
         }

@@ -187,6 +187,21 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_that_others_cut_short_is_not_written_on() {
+        let folder = tempfile::tempdir().unwrap();
+        runtime().block_on(async {
+            let mut writer = writer(folder.path());
+            writer.append(control(0));
+            writer.sync().await.unwrap();
+            let path = folder.path().join("00000000.log");
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+            writer.append(control(1));
+            let error = writer.sync().await.unwrap_err().to_string();
+            assert!(error.contains("as this process wrote it, got "), "{error}");
+        });
+    }
+
+    #[test]
     fn a_panic_of_the_thread_is_that_of_whoever_waits() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();

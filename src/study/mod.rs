@@ -21,10 +21,10 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::eval::{Player, load, positions_needed};
-use crate::input::read_text;
+use crate::input::{name_of_input, read_text};
 use crate::record::mean_entropy;
 use crate::report::{Screen, argument, note, print, quoted, quoted_path};
-use crate::run_config::{RunConfig, TomlFile, expect_preset};
+use crate::run_config::{self, RunConfig, TomlFile, expect_preset};
 use crate::signals::{pass_on_to, stop_in_order};
 use crate::train::{self, End};
 use rows::{Row, Rows};
@@ -126,10 +126,11 @@ struct TrainedTotals {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let shutdown = stop_in_order("the run that goes on writes a checkpoint")?;
-    let dir = args.dir.as_deref().map(argument).unwrap_or_else(|| {
-        let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
-        PathBuf::from(format!("runs/study-{name}"))
-    });
+    let dir = args
+        .dir
+        .as_deref()
+        .map(argument)
+        .unwrap_or_else(|| PathBuf::from(format!("runs/study-{}", run_config::config_name(&args.file))));
     let study = Study::read(&args.file, &dir)?;
     let path = dir.join("study.csv");
     if args.dry_run {
@@ -165,7 +166,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 impl Study {
     fn read(path: &Path, dir: &Path) -> Result<Study> {
         let text = read_text(path).with_context(|| format!("read {}", path.display()))?;
-        let file: StudyFile = TomlFile { path: path.to_owned(), text }.read()?;
+        let file: StudyFile = TomlFile { path: name_of_input(path), text }.read()?;
         Study::decide(file, path, dir).with_context(|| path.display().to_string())
     }
 

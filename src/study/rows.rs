@@ -4,13 +4,32 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use domains::Split;
 use learner::expect_in_place;
 use proto::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::report::{count, percent};
+
+/// The first line, as [`Row`] is written.
+const COLUMNS: [&str; 15] = [
+    "arm",
+    "seed",
+    "manifest",
+    "steps",
+    "trained_tokens",
+    "cpu_seconds",
+    "wall_seconds",
+    "exam",
+    "split",
+    "num_problems",
+    "pass_at_1_greedy",
+    "pass_at_1_sampled",
+    "pass_at_k",
+    "k",
+    "entropy_nats",
+];
 
 /// What a run scores on an exam, and what it cost. Scores are shares from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,9 +123,12 @@ impl Rows {
 pub(crate) fn read(path: &Path) -> Result<(Vec<Row>, u64)> {
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let at = || format!("{}: expected a study's rows", path.display());
     let mut reader = csv::Reader::from_reader(&bytes[..end]);
+    let header = reader.headers().with_context(at)?;
+    ensure!(end == 0 || header.iter().eq(COLUMNS), "{}, got a first line of other columns", at());
     let rows = reader.deserialize().collect::<Result<Vec<Row>, _>>();
-    Ok((rows.with_context(|| format!("{}: expected a study's rows", path.display()))?, end as u64))
+    Ok((rows.with_context(at)?, end as u64))
 }
 
 #[cfg(test)]
@@ -163,8 +185,11 @@ mod tests {
         let refusal = Rows::open(path.clone()).err().unwrap().to_string();
         assert!(refusal.contains("expected no other study"), "{refusal}");
         drop(rows);
-        std::fs::write(&path, "name,value\na,1\n").unwrap();
-        let refusal = Rows::open(path).err().unwrap().to_string();
-        assert!(refusal.contains("expected a study's rows"), "{refusal}");
+        for text in ["name,value\na,1\n", "my own notes\n"] {
+            std::fs::write(&path, text).unwrap();
+            let refusal = Rows::open(path.clone()).err().unwrap().to_string();
+            assert!(refusal.contains("expected a study's rows"), "{refusal}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
     }
 }

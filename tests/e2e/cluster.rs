@@ -210,7 +210,7 @@ fn what_cannot_meet_is_told_why() {
     for (args, says) in [
         (&["learner", "smoke", "--run", "a.b"][..], "--run: bus: name: expected 1 to 64 letters, digits, - and _, got"),
         (&["actor", "--name", "a b"], "--name: bus: name: expected 1 to 64 letters, digits, - and _, got \"a b\""),
-        (&["verifier", "--run", "a*"], "bus: name: expected 1 to 64 letters, digits, - and _, got \"a*\""),
+        (&["verifier", "--run", "a*"], "--run: bus: name: expected 1 to 64 letters, digits, - and _, got \"a*\""),
         (&["learner", "smoke", "--set", "local.bus.lease_seconds=0"], "lease_seconds: expected 0.1 to 86400, got 0"),
         (&["learner", "smoke", "--set", "local.bus.fault={drop=0.5,duplicate=0.5}"], "missing field `reorder`"),
     ] {

@@ -1,9 +1,12 @@
 //! Free-running runs: nobody waits for the slow, nothing old is trained on, and the journal gives the same weights again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use learner::{GroupRecord, JournalReader, Record};
-use proto::{Digest, ScoredGroup};
+use actor::engine::{Engine, Weights};
+use learner::{Fold, GroupRecord, JournalReader, Plans, Record, State};
+use policy::PackedWeights;
+use proto::{Digest, ProblemSource, ScoredGroup};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
@@ -16,6 +19,18 @@ const MAX_STALENESS: u64 = 3;
 const TRAIN: [&str; 3] = ["pg.toml", "--run-dir", "run"];
 
 const FREE_RUNNING: [&str; 4] = ["--set", "batch.lag=2", "--set", "batch.max_staleness=3"];
+
+/// The weights after each step of a run whose groups arrive in an order that is written down.
+const SCRIPTED_WEIGHTS: [&str; 8] = [
+    "bedb51f58784",
+    "26f2d5e91d08",
+    "46dbe80669fb",
+    "c8c047da04a5",
+    "2640e0255894",
+    "85b4f5592522",
+    "dc609c8e4ccc",
+    "66a6ed42fd08",
+];
 
 /// What a run has folded.
 #[derive(Debug, Default)]
@@ -57,6 +72,40 @@ fn check(folder: &Folder) -> Folded {
     let replayed: Value = serde_json::from_str(&replayed.stdout).unwrap();
     assert_eq!(replayed["num_steps"], folded.num_steps);
     folded
+}
+
+/// Of every step one group in four overtakes those that have waited longer. The weights follow from that order, and are the same
+/// on every machine: what changes them has changed what runs learn.
+#[test]
+fn the_weights_follow_from_the_order_of_arrivals() {
+    let folder = Folder::holding(&policy_gradient_config("dr-grpo"));
+    let printed = folder.call(&[&["config", "pg.toml"], &FREE_RUNNING[..]].concat()).success().stdout;
+    let mut table: toml::Table = printed.parse().unwrap();
+    table.remove("local").expect("what is no part of the run's identity");
+    let config: learner::Config = table.try_into().unwrap();
+    let sources = domains::registry().iter().map(|domain| domain.clone() as Arc<dyn ProblemSource>).collect();
+    let num_tasks = config.batch.num_tasks as usize;
+    let state = State::initial(&config);
+    let mut fold = Fold::new(config, sources, 1, state, Plans::default()).unwrap();
+    let (engine, mut played) = Engine::start(actor::Config { num_threads: 1, num_slots: 64 });
+    let (mut waiting, mut weights, mut num_mixed) = (Vec::<ScoredGroup>::new(), Vec::new(), 0);
+    for policy_version in 0..SCRIPTED_WEIGHTS.len() as u64 {
+        let packed = Arc::new(PackedWeights::new(&fold.config().model, &fold.state().params).unwrap());
+        for task in fold.plan() {
+            let planned = fold.planned().get(task).unwrap();
+            engine.submit(planned.task.clone(), Weights { policy_version, packed: packed.clone() }).unwrap();
+            let group = played.blocking_recv().unwrap().unwrap();
+            waiting.push(verifier::score(group, planned.key.as_ref()).unwrap());
+        }
+        let mut arrived = waiting.split_off(waiting.len() - num_tasks / 4);
+        arrived.reverse();
+        arrived.extend(waiting.drain(..num_tasks - arrived.len()));
+        let batches: BTreeSet<u64> = arrived.iter().map(|scored| scored.group.task.id.batch).collect();
+        num_mixed += u64::from(batches.len() > 1);
+        weights.push(fold.fold(&arrived, None).unwrap().weights_digest.short());
+    }
+    assert!(num_mixed > 0);
+    assert_eq!(weights, SCRIPTED_WEIGHTS);
 }
 
 #[test]

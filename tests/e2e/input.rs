@@ -66,7 +66,7 @@ fn a_key_is_given_once() {
         (format!(r#"{{"problem":{{{right}}},"answer":"wrong",{answer}}}"#), "answer is given twice"),
         (format!(r#"{{"problem":{{}},"problem":{{{right}}},{answer}}}"#), "problem is given twice"),
         (format!(r#"{{"problem":{{{right},"numbers":[82,1]}},{answer}}}"#), "numbers is given twice"),
-        (format!(r#"{{"problem":{{{right},"nums":[82,1]}},{answer}}}"#), "duplicate field `numbers`"),
+        (format!(r#"{{"problem":{{{right},"nums":[82,1]}},{answer}}}"#), "expected one of numbers and nums, got both"),
         (format!(r#"{{"problem":{{{right},"t\u0061rget":10}},{answer}}}"#), "target is given twice"),
         (format!(r#"{{"problem":{{{right}}},{answer},"meta":[{{"a":{{"b":1,"b":1}}}}]}}"#), "b is given twice"),
     ] {
@@ -111,6 +111,8 @@ fn a_byte_order_mark_is_taken_at_the_start_and_named_elsewhere() {
     let files = |text: String| Files::from([("mine.toml".to_owned(), text.into_bytes())]);
     let resolved = Folder::holding(&files(format!("{MARK}{config}"))).call(&["config", "mine.toml"]).success();
     assert_eq!(resolved.stdout, Folder::holding(&files(config.to_owned())).call(&["config", "mine.toml"]).stdout);
+    let twice = Folder::holding(&files(format!("{MARK}{MARK}{config}")));
+    refused(&twice, &["config", "mine.toml"], &["mine.toml: expected one byte order mark (U+FEFF) at most, got two"]);
     let says = ["mine.toml, line 1, column 9: unclosed table, expected `]`"];
     refused(&Folder::holding(&files(format!("{MARK}[learner\n"))), &["config", "mine.toml"], &says);
     let says = ["mine.toml, line 2, column 1: ", "a byte order mark (U+FEFF) stands in line 2, column 1"];
@@ -134,6 +136,15 @@ fn a_dash_is_standard_input_and_blank_lines_are_no_lines() {
         assert!(ended.refusal().starts_with("1 of 3 lines"), "{ended:#?}");
     }
     assert_eq!(verify("\n \n").success().stdout, "");
+    let folder = Folder::new();
+    for file in ["- < mine.toml", "mine.toml"] {
+        let call = format!("printf 'preset = \"smoke\"\\nseed = 7\\n' > mine.toml; \"$0\" config {file}");
+        assert!(shell(&folder, &call).success().stdout.starts_with("seed = 7\n"), "{file}");
+    }
+    let wrong = shell(&folder, "echo 'seed = ' | \"$0\" config -");
+    assert!(wrong.refusal().starts_with("standard input, line 1, column "), "{wrong:#?}");
+    let begun = shell(&folder, "\"$0\" train - --steps 1 < mine.toml").success();
+    assert!(begun.stdout.starts_with("run directory: runs/stdin-7-1\n"), "{begun:#?}");
 
     let folder = Folder::holding(&reference(0).files);
     let call = "\"$0\" generate --domain countdown --count 3 | \"$0\" eval run --problems - --samples 1 --json";
@@ -166,9 +177,12 @@ fn what_was_found_is_named() {
         assert!(error.starts_with(says) || error.ends_with(says), "{line}: {error}");
         assert!(error.chars().count() <= 300, "{error}");
     }
-    let long =
-        format!(r#"{{"problem":{{"domain":"countdown","numbers":"{}","target":4}},"answer":"7"}}"#, "9".repeat(9_999));
-    assert_eq!(error_of(&long).chars().count(), 300);
+    let long = "9".repeat(9_999);
+    let problem_of = |field: &str| format!(r#"{{"problem":{{"domain":"countdown",{field}"target":4}},"answer":"7"}}"#);
+    let error = error_of(&problem_of(&format!("\"numbers\":\"{long}\",")));
+    assert!(error.ends_with("as numbers, got a string of 9999 bytes"), "{error}");
+    let error = error_of(&problem_of(&format!("\"numbers\":[1,3],\"{long}\":1,")));
+    assert!(error.chars().count() < 300 && error.ends_with("9\"..."), "{error}");
 
     let folder = Folder::holding(&reference(0).files);
     for (text, says) in [
@@ -183,6 +197,14 @@ fn what_was_found_is_named() {
         (
             format!("{problem}\n{problem},\n"),
             "mine.jsonl, line 2: expected one JSON object a line: trailing characters at column 50",
+        ),
+        (
+            format!("{problem}\n\n{{\"nums\":[3,7],\"target\":100000}}\n"),
+            "mine.jsonl, line 3: countdown problem: expected what a policy can be asked",
+        ),
+        (
+            format!("{problem}\n{{\"nums\":[100,200,300,400],\"target\":777}}\n"),
+            "mine.jsonl, line 2: 400 300 200 100 -> 777 no max: expected prompt and answer within model.max_positions = 32",
         ),
     ] {
         std::fs::write(folder.path("mine.jsonl"), text).unwrap();

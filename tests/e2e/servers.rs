@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::nats_server::NatsServer;
-use crate::runs::{Folder, HASTE, get, metrics_address, reference, wait_until};
+use crate::runs::{Folder, HASTE, NUM_STEPS, get, metrics_address, reference, wait_until};
 
 /// Roles and commands that need a server, with what they need besides.
 const USERS: [&[&str]; 4] = [&["learner", "smoke", "--run-dir", "run"], &["actor"], &["verifier"], &["runs"]];
@@ -160,4 +160,8 @@ fn a_learner_that_was_killed_has_its_run_back_at_once() {
     wait_until("the copy to hear of the learner", || copy.said_so_far().contains("has a learner ("));
     resume("run").end().success();
     cluster.folder.history().assert_steps_of(&reference(0).history);
+    let listed = cluster.folder.call(&["runs", "--json", "--bus", &cluster.server.url()]).success();
+    let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+    let run = listed["runs"].as_array().unwrap().iter().find(|run| run["id"] == "mine").unwrap();
+    assert_eq!((&run["step"], &run["config"], &run["is_over"]), (&NUM_STEPS.into(), &"smoke".into(), &true.into()));
 }

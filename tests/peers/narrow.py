@@ -31,7 +31,7 @@ def ours(args, folder, seed):
     run = folder / f"run-{seed}"
     command = [args.binary, "train", ROOT / "deploy/configs/countdown.toml", "--seed", seed, "--run-dir", run]
     command += ["--minutes", TIMES[-1] / 60, "--json", "--set", f"local.threads={args.threads}"]
-    local = ["local.checkpoint_every=5", "local.keep_checkpoints=1000"]
+    local = ["local.checkpoint_every=2", "local.keep_checkpoints=1000"]
     for assignment in NARROW + local + args.set:
         command += ["--set", assignment]
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)

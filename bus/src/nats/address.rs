@@ -178,12 +178,16 @@ fn read(item: &str) -> Result<Address, Mistake> {
     Ok(Address { scheme, host, port, login })
 }
 
-fn is_host(host: &str) -> bool {
+/// Whether a text is a host name or an IPv4 address.
+pub fn is_host(host: &str) -> bool {
     if host.chars().all(|letter| letter.is_ascii_digit() || letter == '.') {
         return host.parse::<Ipv4Addr>().is_ok();
     }
     let is_letter = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_');
-    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.chars().all(is_letter);
+    let is_label = |label: &str| {
+        let has_room = (1..=63).contains(&label.len());
+        has_room && label.chars().all(is_letter) && !label.starts_with('-') && !label.ends_with('-')
+    };
     host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(is_label)
 }
 
@@ -280,6 +284,9 @@ mod tests {
             ("nats://h/x", "expected a host: a name, or an address, got"),
             ("nats://127.0.0.256", "expected a host: a name, or an address, got"),
             ("nats://a..b", "expected a host: a name, or an address, got"),
+            ("-", "expected a host: a name, or an address, got \"-\""),
+            ("nats://-h:1", "expected a host: a name, or an address, got"),
+            ("nats://h-.b", "expected a host: a name, or an address, got"),
             ("nats://ä", "expected a host: a name, or an address, got"),
             ("nats://::1:4222", "an IPv6 address stands between [ and ], got"),
             ("nats://[::1:4222", "expected a ] after an IPv6 address, got"),

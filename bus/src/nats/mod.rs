@@ -28,8 +28,8 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Bus, Delivery, Error};
-pub use address::Servers;
+use crate::{Bus, Delivery, Error, aside};
+pub use address::{Servers, is_host};
 use layout::{Layout, Queue};
 pub use layout::{Terms, check_name};
 pub use lease::{Identity, Lease};
@@ -288,7 +288,10 @@ impl Bus for Nats {
 
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
         let is_there = match self.get_weights(digest).await {
-            Ok(stored) => stored == bytes,
+            Ok(stored) => {
+                let bytes = bytes.clone();
+                aside(move || stored == bytes).await
+            }
             Err(Error::NoWeights { .. } | Error::BadWeights { .. }) => false,
             Err(error) => return Err(error),
         };
@@ -304,9 +307,10 @@ impl Bus for Nats {
         });
         let pieces: Vec<_> = pieces.collect();
         futures_util::stream::iter(pieces).buffer_unordered(PIECES_IN_FLIGHT).try_collect::<()>().await?;
+        let hashed = bytes.clone();
+        let hash = aside(move || Digest::of_bytes(&hashed)).await;
         // Last: who reads this finds the pieces.
-        let whole =
-            Whole { num_bytes: bytes.len() as u64, piece_bytes: piece_bytes as u64, hash: Digest::of_bytes(&bytes) };
+        let whole = Whole { num_bytes: bytes.len() as u64, piece_bytes: piece_bytes as u64, hash };
         self.store(what(), self.layout.weights(digest), wire::encode(&whole).into()).await
     }
 
@@ -333,11 +337,11 @@ impl Bus for Nats {
         if bytes.len() as u64 != num_bytes {
             return Err(refuse(format!("expected {num_bytes} bytes, got {}", bytes.len())));
         }
-        let got = Digest::of_bytes(&bytes);
+        let (got, bytes) = aside(move || (Digest::of_bytes(&bytes), Arc::from(bytes))).await;
         if got != hash {
             return Err(refuse(format!("expected bytes with hash {}, got {}", hash.short(), got.short())));
         }
-        Ok(bytes.into())
+        Ok(bytes)
     }
 
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 //!
 //! Nothing here recurses, and an answer is short: no text keeps the checker busy.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use proto::Verdict;
@@ -17,8 +18,8 @@ use crate::{Judged, quote};
 /// Most parentheses around a number.
 const MAX_DEPTH: usize = 32;
 
-/// Most digits of an integer, as many as 64 bits need.
-const MAX_DIGITS: usize = 20;
+/// Most digits of an integer that a reason quotes, as many as 64 bits need.
+const MAX_QUOTED_DIGITS: usize = 20;
 
 /// Judges an answer in text.
 pub(super) fn judge(problem: &Stated, answer: &str) -> Judged {
@@ -115,7 +116,7 @@ fn follow_steps(problem: &Stated, steps: &[Step]) -> Result<u64, Refusal> {
         left.push(result);
     }
     let last = left.pop().expect("an answer has a step, and a step a result");
-    if left.is_empty() { Ok(last) } else { incorrect(not_used(&left)) }
+    if left.is_empty() { Ok(last) } else { incorrect(not_used(&left, &problem.numbers)) }
 }
 
 /// Computes an expression that uses every number once, and compares it with what stands behind its `=`.
@@ -125,6 +126,9 @@ fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
         [ref written @ .., Lexeme::Equals, Lexeme::Integer(claimed)] => (written, Some(claimed)),
         ref written => (written, None),
     };
+    if written.is_empty() {
+        return malformed(format!("expected an expression before `=`, got {}", quote(text)));
+    }
     let postfix = postfix(written)?;
     if let [only] = postfix[..] {
         return malformed(format!("expected steps or an expression, got {only} alone"));
@@ -141,7 +145,7 @@ fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
         }
     }
     if !unused.is_empty() {
-        return incorrect(not_used(&unused));
+        return incorrect(not_used(&unused, &problem.numbers));
     }
     let value = evaluate(&postfix, problem.bound)?;
     match claimed.filter(|claimed| claimed.value() != Some(value)) {
@@ -226,11 +230,6 @@ fn count(numbers: &[u64], integer: Integer) -> usize {
 }
 
 fn used_too_often(integer: Integer, num_used: usize, num_there: usize) -> String {
-    let times = |count: usize| match count {
-        1 => "once".to_owned(),
-        2 => "twice".to_owned(),
-        more => format!("{more} times"),
-    };
     match (num_used, num_there) {
         (_, 0) => format!("uses {integer}, which is not given"),
         (2, 1) => format!("uses {integer} twice"),
@@ -238,9 +237,27 @@ fn used_too_often(integer: Integer, num_used: usize, num_there: usize) -> String
     }
 }
 
-fn not_used(numbers: &[u64]) -> String {
-    let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
-    format!("does not use {}", numbers.join(", "))
+/// Says which numbers are left over; of those that are given more than once some may be used.
+fn not_used(left: &[u64], given: &[u64]) -> String {
+    let count = |numbers: &[u64], number: &u64| numbers.iter().filter(|other| *other == number).count();
+    let (partly, wholly): (Vec<u64>, Vec<u64>) =
+        left.iter().partition(|number| count(left, number) < count(given, number));
+    let wholly: Vec<String> = wholly.iter().map(u64::to_string).collect();
+    let mut reasons = Vec::from_iter((!wholly.is_empty()).then(|| format!("does not use {}", wholly.join(", "))));
+    for number in partly.iter().collect::<BTreeSet<_>>() {
+        let num_given = count(given, number);
+        let num_used = num_given - count(left, number);
+        reasons.push(format!("uses {number} too seldom: {}, not {}", times(num_used), times(num_given)));
+    }
+    reasons.join("; ")
+}
+
+fn times(count: usize) -> String {
+    match count {
+        1 => "once".to_owned(),
+        2 => "twice".to_owned(),
+        more => format!("{more} times"),
+    }
 }
 
 /// An integer as it is written: equal integers have equal digits.
@@ -258,7 +275,10 @@ impl Integer<'_> {
 
 impl fmt::Display for Integer<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.digits)
+        match self.digits.get(MAX_QUOTED_DIGITS..) {
+            None | Some("") => formatter.write_str(self.digits),
+            Some(_) => write!(formatter, "{}... ({} digits)", &self.digits[..MAX_QUOTED_DIGITS], self.digits.len()),
+        }
     }
 }
 
@@ -379,13 +399,11 @@ fn lexemes(text: &str) -> Result<Vec<Lexeme<'_>>, Refusal> {
 }
 
 fn integer(digits: &str) -> Result<Integer<'_>, Refusal> {
-    if digits.len() > MAX_DIGITS {
-        return malformed(format!("expected integers of up to {MAX_DIGITS} digits, got one of {}", digits.len()));
-    }
+    let integer = Integer { digits };
     if digits.starts_with('0') {
-        return malformed(format!("expected integers from 1 on without leading zeros, got {digits}"));
+        return malformed(format!("expected integers from 1 on without leading zeros, got {integer}"));
     }
-    Ok(Integer { digits })
+    Ok(integer)
 }
 
 /// Names a character that is not part of an answer: many look like one that is.
@@ -475,6 +493,10 @@ mod tests {
         assert_eq!(judged(&pairs, "9 - 3 = 6; 9 + 6 = 15").1, "uses 9 twice");
         assert_eq!(judged(&stated(&[9, 8, 2, 1], 9, None), "9 * 1 = 9; 8 * 2 = 16").1, "does not use 9");
         assert_eq!(judged(&stated(&[9, 8, 2, 1], 9, None), "9 * 1").1, "does not use 8, 2");
+        let threes = stated(&[3, 3, 3, 7], 9, None);
+        for answer in ["3 * 3", "3 * 3 = 9"] {
+            assert_eq!(judged(&threes, answer).1, "does not use 7; uses 3 too seldom: twice, not 3 times");
+        }
     }
 
     #[test]
@@ -507,6 +529,8 @@ mod tests {
         let (verdict, reason) = judged(&small, "25 * 3 = 18446744073709551691; 75 + 7 = 82");
         assert_eq!((verdict, &*reason), (Incorrect, "25 * 3 is 75, not 18446744073709551691"));
         assert_eq!(judged(&small, "18446744073709551641 * 3 + 7").0, Incorrect);
+        let reason = judged(&small, &format!("{} * 3 + 7", "9".repeat(32)));
+        assert_eq!(reason, (Incorrect, "uses 99999999999999999999... (32 digits), which is not given".to_owned()));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, Puzzle, SMALL_BOUND, read_steps};
 use self::stated::{NO_MAX, Stated};
 use crate::exam::{ExamSpec, exam_contains};
 use crate::grammar::Grammar;
+use crate::json::Refusal;
 use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, NUM_DIGITS, ROLE_SOLVE, spell, token_name};
 use crate::{Domain, Error, Judged};
 
@@ -204,28 +205,11 @@ impl Domain for Countdown {
 
     fn is_unnamed_form(&self, fields: &serde_json::Map<String, serde_json::Value>) -> bool {
         let has = |key| fields.contains_key(key);
-        self.calculator && has("target") && (has("numbers") || has("nums"))
+        self.calculator && ["target", "numbers", "nums"].into_iter().any(has)
     }
 
     fn problem_from_json(&self, json: &serde_json::Value) -> Result<Problem, Error> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Form {
-            #[serde(rename = "domain")]
-            _domain: Option<String>,
-            #[serde(alias = "nums")]
-            numbers: Vec<u64>,
-            target: u64,
-            max_intermediate: Option<u64>,
-        }
-        let form: Form = serde_json::from_value(json.clone()).map_err(|error| {
-            let expected =
-                r#"{"domain":"countdown","numbers":[3,7,25],"target":78}, with "max_intermediate":99 or 9999 "#
-                    .to_owned()
-                    + "where there is a bound";
-            self.refuse((expected, error.to_string()))
-        })?;
-        self.problem_of(Stated::new(form.numbers, form.target, form.max_intermediate))
+        self.problem_of(Stated::from_json(json))
     }
 
     fn problem_from_text(&self, text: &str) -> Result<Problem, Error> {
@@ -257,11 +241,11 @@ impl Domain for Countdown {
 }
 
 impl Countdown {
-    fn refuse(&self, (expected, got): stated::Refusal) -> Error {
+    fn refuse(&self, (expected, got): Refusal) -> Error {
         Error::Problem { domain: self.name(), expected, got }
     }
 
-    fn problem_of(&self, stated: Result<Stated, stated::Refusal>) -> Result<Problem, Error> {
+    fn problem_of(&self, stated: Result<Stated, Refusal>) -> Result<Problem, Error> {
         let text = stated.map_err(|refusal| self.refuse(refusal))?.text();
         Ok(Problem { domain: self.name().to_owned(), text })
     }

@@ -4,6 +4,8 @@
 use std::fmt::{Display, Write as _};
 
 use super::puzzle::{LARGE_BOUND, MAX_NUMBERS, MAX_TEXT_BYTES, Puzzle, SMALL_BOUND};
+use crate::describe_json;
+use crate::json::{Fields, Refusal, list};
 
 /// Most numbers of a problem; what a policy is asked has at most [`MAX_NUMBERS`].
 pub(super) const MAX_STATED_NUMBERS: usize = 16;
@@ -21,9 +23,6 @@ pub(super) struct Stated {
     pub(super) bound: Option<u64>,
 }
 
-/// What was expected of a problem, and what was there.
-pub(super) type Refusal = (String, String);
-
 impl Stated {
     pub(super) fn new(mut numbers: Vec<u64>, target: u64, bound: Option<u64>) -> Result<Stated, Refusal> {
         let refuse = |expected: String, got: String| Err((expected, got));
@@ -34,14 +33,40 @@ impl Stated {
             return refuse(format!("2 to {MAX_STATED_NUMBERS} numbers"), numbers.len().to_string());
         }
         let legal = 1..=bound.unwrap_or(u64::MAX);
+        let is_bound = bound.map_or("", |_| ", the largest intermediate result (max_intermediate)");
         if let Some(number) = numbers.iter().find(|number| !legal.contains(number)) {
-            return refuse(format!("numbers from 1 to {}", legal.end()), number.to_string());
+            return refuse(format!("numbers from 1 to {}{is_bound}", legal.end()), number.to_string());
         }
         if !legal.contains(&target) {
-            return refuse(format!("a target from 1 to {}", legal.end()), target.to_string());
+            return refuse(format!("a target from 1 to {}{is_bound}", legal.end()), target.to_string());
         }
         numbers.sort_unstable_by(|left, right| right.cmp(left));
         Ok(Stated { numbers, target, bound })
+    }
+
+    pub(super) fn from_json(json: &serde_json::Value) -> Result<Stated, Refusal> {
+        let mut fields = Fields::of(json)?;
+        fields.take("domain");
+        let is_nums = fields.has("nums");
+        if is_nums && fields.has("numbers") {
+            return Err(("one of numbers and nums".to_owned(), "both".to_owned()));
+        }
+        let integer = serde_json::Value::as_u64;
+        let numbers = fields.read(
+            if is_nums { "nums" } else { "numbers" },
+            "a list of positive integers of up to 64 bits",
+            |value| list(value, integer),
+        )?;
+        let target = fields.read("target", "a positive integer of up to 64 bits", integer)?;
+        let bound = match fields.take("max_intermediate") {
+            None => None,
+            Some(bound) => {
+                let refusal = || ("99, 9999 or null as max_intermediate".to_owned(), describe_json(bound));
+                Some(integer(bound).ok_or_else(refusal)?)
+            }
+        };
+        fields.end("domain, numbers (or nums), target and max_intermediate")?;
+        Stated::new(numbers, target, bound)
     }
 
     /// Reads a problem as a person would type it, its canonical text included.

@@ -306,11 +306,9 @@ impl Domain for Programs {
 
     fn problem_from_json(&self, json: &serde_json::Value) -> Result<Problem, Error> {
         let puzzle = Puzzle::from_json(self.dialect, json);
-        puzzle.map(|puzzle| self.problem(&puzzle)).map_err(|got| Error::Problem {
+        puzzle.map(|puzzle| self.problem(&puzzle)).map_err(|(expected, got)| Error::Problem {
             domain: self.name(),
-            expected: r#"{"domain":"programs","mode":"deduction","program":"sort take 2","input":[5,1,4]}, or "mode":"#
-                .to_owned()
-                + r#""abduction" with "program" and "output", or "induction" with "max_operations" and "pairs""#,
+            expected,
             got,
         })
     }

@@ -9,9 +9,10 @@ use super::language::{
     ABDUCE, DEDUCE, Dialect, INDUCE_INTEGER, INDUCE_LIST, MAX_PROBLEM_OPERATIONS, MAX_TEXT_BYTES, Program, Refusal,
 };
 use super::value::{END, MAX_ELEMENTS, MAX_MAGNITUDE, Type, Value, View, is_space, parse_integer};
-use crate::Judged;
 use crate::grammar::Grammar;
+use crate::json::{Fields, Refusal as Refused, list};
 use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_SOLVE};
+use crate::{Judged, describe_json};
 
 /// Which part of (program, input, output) a problem asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -192,33 +193,58 @@ impl Puzzle {
     }
 
     /// Reads the JSON form.
-    pub(super) fn from_json(dialect: Dialect, json: &serde_json::Value) -> Result<Puzzle, String> {
-        #[derive(serde::Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct Form {
-            #[serde(rename = "domain")]
-            _domain: String,
-            mode: Mode,
-            program: Option<String>,
-            input: Option<Vec<i32>>,
-            output: Option<Value>,
-            max_operations: Option<usize>,
-            pairs: Option<Vec<(Vec<i32>, Value)>>,
-        }
-        let form: Form = serde_json::from_value(json.clone()).map_err(|error| error.to_string())?;
-        let puzzle = match (form.mode, form.program, form.input, form.output, form.max_operations, form.pairs) {
-            (Mode::Deduction, Some(program), Some(input), None, None, None) => {
-                parse_program(dialect, &program).and_then(|program| Puzzle::deduction(program, input))
-            }
-            (Mode::Abduction, Some(program), None, Some(output), None, None) => {
-                parse_program(dialect, &program).and_then(|program| Puzzle::abduction(program, output))
-            }
-            (Mode::Induction, None, None, None, Some(max_operations), Some(pairs)) => {
-                Puzzle::induction(dialect, max_operations, pairs)
-            }
-            _ => Err("exactly the fields of its mode"),
+    pub(super) fn from_json(dialect: Dialect, json: &serde_json::Value) -> Result<Puzzle, Refused> {
+        let mut fields = Fields::of(json)?;
+        fields.take("domain");
+        let mode = |mode: &serde_json::Value| serde_json::from_value::<Mode>(mode.clone()).ok();
+        let mode = fields.read("mode", r#""deduction", "abduction" or "induction""#, mode)?;
+        let integer = |value: &serde_json::Value| value.as_i64().and_then(|integer| integer.try_into().ok());
+        let input = |value: &serde_json::Value| list(value, integer);
+        let output = |value: &serde_json::Value| match value.as_array() {
+            Some(_) => list(value, integer).map(Value::List),
+            None => integer(value).map(Value::Integer),
         };
-        puzzle.map_err(|expected| format!("a form without {expected}"))
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let of = |name: &str| json.get(name).map_or("none".to_owned(), describe_json);
+        let program = |fields: &mut Fields<'_>| {
+            let text = fields.read("program", "a text", text)?;
+            parse_program(dialect, &text).map_err(|expected| (expected.to_owned(), of("program")))
+        };
+        match mode {
+            Mode::Deduction => {
+                let program = program(&mut fields)?;
+                let input = fields.read("input", "a list of integers", input)?;
+                fields.end("domain, mode, program and input, of a deduction")?;
+                Puzzle::deduction(program, input).map_err(|expected| match expected {
+                    EXPECTED_PROGRAM => (expected.to_owned(), of("program")),
+                    _ => (expected.to_owned(), of("input")),
+                })
+            }
+            Mode::Abduction => {
+                let program = program(&mut fields)?;
+                let output = fields.read("output", "an integer or a list of integers", output)?;
+                fields.end("domain, mode, program and output, of an abduction")?;
+                Puzzle::abduction(program, output).map_err(|expected| match expected {
+                    EXPECTED_PROGRAM => (expected.to_owned(), of("program")),
+                    _ => (expected.to_owned(), of("output")),
+                })
+            }
+            Mode::Induction => {
+                let max = |value: &serde_json::Value| value.as_u64().map(|max| max.try_into().unwrap_or(usize::MAX));
+                let max_operations = fields.read("max_operations", "a positive integer", max)?;
+                let pair = |pair: &serde_json::Value| match pair.as_array().map(Vec::as_slice) {
+                    Some([left, right]) => Some((input(left)?, output(right)?)),
+                    _ => None,
+                };
+                let expected = "a list of pairs, each a list of an input and an output,";
+                let pairs = fields.read("pairs", expected, |value| list(value, pair))?;
+                fields.end("domain, mode, max_operations and pairs, of an induction")?;
+                Puzzle::induction(dialect, max_operations, pairs).map_err(|expected| match expected {
+                    EXPECTED_MAX => (expected.to_owned(), of("max_operations")),
+                    _ => (expected.to_owned(), of("pairs")),
+                })
+            }
+        }
     }
 
     pub(super) fn dialect(&self) -> Dialect {

@@ -23,7 +23,7 @@ pub(super) enum Type {
 }
 
 /// An integer or a list.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(untagged)]
 pub(super) enum Value {
     Integer(i32),

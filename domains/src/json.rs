@@ -1,0 +1,55 @@
+//! Problems in JSON, read field by field: what is wrong with a field is said of it, with what stands there.
+
+use serde_json::Value;
+
+use crate::describe_json;
+
+/// What was expected, and what was there.
+pub(crate) type Refusal = (String, String);
+
+/// The fields of a problem that are not read yet.
+pub(crate) struct Fields<'a>(Vec<(&'a str, &'a Value)>);
+
+impl<'a> Fields<'a> {
+    pub(crate) fn of(json: &'a Value) -> Result<Fields<'a>, Refusal> {
+        let fields = json.as_object().ok_or_else(|| ("a JSON object".to_owned(), describe_json(json)))?;
+        Ok(Fields(fields.iter().map(|(name, value)| (name.as_str(), value)).collect()))
+    }
+
+    /// Whether there is a field with a value.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(other, value)| *other == name && !value.is_null())
+    }
+
+    /// Takes a field; `null` is as good as none.
+    pub(crate) fn take(&mut self, name: &str) -> Option<&'a Value> {
+        let at = self.0.iter().position(|(other, _)| *other == name)?;
+        let (_, value) = self.0.remove(at);
+        (!value.is_null()).then_some(value)
+    }
+
+    /// Takes a field and reads it.
+    pub(crate) fn read<T>(
+        &mut self,
+        name: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<T, Refusal> {
+        let value = self.take(name);
+        let refusal = || (format!("{expected} as {name}"), value.map_or("none".to_owned(), describe_json));
+        value.and_then(read).ok_or_else(refusal)
+    }
+
+    /// Checks that no field is left; `known` names those that a problem has.
+    pub(crate) fn end(self, known: &str) -> Result<(), Refusal> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((name, _)) => Err((format!("no field but {known}"), crate::quote(name))),
+        }
+    }
+}
+
+/// Reads a list, each of whose elements can be read.
+pub(crate) fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    value.as_array()?.iter().map(read).collect()
+}
