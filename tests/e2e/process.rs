@@ -50,8 +50,8 @@ fn a_run_whose_folder_is_moved_ends_and_writes_nothing_in_its_place() {
         }
         let ended = run.end();
         assert!(!ended.status.success(), "{ended:#?}");
-        // The file that it looks at first.
-        let error = ended.stderr.lines().last().and_then(|line| line.strip_prefix("error: run/"));
+        // The file that it looks at first. The interrupt may be answered before or after it.
+        let error = ended.stderr.lines().find_map(|line| line.strip_prefix("error: run/"));
         let says = error.and_then(|error| error.split_once(": ")).map(|(_, says)| says);
         let moved =
             "expected the file that this process has open, got another file: it was moved or replaced meanwhile";

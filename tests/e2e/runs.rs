@@ -261,9 +261,18 @@ impl Process {
         self.signal("-TERM");
     }
 
-    /// Stops the process where it is, as a machine does that hangs.
+    /// Stops the process where it is, as a machine does that hangs. Returns when each of its threads stands still.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.id());
+        wait_until("every thread is stopped", || {
+            let mut tasks = std::fs::read_dir(&tasks).unwrap();
+            tasks.all(|task| {
+                // A thread that ends meanwhile has none.
+                let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
+                status.lines().find(|line| line.starts_with("State:")).is_none_or(|state| state.contains("stopped"))
+            })
+        });
     }
 
     /// Lets a frozen process go on.
