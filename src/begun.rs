@@ -36,7 +36,7 @@ pub(crate) fn expect(run_dir: &Path, manifest: &Manifest, config: &RunConfig) ->
 /// Checks that the journal of a run directory was begun with this config.
 ///
 /// # Errors
-/// Names every key that differs, with its value then and now.
+/// Names every key that differs, with its value in the journal and in `config`.
 pub(crate) fn expect_config(run_dir: &Path, config: &RunConfig) -> Result<()> {
     let first = JournalReader::open(&run_dir.join("journal"))?.next()?.and_then(Result::ok);
     let is = config.run.digest();

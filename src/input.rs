@@ -83,7 +83,7 @@ fn object(text: &str) -> Result<Value> {
     }
 }
 
-/// Names a file as messages do; `-` is standard input.
+/// Returns how error messages name an input: its path, or `standard input` for `-`.
 pub(crate) fn name_of_input(path: &Path) -> PathBuf {
     if path == Path::new("-") { PathBuf::from("standard input") } else { path.to_owned() }
 }

@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{BEAT_EVERY, Bus, Delivery, aside};
+use bus::{BEAT_EVERY, Bus, Delivery, run_blocking};
 use policy::{PackedWeights, read_weights};
 use proto::{Digest, Group, Role, Task, TaskId, Version};
 use tokio::task::JoinSet;
@@ -293,7 +293,7 @@ impl Actor {
 async fn fetch(bus: &dyn Bus, digest: Digest) -> Result<PackedWeights, Error> {
     let bytes = bus.get_weights(digest).await?;
     // Large weights take a while, in which what is being played must be kept alive.
-    aside(move || unpack(digest, &bytes)).await
+    run_blocking(move || unpack(digest, &bytes)).await
 }
 
 /// Reads and packs weights, and checks that they are the ones that were asked for.

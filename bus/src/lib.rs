@@ -22,9 +22,9 @@ pub use in_process::InProcess;
 /// How often a worker says that it lives.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
 
-/// Does what takes a while on a thread of its own, so that the runtime keeps leases, signs of life and its connection meanwhile. A
-/// panic of the work is one of whoever waits; a wait that the end of the runtime cuts short goes on for ever, and ends with it.
-pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Runs work that takes a while on a blocking thread, so that the runtime goes on renewing leases, sending beats and serving its
+/// connection. A panic of the work unwinds in the caller. If the runtime shuts down before the work starts, the future never completes.
+pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
         Ok(done) => done,
         Err(Ok(panic)) => resume_unwind(panic),
@@ -236,9 +236,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_of_the_work_is_one_of_whoever_waits() {
-        assert_eq!(aside(|| 7).await, 7);
-        let panic = tokio::spawn(aside(|| panic!("out of order"))).await.unwrap_err().into_panic();
+    async fn a_panic_of_blocking_work_unwinds_in_the_caller() {
+        assert_eq!(run_blocking(|| 7).await, 7);
+        let panic = tokio::spawn(run_blocking(|| panic!("out of order"))).await.unwrap_err().into_panic();
         assert_eq!(panic.downcast_ref(), Some(&"out of order"));
     }
 }

@@ -11,7 +11,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{BEAT_EVERY, Bus, Delivery, aside};
+use bus::{BEAT_EVERY, Bus, Delivery, run_blocking};
 use domains::{Domain, MaskDictionary, domain, trace};
 use proto::{
     Aim, Example, Group, KeyedProblem, LabelOrigin, Message, Niche, Problem, ProblemKey, ProblemOrigin, Proposal,
@@ -133,7 +133,7 @@ async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Arc<Delivery<Grou
         Ok(()) if num_rollouts <= max_rollouts => {
             // It may take long; what is taken is kept, and others are judged, meanwhile.
             let group = group.clone();
-            let scored = aside(move || {
+            let scored = run_blocking(move || {
                 check_choices(&group)?;
                 score(group, key.as_ref()).map_err(|error| error.to_string())
             });

@@ -28,7 +28,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Bus, Delivery, Error, aside};
+use crate::{Bus, Delivery, Error, run_blocking};
 pub use address::{Servers, is_host};
 use layout::{Layout, Queue};
 pub use layout::{Terms, check_name};
@@ -290,7 +290,7 @@ impl Bus for Nats {
         let is_there = match self.get_weights(digest).await {
             Ok(stored) => {
                 let bytes = bytes.clone();
-                aside(move || stored == bytes).await
+                run_blocking(move || stored == bytes).await
             }
             Err(Error::NoWeights { .. } | Error::BadWeights { .. }) => false,
             Err(error) => return Err(error),
@@ -308,7 +308,7 @@ impl Bus for Nats {
         let pieces: Vec<_> = pieces.collect();
         futures_util::stream::iter(pieces).buffer_unordered(PIECES_IN_FLIGHT).try_collect::<()>().await?;
         let hashed = bytes.clone();
-        let hash = aside(move || Digest::of_bytes(&hashed)).await;
+        let hash = run_blocking(move || Digest::of_bytes(&hashed)).await;
         // Last: who reads this finds the pieces.
         let whole = Whole { num_bytes: bytes.len() as u64, piece_bytes: piece_bytes as u64, hash };
         self.store(what(), self.layout.weights(digest), wire::encode(&whole).into()).await
@@ -337,7 +337,7 @@ impl Bus for Nats {
         if bytes.len() as u64 != num_bytes {
             return Err(refuse(format!("expected {num_bytes} bytes, got {}", bytes.len())));
         }
-        let (got, bytes) = aside(move || (Digest::of_bytes(&bytes), Arc::from(bytes))).await;
+        let (got, bytes) = run_blocking(move || (Digest::of_bytes(&bytes), Arc::from(bytes))).await;
         if got != hash {
             return Err(refuse(format!("expected bytes with hash {}, got {}", hash.short(), got.short())));
         }

@@ -237,7 +237,7 @@ fn used_too_often(integer: Integer, num_used: usize, num_there: usize) -> String
     }
 }
 
-/// Says which numbers are left over; of those that are given more than once some may be used.
+/// Names the numbers that an answer does not use, and those that it uses less often than they are given.
 fn not_used(left: &[u64], given: &[u64]) -> String {
     let count = |numbers: &[u64], number: &u64| numbers.iter().filter(|other| *other == number).count();
     let (partly, wholly): (Vec<u64>, Vec<u64>) =

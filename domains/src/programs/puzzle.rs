@@ -210,24 +210,19 @@ impl Puzzle {
             let text = fields.read("program", "a text", text)?;
             parse_program(dialect, &text).map_err(|expected| (expected.to_owned(), of("program")))
         };
-        match mode {
+        // The field that holds the data of a mode, and the puzzle.
+        let (data, puzzle) = match mode {
             Mode::Deduction => {
                 let program = program(&mut fields)?;
                 let input = fields.read("input", "a list of integers", input)?;
                 fields.end("domain, mode, program and input, of a deduction")?;
-                Puzzle::deduction(program, input).map_err(|expected| match expected {
-                    EXPECTED_PROGRAM => (expected.to_owned(), of("program")),
-                    _ => (expected.to_owned(), of("input")),
-                })
+                ("input", Puzzle::deduction(program, input))
             }
             Mode::Abduction => {
                 let program = program(&mut fields)?;
                 let output = fields.read("output", "an integer or a list of integers", output)?;
                 fields.end("domain, mode, program and output, of an abduction")?;
-                Puzzle::abduction(program, output).map_err(|expected| match expected {
-                    EXPECTED_PROGRAM => (expected.to_owned(), of("program")),
-                    _ => (expected.to_owned(), of("output")),
-                })
+                ("output", Puzzle::abduction(program, output))
             }
             Mode::Induction => {
                 let max = |value: &serde_json::Value| value.as_u64().map(|max| max.try_into().unwrap_or(usize::MAX));
@@ -239,12 +234,17 @@ impl Puzzle {
                 let expected = "a list of pairs, each a list of an input and an output,";
                 let pairs = fields.read("pairs", expected, |value| list(value, pair))?;
                 fields.end("domain, mode, max_operations and pairs, of an induction")?;
-                Puzzle::induction(dialect, max_operations, pairs).map_err(|expected| match expected {
-                    EXPECTED_MAX => (expected.to_owned(), of("max_operations")),
-                    _ => (expected.to_owned(), of("pairs")),
-                })
+                ("pairs", Puzzle::induction(dialect, max_operations, pairs))
             }
-        }
+        };
+        puzzle.map_err(|expected| {
+            let field = match expected {
+                EXPECTED_PROGRAM => "program",
+                EXPECTED_MAX => "max_operations",
+                _ => data,
+            };
+            (expected.to_owned(), of(field))
+        })
     }
 
     pub(super) fn dialect(&self) -> Dialect {
