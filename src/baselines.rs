@@ -1,21 +1,23 @@
 //! What an exam gives away: scores that need no learning. They stand beside every score.
 
 use anyhow::Result;
-use domains::{domain, enumerate_answers, random_answer};
-use proto::{CounterRng, Problem, Purpose, Verdict};
+use domains::domain;
+use language::{Episode, enumerate_answers, random_answer};
+use proto::{CounterRng, Problem, ProblemOrigin, Purpose, Request, TokenId, Verdict};
 
 use crate::eval::Scores;
+use crate::language;
 
 /// Plays uniformly random legal tokens, `num_samples` answers a problem.
 pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Scores> {
     let mut correct = Vec::with_capacity(problems.len());
     for (index, problem) in problems.iter().enumerate() {
-        let domain = domain(&problem.domain)?;
+        let (episode, request) = open(problem)?;
         let mut num_correct = 0;
         for attempt in 0..num_samples {
             let mut rng = CounterRng::new(0, Purpose::Evaluation, 0, index as u64, u64::from(attempt));
-            let answer = random_answer(domain.grammar(problem)?, &mut rng);
-            num_correct += u32::from(domain.judge(problem, &answer)? == Verdict::Correct);
+            let answer = random_answer(episode.fork(), &mut rng);
+            num_correct += u32::from(is_correct(&request, problem, &answer)?);
         }
         correct.push(num_correct);
     }
@@ -26,10 +28,10 @@ pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Sc
 pub(crate) fn enumeration(problems: &[Problem], num_calls: u32) -> Result<Scores> {
     let mut correct = Vec::with_capacity(problems.len());
     for problem in problems {
-        let domain = domain(&problem.domain)?;
+        let (episode, request) = open(problem)?;
         let mut is_solved = false;
-        for answer in enumerate_answers(domain.grammar(problem)?).take(num_calls as usize) {
-            is_solved = domain.judge(problem, &answer)? == Verdict::Correct;
+        for answer in enumerate_answers(episode).take(num_calls as usize) {
+            is_solved = is_correct(&request, problem, &answer)?;
             if is_solved {
                 break;
             }
@@ -37,4 +39,14 @@ pub(crate) fn enumeration(problems: &[Problem], num_calls: u32) -> Result<Scores
         correct.push(u32::from(is_solved));
     }
     Ok(Scores { num_samples: 1, correct })
+}
+
+fn open(problem: &Problem) -> Result<(Box<dyn Episode>, Request)> {
+    let request = Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false };
+    Ok((language().open(&request)?, request))
+}
+
+fn is_correct(request: &Request, problem: &Problem, answer: &[TokenId]) -> Result<bool> {
+    let Some(text) = language().text(request, answer)? else { return Ok(false) };
+    Ok(domain(&problem.domain)?.judge(problem, None, &text)?.verdict == Verdict::Correct)
 }

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::counted::Counted;
 use crate::endpoint::Listener;
 use crate::files::write_whole;
+use crate::language;
 use crate::metrics::WorkerMetrics;
 use crate::report::{clock, note, option, print, word};
 use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
@@ -160,14 +161,14 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
     };
     let config = actor::Config { num_threads, num_slots: args.slots as usize };
     work(Role::Actor, &args.meeting, &args.worker, async |_, bus, shutdown| {
-        let summary = actor::run(config, bus, shutdown).await?;
+        let summary = actor::run(config, language(), bus, shutdown).await?;
         Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
     })
 }
 
 pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
     work(Role::Verifier, &args.meeting, &args.worker, async |config, bus, shutdown| {
-        let summary = verifier::run(config.run.batch.num_rollouts, bus, shutdown).await?;
+        let summary = verifier::run(config.run.batch.num_rollouts, language(), bus, shutdown).await?;
         Ok(format!("{} groups judged, {} answers", summary.num_groups, summary.num_verdicts))
     })
 }
@@ -389,8 +390,10 @@ impl Meeting {
         let run = self.run_id(manifest);
         check_name(&run).context("--run")?;
         let server = self.place.connect("learner", config.local.stall_limit()).await?;
-        let (num_rollouts, max_tokens) = (config.run.batch.num_rollouts, config.run.model.max_positions);
-        let (needed, taken) = (Group::max_bytes(num_rollouts, max_tokens as u32), server.max_payload());
+        let (num_rollouts, model) = (config.run.batch.num_rollouts, &config.run.model);
+        let max_tokens = model.max_positions;
+        let needed = Group::max_bytes(num_rollouts, max_tokens as u32, model.vocabulary_size);
+        let taken = server.max_payload();
         if needed > taken {
             bail!(
                 "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may have {needed} \

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use learner::{Control, Event, Sample, StepEvent};
 
+use crate::language;
 use crate::report::{Screen, clock, count, note, percent, word};
 
 /// Shows events on a thread of its own: a reader that stops reading stops nothing else.
@@ -178,9 +179,8 @@ impl Printer {
             count(rate),
         ))?;
         if let Some(Sample { problem, origin, answer, verdict }) = sample {
-            let domain = domains::domain(&problem.domain)?;
             let (origin, verdict) = (word(&origin), word(&verdict));
-            let answer = domain.render_answer(&answer);
+            let answer = language().show(&problem.domain, &answer);
             self.screen.say(&format!("             {origin:>10}: {}   {answer}   {verdict}\n", problem.text))?;
         }
         Ok(())

@@ -10,12 +10,12 @@ use domains::{Split, exam_problems, exams_of, trained_variant};
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
 use policy::{ModelConfig, PackedWeights, Params};
 use proto::{
-    Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Token, Verdict,
+    Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
 };
 
 use crate::input::JsonLines;
 use crate::report::{note, percent, print, table};
-use crate::{baselines, run_config};
+use crate::{baselines, language, run_config};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -195,7 +195,8 @@ fn by_part(problems: &[Problem], sat: &Sat) -> Result<Vec<Part>> {
     for (place, problem) in problems.iter().enumerate() {
         let domain = domains::domain(&problem.domain)?;
         let level = domain.level_of(domain.niche(problem, None)?);
-        places.entry((&problem.domain, level, domain.is_held_out(problem)?)).or_default().push(place);
+        let held_out = domain.exams().map_or(Ok(false), |exams| exams.is_held_out(problem))?;
+        places.entry((&problem.domain, level, held_out)).or_default().push(place);
     }
     if places.len() == 1 {
         return Ok(Vec::new());
@@ -307,7 +308,7 @@ impl Player {
         problem: &Problem,
         num_samples: u32,
         temperature: f32,
-    ) -> Result<Vec<(Vec<Token>, Verdict)>> {
+    ) -> Result<Vec<(Vec<TokenId>, Verdict)>> {
         let scored = self.groups(std::slice::from_ref(problem), num_samples, temperature)?.remove(0);
         Ok(scored.group.rollouts.into_iter().map(|rollout| rollout.tokens).zip(scored.verdicts).collect())
     }
@@ -315,7 +316,9 @@ impl Player {
     /// Plays and judges, in order of the problems.
     fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
         problems.iter().try_for_each(|problem| expect_room(problem, self.max_positions))?;
-        let (engine, mut groups) = Engine::start(actor::Config { num_threads: self.num_threads, num_slots: 512 });
+        let language = language();
+        let (engine, mut groups) =
+            Engine::start(actor::Config { num_threads: self.num_threads, num_slots: 512 }, language.clone());
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {
                 id: TaskId { kind: TaskKind::Evaluate, batch: 0, index: index as u32 },
@@ -327,17 +330,25 @@ impl Player {
                 family: String::new(),
                 num_rollouts: num_samples,
                 sampling: Sampling { behavior: Behavior::Policy, temperature },
-                max_tokens: domains::domain(&problem.domain)?.max_answer_tokens(problem)?,
+                max_tokens: language.room(problem)?.answer as u32,
             };
             engine.submit(task, Weights { policy_version: 0, packed: self.weights.clone() })?;
         }
         let mut scored = BTreeMap::new();
         for _ in problems {
             let group = groups.blocking_recv().context("the engine ended early")??;
-            scored.insert(group.task.id.index, verifier::score(group, None)?);
+            scored.insert(group.task.id.index, verifier::score(language.as_ref(), group, None)?);
         }
         Ok(scored.into_values().collect())
     }
+}
+
+/// Returns the lengths of a problem's prompt and of its longest answer.
+pub(crate) fn positions(problem: &Problem) -> Result<(usize, usize)> {
+    let (language, problem) = (language(), problem.clone());
+    let answer = language.room(&problem)?.answer;
+    let request = Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false };
+    Ok((language.open(&request)?.prompt().len(), answer))
 }
 
 /// Checks that a network has room for a problem with its longest answer.
@@ -352,11 +363,10 @@ fn expect_room(problem: &Problem, max_positions: usize) -> Result<()> {
 
 /// Counts the positions that prompts with their longest answers take.
 pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
-    let needed = |problem: &Problem| -> Result<usize> {
-        let domain = domains::domain(&problem.domain)?;
-        Ok(domain.prompt(problem)?.len() + domain.max_answer_tokens(problem)? as usize)
-    };
-    problems.iter().try_fold(0, |most, problem| Ok(most.max(needed(problem)?)))
+    let lengths = problems.iter().map(positions);
+    lengths
+        .map(|length| length.map(|(prompt, answer)| prompt + answer))
+        .try_fold(0, |most, needed| Ok(most.max(needed?)))
 }
 
 /// Reads a checkpoint, or the newest one of a run that is whole. What lies in a run's folder must be the run's: its journal says.

@@ -57,7 +57,8 @@ fn rebuild_exam(name: &str, out: Option<&PathBuf>) -> Result<()> {
     let rebuilt = Exam::generate(spec)?;
     if let Some(path) = out {
         write_whole(path, &rebuilt.to_file()?)?;
-        if let Some(keys) = domain(spec.domain)?.exam_keys_file(spec, &rebuilt) {
+        let keys = domain(spec.domain)?.exams().and_then(|exams| exams.keys_file(spec, &rebuilt));
+        if let Some(keys) = keys {
             let text = path.display().to_string();
             let path = PathBuf::from(format!("{}.keys.zst", text.strip_suffix(".jsonl.zst").unwrap_or(&text)));
             write_whole(&path, &keys)?;
@@ -112,7 +113,7 @@ pub(crate) fn print_domains(args: &DomainsArgs) -> Result<()> {
             domain: domain.name(),
             description: domain.description(),
             levels: domain.ladder_levels(),
-            exams: domain.exam_specs().iter().map(exam).collect::<Result<_>>()?,
+            exams: domain.exams().map_or(&[][..], |exams| exams.specs()).iter().map(exam).collect::<Result<_>>()?,
         };
         print(&if args.json { serde_json::to_string(&line)? } else { line.text() })?;
     }

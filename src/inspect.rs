@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
-use domains::{domain, vocabulary};
+use domains::domain;
 use learner::{
     BanRecord, Control, Damage, EvalRecord, GroupRecord, Known, Manifest, Opening, Record, RecordError, StepRecord,
 };
-use proto::{Digest, LabelOrigin, ProblemOrigin, Request, ScoredGroup, StopReason, Task, Token, Verdict, VersionSpan};
+use proto::{Digest, LabelOrigin, ProblemOrigin, Request, StopReason, Task, TokenId, Verdict, VersionSpan};
 use serde::Serialize;
 
+use crate::language;
 use crate::report::{bytes, clock, folder_bytes, percent, print, table, word};
 
 #[derive(clap::Args)]
@@ -256,11 +257,10 @@ impl Step {
         let wanted: BTreeSet<Digest> = digests.iter().copied().collect();
         let mut groups = BTreeMap::new();
         read_journal(run, |record| {
-            if let Record::Group(GroupRecord { scored, .. }) = record {
-                let digest = Digest::of(&scored);
-                if wanted.contains(&digest) {
-                    groups.insert(digest, scored);
-                }
+            if let Record::Group(group) = record
+                && wanted.contains(&group.name())
+            {
+                groups.insert(group.name(), group);
             }
         })?;
         let groups = digests.iter().filter_map(|digest| groups.get(digest));
@@ -292,7 +292,8 @@ impl Step {
 }
 
 impl GroupLine {
-    fn new(scored: &ScoredGroup) -> Result<GroupLine> {
+    fn new(group: &GroupRecord) -> Result<GroupLine> {
+        let scored = &group.scored;
         let task = &scored.group.task;
         let origin = match &task.request {
             Request::Solve { origin, .. } => Some(*origin),
@@ -301,7 +302,7 @@ impl GroupLine {
         Ok(GroupLine {
             batch: task.id.batch,
             index: task.id.index,
-            digest: Digest::of(scored),
+            digest: group.name(),
             asked: asked(&task.request)?,
             origin,
             family: task.family.clone(),
@@ -372,18 +373,19 @@ impl Group {
                 unreadable_hint(&unreadable)
             )
         })?;
-        let step = steps.get(&Digest::of(&found.scored)).copied();
+        let step = steps.get(&found.name()).copied();
         Group::new(found, step)
     }
 
-    fn new(GroupRecord { played_by, scored }: GroupRecord, step: Option<u64>) -> Result<Group> {
+    fn new(GroupRecord { played_by, scored, .. }: GroupRecord, step: Option<u64>) -> Result<Group> {
         let task = scored.group.task;
-        let domain = domain(task.request.domain())?;
+        let (language, name) = (language(), task.request.domain());
+        let words = |tokens: &[TokenId]| language.show_tokens(tokens);
         let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
         let answers = rollouts.map(|(number, (rollout, verdict))| {
             let proposal = scored.proposals.iter().find(|proposal| proposal.rollout as usize == number);
             let text = match (&task.request, proposal) {
-                (Request::Solve { .. }, _) => domain.render_answer(&rollout.tokens),
+                (Request::Solve { .. }, _) => language.show(name, &rollout.tokens),
                 (Request::Propose { .. }, Some(proposal)) => proposal.keyed.problem.text.clone(),
                 (Request::Propose { .. }, None) => words(&rollout.tokens),
             };
@@ -391,14 +393,14 @@ impl Group {
                 text,
                 verdict: *verdict,
                 versions: rollout.versions.clone(),
-                logprob: rollout.choices.iter().map(|choice| f64::from(choice.logprob)).sum(),
+                logprob: rollout.logprobs.iter().map(|logprob| f64::from(*logprob)).sum(),
                 num_choices: rollout.choices.len(),
                 cut_short: rollout.stop == StopReason::Length,
             }
         });
         let examples = scored.examples.iter().map(|example| ExampleLine {
             prompt: words(&example.prompt),
-            answer: domain.render_answer(&example.answer),
+            answer: language.show(name, &example.answer),
             problem_origin: example.problem_origin,
             label_origin: example.label_origin,
             num_choices: example.choices.len(),
@@ -473,8 +475,4 @@ fn asked(request: &Request) -> Result<String> {
             format!("a problem: {}, {}", domain(name)?.describe_niche(*niche), word(difficulty))
         }
     })
-}
-
-fn words(tokens: &[Token]) -> String {
-    tokens.iter().map(|token| vocabulary::token_name(*token)).collect::<Vec<_>>().join(" ")
 }

@@ -44,6 +44,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
+use language::{Language, Source, SymbolLanguage};
 use proto::ProblemSource;
 use tracing_subscriber::EnvFilter;
 
@@ -162,7 +163,12 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// The learner's view of every domain: wired here, so that the learner knows none of them.
+/// The language in which runs ask and answer.
+fn language() -> Arc<dyn Language> {
+    Arc::new(SymbolLanguage)
+}
+
+/// The learner's view of every domain that the language can ask about: wired here, so that the learner knows none of them.
 fn sources() -> Vec<Arc<dyn ProblemSource>> {
-    domains::registry().iter().map(|domain| domain.clone() as Arc<dyn ProblemSource>).collect()
+    Source::of_symbols()
 }

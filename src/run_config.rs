@@ -7,14 +7,16 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bus::Faults;
 use domains::{Split, domain, exam_problems};
 use learner::KeepJournal;
-use proto::{Difficulty, KeyedProblem, Problem};
+use proto::{KeyedProblem, Problem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use crate::eval::positions;
 use crate::input::{name_of_input, read_text, stray_mark};
+use crate::language;
 
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 3] = [
@@ -347,6 +349,8 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
     let local: LocalConfig = origin.read(local, "local")?;
     let run: learner::Config = origin.read(table, "")?;
     local.validate(&named)?;
+    let (expected, got) = (language().vocabulary_size(), run.model.vocabulary_size);
+    ensure!(got == expected, "{}: expected {expected}, got {got}", named("model.vocabulary_size"));
     let sources: Vec<_> = crate::sources();
     run.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>()).map_err(|error| match error {
         learner::Error::Config { key, expected, got } => anyhow!("{}: expected {expected}, got {got}", named(key)),
@@ -372,21 +376,21 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
 
 /// Checks on a few problems of every level that their answers can be written in full, and their niches proposed.
 fn validate_ladder(config: &learner::Config) -> Result<()> {
+    let language = language();
     for entry in &config.domains {
         let domain = domain(&entry.name)?;
         for level in entry.levels.iter().map(|entry| entry.level) {
             let name = format!("{} level {level}", entry.name);
             for index in 0..NUM_CHECKED_PROBLEMS {
                 let KeyedProblem { problem, key } = domain.ladder(level, config.seed, index);
-                let (needed, available) = (domain.max_answer_tokens(&problem)?, config.actor.max_answer_tokens);
+                let room = language.room(&problem)?;
+                let (needed, available) = (room.answer, config.actor.max_answer_tokens as usize);
                 ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");
-                let (needed, positions) =
-                    (domain.max_prompt_tokens(&problem)? + available as usize, config.model.max_positions);
+                let (needed, positions) = (room.prompt + available, config.model.max_positions);
                 ensure!(needed <= positions, "{name} needs model.max_positions = {needed}, got {positions}");
                 let niche = domain.niche(&problem, key.as_ref())?;
-                let prompt = domain.propose_prompt(niche, Difficulty::Hard).len();
-                let (needed, available) =
-                    (prompt + domain.max_proposal_tokens(niche) as usize, config.model.max_positions);
+                let room = language.proposal_room(&entry.name, niche)?;
+                let (needed, available) = (room.prompt + room.answer, config.model.max_positions);
                 ensure!(
                     config.self_play.is_none() || needed <= available,
                     "{name} needs model.max_positions = {needed} for proposals, got {available}"
@@ -404,8 +408,8 @@ fn validate_exams(config: &learner::Config) -> Result<()> {
     for (index, name) in config.exams.names.iter().enumerate() {
         let problems = exam_problems(name, Split::Dev, config.domains.iter().map(|entry| entry.name.as_str()))?;
         ensure!(!config.exams.names[..index].contains(name), "expected every exam once, got {name} twice");
-        let prompts = problems.iter().map(|problem| Ok(domain(&problem.domain)?.prompt(problem)?.len()));
-        let longest = prompts.collect::<Result<Vec<usize>>>()?.into_iter().max().unwrap_or(0);
+        let lengths = problems.iter().map(positions).collect::<Result<Vec<_>>>()?;
+        let longest = lengths.iter().map(|(prompt, _)| *prompt).max().unwrap_or(0);
         let answer = config.actor.max_answer_tokens as usize;
         let (needed, available) = (longest + answer, config.model.max_positions);
         ensure!(
@@ -413,9 +417,8 @@ fn validate_exams(config: &learner::Config) -> Result<()> {
             "{name} needs model.max_positions = {needed} (prompts of up to {longest} tokens, actor.max_answer_tokens = \
              {answer}), got {available}"
         );
-        let longest = problems.iter().map(|problem| Ok(domain(&problem.domain)?.max_answer_tokens(problem)?));
-        let needed = longest.collect::<Result<Vec<u32>>>()?.into_iter().max().unwrap_or(0);
-        let available = config.actor.max_answer_tokens;
+        let needed = lengths.iter().map(|(_, answer)| *answer).max().unwrap_or(0);
+        let available = config.actor.max_answer_tokens as usize;
         ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");
     }
     Ok(())

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use domains::{domain, problem_from_json};
-use proto::{Problem, Token, Verdict};
+use proto::{Problem, TokenId, Verdict};
 
 use crate::eval::{Player, load};
 use crate::input::{json, strip_mark};
+use crate::language;
 use crate::report::{print, word};
 
 #[derive(clap::Args)]
@@ -29,13 +30,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let problem = read_problem(&args.problem, &args.domain)?;
-    let domain = domain(&problem.domain)?;
+    let (domain, language) = (domain(&problem.domain)?, language());
     let (model, checkpoint) = load(&args.run)?;
     let player = Player::new(&model, &checkpoint.state.ema, 0)?;
     let mut answers = player.answers(&problem, 1, 0.0)?;
     answers.extend(player.answers(&problem, args.samples, 1.0)?);
     let solved = answers.iter().position(|(_, verdict)| *verdict == Verdict::Correct);
-    let render = |(answer, verdict): &(Vec<Token>, Verdict)| (domain.render_answer(answer), word(verdict));
+    let render = |(answer, verdict): &(Vec<TokenId>, Verdict)| (language.show(&problem.domain, answer), word(verdict));
     if args.json {
         let (answer, verdict) = render(&answers[solved.unwrap_or(0)]);
         let found = serde_json::json!({

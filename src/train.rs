@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
-use domains::{Split, exam, exam_specs, vocabulary};
+use domains::{Split, exam, exam_specs};
 use learner::{Audit, BuildId, Control, Exam, Manifest, Observer, Outcome, RunLock, RunOptions, Summary, families};
 use policy::Numerics;
 use rand::TryRng as _;
@@ -17,7 +17,6 @@ use rand::rngs::SysRng;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::begun;
 use crate::closing::Closing;
 use crate::cluster::{LEASE_FILE, Led, Meeting};
 use crate::counted::{Counted, Duty};
@@ -30,6 +29,7 @@ use crate::record::Recorder;
 use crate::report::{count, note, option, print, quoted_path};
 use crate::run_config::{self, LocalConfig, RunConfig};
 use crate::signals::stop_in_order;
+use crate::{begun, language};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -485,8 +485,8 @@ impl Others {
     fn here(bus: Arc<dyn Bus>, config: &RunConfig, shutdown: &CancellationToken) -> Others {
         let RunConfig { run, local, .. } = config;
         let config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
-        let actor = actor::run(config, bus.clone(), shutdown.clone());
-        let verifier = verifier::run(run.batch.num_rollouts, bus.clone(), shutdown.clone());
+        let actor = actor::run(config, language(), bus.clone(), shutdown.clone());
+        let verifier = verifier::run(run.batch.num_rollouts, language(), bus.clone(), shutdown.clone());
         let mut roles = JoinSet::new();
         roles.spawn(async { Ok(actor.await.map(drop)?) });
         roles.spawn(async { Ok(verifier.await.map(drop)?) });
@@ -522,6 +522,8 @@ impl Others {
 }
 
 fn tokenizer_json() -> String {
-    let names: Vec<String> = (0..vocabulary::VOCABULARY_SIZE as proto::Token).map(vocabulary::token_name).collect();
+    let language = language();
+    let ids = 0..language.vocabulary_size() as proto::TokenId;
+    let names: Vec<String> = ids.map(|token| language.token_name(token)).collect();
     serde_json::json!({"type": "word-level", "tokens": names}).to_string()
 }

@@ -49,5 +49,5 @@ fn judge(entry: &Value) -> Result<Judged> {
     let refuse = || anyhow!("expected a field answer with text, got {}", describe_json(answer));
     let answer = answer.as_str().ok_or_else(refuse)?;
     let problem = problem_from_json(problem)?;
-    Ok(domain(&problem.domain)?.judge_text(&problem, answer)?)
+    Ok(domain(&problem.domain)?.judge(&problem, None, answer)?)
 }

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Fuzzes what processes do with messages, guided by coverage: `sh tests/fuzz.sh MINUTES`. Needs a nightly Rust; by hand, not
 # in CI, which replays the corpus (verifier/tests/untrusted.rs). What it finds is a file in target/fuzz/artifacts: put it into
-# tests/fuzz/corpus/messages with the fix.
+# tests/fuzz/corpus/messages with the fix. After a change of the wire format, `cargo run -p autodidact-verifier --example fuzz_seeds --
+# tests/fuzz/corpus/messages` writes the messages that it starts from anew.
 set -eu
 cd "$(dirname "$0")/.."
 minutes=${1:-10}

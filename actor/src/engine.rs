@@ -5,11 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
-use domains::{Grammar, MaskDictionary, Next, domain};
+use language::{Episode, Language, Next};
 use policy::{Decoder, Feed, PackedWeights, sample};
 use proto::{
-    ActionMask, Behavior, Choice, CounterRng, Group, Purpose, Request, Rollout, StopReason, Task, TaskKind, Token,
-    VersionSpan,
+    Behavior, Choices, CounterRng, Group, LegalTokens, Purpose, Rollout, SetDictionary, StopReason, Task, TaskKind,
+    TokenId, TokenSet, VersionSpan,
 };
 use tokio::sync::mpsc;
 
@@ -54,18 +54,20 @@ struct OpenGroup {
     played: Mutex<Vec<Option<Played>>>,
 }
 
-/// A rollout, its masks not yet entered in the group's dictionary.
+/// A rollout, its sets not yet entered in the group's dictionary.
 #[derive(Debug)]
 struct Played {
-    tokens: Vec<Token>,
-    choices: Vec<(u16, ActionMask, f32)>,
+    tokens: Vec<TokenId>,
+    choices: Vec<(usize, LegalTokens)>,
+    logprobs: Vec<f32>,
     stop: StopReason,
     versions: Vec<VersionSpan>,
 }
 
 impl Engine {
-    /// Starts the threads; groups come out of the receiver as they are finished, and so does the panic of a thread.
-    pub fn start(config: Config) -> (Engine, GroupReceiver) {
+    /// Starts the threads, which play in a language; groups come out of the receiver as they are finished, and so does the panic of a
+    /// thread.
+    pub fn start(config: Config, language: Arc<dyn Language>) -> (Engine, GroupReceiver) {
         let (jobs, job_receiver) = unbounded();
         let (groups, group_receiver) = mpsc::unbounded_channel();
         let newest = Newest::default();
@@ -73,10 +75,12 @@ impl Engine {
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
         for index in 0..num_threads {
             let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());
+            let language = language.clone();
             let thread = format!("actor-{index}");
             let name = thread.clone();
             let play = move || {
-                let played = catch_unwind(AssertUnwindSafe(|| play(&jobs, &newest, &groups, slots_per_thread)));
+                let play = || play(language.as_ref(), &jobs, &newest, &groups, slots_per_thread);
+                let played = catch_unwind(AssertUnwindSafe(play));
                 if let Err(panic) = played {
                     drop(groups.send(Err(Error::Panicked { thread, text: text_of(panic.as_ref()) })));
                 }
@@ -116,18 +120,17 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 /// A rollout in a slot.
 struct Active {
     job: Job,
-    grammar: Box<dyn Grammar>,
+    episode: Box<dyn Episode>,
     rng: CounterRng,
-    prompt: Vec<Token>,
     played: Played,
     /// Tokens that the network has not seen yet.
-    pending: Vec<Token>,
+    pending: Vec<TokenId>,
     /// What is legal next.
-    mask: ActionMask,
+    legal: LegalTokens,
 }
 
 /// The loop of one thread: fill slots, run the network once, draw one token for each slot.
-fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: usize) {
+fn play(language: &dyn Language, jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: usize) {
     let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
     let mut decoder: Option<Decoder> = None;
     let mut playing: Option<Weights> = None;
@@ -164,7 +167,7 @@ fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: 
                 playing = Some(weights);
             }
             let decoder = decoder.as_mut().expect("a version is being played");
-            match begin(job, policy_version, decoder.config().max_positions) {
+            match begin(language, job, policy_version, decoder.config().max_positions) {
                 Begun::Playing(active) => {
                     let slot = slots.iter().position(Option::is_none).expect("a slot is free");
                     decoder.reset(slot);
@@ -191,7 +194,7 @@ fn play(jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: 
         for (slot, logits) in fed.into_iter().zip(logits.chunks_exact(width)) {
             let active = slots[slot].as_mut().expect("the slot was fed");
             let temperature = active.job.group.task.sampling.temperature;
-            let (token, logprob) = sample(logits, &active.mask, temperature, &mut active.rng);
+            let (token, logprob) = sample(logits, &active.legal, temperature, &mut active.rng);
             if active.choose(token, logprob) {
                 num_active -= 1;
                 let active = slots[slot].take().expect("the slot was fed");
@@ -231,14 +234,13 @@ enum Begun {
 }
 
 /// Opens a rollout and plays it as far as it needs no network.
-fn begin(job: Job, policy_version: u64, max_positions: usize) -> Begun {
-    match open(job, policy_version, max_positions) {
+fn begin(language: &dyn Language, job: Job, policy_version: u64, max_positions: usize) -> Begun {
+    match open(language, job, policy_version, max_positions) {
         Ok(mut active) => {
             let mut over = active.advance();
             while active.job.group.task.sampling.behavior == Behavior::UniformLegal && !over {
-                let token = active.mask.iter().nth(active.rng.below(active.mask.len() as u64) as usize);
-                let logprob = -libm::logf(active.mask.len() as f32);
-                over = active.choose(token.expect("a choice has tokens"), logprob);
+                let (token, logprob) = draw_uniformly(&active.legal, language.vocabulary_size(), &mut active.rng);
+                over = active.choose(token, logprob);
             }
             match over {
                 true => Begun::Over(active.job.group.clone().finish(active.job.attempt, active.played)),
@@ -249,13 +251,13 @@ fn begin(job: Job, policy_version: u64, max_positions: usize) -> Begun {
     }
 }
 
-fn open(job: Job, policy_version: u64, max_positions: usize) -> Result<Active, Error> {
+fn open(language: &dyn Language, job: Job, policy_version: u64, max_positions: usize) -> Result<Active, Error> {
     let task = &job.group.task;
     let fail = |reason: String| Error::Task { task: task.id, reason };
-    let (prompt, grammar) = languages(&task.request).map_err(|error| fail(error.to_string()))?;
-    let needed = prompt.len() + task.max_tokens as usize;
+    let episode = language.open(&task.request).map_err(|error| fail(error.to_string()))?;
+    let needed = episode.prompt().len() + task.max_tokens as usize;
     if needed > max_positions {
-        let (prompt, answer) = (prompt.len(), task.max_tokens);
+        let (prompt, answer) = (episode.prompt().len(), task.max_tokens);
         return Err(fail(format!(
             "expected prompt and answer within model.max_positions = {max_positions}, got {prompt} + {answer}"
         )));
@@ -266,25 +268,32 @@ fn open(job: Job, policy_version: u64, max_positions: usize) -> Result<Active, E
     };
     let rng = CounterRng::new(task.seed, purpose, task.id.batch, u64::from(task.id.index), job.attempt as u64);
     let versions = vec![VersionSpan { first_token: 0, policy_version }];
-    let played = Played { tokens: Vec::new(), choices: Vec::new(), stop: StopReason::Complete, versions };
-    Ok(Active { grammar, rng, played, pending: prompt.clone(), prompt, mask: ActionMask::default(), job })
+    let (tokens, choices, logprobs) = (Vec::new(), Vec::new(), Vec::new());
+    let played = Played { tokens, choices, logprobs, stop: StopReason::Complete, versions };
+    let legal = LegalTokens::Only(TokenSet::default());
+    Ok(Active { pending: episode.prompt().to_vec(), episode, rng, played, legal, job })
 }
 
-/// Gives what the network reads and the language in which it answers.
-fn languages(request: &Request) -> Result<(Vec<Token>, Box<dyn Grammar>), domains::Error> {
-    let domain = domain(request.domain())?;
-    Ok(match request {
-        Request::Solve { problem, .. } => (domain.prompt(problem)?, domain.grammar(problem)?),
-        Request::Propose { niche, difficulty, .. } => {
-            (domain.propose_prompt(*niche, *difficulty), domain.proposal_grammar(*niche))
-        }
-    })
+/// Draws a legal token, each as likely as the others; returns the log-probability of that with it.
+fn draw_uniformly(legal: &LegalTokens, vocabulary_size: usize, rng: &mut CounterRng) -> (TokenId, f32) {
+    let num_legal = match legal {
+        LegalTokens::Any => vocabulary_size,
+        LegalTokens::Only(set) => set.len(),
+    };
+    let place = rng.below(num_legal as u64) as usize;
+    let token = match legal {
+        LegalTokens::Any => place as TokenId,
+        LegalTokens::Only(set) => set.iter().nth(place).expect("a choice has tokens"),
+    };
+    (token, -libm::logf(num_legal as f32))
 }
 
 impl Active {
     /// Appends a chosen token and whatever it forces; tells whether the rollout is over.
-    fn choose(&mut self, token: Token, logprob: f32) -> bool {
-        self.played.choices.push((self.played.tokens.len() as u16, self.mask, logprob));
+    fn choose(&mut self, token: TokenId, logprob: f32) -> bool {
+        let legal = std::mem::replace(&mut self.legal, LegalTokens::Only(TokenSet::default()));
+        self.played.choices.push((self.played.tokens.len(), legal));
+        self.played.logprobs.push(logprob);
         self.pending.clear();
         self.append(token);
         self.advance()
@@ -293,15 +302,15 @@ impl Active {
     /// Appends forced tokens up to the next choice; tells whether the rollout is over.
     fn advance(&mut self) -> bool {
         loop {
-            match self.grammar.next() {
+            match self.episode.next() {
                 Next::Done => return true,
                 _ if self.played.tokens.len() >= self.job.group.task.max_tokens as usize => {
                     self.played.stop = StopReason::Length;
                     return true;
                 }
                 Next::Forced(token) => self.append(token),
-                Next::Choice(mask) => {
-                    self.mask = mask;
+                Next::Choice(legal) => {
+                    self.legal = legal;
                     return false;
                 }
             }
@@ -312,20 +321,20 @@ impl Active {
     fn go_on_with(&mut self, policy_version: u64) {
         let Played { tokens, choices, versions, .. } = &mut self.played;
         let last = versions.last_mut().expect("a rollout begins with a version");
-        let has_drawn = choices.last().is_some_and(|(position, ..)| *position >= last.first_token);
+        let has_drawn = choices.last().is_some_and(|(position, _)| *position >= last.first_token as usize);
         if last.policy_version < policy_version {
             match has_drawn {
-                true => versions.push(VersionSpan { first_token: tokens.len() as u16, policy_version }),
+                true => versions.push(VersionSpan { first_token: tokens.len() as u32, policy_version }),
                 false => last.policy_version = policy_version,
             }
         }
         self.pending.clear();
-        self.pending.extend(self.prompt.iter().chain(tokens.iter()));
+        self.pending.extend(self.episode.prompt().iter().chain(tokens.iter()));
     }
 
-    fn append(&mut self, token: Token) {
-        let legal = self.grammar.push(token);
-        debug_assert!(legal, "the grammar offered the token");
+    fn append(&mut self, token: TokenId) {
+        let legal = self.episode.push(token);
+        debug_assert!(legal, "the episode offered the token");
         self.played.tokens.push(token);
         self.pending.push(token);
     }
@@ -339,22 +348,16 @@ impl OpenGroup {
         if played.iter().any(Option::is_none) {
             return None;
         }
-        let mut masks = MaskDictionary::default();
+        let mut sets = SetDictionary::default();
         let rollouts = played
             .drain(..)
             .flatten()
-            .map(|played| Rollout {
-                choices: played
-                    .choices
-                    .into_iter()
-                    .map(|(position, mask, logprob)| Choice { position, mask: masks.index_of(mask), logprob })
-                    .collect(),
-                tokens: played.tokens,
-                stop: played.stop,
-                versions: played.versions,
-                search: None,
+            .map(|Played { tokens, choices, logprobs, stop, versions }| {
+                let choices = choices.into_iter().map(|(position, legal)| (position, sets.refer(legal)));
+                let choices = Choices::new(tokens.len(), choices);
+                Rollout { tokens, choices, logprobs, values: None, search: None, stop, versions }
             })
             .collect();
-        Some(Group { task: self.task.clone(), masks: masks.into_masks(), rollouts })
+        Some(Group { task: self.task.clone(), sets: sets.into_sets(), rollouts })
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{BEAT_EVERY, Bus, Delivery, run_blocking};
+use language::Language;
 use policy::{PackedWeights, read_weights};
 use proto::{Digest, Group, Role, Task, TaskId, Version};
 use tokio::task::JoinSet;
@@ -83,8 +84,13 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// Any [`Error`]: a task that fails is a fault, never a rollout.
-pub async fn run(config: Config, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
-    let (engine, groups) = Engine::start(config);
+pub async fn run(
+    config: Config,
+    language: Arc<dyn Language>,
+    bus: Arc<dyn Bus>,
+    shutdown: CancellationToken,
+) -> Result<Summary, Error> {
+    let (engine, groups) = Engine::start(config, language);
     let actor = Actor {
         bus,
         engine,

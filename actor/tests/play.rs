@@ -6,6 +6,7 @@ use std::time::Duration;
 use actor::engine::{Engine, Weights};
 use actor::{Config, Error};
 use bus::{Bus, InProcess};
+use language::{Language as _, SymbolLanguage};
 use policy::{Device, Model, ModelConfig, PackedWeights, Params, Sequence, write_weights};
 use proto::{
     Behavior, Difficulty, Digest, Envelope, Group, Message, Niche, Problem, ProblemOrigin, Request, Sampling,
@@ -54,7 +55,7 @@ fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
 /// Plays tasks with alternating versions of the weights.
 fn play(num_threads: usize, num_slots: usize, tasks: &[Task]) -> Vec<Group> {
     let versions = [weights(1), weights(2)];
-    let (engine, mut groups) = Engine::start(Config { num_threads, num_slots });
+    let (engine, mut groups) = Engine::start(Config { num_threads, num_slots }, Arc::new(SymbolLanguage));
     for (number, task) in tasks.iter().enumerate() {
         engine.submit(task.clone(), versions[number / 7 % 2].clone()).unwrap();
     }
@@ -101,7 +102,7 @@ fn rollouts_stop_at_the_limit() {
 
 #[test]
 fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
-    let (engine, mut groups) = Engine::start(Config { num_threads: 1, num_slots: 2 });
+    let (engine, mut groups) = Engine::start(Config { num_threads: 1, num_slots: 2 }, Arc::new(SymbolLanguage));
     engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 30), weights(1)).unwrap();
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Task { task, .. } if task.index == 9), "{error}");
@@ -113,7 +114,7 @@ fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
 fn a_thread_that_panics_is_a_fault_with_its_text() {
     let config = ModelConfig { vocabulary_size: 16, ..config() };
     let packed = Arc::new(PackedWeights::new(&config, &Params::init(&config, 1)).unwrap());
-    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 12 });
+    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 12 }, Arc::new(SymbolLanguage));
     engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 20), Weights { policy_version: 5, packed }).unwrap();
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(&error, Error::Panicked { thread, .. } if thread.starts_with("actor-")), "{error}");
@@ -139,7 +140,12 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
     let [old, spoilt, newest] =
         [store(&config(), 1, false).await, store(&large, 2, true).await, store(&config(), 3, false).await];
     let shutdown = CancellationToken::new();
-    let actor = tokio::spawn(actor::run(Config { num_threads: 1, num_slots: 8 }, bus.clone(), shutdown.clone()));
+    let actor = tokio::spawn(actor::run(
+        Config { num_threads: 1, num_slots: 8 },
+        Arc::new(SymbolLanguage),
+        bus.clone(),
+        shutdown.clone(),
+    ));
     let play = async |index| {
         let task = task(index, "20 12 6 1 -> 50", Behavior::Policy, 20);
         let body = Task { free_running: true, weights: old, ..task };
@@ -173,7 +179,7 @@ fn newer_weights_take_over_what_is_free_running() {
     let config = config();
     let params = [1, 2].map(|seed| Params::init(&config, seed));
     let model = Model::new(&config, Device::Cpu).unwrap();
-    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 16 });
+    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 16 }, Arc::new(SymbolLanguage));
     let pinned = task(0, "25 7 3 -> 82", Behavior::Policy, 20);
     let (mut version, mut num_switched) = (6, 0);
     for index in 0..10_000 {
@@ -196,17 +202,14 @@ fn newer_weights_take_over_what_is_free_running() {
                             (left.first_token, left.policy_version) < (right.first_token, right.policy_version)
                         })
                 );
-                let prompt =
-                    domains::domain("countdown").unwrap().prompt(group.task.request.problem().unwrap()).unwrap();
-                let choices = rollout.choices.iter();
-                let choices =
-                    choices.map(|choice| (usize::from(choice.position), group.masks[usize::from(choice.mask)]));
+                let prompt = SymbolLanguage.open(&group.task.request).unwrap().prompt().to_vec();
+                let choices = rollout.choices.iter().map(|(position, legal)| (position, legal.tokens(&group.sets)));
                 let sequence = Sequence::new(&prompt, &rollout.tokens, choices);
                 let logprobs =
                     params.each_ref().map(|params| model.load(params).unwrap().logprobs(&[&sequence]).unwrap());
-                for (number, choice) in rollout.choices.iter().enumerate() {
-                    let of_version = &logprobs[rollout.version_at(choice.position) as usize % 2];
-                    assert_eq!(choice.logprob, of_version[number], "token {} of {rollout:?}", choice.position);
+                for (number, (position, _)) in rollout.choices.iter().enumerate() {
+                    let of_version = &logprobs[rollout.version_at(position) as usize % 2];
+                    assert_eq!(rollout.logprobs[number], of_version[number], "token {position} of {rollout:?}");
                 }
             }
         }

@@ -194,7 +194,7 @@ async fn a_reply_goes_in_the_envelope_of_its_task() {
     for bus in buses().await {
         bus.learner.publish_task(issued(1, 3)).await.unwrap();
         let delivery = take(&bus.workers[0]).await;
-        let group = Group { task: task(1), masks: Vec::new(), rollouts: Vec::new() };
+        let group = Group { task: task(1), sets: Vec::new(), rollouts: Vec::new() };
         bus.workers[0].publish_group(delivery.message.reply(group.clone())).await.unwrap();
         let played = timeout(LIMIT, bus.workers[1].next_group()).await.unwrap().unwrap();
         let Envelope { epoch, issue, .. } = played.message.envelope;
@@ -222,7 +222,7 @@ async fn an_audit_is_for_others_and_a_group_names_its_actor() {
     }
     assert_eq!(taken, BTreeSet::from([1, 2]));
 
-    let mut lies = audit.reply(Group { task: task(1), masks: Vec::new(), rollouts: Vec::new() });
+    let mut lies = audit.reply(Group { task: task(1), sets: Vec::new(), rollouts: Vec::new() });
     lies.envelope.played_by = "two".to_owned();
     one.publish_group(lies).await.unwrap();
     let group = timeout(LIMIT, two.next_group()).await.unwrap().unwrap();
@@ -421,7 +421,7 @@ async fn what_waits_for_its_turn_is_kept() {
     bus.learner.publish_task(issued(1, 0)).await.unwrap();
     // Groups that come beside the one that is asked for.
     for index in 0..4 {
-        let group = Group { task: task(index), masks: Vec::new(), rollouts: Vec::new() };
+        let group = Group { task: task(index), sets: Vec::new(), rollouts: Vec::new() };
         one.publish_group(issued(index, 0).reply(group)).await.unwrap();
     }
     let taken = timeout(LIMIT, one.next_group()).await.unwrap().unwrap();

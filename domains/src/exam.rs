@@ -62,9 +62,10 @@ impl Exam {
     /// [`Error::UnknownDomain`] when the spec names none of ours.
     pub fn generate(spec: &ExamSpec) -> Result<Exam, Error> {
         let domain = domain(spec.domain)?;
+        let exams = domain.exams().ok_or_else(|| Error::UnknownExam { got: spec.name.to_owned() })?;
         let mut seen = HashSet::new();
         let mut problems: Vec<Problem> = (0..)
-            .filter_map(|index| domain.exam_candidate(spec, index))
+            .filter_map(|index| exams.candidate(spec, index))
             .filter(|problem| seen.insert(domain.canonical_hash(problem)))
             .take(TEST_SIZE + DEV_SIZE)
             .collect();
@@ -102,7 +103,7 @@ impl Exam {
 
 /// Lists every exam.
 pub fn exam_specs() -> Vec<&'static ExamSpec> {
-    registry().iter().flat_map(|domain| domain.exam_specs()).collect()
+    registry().iter().filter_map(|domain| domain.exams()).flat_map(|exams| exams.specs()).collect()
 }
 
 /// Gives an exam as committed.
@@ -120,8 +121,7 @@ pub fn exam(name: &str) -> Result<&'static Exam, Error> {
 
 /// Lists the exams that somebody can sit who trains on these domains.
 pub fn exams_of<'a>(trained: impl IntoIterator<Item = &'a str>) -> Vec<&'static ExamSpec> {
-    let known: HashSet<&str> =
-        trained.into_iter().filter_map(|name| Some(domain(name).ok()?.sits_exams_of())).collect();
+    let known: HashSet<&str> = trained.into_iter().filter_map(|name| Some(domain(name).ok()?.exams()?.of())).collect();
     exam_specs().into_iter().filter(|spec| known.contains(spec.domain)).collect()
 }
 
@@ -151,7 +151,8 @@ pub fn exam_problems<'a>(
 /// Returns the variant of a domain that is trained on, where the domain itself is not.
 pub fn trained_variant<'a>(name: &str, trained: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let trained: Vec<&str> = trained.into_iter().collect();
-    let is_variant = |other: &&str| domain(other).is_ok_and(|domain| domain.sits_exams_of() == name);
+    let is_variant =
+        |other: &&str| domain(other).is_ok_and(|domain| domain.exams().is_some_and(|exams| exams.of() == name));
     trained.iter().copied().find(is_variant).filter(|_| !trained.contains(&name))
 }
 
@@ -182,7 +183,7 @@ static EXAMS: LazyLock<HashMap<&'static str, Exam>> = LazyLock::new(|| {
 static EXAM_HASHES: LazyLock<HashMap<&'static str, HashSet<Digest>>> = LazyLock::new(|| {
     let mut by_domain: HashMap<&'static str, HashSet<Digest>> = HashMap::new();
     for domain in registry() {
-        for spec in domain.exam_specs() {
+        for spec in domain.exams().map_or(&[][..], |exams| exams.specs()) {
             let exam = &EXAMS[spec.name];
             let hashes = exam.dev.iter().chain(&exam.test).map(|problem| domain.canonical_hash(problem));
             by_domain.entry(spec.domain).or_default().extend(hashes);

@@ -1,122 +1,121 @@
-//! Families of problems: their languages, checkers, generators and exams. One file per domain.
+//! Families of problems: their generators, checkers and exams, in text. A folder per domain.
 //!
-//! To add a domain, write one file that implements [`Domain`], give its tokens names in [`vocabulary`], and add it to
-//! [`registry`]; `tests/conformance.rs` then holds it to the contract.
+//! To add a domain, implement [`Domain`] and add it to [`registry`]; `tests/conformance.rs` then holds it to the contract.
 
 mod countdown;
 mod exam;
-mod grammar;
 mod json;
 pub mod programs;
-pub mod vocabulary;
+pub mod symbols;
 
 use std::sync::Arc;
 
-use proto::{Aim, KeyedProblem, Niche, Problem, ProblemKey, ProblemSource, Token, Verdict};
+use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Verdict};
 
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
-pub use grammar::{Grammar, MaskDictionary, Next, enumerate_answers, random_answer, trace};
 pub use programs::Programs;
+pub use symbols::Symbols;
 
-/// A family of problems.
+/// A family of problems, in text.
 ///
-/// Everything here is a function of its arguments: no clock, no hidden state, no randomness of its own.
-pub trait Domain: ProblemSource {
-    /// What the domain is, in one line.
-    fn description(&self) -> &'static str;
-
-    /// Writes the problem as the prompt that the policy reads.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn prompt(&self, problem: &Problem) -> Result<Vec<Token>, Error>;
-
-    /// Opens the answer language of a problem at its start.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error>;
-
-    /// Gives the length of the longest prompt that relabelling or changing the problem can lead to.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn max_prompt_tokens(&self, problem: &Problem) -> Result<usize, Error> {
-        Ok(self.prompt(problem)?.len())
+/// Everything here, and in what it is made of, is a function of its arguments: no clock, no hidden state, no randomness of its own.
+pub trait Domain: Ladder + Checker + Forms {
+    /// Returns how a network that reads symbols is asked; `None` for a domain of text alone.
+    fn symbols(&self) -> Option<&dyn Symbols> {
+        None
     }
 
-    /// Gives the length of the longest legal answer, forced tokens included.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error>;
+    /// Returns the domain's exams; `None` where it has none.
+    fn exams(&self) -> Option<&dyn Exams> {
+        None
+    }
+}
 
-    /// Judges an answer in tokens. Does not use the grammar: the two hold each other to the same language.
+/// Where problems come from: what a learner asks of a domain.
+pub trait Ladder: Send + Sync {
+    /// Name in the registry.
+    fn name(&self) -> &'static str;
+
+    /// Lists the ladder's levels, easiest first.
+    fn ladder_levels(&self) -> &'static [LadderLevel];
+
+    /// Returns the level whose problems are of a niche; 0 where there is none.
+    fn level_of(&self, niche: Niche) -> u32;
+
+    /// Writes problem `index` of a level: a function of its arguments, never an exam problem.
+    ///
+    /// # Panics
+    /// When the level is not one of [`Ladder::ladder_levels`].
+    fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem;
+
+    /// Changes a problem into another one that would be admitted as a proposal; `None` when the draws led to none.
+    fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem>;
+
+    /// Writes a niche for people.
+    fn describe_niche(&self, niche: Niche) -> String;
+
+    /// Hashes what makes two problems the same problem.
+    fn canonical_hash(&self, problem: &Problem) -> Digest;
+
+    /// Whether a problem belongs to an exam, so that nothing may train on it.
+    fn is_exam(&self, _problem: &Problem) -> bool {
+        false
+    }
+}
+
+/// What answers and proposals are worth: what a verifier asks of a domain.
+pub trait Checker: Send + Sync {
+    /// Judges an answer, and says why where it is not correct. Without a key it is judged by what the problem shows; the keys of
+    /// exam problems are known.
     ///
     /// # Errors
     /// [`Error::Problem`] when the problem or the key is not in its language.
-    fn judge_keyed(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &[Token]) -> Result<Verdict, Error>;
+    fn judge(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error>;
 
-    /// As [`Domain::judge_keyed`], for problems that come without a key. The keys of exam problems are known.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn judge(&self, problem: &Problem, answer: &[Token]) -> Result<Verdict, Error> {
-        self.judge_keyed(problem, None, answer)
+    /// Whether a search may ask the checker about answers, because being told that one is right gives nothing away that the
+    /// problem hides.
+    fn may_be_searched(&self, _problem: &Problem) -> bool {
+        false
     }
-
-    /// Judges an answer that a person or another program wrote, and says why where it is not correct.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Judged, Error>;
 
     /// Names the problem that an answer solves exactly, if there is one.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error>;
+    fn hindsight(&self, problem: &Problem, answer: &str) -> Result<Option<Problem>, Error>;
 
     /// Lists problems whose answers follow from running what a problem shows or what an answer is, with those answers; at most
     /// one of a mode. Training on them is supervision by the machine that runs it, and is called so.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn executions(&self, _problem: &Problem, _answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
+    fn executions(&self, _problem: &Problem, _answer: &str) -> Result<Vec<(Problem, String)>, Error> {
         Ok(Vec::new())
     }
 
-    /// Gives the niche of a problem.
+    /// Returns the niche of a problem.
     ///
     /// # Errors
     /// [`Error::Problem`] when the problem or the key is not in its language.
     fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error>;
 
-    /// Opens the problem language at its start, as far as the niche that is asked for binds it.
-    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar>;
-
     /// Reads a proposal that was asked for a niche; `None` unless it is a problem worth asking and of no exam. A function
     /// of the text alone: whether the problem is new is for others to say.
-    fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem>;
+    fn admit(&self, niche: Niche, proposal: &str) -> Option<KeyedProblem>;
 
-    /// Gives what an answer aims at: by the problem and, where the answer is a program, by what it does. Without tokens, by
-    /// the problem alone.
+    /// Returns what examples of an answer are balanced by: the problem and, where the answer is a program, what it does. Without
+    /// an answer, by the problem alone.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error>;
+    fn aim(&self, problem: &Problem, answer: Option<&str>) -> Result<Aim, Error>;
+}
 
-    /// Tells whether what a problem is about is held out of every source of training, and not the problem alone.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the text is not in the problem language.
-    fn is_held_out(&self, _problem: &Problem) -> Result<bool, Error> {
-        Ok(false)
-    }
-
-    /// Writes an answer for people.
-    fn render_answer(&self, answer: &[Token]) -> String;
+/// How people write problems.
+pub trait Forms: Send + Sync {
+    /// What the domain is, in one line.
+    fn description(&self) -> &'static str;
 
     /// Whether a record that names no domain is a problem of this one, by the names of its fields.
     fn is_unnamed_form(&self, _fields: &serde_json::Map<String, serde_json::Value>) -> bool {
@@ -140,28 +139,37 @@ pub trait Domain: ProblemSource {
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error>;
+}
 
-    /// Names the domain whose exams are this one's too: another where this is a variant of it, with the same problems.
-    fn sits_exams_of(&self) -> &'static str {
-        self.name()
-    }
+/// Frozen evaluation sets of a domain.
+pub trait Exams: Send + Sync {
+    /// Names the domain whose exams these are: another where this is a variant of it, with the same problems.
+    fn of(&self) -> &'static str;
 
-    /// Lists the domain's exams.
-    fn exam_specs(&self) -> &'static [ExamSpec];
+    /// Lists the exams that are built from this domain; none for a variant of another.
+    fn specs(&self) -> &'static [ExamSpec];
+
+    /// Draws candidate `index` of an exam: `None` when the draw is not a problem (no solution).
+    fn candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem>;
 
     /// Writes the keys of an exam's problems as their file; `None` where checking needs none.
     ///
     /// # Panics
     /// When the exam is not what [`Exam::generate`] gives.
-    fn exam_keys_file(&self, _spec: &ExamSpec, _exam: &Exam) -> Option<Vec<u8>> {
+    fn keys_file(&self, _spec: &ExamSpec, _exam: &Exam) -> Option<Vec<u8>> {
         None
     }
 
-    /// Draws candidate `index` of an exam: `None` when the draw is not a problem (no solution).
-    fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem>;
+    /// Whether what a problem is about is held out of every source of training, and not the problem alone.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn is_held_out(&self, _problem: &Problem) -> Result<bool, Error> {
+        Ok(false)
+    }
 }
 
-/// What is said of an answer in text to whoever wrote it. The tokens of a policy get a [`Verdict`] alone.
+/// What is said of an answer to whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Judged {
     /// The verdict.
@@ -173,12 +181,12 @@ pub struct Judged {
 
 impl Judged {
     /// Returns the verdict that needs no reason.
-    pub(crate) fn correct() -> Judged {
+    pub fn correct() -> Judged {
         Judged { verdict: Verdict::Correct, reason: None }
     }
 
     /// Returns any other verdict with its reason.
-    pub(crate) fn because(verdict: Verdict, reason: impl Into<String>) -> Judged {
+    pub fn because(verdict: Verdict, reason: impl Into<String>) -> Judged {
         debug_assert_ne!(verdict, Verdict::Correct, "a reason is why an answer is not correct");
         Judged { verdict, reason: Some(reason.into()) }
     }

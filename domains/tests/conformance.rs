@@ -2,19 +2,29 @@
 
 use std::collections::HashSet;
 
-use domains::{
-    Domain, Exam, Grammar, Judged, MaskDictionary, Next, domain, enumerate_answers, exam, exam_specs, registry, trace,
-    vocabulary,
-};
-use proto::{CounterRng, Difficulty, KeyedProblem, Problem, Purpose, Token, Verdict};
+use domains::symbols::{Grammar, Next, vocabulary};
+use domains::{Domain, Exam, Judged, Symbols, domain, exam, exam_specs, registry};
+use language::{Language as _, SymbolLanguage, trace};
+use proto::{CounterRng, Difficulty, KeyedProblem, Problem, Purpose, SetDictionary, TokenId, Verdict};
 
-/// Plays uniformly random legal tokens to the end.
-fn random_answer(domain: &dyn Domain, problem: &Problem, rng: &mut CounterRng) -> Vec<Token> {
-    let max_tokens = domain.max_answer_tokens(problem).unwrap();
-    random_walk(domain.grammar(problem).unwrap(), max_tokens, rng)
+use crate::symbols::{enumerated, propose, solve};
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod symbols;
+
+fn symbols_of(domain: &dyn Domain) -> &dyn Symbols {
+    domain.symbols().expect("every domain here can be asked in symbols")
 }
 
-fn random_walk(mut grammar: Box<dyn Grammar>, max_tokens: u32, rng: &mut CounterRng) -> Vec<Token> {
+/// Plays uniformly random legal tokens to the end; returns the answer in text, too.
+fn random_answer(domain: &dyn Domain, problem: &Problem, rng: &mut CounterRng) -> (Vec<TokenId>, String) {
+    let symbols = symbols_of(domain);
+    let answer = random_walk(symbols.grammar(problem).unwrap(), symbols.max_answer_tokens(problem).unwrap(), rng);
+    let text = symbols.answer_text(problem, &answer).unwrap_or_else(|| panic!("{problem:?} {answer:?} has no text"));
+    (answer, text)
+}
+
+fn random_walk(mut grammar: Box<dyn Grammar>, max_tokens: u32, rng: &mut CounterRng) -> Vec<TokenId> {
     let mut answer = Vec::new();
     loop {
         let token = match grammar.next() {
@@ -25,7 +35,7 @@ fn random_walk(mut grammar: Box<dyn Grammar>, max_tokens: u32, rng: &mut Counter
                 mask.iter().nth(rng.below(mask.len() as u64) as usize).unwrap()
             }
         };
-        assert!(usize::from(token) < vocabulary::VOCABULARY_SIZE);
+        assert!((token as usize) < vocabulary::VOCABULARY_SIZE);
         assert!(grammar.push(token));
         answer.push(token);
         assert!(answer.len() <= max_tokens as usize, "{answer:?}");
@@ -47,14 +57,12 @@ fn for_each_ladder_problem(num_each: u64, mut visit: impl FnMut(&dyn Domain, &Pr
 #[test]
 fn legal_play_is_never_malformed_and_stays_within_its_length() {
     for_each_ladder_problem(300, |domain, problem, rng| {
-        let answer = random_answer(domain, problem, rng);
-        let verdict = domain.judge(problem, &answer).unwrap();
-        assert!(matches!(verdict, Verdict::Correct | Verdict::Incorrect), "{problem:?} {answer:?} {verdict:?}");
-        let text = domain.render_answer(&answer);
-        let judged = domain.judge_text(problem, &text).unwrap();
-        assert_eq!(judged.verdict, verdict, "rendering keeps the verdict: {text}");
-        let has_reason = judged.reason.is_some_and(|reason| !reason.is_empty());
+        let (answer, text) = random_answer(domain, problem, rng);
+        let Judged { verdict, reason } = domain.judge(problem, None, &text).unwrap();
+        assert!(matches!(verdict, Verdict::Correct | Verdict::Incorrect), "{problem:?} {text:?} {verdict:?}");
+        let has_reason = reason.is_some_and(|reason| !reason.is_empty());
         assert_eq!(has_reason, verdict != Verdict::Correct, "{text}: every verdict but correct has a reason");
+        assert_eq!(symbols_of(domain).spell(problem, &text), Some(answer), "{text}: the one spelling");
     });
 }
 
@@ -89,7 +97,7 @@ fn noise_in_text_is_judged_with_a_reason() {
     ];
     for_each_ladder_problem(100, |domain, problem, rng| {
         let text: String = (0..rng.below(16)).map(|_| PIECES[rng.below(PIECES.len() as u64) as usize]).collect();
-        let Judged { verdict, reason } = domain.judge_text(problem, &text).unwrap();
+        let Judged { verdict, reason } = domain.judge(problem, None, &text).unwrap();
         match reason {
             None => assert_eq!(verdict, Verdict::Correct, "{text:?}"),
             Some(reason) => assert!(!reason.is_empty() && reason.len() < 400, "{text:?}: {reason}"),
@@ -101,16 +109,17 @@ fn noise_in_text_is_judged_with_a_reason() {
 fn hindsight_names_a_problem_that_the_answer_solves() {
     let mut num_found = 0;
     for_each_ladder_problem(300, |domain, problem, rng| {
-        let answer = random_answer(domain, problem, rng);
-        let solved = domain.judge(problem, &answer).unwrap() == Verdict::Correct;
-        let hindsight = domain.hindsight(problem, &answer).unwrap();
+        let (answer, text) = random_answer(domain, problem, rng);
+        let solved = domain.judge(problem, None, &text).unwrap().verdict == Verdict::Correct;
+        let hindsight = domain.hindsight(problem, &text).unwrap();
         assert!(!solved || hindsight.as_ref() == Some(problem));
         if let Some(other) = hindsight {
             num_found += 1;
-            assert_eq!(domain.judge(&other, &answer).unwrap(), Verdict::Correct);
-            let choices = trace(domain.grammar(&other).unwrap(), &answer, &mut MaskDictionary::default());
+            assert_eq!(domain.judge(&other, None, &text).unwrap().verdict, Verdict::Correct);
+            let episode = SymbolLanguage.open(&solve(&other)).unwrap();
+            assert!(episode.prompt().len() <= SymbolLanguage.room(problem).unwrap().prompt);
+            let choices = trace(episode, &answer, &mut SetDictionary::default());
             assert!(choices.is_some(), "the answer is legal under the relabelled problem");
-            assert!(domain.prompt(&other).unwrap().len() <= domain.max_prompt_tokens(problem).unwrap());
         }
     });
     assert!(num_found > 1_000, "hindsight found {num_found} problems");
@@ -121,8 +130,8 @@ fn ladder_is_a_function_of_its_arguments_and_can_be_solved() {
     for_each_ladder_problem(3, |domain, problem, _| {
         // Elsewhere enumeration takes too long to meet an answer; `tests/programs.rs` asks the generator for one.
         if domain.name() == "countdown" {
-            let mut answers = enumerate_answers(domain.grammar(problem).unwrap()).take(200_000);
-            assert!(answers.any(|answer| domain.judge(problem, &answer).unwrap() == Verdict::Correct), "{problem:?}");
+            let is_right = |answer: String| domain.judge(problem, None, &answer).unwrap().verdict == Verdict::Correct;
+            assert!(enumerated(problem).take(200_000).any(is_right), "{problem:?}");
         }
     });
     for domain in registry() {
@@ -132,7 +141,7 @@ fn ladder_is_a_function_of_its_arguments_and_can_be_solved() {
             let distinct: HashSet<_> = (0..50).map(|index| draw(2, index)).collect();
             assert!(distinct.len() > 40, "{} level {} repeats itself", domain.name(), level.level);
             for KeyedProblem { problem, key } in distinct {
-                assert_eq!(domain.aim(&problem, &[]).unwrap().level, level.level, "{problem:?}");
+                assert_eq!(domain.aim(&problem, None).unwrap().level, level.level, "{problem:?}");
                 assert_eq!(domain.level_of(domain.niche(&problem, key.as_ref()).unwrap()), level.level, "{problem:?}");
             }
         }
@@ -171,12 +180,12 @@ fn exams_are_what_their_generator_writes_and_nothing_trains_on_them() {
 #[test]
 fn illegal_tokens_change_nothing() {
     for_each_ladder_problem(20, |domain, problem, _| {
-        let mut grammar = domain.grammar(problem).unwrap();
+        let mut grammar = symbols_of(domain).grammar(problem).unwrap();
         let before = grammar.next();
-        for token in 0..vocabulary::VOCABULARY_SIZE as Token {
-            let legal = match before {
+        for token in 0..vocabulary::VOCABULARY_SIZE as TokenId {
+            let legal = match &before {
                 Next::Done => false,
-                Next::Forced(forced) => forced == token,
+                Next::Forced(forced) => *forced == token,
                 Next::Choice(mask) => mask.contains(token),
             };
             if !legal {
@@ -184,11 +193,9 @@ fn illegal_tokens_change_nothing() {
                 assert_eq!(grammar.next(), before);
             }
         }
-        assert_eq!(
-            domain.judge(problem, &[]).unwrap(),
-            if before == Next::Done { Verdict::Correct } else { Verdict::Incorrect }
-        );
-        assert_eq!(domain.judge(problem, &[Token::MAX]).unwrap(), Verdict::Malformed);
+        for nothing in [&[][..], &[TokenId::MAX]] {
+            assert_eq!(symbols_of(domain).answer_text(problem, nothing), None);
+        }
     });
 }
 
@@ -196,8 +203,9 @@ fn illegal_tokens_change_nothing() {
 fn expect_posable(domain: &dyn Domain, keyed: &KeyedProblem) {
     assert_eq!(&domain.problem_from_text(&keyed.problem.text).unwrap(), &keyed.problem);
     assert!(!domain.is_exam(&keyed.problem), "{keyed:?}");
-    assert!(domain.prompt(&keyed.problem).unwrap().len() <= domain.max_prompt_tokens(&keyed.problem).unwrap());
-    assert_eq!(domain.judge_keyed(&keyed.problem, keyed.key.as_ref(), &[]).unwrap(), Verdict::Incorrect);
+    let prompt = symbols_of(domain).prompt(&keyed.problem).unwrap();
+    assert!(prompt.len() <= symbols_of(domain).max_prompt_tokens(&keyed.problem).unwrap());
+    assert_eq!(domain.judge(&keyed.problem, keyed.key.as_ref(), "").unwrap().verdict, Verdict::Malformed);
     let niche = domain.niche(&keyed.problem, keyed.key.as_ref()).unwrap();
     assert!(!domain.describe_niche(niche).is_empty());
 }
@@ -205,41 +213,48 @@ fn expect_posable(domain: &dyn Domain, keyed: &KeyedProblem) {
 #[test]
 fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
     for domain in registry() {
+        let symbols = symbols_of(domain.as_ref());
         let (mut num_admitted, mut num_played) = (0, 0);
         for level in domain.ladder_levels() {
             for index in 0..40 {
                 let KeyedProblem { problem, key } = domain.ladder(level.level, 2, index);
                 let niche = domain.niche(&problem, key.as_ref()).unwrap();
                 assert_eq!(domain.level_of(niche), level.level);
-                let prompt = domain.propose_prompt(niche, Difficulty::Hard);
-                assert_ne!(prompt, domain.propose_prompt(niche, Difficulty::Easy));
+                let prompt = symbols.propose_prompt(niche, Difficulty::Hard);
+                assert_ne!(prompt, symbols.propose_prompt(niche, Difficulty::Easy));
                 let mut rng = CounterRng::new(2, Purpose::Rollout, u64::from(level.level), index, 0);
                 for _ in 0..20 {
                     num_played += 1;
-                    let max_tokens = domain.max_proposal_tokens(niche);
-                    let proposal = random_walk(domain.proposal_grammar(niche), max_tokens, &mut rng);
-                    let Some(admitted) = domain.admit(niche, &proposal) else { continue };
+                    let max_tokens = symbols.max_proposal_tokens(niche);
+                    let proposal = random_walk(symbols.proposal_grammar(niche), max_tokens, &mut rng);
+                    let text = symbols.proposal_text(niche, &proposal).expect("a complete proposal has a text");
+                    let Some(admitted) = domain.admit(niche, &text) else { continue };
                     num_admitted += 1;
                     expect_posable(domain.as_ref(), &admitted);
                     let found = domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap();
                     assert_eq!(domain.level_of(found), level.level, "level binds");
-                    let choices = trace(domain.proposal_grammar(found), &proposal, &mut MaskDictionary::default());
+                    let episode = SymbolLanguage.open(&propose(domain.name(), found)).unwrap();
+                    let choices = trace(episode, &proposal, &mut SetDictionary::default());
                     assert!(choices.is_some(), "the proposal is legal under the niche that it turned out to have");
-                    assert_eq!(domain.admit(found, &proposal), Some(admitted));
+                    assert_eq!(domain.admit(found, &text), Some(admitted));
                 }
-                assert_eq!(domain.admit(niche, &[]), None);
-                assert_eq!(domain.admit(niche, &[Token::MAX; 4]), None);
+                for noise in ["", ":", "->", "25 7 3", "sort", &"9 ".repeat(10_000)] {
+                    assert_eq!(domain.admit(niche, noise), None);
+                }
+                for noise in [&[][..], &[TokenId::MAX; 4]] {
+                    assert_eq!(symbols.proposal_text(niche, noise), None);
+                }
             }
         }
         assert!(20 * num_admitted > num_played, "{}: {num_admitted} of {num_played}", domain.name());
         // A niche that nobody made is asked for without a panic.
         for niche in [0, u64::MAX, 0x0102_0304_0506_0708].map(proto::Niche) {
             let mut rng = CounterRng::new(3, Purpose::Rollout, 0, niche.0, 0);
-            domain.propose_prompt(niche, Difficulty::Unsolved);
+            symbols.propose_prompt(niche, Difficulty::Unsolved);
             let levels = domain.ladder_levels();
             assert!(domain.level_of(niche) <= levels.last().unwrap().level);
-            let proposal = random_walk(domain.proposal_grammar(niche), domain.max_proposal_tokens(niche), &mut rng);
-            domain.admit(niche, &proposal);
+            let proposal = random_walk(symbols.proposal_grammar(niche), symbols.max_proposal_tokens(niche), &mut rng);
+            domain.admit(niche, &symbols.proposal_text(niche, &proposal).unwrap());
         }
     }
 }
@@ -257,13 +272,9 @@ fn mutants_are_other_problems_that_may_be_posed() {
                     let Some(mutant) = domain.mutate(&parent, &mut rng) else { continue };
                     num_mutants += 1;
                     assert_ne!(mutant.problem, parent.problem);
-                    let lengths = [&mutant, &parent].map(|keyed| {
-                        let (prompt, answer) =
-                            (domain.max_prompt_tokens(&keyed.problem), domain.max_answer_tokens(&keyed.problem));
-                        (prompt.unwrap(), answer.unwrap())
-                    });
+                    let lengths = [&mutant, &parent].map(|keyed| SymbolLanguage.room(&keyed.problem).unwrap().prompt);
                     assert!(
-                        lengths[0].0 <= lengths[1].0,
+                        lengths[0] <= lengths[1],
                         "{lengths:?}: a change makes no prompt longer than was allowed for"
                     );
                     expect_posable(domain.as_ref(), &mutant);

@@ -1,10 +1,15 @@
 //! What countdown promises of text beyond the conformance suite: bounds, and answers that are after more than they earn.
 
-use domains::{Countdown, Domain, Judged, domain, problem_from_json};
-use proto::{CounterRng, Problem, ProblemSource, Purpose, Verdict};
+use domains::{Checker as _, Countdown, Forms, Judged, Ladder, Symbols as _, domain, problem_from_json};
+use proto::{CounterRng, Problem, Purpose, Verdict};
 use serde_json::{Value, json};
 
 use Verdict::{Correct, Incorrect, Malformed, Resource};
+
+use crate::symbols::{random, solve};
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod symbols;
 
 const COUNTDOWN: Countdown = Countdown { calculator: true };
 
@@ -19,7 +24,7 @@ fn bounded(mut json: Value) -> Problem {
 }
 
 fn judged(problem: &Problem, answer: &str) -> (Verdict, String) {
-    let Judged { verdict, reason } = domain(&problem.domain).unwrap().judge_text(problem, answer).unwrap();
+    let Judged { verdict, reason } = domain(&problem.domain).unwrap().judge(problem, None, answer).unwrap();
     assert_eq!(verdict == Correct, reason.is_none(), "{answer:?}: every verdict but correct has a reason");
     (verdict, reason.unwrap_or_default())
 }
@@ -39,7 +44,8 @@ fn a_problem_that_names_no_bound_has_none() {
     let large = problem(json!({"nums": [1_000, 70_000, 3, 4, 5, 6, 7], "target": 70_000_003u64}));
     assert_eq!(judged(&large, "70000 * 1000 + 3 + 4 + 5 - 6 - 7").1, "ends in 69999999, not 70000003");
     assert_eq!(judged(&large, "1000 * 70000 + 3 + (4 + 5) + 6 - 7 - (7 + 1)").0, Incorrect);
-    for refusal in [COUNTDOWN.prompt(&large).err(), COUNTDOWN.grammar(&large).err(), COUNTDOWN.judge(&large, &[]).err()]
+    for refusal in
+        [COUNTDOWN.prompt(&large).err(), COUNTDOWN.grammar(&large).err(), COUNTDOWN.hindsight(&large, "").err()]
     {
         let refusal = refusal.unwrap().to_string();
         assert!(refusal.contains("2 to 6 numbers from 1 to 9999") && refusal.contains("70000 1000 7"), "{refusal}");
@@ -59,12 +65,8 @@ fn a_policy_is_asked_in_the_smallest_bound_that_fits() {
         assert_eq!(COUNTDOWN.max_answer_tokens(&free).unwrap(), COUNTDOWN.max_answer_tokens(&bounded).unwrap());
         for index in 0..200 {
             let mut rng = CounterRng::new(5, Purpose::Rollout, 0, index, 0);
-            let answer = domains::random_answer(COUNTDOWN.grammar(&free).unwrap(), &mut rng);
-            let verdict = COUNTDOWN.judge(&free, &answer).unwrap();
-            assert_eq!(COUNTDOWN.judge(&bounded, &answer).unwrap(), verdict);
-            let text = COUNTDOWN.render_answer(&answer);
-            assert_eq!(judged(&free, &text).0, verdict, "{text}");
-            assert_eq!(judged(&bounded, &text).0, verdict, "{text}");
+            let text = random(&solve(&free), &mut rng);
+            assert_eq!(judged(&free, &text).0, judged(&bounded, &text).0, "{text}");
         }
     }
     // Typed for a policy.

@@ -4,10 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use domains::programs::{Dialect, ExamSplit, Mode, Programs, Stratum};
-use domains::{Domain, Exam, ExamSpec, enumerate_answers, exam};
-use proto::{CounterRng, Problem, ProblemKey, ProblemSource, Purpose, Token, Verdict};
+use domains::{Checker, Exam, ExamSpec, Exams, Forms, Ladder, Symbols as _, exam};
+use proto::{CounterRng, Problem, ProblemKey, Purpose, TokenId, Verdict};
 
 use crate::evaluator::{Data, evaluate};
+use crate::symbols::{enumerated, prompt_len, propose, random, solve};
+
+mod symbols;
 
 const FULL: Programs = Programs { dialect: Dialect::Full };
 const DIGITS: Programs = Programs { dialect: Dialect::Digits };
@@ -20,14 +23,12 @@ fn key(text: &str) -> ProblemKey {
     ProblemKey { text: text.to_owned() }
 }
 
-/// Gives the tokens of an answer in text.
-fn tokens_of(domain: Programs, problem: &Problem, text: &str) -> Vec<Token> {
-    let found = enumerate_answers(domain.grammar(problem).unwrap()).find(|answer| domain.render_answer(answer) == text);
-    found.unwrap_or_else(|| panic!("{text:?} is no answer to {problem:?}"))
+fn random_answer(problem: &Problem, rng: &mut CounterRng) -> String {
+    random(&solve(problem), rng)
 }
 
-fn random_answer(domain: Programs, problem: &Problem, rng: &mut CounterRng) -> Vec<Token> {
-    domains::random_answer(domain.grammar(problem).unwrap(), rng)
+fn verdict(domain: Programs, problem: &Problem, answer: &str) -> Verdict {
+    domain.judge(problem, None, answer).unwrap().verdict
 }
 
 // Meaning.
@@ -111,11 +112,11 @@ fn every_operation_by_hand() {
     for (domain, cases) in [(FULL, &full[..]), (DIGITS, &digits[..])] {
         for (program, input, output) in cases {
             let deduction = problem(domain, &format!("{program} : {input} -> ?"));
-            assert_eq!(domain.judge_text(&deduction, output).unwrap().verdict, Verdict::Correct, "{}", deduction.text);
+            assert_eq!(verdict(domain, &deduction, output), Verdict::Correct, "{}", deduction.text);
             let wrong = if *output == "[]" { "[0]" } else { "[]" };
-            assert_eq!(domain.judge_text(&deduction, wrong).unwrap().verdict, Verdict::Incorrect);
+            assert_eq!(verdict(domain, &deduction, wrong), Verdict::Incorrect);
             let abduction = problem(domain, &format!("{program} : ? -> {output}"));
-            assert_eq!(domain.judge_text(&abduction, input).unwrap().verdict, Verdict::Correct, "{}", abduction.text);
+            assert_eq!(verdict(domain, &abduction, input), Verdict::Correct, "{}", abduction.text);
         }
     }
 }
@@ -306,7 +307,7 @@ fn a_second_evaluator_agrees() {
         for index in 0..6_000 {
             let mut rng = CounterRng::new(3, Purpose::Rollout, top, index, 0);
             let drawn = domain.draw_ladder(3 * (1 + rng.below(top / 3) as u32), 3, index % 100);
-            let program = domain.render_answer(&random_answer(domain, &drawn.problem, &mut rng));
+            let program = random_answer(&drawn.problem, &mut rng);
             let len = rng.below(7);
             let input: Vec<i64> = (0..len).map(|_| low + rng.below((10 - low) as u64) as i64).collect();
             let text = format!("{program} : {} -> ?", data_text(&Data::Numbers(input.clone())));
@@ -316,10 +317,10 @@ fn a_second_evaluator_agrees() {
                 Ok(deduction) => {
                     assert_eq!(deduction.text, text, "canonical");
                     let expected = expected.unwrap_or_else(|| panic!("{text}: expected no value"));
-                    let (settled, answer) = domain.executions(&deduction, &[]).unwrap().swap_remove(0);
+                    let (settled, answer) = domain.executions(&deduction, "").unwrap().swap_remove(0);
                     assert_eq!(settled, deduction);
-                    assert_eq!(domain.render_answer(&answer), data_text(&expected), "{text}");
-                    assert_eq!(domain.judge(&deduction, &answer).unwrap(), Verdict::Correct);
+                    assert_eq!(answer, data_text(&expected), "{text}");
+                    assert_eq!(verdict(domain, &deduction, &answer), Verdict::Correct);
                 }
                 Err(_) => {
                     num_undefined += 1;
@@ -340,15 +341,16 @@ fn every_ladder_problem_has_the_answer_that_its_generator_knows() {
             for index in 0..300 {
                 let drawn = domain.draw_ladder(level.level, 5, index);
                 assert_eq!(domain.ladder(level.level, 5, index).problem, drawn.problem);
-                assert_eq!(domain.judge(&drawn.problem, &drawn.answer).unwrap(), Verdict::Correct, "{drawn:?}");
+                assert_eq!(verdict(domain, &drawn.problem, &drawn.answer), Verdict::Correct, "{drawn:?}");
                 let stratum = domain.stratum(&drawn.problem, drawn.key.as_ref()).unwrap();
                 let mode = [Mode::Deduction, Mode::Abduction, Mode::Induction][(level.level as usize - 1) % 3];
                 let length = (level.level as usize - 1) / 3 + 1;
                 assert_eq!(stratum, Stratum { mode, length, split: ExamSplit::NewInputs }, "{drawn:?}");
-                let prompt = domain.prompt(&drawn.problem).unwrap();
-                assert!(prompt.len() <= 40 && drawn.answer.len() <= 13, "{drawn:?}");
+                let spelled = domain.spell(&drawn.problem, &drawn.answer).unwrap();
+                assert!(prompt_len(&drawn.problem) <= 40 && spelled.len() <= 13, "{drawn:?}");
                 if let Some(key) = &drawn.key {
-                    assert_eq!(domain.judge_induction(&drawn.problem, key, &drawn.answer).unwrap(), Verdict::Correct);
+                    let judged = domain.judge(&drawn.problem, Some(key), &drawn.answer).unwrap();
+                    assert_eq!(judged.verdict, Verdict::Correct);
                     assert!(!domain.is_exam_with_key(&drawn.problem, key).unwrap());
                     let (_, pairs) = drawn.problem.text.split_once(':').unwrap();
                     assert!(!pairs.contains(char::is_alphabetic), "a key is not in the public part");
@@ -383,8 +385,8 @@ fn random_play_is_diverse() {
         let mut num_relabelled = 0;
         for index in 0..1_000 {
             let problem = domain.ladder(level, 8, index).problem;
-            let answer = random_answer(domain, &problem, &mut CounterRng::new(8, Purpose::Rollout, 0, index, 0));
-            *lengths.entry(answer.len()).or_default() += 1;
+            let answer = random_answer(&problem, &mut CounterRng::new(8, Purpose::Rollout, 0, index, 0));
+            *lengths.entry(domain.spell(&problem, &answer).unwrap().len()).or_default() += 1;
             num_relabelled += usize::from(domain.hindsight(&problem, &answer).unwrap().is_some());
             answers.insert(answer);
         }
@@ -405,7 +407,7 @@ fn spelling_is_free_for_people_and_fixed_for_machines() {
     ] {
         let read = problem(FULL, typed);
         assert_eq!(read.text, canonical);
-        assert!(typed == canonical || FULL.judge(&Problem { text: typed.to_owned(), ..read }, &[]).is_err());
+        assert!(typed == canonical || FULL.judge(&Problem { text: typed.to_owned(), ..read }, None, "").is_err());
     }
     let equal = [problem(FULL, "? max 2 : [3] -> 3 ; [1 2] -> 3"), problem(FULL, "? max 4 : [1 2] -> 3 ; [3] -> 3")];
     assert_eq!(FULL.canonical_hash(&equal[0]), FULL.canonical_hash(&equal[1]));
@@ -453,7 +455,7 @@ fn refuses_what_is_not_a_problem() {
     assert!(DIGITS.problem_from_text("sort : [-1] -> ?").is_err());
     assert!(FULL.problem_from_text(&"(".repeat(1_000_000)).is_err());
     let good = problem(FULL, "sort : [2 1] -> ?");
-    assert!(DIGITS.judge(&good, &[]).is_err(), "another domain's problem");
+    assert!(DIGITS.judge(&good, None, "[1 2]").is_err(), "another domain's problem");
     for (fields, says) in [
         (r#""mode":"deduction","program":"sort""#, "expected a list of integers as input, got none"),
         (
@@ -566,15 +568,12 @@ fn hostile_answers_get_their_verdicts() {
     let mut rng = CounterRng::new(9, Purpose::Rollout, 0, 0, 0);
     for _ in 0..10_000 {
         let (text, answer, expected) = cases[rng.below(cases.len() as u64) as usize];
-        assert_eq!(FULL.judge_text(&problem(FULL, text), answer).unwrap().verdict, expected, "{text} / {answer:.40}");
+        assert_eq!(verdict(FULL, &problem(FULL, text), answer), expected, "{text} / {answer:.40}");
     }
     // A person may ask about a program that needs more than there is.
     let hungry = problem(FULL, "sum range dup dup dup : ? -> [1]");
-    assert_eq!(FULL.judge_text(&hungry, "[9 9 9 9 9 9]").unwrap().verdict, Incorrect);
-    assert_eq!(
-        FULL.judge_text(&problem(FULL, "sum * 5 range dup dup dup : ? -> [1]"), "[9 9]").unwrap().verdict,
-        Resource
-    );
+    assert_eq!(verdict(FULL, &hungry, "[9 9 9 9 9 9]"), Incorrect);
+    assert_eq!(verdict(FULL, &problem(FULL, "sum * 5 range dup dup dup : ? -> [1]"), "[9 9]"), Resource);
 }
 
 #[test]
@@ -588,19 +587,19 @@ fn token_noise_is_judged_and_never_panics() {
         let len = rng.below(12);
         // Mostly words of the language, so that noise gets past the first token.
         let noise = |rng: &mut CounterRng| match rng.below(8) {
-            0 => rng.below(1 << 16) as Token,
-            1..4 => rng.below(10) as Token,
-            4 => 110 + rng.below(4) as Token,
-            _ => 128 + rng.below(36) as Token,
+            0 => rng.below(1 << 16) as TokenId,
+            1..4 => rng.below(10) as TokenId,
+            4 => 110 + rng.below(4) as TokenId,
+            _ => 128 + rng.below(36) as TokenId,
         };
-        let answer: Vec<Token> = (0..len).map(|_| noise(&mut rng)).collect();
-        let verdict = domain.judge(&problem, &answer).unwrap();
-        let text = domain.render_answer(&answer);
-        if verdict == Verdict::Correct {
-            assert_eq!(domain.judge_text(&problem, &text).unwrap().verdict, Verdict::Correct, "{text}");
+        let answer: Vec<TokenId> = (0..len).map(|_| noise(&mut rng)).collect();
+        // What has a text is an answer; whatever else the tokens are, they are shown.
+        if let Some(text) = domain.answer_text(&problem, &answer) {
+            domain.judge(&problem, None, &text).unwrap();
+            domain.hindsight(&problem, &text).unwrap();
+            domain.executions(&problem, &text).unwrap();
         }
-        domain.hindsight(&problem, &answer).unwrap();
-        domain.executions(&problem, &answer).unwrap();
+        drop(domain.show(&answer));
     }
 }
 
@@ -610,11 +609,10 @@ fn token_noise_is_judged_and_never_panics() {
 fn a_key_tells_programs_apart_that_visible_pairs_do_not() {
     let induction = problem(FULL, "? max 2 : [4] -> 4 ; [5] -> 5");
     for (answer, with_key) in [("sum", Verdict::Correct), ("max", Verdict::Incorrect), ("rev sum", Verdict::Correct)] {
-        let tokens = tokens_of(FULL, &induction, answer);
-        assert_eq!(FULL.judge(&induction, &tokens).unwrap(), Verdict::Correct, "{answer}");
-        assert_eq!(FULL.judge_induction(&induction, &key("sum"), &tokens).unwrap(), with_key, "{answer}");
+        assert_eq!(verdict(FULL, &induction, answer), Verdict::Correct, "{answer}");
+        assert_eq!(FULL.judge(&induction, Some(&key("sum")), answer).unwrap().verdict, with_key, "{answer}");
     }
-    assert!(FULL.judge_induction(&induction, &key("summ"), &[]).is_err());
+    assert!(FULL.judge(&induction, Some(&key("summ")), "sum").is_err());
 }
 
 /// Whatever a problem about a held-out function looks like, no source may train on it.
@@ -642,8 +640,7 @@ fn held_out_behaviors_are_recognised_in_every_mode_and_spelling() {
                 for input in ["[1 2]", "[3]", "[7 1 5]"] {
                     if let Ok(deduction) = domain.problem_from_text(&format!("{program} : {input} -> ?")) {
                         assert!(domain.is_exam(&deduction), "{deduction:?}");
-                        let (_, answer) = domain.executions(&deduction, &[]).unwrap().swap_remove(0);
-                        let output = domain.render_answer(&answer);
+                        let (_, output) = domain.executions(&deduction, "").unwrap().swap_remove(0);
                         assert!(domain.is_exam(&self::problem(domain, &format!("{program} : ? -> {output}"))));
                     }
                 }
@@ -659,14 +656,14 @@ fn hindsight_teaches_no_held_out_program() {
     let mut num_taught = 0;
     for index in 0..3_000 {
         let drawn = FULL.draw_ladder(12, 11, index % 200);
-        let answer = random_answer(FULL, &drawn.problem, &mut CounterRng::new(11, Purpose::Rollout, 0, index, 0));
+        let answer = random_answer(&drawn.problem, &mut CounterRng::new(11, Purpose::Rollout, 0, index, 0));
         let Some(solved) = FULL.hindsight(&drawn.problem, &answer).unwrap() else { continue };
         if FULL.is_exam(&solved) {
             continue;
         }
         num_taught += 1;
-        assert!(FULL.prompt(&solved).unwrap().len() <= 48);
-        let taught = key(&FULL.render_answer(&answer));
+        assert!(prompt_len(&solved) <= 48);
+        let taught = key(&answer);
         assert!(!FULL.is_exam_with_key(&solved, &taught).unwrap(), "{solved:?} {taught:?}");
     }
     assert!(num_taught > 1_000, "{num_taught}");
@@ -689,13 +686,13 @@ fn descriptors_say_what_kind_of_problem_it_is() {
     assert_eq!((known.length, known.operations.count_ones(), known.output_bucket), (1, 1, 2));
     assert_eq!(describe("sum neg : [1 2] -> ?", None).output_bucket, 0);
     // Problems of one goal differ in their givens only.
-    let aim = |text| FULL.aim(&problem(FULL, text), &[]).unwrap();
+    let aim = |text| FULL.aim(&problem(FULL, text), None).unwrap();
     assert_eq!(aim("sum : [1 2] -> ?"), aim("sum : [3 4] -> ?"));
     assert_ne!(aim("sum : [1 2] -> ?"), aim("max : [1 2] -> ?"));
     assert_eq!([aim("sum : [1 2] -> ?").level, aim("sort rev : ? -> [2 1]").level], [1, 5]);
     // Of a program that was asked for, the answer tells what it does.
     let induction = problem(FULL, "? max 2 : [1 2] -> 3 ; [4] -> 4");
-    let aim = |answer| FULL.aim(&induction, &tokens_of(FULL, &induction, answer)).unwrap();
+    let aim = |answer| FULL.aim(&induction, Some(answer)).unwrap();
     assert_eq!(aim("sum").level, 6);
     assert_ne!(aim("sum"), aim("rev sum"));
 }
@@ -711,15 +708,15 @@ fn programs_that_were_run_make_induction_problems() {
             let mut texts = BTreeSet::new();
             for number in 0..4 {
                 let mut rng = CounterRng::new(13, Purpose::Rollout, 0, index, number);
-                let answer = random_answer(domain, &drawn.problem, &mut rng);
+                let answer = random_answer(&drawn.problem, &mut rng);
                 let settled = domain.executions(&drawn.problem, &answer).unwrap();
                 for (induction, program) in settled.iter().filter(|(problem, _)| problem.text.starts_with('?')) {
                     num_made += 1;
-                    let reference = key(&domain.render_answer(program));
+                    let reference = key(program);
                     assert!(drawn.problem.text.starts_with(&format!("{} : ", reference.text)));
-                    assert_eq!(domain.judge_induction(induction, &reference, program).unwrap(), Verdict::Correct);
-                    assert_eq!(domain.aim(induction, program).unwrap().level, level.level.next_multiple_of(3));
-                    assert!(domain.prompt(induction).unwrap().len() <= 40);
+                    assert_eq!(domain.judge(induction, Some(&reference), program).unwrap().verdict, Verdict::Correct);
+                    assert_eq!(domain.aim(induction, Some(program)).unwrap().level, level.level.next_multiple_of(3));
+                    assert!(prompt_len(induction) <= 40);
                     num_distinct += usize::from(texts.insert(induction.text.clone()));
                 }
             }
@@ -733,7 +730,7 @@ fn programs_that_were_run_make_induction_problems() {
         (split == ExamSplit::NewBehaviors).then_some(program)
     });
     let deduction = problem(DIGITS, &format!("{} : [7 1 5] -> ?", held_out.unwrap().text));
-    let settled = DIGITS.executions(&deduction, &[]).unwrap();
+    let settled = DIGITS.executions(&deduction, "").unwrap();
     assert!(settled.iter().all(|(problem, _)| !problem.text.starts_with('?')), "{settled:?}");
 }
 
@@ -741,7 +738,7 @@ fn programs_that_were_run_make_induction_problems() {
 
 fn for_each_exam(mut visit: impl FnMut(Programs, &'static ExamSpec, &'static Exam)) {
     for domain in [FULL, DIGITS] {
-        for spec in domain.exam_specs() {
+        for spec in domain.specs() {
             visit(domain, spec, exam(spec.name).unwrap());
         }
     }
@@ -756,7 +753,7 @@ fn exams_hold_their_strata_in_equal_parts() {
             for problem in split {
                 let stratum = domain.stratum(problem, domain.exam_key(problem).as_ref()).unwrap();
                 *counts.entry(stratum).or_default() += 1;
-                assert!(domain.prompt(problem).unwrap().len() <= 40);
+                assert!(prompt_len(problem) <= 40);
             }
             let share = split.len() / strata.len();
             assert_eq!(counts.len(), strata.len(), "{}", spec.name);
@@ -775,7 +772,7 @@ fn keys_are_what_the_generator_writes() {
             let drawn = domain.draw_exam(spec, index as u64).unwrap();
             assert_eq!(&drawn.problem, problem);
             assert_eq!(domain.exam_key(problem), drawn.key);
-            assert_eq!(domain.judge(problem, &drawn.answer).unwrap(), Verdict::Correct);
+            assert_eq!(verdict(domain, problem, &drawn.answer), Verdict::Correct);
         }
     });
 }
@@ -796,16 +793,15 @@ fn no_shorter_program_does_what_an_exam_program_does() {
                 .iter()
                 .filter_map(|input| {
                     let deduction = domain.problem_from_text(&format!("{} : {input} -> ?", key.text)).ok()?;
-                    let (_, answer) = domain.executions(&deduction, &[]).unwrap().into_iter().next()?;
-                    Some(format!("{input} -> {}", domain.render_answer(&answer)))
+                    let (_, answer) = domain.executions(&deduction, "").unwrap().into_iter().next()?;
+                    Some(format!("{input} -> {answer}"))
                 })
                 .take(4)
                 .collect();
             let shorter = self::problem(domain, &format!("? max {} : {}", length - 1, pairs.join(" ; ")));
             let mut checker = domain.checker(&shorter, Some(&key)).unwrap();
-            let found =
-                enumerate_answers(domain.grammar(&shorter).unwrap()).find(|it| checker.judge(it) == Verdict::Correct);
-            assert_eq!(found.map(|answer| domain.render_answer(&answer)), None, "{}: {}", spec.name, key.text);
+            let found = enumerated(&shorter).find(|it| checker.judge(it).verdict == Verdict::Correct);
+            assert_eq!(found, None, "{}: {}", spec.name, key.text);
         }
     });
 }
@@ -820,13 +816,13 @@ fn exams_are_out_of_reach_of_play_without_learning() {
             let right: Vec<bool> = (0..8)
                 .map(|attempt| {
                     let mut rng = CounterRng::new(12, Purpose::Evaluation, 0, index as u64, attempt);
-                    checker.judge(&random_answer(domain, problem, &mut rng)) == Verdict::Correct
+                    checker.judge(&random_answer(problem, &mut rng)).verdict == Verdict::Correct
                 })
                 .collect();
             num_random += usize::from(right[0]);
             num_random_of_8 += usize::from(right.contains(&true));
-            let mut enumerated = enumerate_answers(domain.grammar(problem).unwrap()).take(8);
-            num_enumerated_of_8 += usize::from(enumerated.any(|answer| checker.judge(&answer) == Verdict::Correct));
+            let is_right = |answer: String| checker.judge(&answer).verdict == Verdict::Correct;
+            num_enumerated_of_8 += usize::from(enumerated(problem).take(8).any(is_right));
         }
         println!("{}: random {num_random}, of 8 {num_random_of_8}, enumeration of 8 {num_enumerated_of_8}", spec.name);
         assert!(num_random < 100 && num_random_of_8 < 350 && num_enumerated_of_8 < 350, "{}", spec.name);
@@ -843,7 +839,7 @@ fn nothing_held_out_is_proposed_or_made_by_a_change() {
         let mut rng = CounterRng::new(21, Purpose::Mutation, 0, index, 0);
         let mut made: Vec<_> = FULL.mutate(&parent, &mut rng).into_iter().collect();
         for _ in 0..40 {
-            let proposal = domains::random_answer(FULL.proposal_grammar(niche), &mut rng);
+            let proposal = random(&propose("programs", niche), &mut rng);
             made.extend(FULL.admit(niche, &proposal));
         }
         num_admitted += made.len();

@@ -3,8 +3,13 @@
 use std::collections::BTreeSet;
 
 use domains::programs::{Dialect, Programs};
-use domains::{Domain, enumerate_answers, exam};
+use domains::{Checker, Forms, exam};
 use proto::{Problem, ProblemKey};
+
+use crate::symbols::enumerated;
+
+#[allow(dead_code, reason = "shared with other tests")]
+mod symbols;
 
 const FULL: Programs = Programs { dialect: Dialect::Full };
 
@@ -13,7 +18,7 @@ fn problem(text: &str) -> Problem {
 }
 
 fn reason(problem: &Problem, answer: &str) -> Option<String> {
-    FULL.judge_text(problem, answer).unwrap().reason
+    FULL.judge(problem, None, answer).unwrap().reason
 }
 
 #[test]
@@ -62,10 +67,7 @@ fn reasons_do_not_give_hidden_answers_away() {
         let reasons: BTreeSet<String> = ["sum", "max", "head", "last", "min"]
             .into_iter()
             .filter_map(|reference| {
-                FULL.checker(&induction, Some(&ProblemKey { text: reference.to_owned() }))
-                    .unwrap()
-                    .judge_text(answer)
-                    .reason
+                FULL.checker(&induction, Some(&ProblemKey { text: reference.to_owned() })).unwrap().judge(answer).reason
             })
             .collect();
         assert_eq!(reasons.len(), 1, "{answer}: {reasons:?}");
@@ -73,8 +75,8 @@ fn reasons_do_not_give_hidden_answers_away() {
     // The keys of exams: of what fits the pairs that are shown and is not asked for, no more is said.
     let mut num_hidden = 0;
     for problem in exam("programs-induction").unwrap().dev.iter().take(20) {
-        for answer in enumerate_answers(FULL.grammar(problem).unwrap()).take(20_000) {
-            let told = reason(problem, &FULL.render_answer(&answer));
+        for answer in enumerated(problem).take(20_000) {
+            let told = reason(problem, &answer);
             if let Some(hidden) = told.as_deref().and_then(|told| told.strip_prefix("fits the pairs, and ")) {
                 num_hidden += 1;
                 assert_eq!(hidden, "does something else on an input that is not shown");

@@ -194,7 +194,7 @@ fn agreed(groups: &[GroupRecord], is_audited: bool) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proto::{
-        Aim, Behavior, Choice, Group, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling, ScoredGroup,
+        Aim, Behavior, Choices, Group, Legal, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling, ScoredGroup,
         StopReason, Task, Verdict,
     };
 
@@ -219,19 +219,26 @@ mod tests {
             sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
             max_tokens: 5,
         };
-        let choices = vec![Choice { position: 0, mask: 0, logprob }];
-        let rollout = Rollout { tokens: vec![2], choices, stop: StopReason::Length, versions: vec![], search: None };
+        let rollout = Rollout {
+            tokens: vec![2],
+            choices: Choices::new(1, [(0, Legal::Set(0))]),
+            logprobs: vec![logprob],
+            values: None,
+            search: None,
+            stop: StopReason::Length,
+            versions: Vec::new(),
+        };
         let scored = ScoredGroup {
-            group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: vec![rollout] },
+            group: Group { task, sets: vec![[1, 2].into_iter().collect()], rollouts: vec![rollout] },
             prompt: vec![120],
             niche: Niche(0),
             aim: Aim { level: 1, goal: 3 },
             verdicts: vec![Verdict::Incorrect],
-            example_masks: Vec::new(),
+            example_sets: Vec::new(),
             examples: Vec::new(),
             proposals: Vec::new(),
         };
-        GroupRecord { played_by: played_by.to_owned(), scored }
+        GroupRecord::new(played_by.to_owned(), scored)
     }
 
     fn audits(share: f64) -> Audits {

@@ -21,7 +21,7 @@ use crate::window::{Saved, Windows};
 use crate::{Config, Control, Error};
 
 /// What is in the files of a checkpoint that are no tensors. A checkpoint of another version is not used.
-const FORMAT: Format = Format { name: "checkpoint", version: 5 };
+const FORMAT: Format = Format { name: "checkpoint", version: 6 };
 
 /// A state as read from disk, with what it needs to go on.
 #[derive(Debug)]
@@ -378,6 +378,6 @@ mod tests {
         std::fs::write(path.join(STATE), older).unwrap();
         std::fs::write(path.join(COMPLETE), serde_json::to_vec(&digests).unwrap()).unwrap();
         let error = load_checkpoint(&path).unwrap_err().to_string();
-        assert!(error.ends_with("state.postcard: expected a checkpoint of version 5, got version 4"), "{error}");
+        assert!(error.ends_with("state.postcard: expected a checkpoint of version 6, got version 4"), "{error}");
     }
 }

@@ -205,8 +205,6 @@ impl Config {
     /// [`Error::Config`] names the first key that does not fit, what it may be and what it is.
     pub fn validate(&self, sources: &[&dyn ProblemSource]) -> Result<(), Error> {
         self.model.validate()?;
-        let vocabulary_size = self.model.vocabulary_size;
-        check("model.vocabulary_size", "256", vocabulary_size, vocabulary_size == proto::MASK_BITS)?;
         let learner = &self.learner;
         check("batch.num_tasks", "1 to 65536", self.batch.num_tasks, (1..=65_536).contains(&self.batch.num_tasks))?;
         check(

@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use proto::{Problem, ProblemOrigin, Request, ScoredGroup, TaskId, Token, Verdict};
+use proto::{Problem, ProblemOrigin, Request, ScoredGroup, TaskId, TokenId, Verdict};
 
 use crate::journal::{EvalRecord, RecordError};
 use crate::waiting::Waiting;
@@ -108,7 +108,7 @@ pub struct Sample {
     /// Who wrote it.
     pub origin: ProblemOrigin,
     /// The answer.
-    pub answer: Vec<Token>,
+    pub answer: Vec<TokenId>,
     /// What it is worth.
     pub verdict: Verdict,
 }

@@ -380,7 +380,7 @@ impl Fold {
         };
         let label = |example: &proto::Example| Labelled {
             domain: scored.group.task.request.domain().to_owned(),
-            masks: example.choices.iter().map(|choice| scored.example_masks[usize::from(choice.mask)]).collect(),
+            legal: example.choices.iter().map(|(_, legal)| legal.tokens(&scored.example_sets)).collect(),
             example: example.clone(),
         };
         let wanted = scored.examples.iter().filter(|example| is_wanted(example.label_origin));
@@ -414,8 +414,8 @@ impl Fold {
 
     /// Teaches a proposal as what its problem turned out to be.
     fn proposer_example(&self, domain: &str, proposal: StoredProposal, difficulty: Difficulty) -> Labelled {
-        let (example, masks) = proposal.into_example(self.source(domain).as_ref(), difficulty);
-        Labelled { domain: domain.to_owned(), example, masks }
+        let (example, legal) = proposal.into_example(self.source(domain).as_ref(), difficulty);
+        Labelled { domain: domain.to_owned(), example, legal }
     }
 
     fn source(&self, domain: &str) -> Arc<dyn ProblemSource> {
@@ -562,8 +562,8 @@ impl Fold {
         }
         let loaded = self.model.load(&self.state.params)?;
         let logprobs = loaded.logprobs(&sequences.iter().collect::<Vec<_>>())?;
-        let played = group.rollouts.iter().flat_map(|rollout| &rollout.choices);
-        let differences = played.zip(&logprobs).map(|(choice, logprob)| f64::from((choice.logprob - logprob).abs()));
+        let played = group.rollouts.iter().flat_map(|rollout| &rollout.logprobs);
+        let differences = played.zip(&logprobs).map(|(played, logprob)| f64::from((played - logprob).abs()));
         Ok(Some(differences.sum::<f64>() / logprobs.len() as f64))
     }
 }
@@ -595,7 +595,7 @@ fn solved(scored: &ScoredGroup) -> Option<(u64, u64)> {
 
 fn mean_surprise(groups: &[ScoredGroup]) -> f64 {
     let rollouts = groups.iter().flat_map(|scored| &scored.group.rollouts);
-    let logprobs = rollouts.flat_map(|rollout| &rollout.choices).map(|choice| f64::from(choice.logprob));
+    let logprobs = rollouts.flat_map(|rollout| &rollout.logprobs).map(|logprob| f64::from(*logprob));
     let (sum, count) = logprobs.fold((0.0, 0u64), |(sum, count), logprob| (sum - logprob, count + 1));
     sum / count.max(1) as f64
 }

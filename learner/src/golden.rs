@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 
 use proto::{
-    Behavior, Digest, Niche, Problem, ProblemKey, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind,
+    Behavior, Digest, Legal, Niche, Problem, ProblemKey, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId,
+    TaskKind,
 };
 
 use crate::checkpoint::{Checkpoint, Snapshot, load_checkpoint, save};
@@ -92,6 +93,37 @@ fn the_golden_journal() {
     assert_eq!(read, records());
 }
 
+/// As version 5 was written: it can be looked at, group by group, and no run goes on from it.
+#[test]
+fn the_golden_journal_of_version_5() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(golden("journal-5.log"), folder.path().join("00000000.log")).unwrap();
+    let mut read = Vec::new();
+    assert_eq!(read_journal(folder.path(), |record| read.push(record)).unwrap(), Damage::default());
+    let (mut group, mut step) = (None, None);
+    for (was, is) in read.iter().zip(records()) {
+        match (was, is) {
+            (Record::Group(was), Record::Group(is)) => {
+                assert_eq!((&was.played_by, &was.scored), (&is.played_by, &is.scored));
+                group = Some(was.name());
+            }
+            (Record::Step(was), Record::Step(is)) => {
+                assert_eq!((was.step, was.weights_digest), (is.step, is.weights_digest));
+                step = Some(was.groups[0]);
+            }
+            (was, is) => assert_eq!(*was, is),
+        }
+    }
+    assert_eq!((read.len(), group), (records().len(), step));
+    assert_ne!(group, Some(Digest::of(&scored())), "by the bytes of then");
+    let error = crate::journal::read_manifest(folder.path()).unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            ": expected a journal of version 6, got version 5, which `inspect` reads and no run goes on from"
+        )
+    );
+}
+
 /// `COMPLETE` has the digests of all files, weights included; two of the files are there in full. Nothing is trained, so that
 /// arithmetic changes none of them.
 #[test]
@@ -99,8 +131,8 @@ fn the_golden_checkpoint() {
     let config = config();
     let scored = scored();
     let mut state = State::initial(&config);
-    let (example, masks) = (scored.examples[0].clone(), scored.example_masks.clone());
-    state.windows.push(Labelled { domain: "countdown".to_owned(), example, masks }, &config);
+    let (example, legal) = (scored.examples[0].clone(), vec![Legal::Set(0).tokens(&scored.example_sets)]);
+    state.windows.push(Labelled { domain: "countdown".to_owned(), example, legal }, &config);
     state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5, 0);
     let key = Some(ProblemKey { text: "7 - 3".to_owned() });
     let mut planned = Plans::default();

@@ -4,6 +4,7 @@
 //! journal is opened for appending; one whose hash does not fit before others is reported and passed over.
 
 mod reader;
+mod version5;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
@@ -20,8 +21,8 @@ use crate::{Control, Error, Manifest, expect_in_place};
 pub(crate) use self::reader::read_manifest;
 pub use self::reader::{JournalReader, read_journal};
 
-/// What a record's body is, unpacked. A journal of another version is not read.
-pub(crate) const FORMAT: Format = Format { name: "journal", version: 5 };
+/// What a record's body is, unpacked. Of older versions, 5 is read for people; others are refused.
+pub(crate) const FORMAT: Format = Format { name: "journal", version: 6 };
 
 /// One entry of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,9 +73,22 @@ pub struct GroupRecord {
     pub played_by: String,
     /// The group, with its verdicts.
     pub scored: ScoredGroup,
+    /// What its digest was in the version that it was written in, where that is an older one.
+    #[serde(skip)]
+    pub(crate) written_as: Option<Digest>,
 }
 
 impl GroupRecord {
+    /// Records who played a group.
+    pub fn new(played_by: String, scored: ScoredGroup) -> GroupRecord {
+        GroupRecord { played_by, scored, written_as: None }
+    }
+
+    /// Returns the digest by which a step names the group.
+    pub fn name(&self) -> Digest {
+        self.written_as.unwrap_or_else(|| Digest::of(&self.scored))
+    }
+
     pub(crate) fn task(&self) -> TaskId {
         self.scored.group.task.id
     }
@@ -459,7 +473,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             write_bytes(folder.path(), &[version, 0]);
             let error = read_journal(folder.path(), |_| {}).unwrap_err().to_string();
-            let says = format!("00000000.log: expected a journal of version 5, got version {version}");
+            let says = format!("00000000.log: expected a journal of version 6, got version {version}");
             assert!(error.ends_with(&says), "{error}");
             assert_eq!(read_manifest(folder.path()).unwrap_err().to_string(), error);
         }

@@ -244,8 +244,8 @@ impl proto::ProblemSource for TestSource {
         Some(test_problem(self.0, &format!("{} {}", parent.problem.text, rng.next_u64())))
     }
 
-    fn propose_prompt(&self, niche: proto::Niche, difficulty: proto::Difficulty) -> Vec<proto::Token> {
-        vec![niche.0 as proto::Token, difficulty as proto::Token]
+    fn propose_prompt(&self, niche: proto::Niche, difficulty: proto::Difficulty) -> Vec<proto::TokenId> {
+        vec![niche.0 as proto::TokenId, difficulty as proto::TokenId]
     }
 
     fn max_proposal_tokens(&self, _niche: proto::Niche) -> u32 {

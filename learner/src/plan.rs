@@ -252,7 +252,7 @@ pub(crate) fn draw<'a, T>(rng: &mut CounterRng, items: &'a [T], weight: impl Fn(
 mod tests {
     use std::collections::BTreeMap;
 
-    use proto::{Aim, Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
+    use proto::{Aim, Choices, Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
 
     use super::*;
     use crate::config::{LevelWeight, ProblemShares, ProposerLoss};
@@ -306,23 +306,25 @@ mod tests {
             let (mut tasks, _) = plan(&test_config_of_one(name), &mut State::initial(&test_config()));
             let task = Task { request, ..tasks.remove(0).task };
             let rollout = |number| Rollout {
-                tokens: vec![number as u16],
-                choices: Vec::new(),
+                tokens: vec![number],
+                choices: Choices::new(1, []),
+                logprobs: Vec::new(),
+                values: None,
+                search: None,
                 stop: StopReason::Complete,
                 versions: Vec::new(),
-                search: None,
             };
             let proposal = |rollout| {
                 let keyed = test_problem(name, &format!("proposal {rollout}"));
-                Proposal { rollout, keyed, niche: Niche(1), choices: Vec::new() }
+                Proposal { rollout, keyed, niche: Niche(1), choices: Choices::new(1, []) }
             };
             let scored = ScoredGroup {
-                group: Group { task, masks: Vec::new(), rollouts: (0..num_proposals).map(rollout).collect() },
+                group: Group { task, sets: Vec::new(), rollouts: (0..num_proposals).map(rollout).collect() },
                 prompt: Vec::new(),
                 niche: Niche(1),
                 aim: Aim { level: 1, goal: 1 },
                 verdicts: vec![Verdict::Correct; num_proposals as usize],
-                example_masks: Vec::new(),
+                example_sets: Vec::new(),
                 examples: Vec::new(),
                 proposals: (0..num_proposals).map(proposal).collect(),
             };

@@ -3,7 +3,7 @@
 //! [`minibatches`] is what the fold trains on; everything here is a function of the groups.
 
 use policy::{Objective, PolicyGradient, Role, Sequence, SurrogateLoss};
-use proto::{Behavior, Choice, Rollout, ScoredGroup, Verdict};
+use proto::{Behavior, Rollout, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::config::check;
@@ -152,8 +152,7 @@ pub(crate) fn minibatches(
 
 /// Gives the sequence of a rollout as it was played.
 pub(crate) fn played_sequence(scored: &ScoredGroup, rollout: &Rollout) -> Sequence {
-    let mask = |index: u16| scored.group.masks[usize::from(index)];
-    let choices = rollout.choices.iter().map(|choice| (usize::from(choice.position), mask(choice.mask)));
+    let choices = rollout.choices.iter().map(|(position, legal)| (position, legal.tokens(&scored.group.sets)));
     Sequence::new(&scored.prompt, &rollout.tokens, choices)
 }
 
@@ -176,11 +175,12 @@ fn minibatch(
                 continue;
             }
             minibatch.sequences.push(played_sequence(scored, rollout));
+            let positions = rollout.choices.iter().map(|(position, _)| position);
             minibatch.objectives.push(Objective::PolicyGradient(PolicyGradient {
                 role: Role::Solver,
                 advantage: *advantage as f32,
-                behavior_logprobs: rollout.choices.iter().map(|choice| choice.logprob).collect(),
-                proximal: rollout.choices.iter().map(|choice| proximal(scored, rollout, choice, step, done)).collect(),
+                behavior_logprobs: rollout.logprobs.clone(),
+                proximal: positions.map(|position| proximal(scored, rollout, position, step, done)).collect(),
                 clip_low: config.clip_low as f32,
                 clip_high: config.clip_high as f32,
                 entropy_bonus: config.entropy_bonus as f32,
@@ -194,11 +194,11 @@ fn minibatch(
 /// Places the proximal policy, which is that of the step before its updates, between the behaviour policy and the current one,
 /// by their versions; `done` is the share of the step's updates that the current one is ahead. Before the first update the two
 /// are one. In a pipelined run it is the behaviour policy, as far behind for every token.
-fn proximal(scored: &ScoredGroup, rollout: &Rollout, choice: &Choice, step: u64, done: f64) -> f32 {
+fn proximal(scored: &ScoredGroup, rollout: &Rollout, position: usize, step: u64, done: f64) -> f32 {
     if !scored.group.task.free_running {
         return 0.0;
     }
-    let age = step.saturating_sub(rollout.version_at(choice.position)) as f64;
+    let age = step.saturating_sub(rollout.version_at(position)) as f64;
     if age == 0.0 { 0.0 } else { (age / (age + done)) as f32 }
 }
 
@@ -241,8 +241,8 @@ fn whitened(values: &[f64], counts: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use proto::{
-        ActionMask, Aim, Choice, Digest, Group, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task,
-        TaskId, TaskKind, VersionSpan,
+        Aim, Choices, Digest, Group, Legal, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
+        TaskKind, VersionSpan,
     };
 
     use super::*;
@@ -263,13 +263,15 @@ mod tests {
     }
 
     /// A group of answers that were judged so and have so many choices.
-    fn group(answers: &[(Verdict, u16)]) -> ScoredGroup {
-        let rollout = |(_, num_choices): &(Verdict, u16)| Rollout {
+    fn group(answers: &[(Verdict, u32)]) -> ScoredGroup {
+        let rollout = |(_, num_choices): &(Verdict, u32)| Rollout {
             tokens: (0..*num_choices).collect(),
-            choices: (0..*num_choices).map(|position| Choice { position, mask: 0, logprob: -0.5 }).collect(),
+            choices: Choices { positions: None, legal: vec![Legal::Set(0); *num_choices as usize] },
+            logprobs: vec![-0.5; *num_choices as usize],
+            values: None,
+            search: None,
             stop: StopReason::Complete,
             versions: Vec::new(),
-            search: None,
         };
         let task = Task {
             id: TaskId { kind: TaskKind::Train, batch: 0, index: 0 },
@@ -287,14 +289,14 @@ mod tests {
             sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
             max_tokens: 20,
         };
-        let masks = vec![(0..20).collect::<ActionMask>()];
+        let sets = vec![(0..20).collect()];
         ScoredGroup {
-            group: Group { task, masks, rollouts: answers.iter().map(rollout).collect() },
+            group: Group { task, sets, rollouts: answers.iter().map(rollout).collect() },
             prompt: vec![9],
             niche: Niche(0),
             aim: Aim { level: 1, goal: 0 },
             verdicts: answers.iter().map(|(verdict, _)| *verdict).collect(),
-            example_masks: Vec::new(),
+            example_sets: Vec::new(),
             examples: Vec::new(),
             proposals: Vec::new(),
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use policy::{Objective, PolicyGradient, Role, Sequence};
 use proto::{
-    ActionMask, Aim, Choice, Difficulty, Digest, Example, ExampleChoice, KeyedProblem, LabelOrigin, Niche,
-    ProblemOrigin, ProblemSource, Request, ScoredGroup, Token,
+    Aim, Choices, Difficulty, Digest, Example, KeyedProblem, LabelOrigin, LegalTokens, Niche, ProblemOrigin,
+    ProblemSource, Request, ScoredGroup, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,20 +34,20 @@ pub(crate) struct StoredProposal {
     asked: Asked,
     /// The niche that it turned out to be of.
     niche: Niche,
-    tokens: Vec<Token>,
+    tokens: Vec<TokenId>,
     /// The choices in it when it is asked for its niche.
-    choices: Vec<ExampleChoice>,
-    /// By [`ExampleChoice::mask`].
-    masks: Vec<ActionMask>,
+    choices: Choices,
+    /// What was legal at each of them.
+    legal: Vec<LegalTokens>,
     played: PlayedProposal,
 }
 
 /// The rollout as it was played, for the prompt that was given then.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct PlayedProposal {
-    prompt: Vec<Token>,
-    /// Position, mask, log-probability under the behaviour policy.
-    choices: Vec<(u16, ActionMask, f32)>,
+    prompt: Vec<TokenId>,
+    /// Position, what was legal, log-probability under the behaviour policy.
+    choices: Vec<(u32, LegalTokens, f32)>,
 }
 
 /// Problems that were posed or proposed, by the head of their canonical hash; the newest of them.
@@ -88,24 +88,21 @@ impl SelfPlay {
                 continue;
             }
             num_new += 1;
-            let masks = proposal.choices.iter().map(|choice| scored.example_masks[usize::from(choice.mask)]);
+            let legal = proposal.choices.iter().map(|(_, legal)| legal.tokens(&scored.example_sets));
             let rollout = &scored.group.rollouts[proposal.rollout as usize];
-            let played =
-                |choice: &Choice| (choice.position, scored.group.masks[usize::from(choice.mask)], choice.logprob);
+            let played = rollout
+                .choices
+                .iter()
+                .zip(&rollout.logprobs)
+                .map(|((position, legal), logprob)| (position as u32, legal.tokens(&scored.group.sets), *logprob));
             let stored = StoredProposal {
                 policy_version: scored.group.task.policy_version,
                 asked,
                 niche: proposal.niche,
                 tokens: rollout.tokens.clone(),
-                played: PlayedProposal {
-                    prompt: scored.prompt.clone(),
-                    choices: rollout.choices.iter().map(played).collect(),
-                },
-                masks: masks.collect(),
-                choices: (0..)
-                    .zip(&proposal.choices)
-                    .map(|(mask, choice)| ExampleChoice { position: choice.position, mask })
-                    .collect(),
+                played: PlayedProposal { prompt: scored.prompt.clone(), choices: played.collect() },
+                choices: proposal.choices.clone(),
+                legal: legal.collect(),
             };
             pending.push_back((proposal.keyed.clone(), stored));
         }
@@ -151,8 +148,12 @@ impl StoredProposal {
         self.asked == Asked { niche: self.niche, difficulty }
     }
 
-    /// Makes an example that asks for what the proposal turned out to be, with its masks.
-    pub(crate) fn into_example(self, source: &dyn ProblemSource, difficulty: Difficulty) -> (Example, Vec<ActionMask>) {
+    /// Makes an example that asks for what the proposal turned out to be, with what was legal at its choices.
+    pub(crate) fn into_example(
+        self,
+        source: &dyn ProblemSource,
+        difficulty: Difficulty,
+    ) -> (Example, Vec<LegalTokens>) {
         let example = Example {
             prompt: source.propose_prompt(self.niche, difficulty),
             answer: self.tokens,
@@ -161,7 +162,7 @@ impl StoredProposal {
             label_origin: LabelOrigin::Proposal,
             aim: Aim { level: source.level_of(self.niche), goal: self.niche.0 },
         };
-        (example, self.masks)
+        (example, self.legal)
     }
 }
 
@@ -173,7 +174,7 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
         .into_iter()
         .filter(|(stored, advantage)| *advantage != 0.0 && !stored.played.choices.is_empty())
         .map(|(StoredProposal { tokens, played, .. }, advantage)| {
-            let choices = played.choices.iter().map(|(position, mask, _)| (usize::from(*position), *mask));
+            let choices = played.choices.iter().map(|(position, legal, _)| (*position as usize, legal.clone()));
             let objective = PolicyGradient {
                 role: Role::Proposer,
                 advantage: advantage as f32,
@@ -227,18 +228,18 @@ mod tests {
     const EASY: Difficulty = Difficulty::Easy;
 
     /// A proposal that was asked for niche 1, of three tokens.
-    fn stored(asked: Difficulty, niche: u64, num_choices: u16) -> StoredProposal {
-        let mask: ActionMask = [4, 7].into_iter().collect();
+    fn stored(asked: Difficulty, niche: u64, num_choices: u32) -> StoredProposal {
+        let legal: LegalTokens = [4, 7].into_iter().collect();
         StoredProposal {
             policy_version: 0,
             asked: Asked { niche: Niche(1), difficulty: asked },
             niche: Niche(niche),
             tokens: vec![4, 7, 4],
-            choices: Vec::new(),
-            masks: Vec::new(),
+            choices: Choices::new(3, []),
+            legal: Vec::new(),
             played: PlayedProposal {
                 prompt: vec![1, 2],
-                choices: (0..num_choices).map(|position| (position, mask, -0.5)).collect(),
+                choices: (0..num_choices).map(|position| (position, legal.clone(), -0.5)).collect(),
             },
         }
     }

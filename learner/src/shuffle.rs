@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::{CounterRng, Example, ExampleChoice, LabelOrigin, ProblemOrigin, Request, ScoredGroup, Token, Verdict};
+use proto::{CounterRng, Example, LabelOrigin, ProblemOrigin, Request, ScoredGroup, TokenId, Verdict};
 
 use crate::window::Labelled;
 
@@ -11,7 +11,7 @@ use crate::window::Labelled;
 /// every other example the prompt, with what it aims at, of another one of equal level, label and lengths. Masks stay with
 /// their answers. An example is left out where the prompt that it would get is one that its answer is known to be right for.
 pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mut CounterRng) -> Vec<Labelled> {
-    let mut by_shape = BTreeMap::<_, BTreeMap<Vec<Token>, Vec<Labelled>>>::new();
+    let mut by_shape = BTreeMap::<_, BTreeMap<Vec<TokenId>, Vec<Labelled>>>::new();
     for labelled in examples.into_iter().filter(|it| it.example.label_origin != LabelOrigin::Solved) {
         let Example { prompt, answer, label_origin, aim, .. } = &labelled.example;
         let shape = (labelled.domain.clone(), aim.level, *label_origin, prompt.len(), answer.len());
@@ -62,36 +62,37 @@ fn taken_for_right(groups: &[ScoredGroup], rng: &mut CounterRng) -> Vec<Labelled
 /// Makes an example of a rollout as if it solved what was posed.
 fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: ProblemOrigin) -> Option<Labelled> {
     let rollout = &scored.group.rollouts[number];
-    let choices = rollout.choices.iter().zip(0..);
     let example = Example {
         prompt: scored.prompt.clone(),
         answer: rollout.tokens.clone(),
-        choices: choices.map(|(choice, mask)| ExampleChoice { position: choice.position, mask }).collect(),
+        choices: rollout.choices.clone(),
         problem_origin,
         label_origin: LabelOrigin::Solved,
         aim: scored.aim,
     };
-    let masks = rollout.choices.iter().map(|choice| scored.group.masks[usize::from(choice.mask)]).collect();
-    (!example.choices.is_empty()).then(|| Labelled { domain: domain.to_owned(), example, masks })
+    let legal = rollout.choices.iter().map(|(_, legal)| legal.tokens(&scored.group.sets)).collect();
+    (!example.choices.is_empty()).then(|| Labelled { domain: domain.to_owned(), example, legal })
 }
 
 #[cfg(test)]
 mod tests {
     use proto::{
-        Aim, Behavior, Choice, Digest, Group, Niche, Problem, Purpose, Rollout, Sampling, StopReason, Task, TaskId,
-        TaskKind,
+        Aim, Behavior, Choices, Digest, Group, Legal, Niche, Problem, Purpose, Rollout, Sampling, StopReason, Task,
+        TaskId, TaskKind,
     };
 
     use super::*;
 
     fn group(index: u32, num_right: usize) -> ScoredGroup {
         let problem = Problem { domain: "d".to_owned(), text: index.to_string() };
-        let rollout = |number: u16| Rollout {
-            tokens: vec![number, index as u16],
-            choices: vec![Choice { position: 0, mask: 0, logprob: -1.0 }],
+        let rollout = |number| Rollout {
+            tokens: vec![number, index],
+            choices: Choices::new(2, [(0, Legal::Set(0))]),
+            logprobs: vec![-1.0],
+            values: None,
+            search: None,
             stop: StopReason::Complete,
             versions: Vec::new(),
-            search: None,
         };
         let task = Task {
             id: TaskId { kind: TaskKind::Train, batch: 0, index },
@@ -107,27 +108,27 @@ mod tests {
         };
         let verdict = |number| if number < num_right { Verdict::Correct } else { Verdict::Incorrect };
         ScoredGroup {
-            group: Group { task, masks: vec![[1, 2].into_iter().collect()], rollouts: (0..10).map(rollout).collect() },
-            prompt: vec![200, index as u16],
+            group: Group { task, sets: vec![[1, 2].into_iter().collect()], rollouts: (0..10).map(rollout).collect() },
+            prompt: vec![200, index],
             niche: Niche(7),
             aim: Aim { level: 1, goal: 7 },
             verdicts: (0..10).map(verdict).collect(),
-            example_masks: Vec::new(),
+            example_sets: Vec::new(),
             examples: Vec::new(),
             proposals: Vec::new(),
         }
     }
 
-    fn labelled(prompt: &[u16], answer: &[u16], goal: u64, label_origin: LabelOrigin) -> Labelled {
+    fn labelled(prompt: &[TokenId], answer: &[TokenId], goal: u64, label_origin: LabelOrigin) -> Labelled {
         let example = Example {
             prompt: prompt.to_vec(),
             answer: answer.to_vec(),
-            choices: Vec::new(),
+            choices: Choices::new(answer.len(), []),
             problem_origin: ProblemOrigin::Ladder,
             label_origin,
             aim: Aim { level: 1, goal },
         };
-        Labelled { domain: "d".to_owned(), example, masks: Vec::new() }
+        Labelled { domain: "d".to_owned(), example, legal: Vec::new() }
     }
 
     #[test]

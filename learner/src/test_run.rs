@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proto::{
-    Aim, Choice, Example, ExampleChoice, Group, LabelOrigin, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
-    StopReason, Task, Verdict, VersionSpan,
+    Aim, Choices, Example, Group, LabelOrigin, Legal, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
+    StopReason, Task, TokenId, TokenSet, Verdict, VersionSpan,
 };
 
 use crate::checkpoint::{Snapshot, save};
@@ -82,33 +82,36 @@ impl TestRun {
 }
 
 pub(crate) fn by(player: &str, scored: &ScoredGroup) -> GroupRecord {
-    GroupRecord { played_by: player.to_owned(), scored: scored.clone() }
+    GroupRecord::new(player.to_owned(), scored.clone())
 }
 
 /// Answers a task with rollouts of two tokens, all alike, and makes one example of them.
 pub(crate) fn answer(task: &Task, logprob: f32) -> ScoredGroup {
-    let first = 10 + (task.id.batch * 7 + u64::from(task.id.index)) as u16 % 100;
-    let mask: proto::ActionMask = [first, 200].into_iter().collect();
+    let first = 10 + (task.id.batch * 7 + u64::from(task.id.index)) as TokenId % 100;
+    let set: TokenSet = [first, 200].into_iter().collect();
+    let choices = Choices::new(2, [(0, Legal::Set(0))]);
     let rollout = Rollout {
         tokens: vec![first, 3],
-        choices: vec![Choice { position: 0, mask: 0, logprob }],
+        choices: choices.clone(),
+        logprobs: vec![logprob],
+        values: None,
+        search: None,
         stop: StopReason::Complete,
         versions: vec![VersionSpan { first_token: 0, policy_version: task.policy_version }],
-        search: None,
     };
     let num_rollouts = task.num_rollouts as usize;
     let aim = Aim { level: 1, goal: 3 };
     ScoredGroup {
-        group: Group { task: task.clone(), masks: vec![mask], rollouts: vec![rollout; num_rollouts] },
+        group: Group { task: task.clone(), sets: vec![set.clone()], rollouts: vec![rollout; num_rollouts] },
         prompt: vec![120, 4],
         niche: Niche(1),
         aim,
         verdicts: vec![Verdict::Correct; num_rollouts],
-        example_masks: vec![mask],
+        example_sets: vec![set],
         examples: vec![Example {
             prompt: vec![120, 4],
             answer: vec![first, 3],
-            choices: vec![ExampleChoice { position: 0, mask: 0 }],
+            choices,
             problem_origin: ProblemOrigin::Ladder,
             label_origin: LabelOrigin::Solved,
             aim,

@@ -1,19 +1,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use policy::Sequence;
-use proto::{ActionMask, CounterRng, Digest, Example, LabelOrigin, ProblemOrigin};
+use proto::{CounterRng, Digest, Example, LabelOrigin, LegalTokens, ProblemOrigin};
 use serde::{Deserialize, Serialize};
 
 use crate::Config;
 use crate::config::DomainShare;
 use crate::plan::draw;
 
-/// An example of a domain, with one mask for each of its choices.
+/// An example of a domain, with what was legal at each of its choices.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Labelled {
     pub(crate) domain: String,
     pub(crate) example: Example,
-    pub(crate) masks: Vec<ActionMask>,
+    pub(crate) legal: Vec<LegalTokens>,
 }
 
 /// What a window of examples teaches.
@@ -55,7 +55,6 @@ pub(crate) struct Stored {
     example: Example,
     /// Of prompt and answer.
     digest: Digest,
-    masks: Vec<ActionMask>,
     pub(crate) sequence: Sequence,
 }
 
@@ -75,21 +74,22 @@ pub(crate) struct Saved(Vec<(Stream, Vec<SavedExample>)>);
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedExample {
     example: Example,
-    masks: Vec<ActionMask>,
+    /// At each of its choices.
+    legal: Vec<LegalTokens>,
 }
 
 impl Windows {
     /// Adds an example, unless it is there already or of a level that the config has not; drops the oldest ones of its
     /// stream that there is no room for.
     pub(crate) fn push(&mut self, labelled: Labelled, config: &Config) -> Made {
-        let Labelled { domain, example, masks } = labelled;
+        let Labelled { domain, example, legal } = labelled;
         let role = if example.label_origin == LabelOrigin::Proposal { Role::Propose } else { Role::Solve };
         let stream = Stream { domain, role, level: example.aim.level };
         let capacity = (config.learner.window_examples as f64 * stream.level_share(config)).ceil() as usize;
         if capacity == 0 {
             return Made::default();
         }
-        let stored = Stored::new(example, masks);
+        let stored = Stored::new(example, legal);
         let num_tokens = stored.sequence.tokens.len() as u64;
         Made { num_tokens, is_new: self.by_stream.entry(stream).or_default().push(stored, capacity) }
     }
@@ -118,7 +118,10 @@ impl Windows {
     }
 
     pub(crate) fn save(&self) -> Saved {
-        let save = |stored: &Stored| SavedExample { example: stored.example.clone(), masks: stored.masks.clone() };
+        let save = |stored: &Stored| SavedExample {
+            example: stored.example.clone(),
+            legal: stored.sequence.chosen.iter().map(|chosen| chosen.legal.clone()).collect(),
+        };
         let windows = self.by_stream.iter();
         Saved(windows.map(|(stream, window)| (stream.clone(), window.examples.iter().map(save).collect())).collect())
     }
@@ -127,7 +130,7 @@ impl Windows {
         let load = |(stream, examples): (Stream, Vec<SavedExample>)| {
             let mut window = Window::default();
             for saved in examples {
-                window.push(Stored::new(saved.example, saved.masks), usize::MAX);
+                window.push(Stored::new(saved.example, saved.legal), usize::MAX);
             }
             (stream, window)
         };
@@ -189,11 +192,11 @@ impl Window {
 }
 
 impl Stored {
-    fn new(example: Example, masks: Vec<ActionMask>) -> Stored {
-        let choices = example.choices.iter().zip(&masks).map(|(choice, mask)| (usize::from(choice.position), *mask));
+    fn new(example: Example, legal: Vec<LegalTokens>) -> Stored {
+        let choices = example.choices.iter().zip(legal).map(|((position, _), legal)| (position, legal));
         let sequence = Sequence::new(&example.prompt, &example.answer, choices);
         let digest = Digest::of(&(&example.prompt, &example.answer));
-        Stored { sequence, digest, example, masks }
+        Stored { sequence, digest, example }
     }
 
     pub(crate) fn origins(&self) -> (ProblemOrigin, LabelOrigin) {
@@ -203,7 +206,7 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use proto::{Aim, ExampleChoice, Purpose};
+    use proto::{Aim, Choices, Legal, Purpose};
 
     use super::*;
     use crate::config::{LevelWeight, ProblemShares, ProposerLoss, SelfPlayConfig};
@@ -220,16 +223,16 @@ mod tests {
     }
 
     /// Examples of different numbers differ in the end of their answers.
-    fn labelled(domain: &str, num_prompt_tokens: usize, number: u16, aim: Aim, label_origin: LabelOrigin) -> Labelled {
+    fn labelled(domain: &str, num_prompt_tokens: usize, number: u32, aim: Aim, label_origin: LabelOrigin) -> Labelled {
         let example = Example {
             prompt: vec![1; num_prompt_tokens],
             answer: vec![3, 4, number],
-            choices: vec![ExampleChoice { position: 1, mask: 0 }],
+            choices: Choices::new(3, [(1, Legal::Set(0))]),
             problem_origin: ProblemOrigin::Ladder,
             label_origin,
             aim,
         };
-        Labelled { domain: domain.to_owned(), example, masks: vec![[4, 7].into_iter().collect()] }
+        Labelled { domain: domain.to_owned(), example, legal: vec![[4, 7].into_iter().collect()] }
     }
 
     #[test]
@@ -239,7 +242,7 @@ mod tests {
         let config = config(8, [1.0, 1.0]);
         for (number, goal) in [9, 1, 1, 1, 2].into_iter().enumerate() {
             let aim = Aim { level: 1, goal };
-            assert!(windows.push(labelled("a", 2, number as u16, aim, LabelOrigin::Solved), &config).is_new);
+            assert!(windows.push(labelled("a", 2, number as u32, aim, LabelOrigin::Solved), &config).is_new);
         }
         let window = windows.by_stream.values().next().unwrap();
         assert_eq!((window.examples.len(), window.num_tokens), (4, 12));

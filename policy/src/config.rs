@@ -42,8 +42,8 @@ impl ModelConfig {
             Err(Error::Config { key, expected: expected.to_owned(), got: got.to_string() })
         };
         let multiple_of_16 = |value: usize| value > 0 && value.is_multiple_of(16);
-        if self.vocabulary_size == 0 || self.vocabulary_size > proto::MASK_BITS {
-            return refuse("vocabulary_size", "1 to 256", self.vocabulary_size);
+        if !(1..=1 << 20).contains(&self.vocabulary_size) {
+            return refuse("vocabulary_size", "1 to 1048576", self.vocabulary_size);
         }
         if !(8..=4_096).contains(&self.max_positions) {
             return refuse("max_positions", "8 to 4096", self.max_positions);

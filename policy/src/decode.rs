@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use proto::Token;
+use proto::TokenId;
 
 use crate::kernels::{KeyValues, LANES, ROW_TILE, add, attend, for_row_tiles, set_position, swiglu, vectorized};
 use crate::network::{keep_rows, linear, normalise};
@@ -12,7 +12,7 @@ pub struct Feed<'a> {
     /// Which sequence.
     pub slot: usize,
     /// One or more tokens.
-    pub tokens: &'a [Token],
+    pub tokens: &'a [TokenId],
 }
 
 /// The network with a key-value cache for a fixed number of slots. Gives the same bits as [`crate::Model`].
@@ -97,7 +97,7 @@ impl Decoder {
         let last_rows: Vec<usize> = ends.map(|end| end - 1).collect();
         s.x.clear();
         for token in feeds.iter().flat_map(|feed| feed.tokens) {
-            let start = usize::from(*token) * width;
+            let start = *token as usize * width;
             s.x.extend_from_slice(&weights.embed[start..start + width]);
         }
         s.weights.resize(ROW_TILE * capacity(config), 0.0);

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use proto::{ActionMask, Token};
+use proto::{LegalTokens, TokenId};
 
 use crate::network::Workspaces;
 use crate::objective::{Loss, Objective};
@@ -12,28 +12,32 @@ use crate::{Error, ModelConfig, Params, network, reference};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
     /// Input tokens.
-    pub tokens: Vec<Token>,
+    pub tokens: Vec<TokenId>,
     /// The tokens that were chosen, in order.
     pub chosen: Vec<ChosenToken>,
 }
 
 /// A chosen token of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ChosenToken {
     /// The input position whose output predicts it.
     pub row: usize,
     /// What was chosen.
-    pub target: Token,
+    pub target: TokenId,
     /// What was legal.
-    pub mask: ActionMask,
+    pub legal: LegalTokens,
 }
 
 impl Sequence {
-    /// Builds a sequence from a prompt and the chosen (position, mask) pairs of an answer; the tokens after the last
+    /// Builds a sequence from a prompt and the choices of an answer, as (position, what was legal); the tokens after the last
     /// choice predict nothing and are left out.
-    pub fn new(prompt: &[Token], answer: &[Token], choices: impl Iterator<Item = (usize, ActionMask)>) -> Sequence {
+    pub fn new(
+        prompt: &[TokenId],
+        answer: &[TokenId],
+        choices: impl Iterator<Item = (usize, LegalTokens)>,
+    ) -> Sequence {
         let chosen: Vec<ChosenToken> = choices
-            .map(|(position, mask)| ChosenToken { row: prompt.len() + position - 1, target: answer[position], mask })
+            .map(|(position, legal)| ChosenToken { row: prompt.len() + position - 1, target: answer[position], legal })
             .collect();
         let needed = chosen.last().map_or(0, |last| last.row + 1);
         let tokens = prompt.iter().chain(answer).take(needed).copied().collect();

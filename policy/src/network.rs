@@ -7,14 +7,14 @@
 use std::fmt;
 use std::sync::Mutex;
 
-use proto::{ActionMask, Token};
+use proto::TokenId;
 
 use crate::Params;
 use crate::kernels::{
     self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
     rms_norm_backward, swiglu, swiglu_backward,
 };
-use crate::model::{Scores, Sequence};
+use crate::model::{ChosenToken, Scores, Sequence};
 use crate::objective::{Objective, Slopes};
 use crate::packed::{Linear, PackedWeights};
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
@@ -42,14 +42,14 @@ pub(crate) fn run(
         let chunk = Chunk::new(&sequences[first..last]);
         workspace.forward(network, &chunk);
         let rows = || chunk.choices.iter().zip(workspace.logits.chunks_exact(network.config.vocabulary_size));
-        let logprobs: Vec<f32> = rows().map(|((target, mask), logits)| masked_logprob(logits, mask, *target)).collect();
+        let logprobs: Vec<f32> =
+            rows().map(|(chosen, logits)| masked_logprob(logits, &chosen.legal, chosen.target)).collect();
         if let Some((objectives, gradients)) = &mut backward {
             let slopes = slopes(&sequences[first..last], &objectives[first..last], &logprobs);
-            scores.entropies.extend(
-                rows()
-                    .zip(&slopes)
-                    .map(|(((_, mask), logits), slopes)| slopes.entropy.map_or(0.0, |_| masked_entropy(logits, mask))),
-            );
+            let entropy = |((chosen, logits), slopes): ((&&ChosenToken, &[f32]), &Slopes)| {
+                slopes.entropy.map_or(0.0, |_| masked_entropy(logits, &chosen.legal))
+            };
+            scores.entropies.extend(rows().zip(&slopes).map(entropy));
             workspace.backward(network, &chunk, &slopes, gradients);
         }
         scores.logprobs.extend(logprobs);
@@ -68,21 +68,21 @@ fn slopes(sequences: &[&Sequence], objectives: &[Objective], logprobs: &[f32]) -
 }
 
 /// Some sequences, as rows.
-struct Chunk {
-    tokens: Vec<Token>,
+struct Chunk<'a> {
+    tokens: Vec<TokenId>,
     lengths: Vec<usize>,
     /// Rows that predict chosen tokens.
     chosen_rows: Vec<usize>,
-    choices: Vec<(Token, ActionMask)>,
+    choices: Vec<&'a ChosenToken>,
 }
 
-impl Chunk {
-    fn new(sequences: &[&Sequence]) -> Chunk {
+impl<'a> Chunk<'a> {
+    fn new(sequences: &[&'a Sequence]) -> Chunk<'a> {
         let mut chunk = Chunk { tokens: Vec::new(), lengths: Vec::new(), chosen_rows: Vec::new(), choices: Vec::new() };
         for sequence in sequences {
             for chosen in &sequence.chosen {
                 chunk.chosen_rows.push(chunk.tokens.len() + chosen.row);
-                chunk.choices.push((chosen.target, chosen.mask));
+                chunk.choices.push(chosen);
             }
             chunk.tokens.extend(&sequence.tokens);
             chunk.lengths.push(sequence.tokens.len());
@@ -152,12 +152,12 @@ struct Grad {
 }
 
 impl Workspace {
-    fn forward(&mut self, network: &PackedWeights, chunk: &Chunk) {
+    fn forward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>) {
         let width = network.config.d_model;
         self.layers.resize_with(network.layers.len(), Activations::default);
         self.x.clear();
         for token in &chunk.tokens {
-            let start = usize::from(*token) * width;
+            let start = *token as usize * width;
             self.x.extend_from_slice(&network.embed[start..start + width]);
         }
         let last_layer = network.layers.len() - 1;
@@ -190,7 +190,7 @@ impl Workspace {
         linear(&self.normed, &network.head.forward, &mut self.logits);
     }
 
-    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk, slopes: &[Slopes], gradients: &mut Params) {
+    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>, slopes: &[Slopes], gradients: &mut Params) {
         let width = network.config.d_model;
         let vocabulary = network.config.vocabulary_size;
         let mut tensors = gradients.tensors.iter_mut().rev();
@@ -198,10 +198,10 @@ impl Workspace {
         let grad = &mut self.grad;
         zeros(&mut grad.logits, self.logits.len());
         let rows = self.logits.chunks_exact(vocabulary).zip(grad.logits.chunks_exact_mut(vocabulary));
-        for (((logits, grad), (target, mask)), slopes) in rows.zip(&chunk.choices).zip(slopes) {
-            masked_logprob_backward(logits, mask, *target, slopes.logprob, grad);
+        for (((logits, grad), chosen), slopes) in rows.zip(&chunk.choices).zip(slopes) {
+            masked_logprob_backward(logits, &chosen.legal, chosen.target, slopes.logprob, grad);
             if let Some(slope) = slopes.entropy {
-                masked_entropy_backward(logits, mask, slope, grad);
+                masked_entropy_backward(logits, &chosen.legal, slope, grad);
             }
         }
         linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
@@ -234,7 +234,7 @@ impl Workspace {
         }
         let embed = next();
         for (token, row) in chunk.tokens.iter().zip(grad.x.chunks_exact(width)) {
-            let start = usize::from(*token) * width;
+            let start = *token as usize * width;
             add(&mut embed[start..start + width], row);
         }
     }

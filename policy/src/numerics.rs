@@ -1,4 +1,4 @@
-use proto::{ActionMask, Digest};
+use proto::{Digest, LegalTokens, TokenId};
 use serde::{Deserialize, Serialize};
 
 use crate::{DeviceKind, Error, Model, ModelConfig, Objective, Params, Sequence};
@@ -32,12 +32,12 @@ impl Numerics {
             ff_dim: 80,
         };
         let params = Params::init(&config, 0);
-        let mask: ActionMask = (0..32).collect();
+        let legal: LegalTokens = (0..32).collect();
         let sequences: Vec<Sequence> = [3, 24, 17]
             .into_iter()
             .map(|len| {
-                let tokens: Vec<u16> = (0..len).map(|index| (index * 7 % 32) as u16).collect();
-                Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, mask)))
+                let tokens: Vec<TokenId> = (0..len).map(|index| (index * 7 % 32) as TokenId).collect();
+                Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, legal.clone())))
             })
             .collect();
         let model = Model::new(&config, device.open()?)?;

@@ -225,7 +225,7 @@ impl SurrogateLoss {
 
 #[cfg(test)]
 mod tests {
-    use proto::ActionMask;
+    use proto::LegalTokens;
 
     use super::*;
 
@@ -306,9 +306,9 @@ mod tests {
 
     #[test]
     fn sums_what_each_objective_counts_and_each_role_apart() {
-        let mask: ActionMask = [1, 2].into_iter().collect();
-        let one = Sequence::new(&[0], &[1], [(0, mask)].into_iter());
-        let two = Sequence::new(&[0], &[1, 2], [(0, mask), (1, mask)].into_iter());
+        let mask: LegalTokens = [1, 2].into_iter().collect();
+        let one = Sequence::new(&[0], &[1], [(0, mask.clone())].into_iter());
+        let two = Sequence::new(&[0], &[1, 2], [(0, mask.clone()), (1, mask)].into_iter());
         let proposed = PolicyGradient { role: Role::Proposer, weight: 1.0, entropy_bonus: 0.0, ..objective(-1.0) };
         let objectives = [
             Objective::CrossEntropy { weight: 0.5 },

@@ -7,10 +7,10 @@
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops::{rms_norm_slow, softmax, swiglu};
 use candle_nn::rotary_emb::rope_slow;
-use proto::{ActionMask, Token};
+use proto::TokenId;
 
 use crate::kernels::{AttentionShape, RMS_EPSILON, RotaryTable};
-use crate::model::{Scores, Sequence};
+use crate::model::{ChosenToken, Scores, Sequence};
 use crate::objective::{MAX_LOG_RATIO, MAX_PROXIMAL_WEIGHT, Objective, PolicyGradient};
 use crate::{Error, ModelConfig, Params};
 
@@ -91,8 +91,7 @@ fn forward(
     weights: &[Tensor],
     sequences: &[&Sequence],
 ) -> Result<(Tensor, Tensor)> {
-    let tokens: Vec<u32> =
-        sequences.iter().flat_map(|sequence| &sequence.tokens).map(|token| u32::from(*token)).collect();
+    let tokens: Vec<TokenId> = sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
     let rotary = RotaryTable::new(config.max_positions, config.head_dim());
     let num_rows = tokens.len();
@@ -148,13 +147,13 @@ fn attention(qkv: &Tensor, shape: AttentionShape, rotary: &RotaryTable, lengths:
 }
 
 /// Log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, from `logits [M, V]`.
-fn masked_scores(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<(Tensor, Tensor)> {
+fn masked_scores(logits: &Tensor, choices: &[&ChosenToken]) -> Result<(Tensor, Tensor)> {
     let (rows, vocabulary) = logits.dims2()?;
-    let illegal = choices
-        .iter()
-        .flat_map(|(_, mask)| (0..vocabulary as Token).map(|token| if mask.contains(token) { 0.0f32 } else { -1e9 }));
+    let illegal = choices.iter().flat_map(|chosen| {
+        (0..vocabulary as TokenId).map(|token| if chosen.legal.contains(token) { 0.0f32 } else { -1e9 })
+    });
     let illegal = Tensor::from_vec(illegal.collect::<Vec<_>>(), (rows, vocabulary), logits.device())?;
-    let targets: Vec<u32> = choices.iter().map(|(target, _)| u32::from(*target)).collect();
+    let targets: Vec<u32> = choices.iter().map(|chosen| chosen.target).collect();
     let masked = (logits + illegal)?;
     let logprobs = masked.broadcast_sub(&masked.log_sum_exp(D::Minus1)?.unsqueeze(1)?)?;
     let chosen = logprobs.gather(&Tensor::from_vec(targets, (rows, 1), logits.device())?, 1)?.squeeze(1)?;
@@ -163,12 +162,12 @@ fn masked_scores(logits: &Tensor, choices: &[(Token, ActionMask)]) -> Result<(Te
 }
 
 /// The rows, among those of all sequences, that predict chosen tokens.
-fn chosen_rows(sequences: &[&Sequence]) -> (Vec<u32>, Vec<(Token, ActionMask)>) {
+fn chosen_rows<'a>(sequences: &[&'a Sequence]) -> (Vec<u32>, Vec<&'a ChosenToken>) {
     let (mut rows, mut choices, mut start) = (Vec::new(), Vec::new(), 0);
     for sequence in sequences {
         for chosen in &sequence.chosen {
             rows.push((start + chosen.row) as u32);
-            choices.push((chosen.target, chosen.mask));
+            choices.push(chosen);
         }
         start += sequence.tokens.len();
     }

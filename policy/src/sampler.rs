@@ -1,7 +1,23 @@
 use crate::kernels::{exp, vectorized};
-use proto::{ActionMask, CounterRng, Token};
+use proto::{CounterRng, LegalTokens, TokenId};
 
-/// Maximum and sum of exponentials over the legal tokens, in ascending order of token.
+/// Evaluates an expression over the legal tokens, in ascending order, with vector instructions.
+macro_rules! over_legal {
+    ($legal:expr, $logits:expr, |$tokens:ident| $body:expr) => {
+        match $legal {
+            LegalTokens::Any => {
+                let $tokens = 0..$logits.len();
+                vectorized!({ $body })
+            }
+            LegalTokens::Only(set) => {
+                let $tokens = set.iter().map(|token| token as usize);
+                vectorized!({ $body })
+            }
+        }
+    };
+}
+
+/// Maximum and sum of exponentials over the legal tokens.
 #[derive(Clone, Copy)]
 struct LegalSoftmax {
     max: f32,
@@ -11,10 +27,10 @@ struct LegalSoftmax {
 
 impl LegalSoftmax {
     #[inline(always)]
-    fn new(logits: &[f32], mask: &ActionMask, inverse_temperature: f32) -> LegalSoftmax {
-        let scaled = |token: Token| logits[usize::from(token)] * inverse_temperature;
-        let max = mask.iter().map(scaled).fold(f32::NEG_INFINITY, f32::max);
-        let sum = mask.iter().map(|token| exp(scaled(token) - max)).fold(0.0, |sum, weight| sum + weight);
+    fn new(logits: &[f32], tokens: impl Iterator<Item = usize> + Clone, inverse_temperature: f32) -> LegalSoftmax {
+        let scaled = |token: usize| logits[token] * inverse_temperature;
+        let max = tokens.clone().map(scaled).fold(f32::NEG_INFINITY, f32::max);
+        let sum = tokens.map(|token| exp(scaled(token) - max)).fold(0.0, |sum, weight| sum + weight);
         LegalSoftmax { max, sum, inverse_temperature }
     }
 
@@ -30,90 +46,90 @@ impl LegalSoftmax {
 
     /// log(sum) - E[logit - max].
     #[inline(always)]
-    fn entropy(&self, logits: &[f32], mask: &ActionMask) -> f32 {
-        let scaled = |token: Token| logits[usize::from(token)] * self.inverse_temperature - self.max;
-        let weighted = mask.iter().map(|token| self.weight(logits[usize::from(token)]) * scaled(token));
+    fn entropy(&self, logits: &[f32], tokens: impl Iterator<Item = usize>) -> f32 {
+        let scaled = |token: usize| logits[token] * self.inverse_temperature - self.max;
+        let weighted = tokens.map(|token| self.weight(logits[token]) * scaled(token));
         libm::logf(self.sum) - weighted.fold(0.0, |sum, term| sum + term) / self.sum
     }
 }
 
 /// Computes the log-probability of a token among the legal ones. The one function for actor and learner.
 ///
-/// - `logits`: `[V]`; `mask`: legal tokens, `target` one of them.
+/// - `logits`: `[V]`; `target`: a legal token.
 ///
 /// ```
-/// let mask = [1, 3].into_iter().collect();
-/// let logprob = policy::masked_logprob(&[9.0, 0.0, 9.0, 0.0], &mask, 3);
+/// let legal = [1, 3].into_iter().collect();
+/// let logprob = policy::masked_logprob(&[9.0, 0.0, 9.0, 0.0], &legal, 3);
 /// assert!((logprob - 0.5f32.ln()).abs() < 1e-6);
 /// ```
-pub fn masked_logprob(logits: &[f32], mask: &ActionMask, target: Token) -> f32 {
-    vectorized!({ LegalSoftmax::new(logits, mask, 1.0).logprob(logits[usize::from(target)]) })
+pub fn masked_logprob(logits: &[f32], legal: &LegalTokens, target: TokenId) -> f32 {
+    over_legal!(legal, logits, |tokens| LegalSoftmax::new(logits, tokens, 1.0).logprob(logits[target as usize]))
 }
 
 /// Adds `scale` times the gradient of [`masked_logprob`] to `grad_logits`.
 pub(crate) fn masked_logprob_backward(
     logits: &[f32],
-    mask: &ActionMask,
-    target: Token,
+    legal: &LegalTokens,
+    target: TokenId,
     scale: f32,
     grad_logits: &mut [f32],
 ) {
-    vectorized!({
-        let softmax = LegalSoftmax::new(logits, mask, 1.0);
-        for token in mask.iter().map(usize::from) {
+    over_legal!(legal, logits, |tokens| {
+        let softmax = LegalSoftmax::new(logits, tokens.clone(), 1.0);
+        for token in tokens {
             grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
         }
-        grad_logits[usize::from(target)] += scale;
+        grad_logits[target as usize] += scale;
     });
 }
 
 /// Computes the entropy over the legal tokens, in nats.
-pub(crate) fn masked_entropy(logits: &[f32], mask: &ActionMask) -> f32 {
-    vectorized!({ LegalSoftmax::new(logits, mask, 1.0).entropy(logits, mask) })
+pub(crate) fn masked_entropy(logits: &[f32], legal: &LegalTokens) -> f32 {
+    over_legal!(legal, logits, |tokens| LegalSoftmax::new(logits, tokens.clone(), 1.0).entropy(logits, tokens))
 }
 
 /// Adds `scale` times the gradient of [`masked_entropy`] to `grad_logits`.
-pub(crate) fn masked_entropy_backward(logits: &[f32], mask: &ActionMask, scale: f32, grad_logits: &mut [f32]) {
-    vectorized!({
-        let softmax = LegalSoftmax::new(logits, mask, 1.0);
-        let (entropy, log_sum) = (softmax.entropy(logits, mask), libm::logf(softmax.sum));
-        for token in mask.iter().map(usize::from) {
+pub(crate) fn masked_entropy_backward(logits: &[f32], legal: &LegalTokens, scale: f32, grad_logits: &mut [f32]) {
+    over_legal!(legal, logits, |tokens| {
+        let softmax = LegalSoftmax::new(logits, tokens.clone(), 1.0);
+        let (entropy, log_sum) = (softmax.entropy(logits, tokens.clone()), libm::logf(softmax.sum));
+        for token in tokens {
             let logprob = logits[token] - softmax.max - log_sum;
             grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum) * (logprob + entropy);
         }
     });
 }
 
-/// Draws a legal token and gives its log-probability.
+/// Draws a legal token and returns its log-probability.
 ///
-/// - `logits`: `[V]`; `mask`: at least one legal token.
-/// - `temperature`: divides the logits; 0 takes the most probable token (the lowest id among equals) and gives its
+/// - `logits`: `[V]`.
+/// - `temperature`: divides the logits; 0 takes the most probable token (the lowest id among equals) and returns its
 ///   log-probability at temperature 1.
 ///
 /// # Panics
-/// When the mask is empty.
-pub fn sample(logits: &[f32], mask: &ActionMask, temperature: f32, rng: &mut CounterRng) -> (Token, f32) {
-    assert!(!mask.is_empty(), "sample: expected a legal token, got none");
+/// When no token is legal.
+pub fn sample(logits: &[f32], legal: &LegalTokens, temperature: f32, rng: &mut CounterRng) -> (TokenId, f32) {
+    let is_none_legal = matches!(legal, LegalTokens::Only(set) if set.is_empty());
+    assert!(!is_none_legal, "sample: expected a legal token, got none");
     if temperature == 0.0 {
-        let best = mask
-            .iter()
-            .reduce(|best, token| if logits[usize::from(token)] > logits[usize::from(best)] { token } else { best });
-        let best = best.expect("the mask is not empty");
-        return (best, masked_logprob(logits, mask, best));
+        let better = |best: usize, token: usize| if logits[token] > logits[best] { token } else { best };
+        let best = over_legal!(legal, logits, |tokens| tokens.reduce(better));
+        let best = best.expect("a token is legal") as TokenId;
+        return (best, masked_logprob(logits, legal, best));
     }
     let threshold = rng.unit_f64();
-    vectorized!({
-        let softmax = LegalSoftmax::new(logits, mask, 1.0 / temperature);
+    over_legal!(legal, logits, |tokens| {
+        let softmax = LegalSoftmax::new(logits, tokens.clone(), 1.0 / temperature);
         let threshold = threshold * f64::from(softmax.sum);
         let (mut cumulative, mut drawn) = (0.0, 0);
-        for token in mask.iter() {
+        for token in tokens {
             drawn = token;
-            cumulative += f64::from(softmax.weight(logits[usize::from(token)]));
+            cumulative += f64::from(softmax.weight(logits[token]));
             if cumulative > threshold {
                 break;
             }
         }
-        (drawn, softmax.logprob(logits[usize::from(drawn)]))
+        (drawn as TokenId, softmax.logprob(logits[drawn]))
     })
 }
 
@@ -126,13 +142,13 @@ mod tests {
     #[test]
     fn draws_follow_the_probabilities() {
         let logits = [0.0, 1.0, 50.0, 2.0];
-        let mask: ActionMask = [0, 1, 3].into_iter().collect();
+        let mask: LegalTokens = [0, 1, 3].into_iter().collect();
         let mut counts = [0u32; 4];
         let mut rng = CounterRng::new(0, Purpose::Rollout, 0, 0, 0);
         for _ in 0..30_000 {
             let (token, logprob) = sample(&logits, &mask, 1.0, &mut rng);
             assert_eq!(logprob, masked_logprob(&logits, &mask, token));
-            counts[usize::from(token)] += 1;
+            counts[token as usize] += 1;
         }
         // scipy.special.softmax([0, 1, 2])
         for (count, expected) in [counts[0], counts[1], counts[3]].into_iter().zip([0.0900, 0.2447, 0.6652]) {
@@ -145,9 +161,9 @@ mod tests {
     #[test]
     fn gradients_agree_with_finite_differences() {
         let logits = [0.3f32, -1.0, 0.7, 2.0];
-        let mask: ActionMask = [0, 2, 3].into_iter().collect();
-        type Value = fn(&[f32], &ActionMask) -> f32;
-        type Backward = fn(&[f32], &ActionMask, &mut [f32]);
+        let mask: LegalTokens = [0, 2, 3].into_iter().collect();
+        type Value = fn(&[f32], &LegalTokens) -> f32;
+        type Backward = fn(&[f32], &LegalTokens, &mut [f32]);
         let logprob: (Value, Backward) = (
             |logits, mask| 1.5 * masked_logprob(logits, mask, 2),
             |logits, mask, gradient| masked_logprob_backward(logits, mask, 2, 1.5, gradient),
@@ -172,8 +188,29 @@ mod tests {
     }
 
     #[test]
+    fn any_token_is_every_token() {
+        let logits = [0.3f32, -1.0, 0.7, 2.0];
+        let all: LegalTokens = (0..4).collect();
+        let draw = |legal: &LegalTokens, temperature| {
+            let mut rng = CounterRng::new(0, Purpose::Rollout, 0, 0, 0);
+            [(); 20].map(|()| sample(&logits, legal, temperature, &mut rng))
+        };
+        for temperature in [0.0, 0.5, 1.0] {
+            assert_eq!(draw(&LegalTokens::Any, temperature), draw(&all, temperature));
+        }
+        assert_eq!(masked_entropy(&logits, &LegalTokens::Any), masked_entropy(&logits, &all));
+        let backward = |legal: &LegalTokens| {
+            let mut gradient = [0.0; 4];
+            masked_logprob_backward(&logits, legal, 2, 1.5, &mut gradient);
+            masked_entropy_backward(&logits, legal, 0.5, &mut gradient);
+            gradient
+        };
+        assert_eq!(backward(&LegalTokens::Any), backward(&all));
+    }
+
+    #[test]
     fn entropy_counts_legal_tokens_only() {
-        let mask: ActionMask = [0, 1, 3].into_iter().collect();
+        let mask: LegalTokens = [0, 1, 3].into_iter().collect();
         // scipy.stats.entropy(scipy.special.softmax([0, 1, 2]))
         let entropy = masked_entropy(&[0.0, 1.0, 50.0, 2.0], &mask);
         assert!((entropy - 0.832_396).abs() < 1e-5, "{entropy}");

@@ -9,7 +9,7 @@ use policy::{
     Sequence, masked_logprob,
 };
 use proptest::prelude::*;
-use proto::{ActionMask, CounterRng, Purpose, Token};
+use proto::{CounterRng, LegalTokens, Purpose, TokenId};
 use pulp::Arch;
 
 fn draws(len: usize, seed: u64) -> Vec<f32> {
@@ -48,13 +48,13 @@ fn config_with_heads(head_dim: usize) -> ModelConfig {
     }
 }
 
-fn mask() -> ActionMask {
+fn mask() -> LegalTokens {
     (0..40).filter(|token| token % 3 != 1).collect()
 }
 
 fn sequence(len: usize, seed: u64) -> Sequence {
     let mut rng = CounterRng::new(seed, Purpose::Ladder, len as u64, 0, 0);
-    let tokens: Vec<Token> = (0..len).map(|_| 3 * rng.below(13) as Token).collect();
+    let tokens: Vec<TokenId> = (0..len).map(|_| 3 * rng.below(13) as TokenId).collect();
     Sequence::new(&tokens[..2], &tokens[2..], (0..len - 2).map(|position| (position, mask())))
 }
 
@@ -177,7 +177,7 @@ fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: 
             fed[feed.slot] += feed.tokens.len();
             let chosen = sequences[feed.slot].chosen.iter().find(|chosen| chosen.row + 1 == fed[feed.slot]);
             if let Some(chosen) = chosen {
-                logprobs[feed.slot].push(masked_logprob(logits, &chosen.mask, chosen.target));
+                logprobs[feed.slot].push(masked_logprob(logits, &chosen.legal, chosen.target));
             }
         }
     }
@@ -188,7 +188,7 @@ fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: 
 #[test]
 fn decoding_in_pieces_gives_the_same_bits() {
     let params = Params::init(&config(), 3);
-    let tokens: Vec<Token> = (0..40).map(|index| index * 7 % 40).collect();
+    let tokens: Vec<TokenId> = (0..40).map(|index| index * 7 % 40).collect();
     let mut decoder = Decoder::new(Arc::new(PackedWeights::new(&config(), &params).unwrap()), 3);
     let whole = decoder.forward(&[Feed { slot: 1, tokens: &tokens }]).to_vec();
     for piece in [1, 3, 16, 39] {

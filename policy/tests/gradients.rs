@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 use policy::{DeviceKind, Loss, Model, ModelConfig, Objective, Params, PolicyGradient, Role, Sequence, SurrogateLoss};
-use proto::{ActionMask, Token};
+use proto::{LegalTokens, TokenId};
 
 fn assert_close(got: &[f32], expected: &[f32], what: &str) {
     assert_eq!(got.len(), expected.len(), "{what}");
@@ -33,9 +33,9 @@ fn sequences() -> Vec<Sequence> {
     (0..24)
         .map(|number| {
             let len = 3 + number * 7 % 35;
-            let tokens: Vec<Token> = (0..len).map(|index| ((index + number) * 5 % 20) as Token).collect();
+            let tokens: Vec<TokenId> = (0..len).map(|index| ((index + number) * 5 % 20) as TokenId).collect();
             let choices = (0..len - 2).filter(|position| (position + number) % 3 != 1).map(|position| {
-                let mask: ActionMask = (0..20)
+                let mask: LegalTokens = (0..20)
                     .filter(|token| *token == tokens[position + 2] || !(*token as usize + position).is_multiple_of(4))
                     .collect();
                 (position, mask)

@@ -4,27 +4,27 @@
 //! ([`Digest`]) and one source of randomness ([`CounterRng`]).
 
 mod digest;
-mod mask;
 mod message;
 mod problem;
 mod rng;
 mod rollout;
 mod task;
+mod token_set;
 pub mod wire;
 
 pub use digest::Digest;
-pub use mask::{ActionMask, MASK_BITS};
 pub use message::{Beat, Envelope, Message, Refusal, Role, Version};
 pub use problem::{Difficulty, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemOrigin, ProblemSource};
 pub use rng::{CounterRng, Purpose};
 pub use rollout::{
-    Aim, Choice, Example, ExampleChoice, Group, LabelOrigin, Proposal, Rollout, ScoredGroup, SearchTrace, StopReason,
-    Verdict, VersionSpan,
+    Aim, Choices, Example, Group, LabelOrigin, Legal, Proposal, Rollout, ScoredGroup, SearchTarget, SetDictionary,
+    StopReason, Verdict, VersionSpan,
 };
 pub use task::{Behavior, Request, Sampling, Task, TaskId, TaskKind};
+pub use token_set::{LegalTokens, TokenSet};
 
-/// An index into the vocabulary.
-pub type Token = u16;
+/// An index into a vocabulary.
+pub type TokenId = u32;
 
 /// What can go wrong while reading bytes that claim to be one of our nouns.
 #[derive(Debug, thiserror::Error)]

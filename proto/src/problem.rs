@@ -2,7 +2,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CounterRng, Digest, Token};
+use crate::{CounterRng, Digest, TokenId};
 
 /// The public part of a problem: text in a domain's problem language.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ pub trait ProblemSource: Send + Sync {
     fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem>;
 
     /// Writes the prompt that asks the policy for a problem of a niche and a difficulty.
-    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<Token>;
+    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<TokenId>;
 
     /// Gives the length of the longest problem that [`ProblemSource::propose_prompt`] can be answered with.
     fn max_proposal_tokens(&self, niche: Niche) -> u32;

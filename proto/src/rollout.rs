@@ -1,16 +1,103 @@
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{ActionMask, KeyedProblem, MASK_BITS, Niche, ProblemOrigin, Task, Token};
+use crate::{KeyedProblem, LegalTokens, Niche, ProblemOrigin, Task, TokenId, TokenSet};
 
-/// A token that was chosen rather than forced.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Choice {
-    /// Index into [`Rollout::tokens`].
-    pub position: u16,
-    /// Index into [`Group::masks`].
-    pub mask: u16,
-    /// Log-probability under the behaviour policy, at its mask and temperature (at 1 where it is 0).
-    pub logprob: f32,
+/// What was legal where a token was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Legal {
+    /// The whole vocabulary.
+    Any,
+    /// Those of a set: an index into a dictionary.
+    Set(u32),
+}
+
+impl Legal {
+    /// Looks up what was legal in the dictionary of its group, which has been checked.
+    pub fn tokens(self, sets: &[TokenSet]) -> LegalTokens {
+        match self {
+            Legal::Any => LegalTokens::Any,
+            Legal::Set(set) => LegalTokens::Only(sets[set as usize].clone()),
+        }
+    }
+}
+
+/// Which tokens of an answer were chosen rather than forced, and among what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choices {
+    /// Their indices, ascending; absent where no token was forced.
+    pub positions: Option<Vec<u32>>,
+    /// What was legal at each.
+    pub legal: Vec<Legal>,
+}
+
+impl Choices {
+    /// Takes the choices of an answer of `num_tokens`, in order, as (position, what was legal).
+    pub fn new(num_tokens: usize, choices: impl IntoIterator<Item = (usize, Legal)>) -> Choices {
+        let (positions, legal): (Vec<u32>, Vec<Legal>) =
+            choices.into_iter().map(|(position, legal)| (position as u32, legal)).unzip();
+        let is_forced_nowhere = positions.len() == num_tokens;
+        Choices { positions: (!is_forced_nowhere).then_some(positions), legal }
+    }
+
+    /// Returns the number of chosen tokens.
+    pub fn len(&self) -> usize {
+        self.legal.len()
+    }
+
+    /// Whether no token was chosen.
+    pub fn is_empty(&self) -> bool {
+        self.legal.is_empty()
+    }
+
+    /// Lists the choices in order, as (position, what was legal).
+    pub fn iter(&self) -> impl Iterator<Item = (usize, Legal)> + Clone + '_ {
+        let position = |index: usize| self.positions.as_ref().map_or(index, |positions| positions[index] as usize);
+        self.legal.iter().enumerate().map(move |(index, legal)| (position(index), *legal))
+    }
+
+    /// Whether there is one position for each choice, they are in order and within the tokens, and every choice is of a token
+    /// that was legal by its set.
+    fn are_of(&self, tokens: &[TokenId], sets: &[TokenSet]) -> bool {
+        let are_in_form = match &self.positions {
+            None => self.legal.len() == tokens.len(),
+            Some(positions) => {
+                positions.len() == self.legal.len()
+                    && positions.len() < tokens.len()
+                    && positions.is_sorted_by(|left, right| left < right)
+            }
+        };
+        let is_legal = |(position, legal): (usize, Legal)| match (tokens.get(position), legal) {
+            (None, _) => false,
+            (Some(_), Legal::Any) => true,
+            (Some(token), Legal::Set(set)) => sets.get(set as usize).is_some_and(|set| set.contains(*token)),
+        };
+        are_in_form && self.iter().all(is_legal)
+    }
+}
+
+/// Sets of tokens in order of first use.
+#[derive(Clone, Debug, Default)]
+pub struct SetDictionary {
+    sets: Vec<TokenSet>,
+    index: HashMap<TokenSet, u32>,
+}
+
+impl SetDictionary {
+    /// Refers to what is legal; a set that is not there yet is entered.
+    pub fn refer(&mut self, legal: LegalTokens) -> Legal {
+        let LegalTokens::Only(set) = legal else { return Legal::Any };
+        Legal::Set(*self.index.entry(set).or_insert_with_key(|set| {
+            self.sets.push(set.clone());
+            (self.sets.len() - 1) as u32
+        }))
+    }
+
+    /// Returns the sets by index.
+    pub fn into_sets(self) -> Vec<TokenSet> {
+        self.sets
+    }
 }
 
 /// Why a rollout ended.
@@ -26,35 +113,40 @@ pub enum StopReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionSpan {
     /// First answer token of the span.
-    pub first_token: u16,
+    pub first_token: u32,
     /// The step after which the weights were published.
     pub policy_version: u64,
 }
 
-/// What a tree search leaves for training. `None` on the wire until an actor searches.
+/// What a tree search found at a choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SearchTrace {
-    /// Per choice, the improved policy over the tokens that were visited.
-    pub policy_targets: Vec<Vec<(Token, f32)>>,
-    /// Per choice, the value estimate in [0, 1].
-    pub value_targets: Vec<f32>,
-    /// Simulations spent on the whole rollout.
-    pub num_simulations: u64,
+pub struct SearchTarget {
+    /// The improved policy over the tokens that were visited.
+    pub policy: Vec<(TokenId, f32)>,
+    /// The value of the position, for whoever chose.
+    pub value: f32,
+    /// Simulations that were spent on the choice.
+    pub num_simulations: u32,
 }
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
     /// The answer's tokens, forced ones included.
-    pub tokens: Vec<Token>,
-    /// The choices among them, in order.
-    pub choices: Vec<Choice>,
+    pub tokens: Vec<TokenId>,
+    /// The choices among them, legal by [`Group::sets`].
+    pub choices: Choices,
+    /// Log-probability of each choice under the behaviour policy, among what was legal and at its temperature (at 1 where it
+    /// is 0).
+    pub logprobs: Vec<f32>,
+    /// What the policy took the position to be worth before each choice; absent where nobody asked. Reserved: refused.
+    pub values: Option<Vec<f32>>,
+    /// What search found at each choice; absent where nobody searched. Reserved: refused.
+    pub search: Option<Vec<SearchTarget>>,
     /// Why it ended.
     pub stop: StopReason,
     /// Which versions drew the tokens, oldest first; one span unless weights changed midway.
     pub versions: Vec<VersionSpan>,
-    /// What search found, where there was search.
-    pub search: Option<SearchTrace>,
 }
 
 /// What an actor returns for a task: k rollouts.
@@ -62,16 +154,16 @@ pub struct Rollout {
 pub struct Group {
     /// The task that was played, whole: a group for another plan is recognised by it.
     pub task: Task,
-    /// Dictionary of the action masks that occurred, in order of first use.
-    pub masks: Vec<ActionMask>,
+    /// Dictionary of the sets among which tokens were chosen, in order of first use.
+    pub sets: Vec<TokenSet>,
     /// The rollouts in order of attempt.
     pub rollouts: Vec<Rollout>,
 }
 
 impl Rollout {
     /// Names the version that drew the token at a position; its versions have been checked.
-    pub fn version_at(&self, position: u16) -> u64 {
-        let span = self.versions.iter().rfind(|span| span.first_token <= position);
+    pub fn version_at(&self, position: usize) -> u64 {
+        let span = self.versions.iter().rfind(|span| span.first_token as usize <= position);
         span.expect("the first span begins with the first token").policy_version
     }
 }
@@ -110,15 +202,6 @@ pub enum LabelOrigin {
     Proposal,
 }
 
-/// A chosen token of an example: index into [`Example::answer`] and into [`ScoredGroup::example_masks`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExampleChoice {
-    /// Index into the answer.
-    pub position: u16,
-    /// Index into the dictionary of masks.
-    pub mask: u16,
-}
-
 /// What an answer is aimed at, by which examples are balanced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Aim {
@@ -132,11 +215,11 @@ pub struct Aim {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Prompt tokens.
-    pub prompt: Vec<Token>,
+    pub prompt: Vec<TokenId>,
     /// Answer tokens.
-    pub answer: Vec<Token>,
-    /// The answer tokens that carry loss.
-    pub choices: Vec<ExampleChoice>,
+    pub answer: Vec<TokenId>,
+    /// The answer tokens that carry loss, legal by [`ScoredGroup::example_sets`].
+    pub choices: Choices,
     /// Who wrote the problem that the rollout answered.
     pub problem_origin: ProblemOrigin,
     /// How the label came about.
@@ -154,8 +237,8 @@ pub struct Proposal {
     pub keyed: KeyedProblem,
     /// The niche that it turned out to be of.
     pub niche: Niche,
-    /// The choices in the rollout when it is asked for that niche; masks as in [`ScoredGroup::example_masks`].
-    pub choices: Vec<ExampleChoice>,
+    /// The choices in the rollout when it is asked for that niche, legal by [`ScoredGroup::example_sets`].
+    pub choices: Choices,
 }
 
 /// A group with its verdicts and the examples made from it. All of it is a function of the task.
@@ -164,15 +247,15 @@ pub struct ScoredGroup {
     /// What the actor played.
     pub group: Group,
     /// The prompt that was answered.
-    pub prompt: Vec<Token>,
+    pub prompt: Vec<TokenId>,
     /// The niche of the problem that was posed; of problems asked for: the niche that was named.
     pub niche: Niche,
     /// What answers to it aim at, as far as the problem alone tells.
     pub aim: Aim,
     /// One per rollout, in order.
     pub verdicts: Vec<Verdict>,
-    /// Dictionary of the action masks of the examples.
-    pub example_masks: Vec<ActionMask>,
+    /// Dictionary of the sets of the examples and the proposals.
+    pub example_sets: Vec<TokenSet>,
     /// Training examples, in order of rollout; none of them is an exam problem.
     pub examples: Vec<Example>,
     /// Problems that the rollouts wrote, in order of rollout; none of them is an exam problem.
@@ -191,26 +274,33 @@ impl Group {
         self.rollouts.iter().all(|rollout| rollout.versions == whole)
     }
 
-    /// Most bytes on the wire of a group of this size: every token is chosen, each with a mask of its own.
-    pub fn max_bytes(num_rollouts: u32, max_tokens: u32) -> usize {
-        // A token, its choice with two indices and a log-probability, and its mask.
-        let per_token = 3 + (3 + 3 + 4) + 10 * MASK_BITS / 64;
+    /// Most bytes on the wire of a group of this size: every token is chosen, each among a set of its own.
+    pub fn max_bytes(num_rollouts: u32, max_tokens: u32, vocabulary_size: usize) -> usize {
+        let varint_bytes = |largest: usize| (usize::BITS - largest.leading_zeros()).div_ceil(7) as usize;
+        let [num_rollouts, max_tokens] = [num_rollouts, max_tokens].map(|count| count as usize);
+        let num_words = vocabulary_size.div_ceil(64);
+        let position_bytes = varint_bytes(max_tokens);
+        let legal_bytes = 1 + varint_bytes(num_rollouts * max_tokens);
+        let set_bytes = varint_bytes(num_words) + 10 * num_words;
+        // And the token itself, and its log-probability.
+        let per_token = varint_bytes(vocabulary_size) + position_bytes + legal_bytes + 4 + set_bytes;
         // Beside them lengths and versions, and once the task with its problem.
-        4_096 + num_rollouts as usize * (64 + max_tokens as usize * per_token)
+        4_096 + num_rollouts * (64 + max_tokens * per_token)
     }
 
-    /// Checks that the group has the size and the form of what its task asks for, and that everything in it that points
-    /// somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
+    /// Checks that the group has the size and the form of what its task asks for, that its tokens are of the vocabulary, and that
+    /// everything in it that points somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
     ///
     /// # Errors
     /// In words, the first thing that is not as it must be.
-    pub fn check(&self) -> Result<(), String> {
-        let Group { task, masks, rollouts } = self;
+    pub fn check(&self, vocabulary_size: usize) -> Result<(), String> {
+        let Group { task, sets, rollouts } = self;
         let is_possible = task.num_rollouts <= Task::MAX_ROLLOUTS && task.max_tokens <= Task::MAX_TOKENS;
         expect(is_possible, "a task of a size that tasks have")?;
         expect(rollouts.len() == task.num_rollouts as usize, "as many rollouts as were asked for")?;
-        for Rollout { tokens, choices, versions, search, .. } in rollouts {
-            let is_span = |span: &VersionSpan| usize::from(span.first_token) <= tokens.len();
+        expect(sets.iter().all(|set| is_of_vocabulary(set, vocabulary_size)), "sets of tokens of the vocabulary")?;
+        for Rollout { tokens, choices, logprobs, values, search, versions, .. } in rollouts {
+            let is_span = |span: &VersionSpan| span.first_token as usize <= tokens.len();
             let are_in_order = versions.is_sorted_by(|left, right| {
                 left.first_token < right.first_token && left.policy_version < right.policy_version
             });
@@ -221,14 +311,15 @@ impl Group {
             let is_pinned = versions == &[VersionSpan { first_token: 0, policy_version: task.policy_version }];
             expect(is_pinned || task.free_running, "the version that was asked for")?;
             expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
-            expect(tokens.iter().all(|token| usize::from(*token) < MASK_BITS), "tokens of the vocabulary")?;
-            expect(choices.iter().all(|choice| choice.logprob <= 0.0 && choice.logprob.is_finite()), "logprobs")?;
-            let choices = choices.iter().map(|choice| (choice.position, choice.mask));
-            expect(are_choices(tokens, choices, masks), "choices of legal tokens, in order, in every rollout")?;
+            expect(tokens.iter().all(|token| (*token as usize) < vocabulary_size), "tokens of the vocabulary")?;
+            expect(choices.are_of(tokens, sets), "choices of legal tokens, in order, in every rollout")?;
+            let are_logprobs = logprobs.iter().all(|logprob| *logprob <= 0.0 && logprob.is_finite());
+            expect(are_logprobs && logprobs.len() == choices.len(), "a log-probability of every choice")?;
+            expect(values.is_none(), "no values where none are asked for")?;
             expect(search.is_none(), "no search where none is asked for")?;
         }
         let num_choices = rollouts.iter().map(|rollout| rollout.choices.len()).sum();
-        expect(masks.len() <= num_choices, "no masks but those of choices")
+        expect(sets.len() <= num_choices, "no sets but those of choices")
     }
 }
 
@@ -237,21 +328,20 @@ impl ScoredGroup {
     ///
     /// # Errors
     /// In words, the first thing that is not as it must be.
-    pub fn check(&self) -> Result<(), String> {
-        self.group.check()?;
-        let rollouts = &self.group.rollouts;
+    pub fn check(&self, vocabulary_size: usize) -> Result<(), String> {
+        self.group.check(vocabulary_size)?;
+        let (rollouts, sets) = (&self.group.rollouts, &self.example_sets);
         expect(self.verdicts.len() == rollouts.len(), "as many verdicts as rollouts")?;
-        expect(!self.prompt.is_empty(), "a prompt")?;
+        let are_known = |tokens: &[TokenId]| tokens.iter().all(|token| (*token as usize) < vocabulary_size);
+        expect(!self.prompt.is_empty() && are_known(&self.prompt), "a prompt")?;
+        expect(sets.iter().all(|set| is_of_vocabulary(set, vocabulary_size)), "sets of tokens of the vocabulary")?;
         for Example { prompt, answer, choices, .. } in &self.examples {
-            expect(!prompt.is_empty(), "a prompt in every example")?;
-            let choices = choices.iter().map(|choice| (choice.position, choice.mask));
-            expect(are_choices(answer, choices, &self.example_masks), "choices of legal tokens in every example")?;
+            expect(!prompt.is_empty() && are_known(prompt), "a prompt in every example")?;
+            expect(are_known(answer) && choices.are_of(answer, sets), "choices of legal tokens in every example")?;
         }
         for Proposal { rollout, choices, .. } in &self.proposals {
             let rollout = rollouts.get(*rollout as usize).ok_or("expected proposals of rollouts that are there")?;
-            let choices = choices.iter().map(|choice| (choice.position, choice.mask));
-            let holds = are_choices(&rollout.tokens, choices, &self.example_masks);
-            expect(holds, "choices of legal tokens in every proposal")?;
+            expect(choices.are_of(&rollout.tokens, sets), "choices of legal tokens in every proposal")?;
         }
         Ok(())
     }
@@ -261,12 +351,6 @@ fn expect(holds: bool, what: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(format!("expected {what}")) }
 }
 
-/// Tells whether (position, mask) pairs are in order and name tokens that their masks hold.
-fn are_choices(tokens: &[Token], choices: impl Iterator<Item = (u16, u16)> + Clone, masks: &[ActionMask]) -> bool {
-    let is_legal = |(position, mask)| {
-        let token = tokens.get(usize::from(position));
-        let mask = masks.get(usize::from(mask));
-        token.zip(mask).is_some_and(|(token, mask): (&Token, &ActionMask)| mask.contains(*token))
-    };
-    choices.clone().is_sorted_by(|left, right| left.0 < right.0) && choices.into_iter().all(is_legal)
+fn is_of_vocabulary(set: &TokenSet, vocabulary_size: usize) -> bool {
+    set.last().is_some_and(|last| (last as usize) < vocabulary_size)
 }

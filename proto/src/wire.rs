@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::Error;
 
 /// The version of [`WIRE`]: bumped whenever the meaning of bytes changes that one process sends to another.
-pub const WIRE_VERSION: u8 = 4;
+pub const WIRE_VERSION: u8 = 5;
 
 /// What processes send to each other.
 pub const WIRE: Format = Format { name: "wire", version: WIRE_VERSION };

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::{Args, Report, Row, Spread};
+use crate::language;
 use crate::run_config::LocalConfig;
 use crate::signals::stop_in_order;
 
@@ -156,7 +157,7 @@ async fn group() -> Result<Group> {
         num_kv_heads: 1,
         ff_dim: 32,
     };
-    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
+    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 }, language());
     let packed = Arc::new(PackedWeights::new(&config, &Params::init(&config, 0))?);
     engine.submit(task(0, 0), Weights { policy_version: 0, packed })?;
     Ok(groups.recv().await.context("the engine ended")??)
@@ -324,7 +325,7 @@ fn some_bytes(len: usize) -> Arc<[u8]> {
 /// Tasks to simulated actors, their groups to a verifier, and on to a learner that asks for another task for each.
 async fn actors(args: &Args, url: &str) -> Result<Vec<Row>> {
     let group = group().await?;
-    let scored = verifier::score(group.clone(), None)?;
+    let scored = verifier::score(language().as_ref(), group.clone(), None)?;
     let mut rates = vec![Vec::new(); ACTORS.len()];
     let watched = Duration::from_secs_f64(args.seconds);
     for round in 0..args.repeats as u64 {

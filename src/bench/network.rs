@@ -3,7 +3,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use policy::kernels::{AdamWStep, adamw, multiply_adds};
 use policy::{Decoder, Device, Feed, Model, ModelConfig, Objective, PackedWeights, Params, Sequence, sample};
-use proto::{ActionMask, CounterRng, Purpose, Token};
+use proto::{CounterRng, LegalTokens, Purpose, TokenId};
 use tokio::time::Instant;
 
 use super::peer::Peer;
@@ -103,12 +103,16 @@ pub(super) struct Training {
 impl Training {
     pub(super) fn new(args: &Args) -> Result<Training> {
         let config = args.model();
-        let mask: ActionMask = (0..config.vocabulary_size as Token).collect();
+        let mask: LegalTokens = (0..config.vocabulary_size as TokenId).collect();
         let mut rng = CounterRng::new(0, Purpose::Replay, 0, 0, 0);
         let mut sequence = || {
-            let mut draw = || rng.below(config.vocabulary_size as u64) as Token;
-            let tokens: Vec<Token> = (0..=config.max_positions).map(|_| draw()).collect();
-            Sequence::new(&tokens[..1], &tokens[1..], (0..config.max_positions).map(|position| (position, mask)))
+            let mut draw = || rng.below(config.vocabulary_size as u64) as TokenId;
+            let tokens: Vec<TokenId> = (0..=config.max_positions).map(|_| draw()).collect();
+            Sequence::new(
+                &tokens[..1],
+                &tokens[1..],
+                (0..config.max_positions).map(|position| (position, mask.clone())),
+            )
         };
         Ok(Training {
             model: Model::new(&config, Device::Cpu)?,
@@ -162,7 +166,7 @@ impl Workload for Training {
 pub(super) struct Decoding {
     decoders: Vec<Decoder>,
     batch: usize,
-    prompt: Vec<Token>,
+    prompt: Vec<TokenId>,
     positions: usize,
     config: ModelConfig,
 }
@@ -175,7 +179,7 @@ impl Decoding {
         Ok(Decoding {
             decoders: (0..args.num_threads()).map(|_| Decoder::new(weights.clone(), num_slots)).collect(),
             batch: num_slots * args.num_threads(),
-            prompt: (0..args.prompt() as Token).map(|token| token % 64).collect(),
+            prompt: (0..args.prompt() as TokenId).map(|token| token % 64).collect(),
             positions: args.positions,
             config,
         })
@@ -201,9 +205,9 @@ impl Workload for Decoding {
 }
 
 /// Fills every slot from the prompt to the last position.
-fn decode(decoder: &mut Decoder, num_slots: usize, prompt: &[Token], positions: usize) {
+fn decode(decoder: &mut Decoder, num_slots: usize, prompt: &[TokenId], positions: usize) {
     let vocabulary_size = decoder.config().vocabulary_size;
-    let mask: ActionMask = (0..vocabulary_size as Token).collect();
+    let mask: LegalTokens = (0..vocabulary_size as TokenId).collect();
     let mut rngs: Vec<CounterRng> =
         (0..num_slots as u64).map(|slot| CounterRng::new(0, Purpose::Rollout, 0, 0, slot)).collect();
     let mut pending = vec![prompt.to_vec(); num_slots];
@@ -211,7 +215,7 @@ fn decode(decoder: &mut Decoder, num_slots: usize, prompt: &[Token], positions: 
     for _ in prompt.len()..positions {
         let feeds: Vec<Feed<'_>> = pending.iter().enumerate().map(|(slot, tokens)| Feed { slot, tokens }).collect();
         let logits = decoder.forward(&feeds);
-        let drawn: Vec<Token> = logits
+        let drawn: Vec<TokenId> = logits
             .chunks_exact(vocabulary_size)
             .zip(&mut rngs)
             .map(|(logits, rng)| sample(logits, &mask, 1.0, rng).0)

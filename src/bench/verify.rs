@@ -1,10 +1,12 @@
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use domains::programs::Dialect;
-use domains::{Domain, Programs, domain, random_answer};
-use proto::{CounterRng, Problem, Purpose, Token};
+use domains::{Programs, domain};
+use language::random_answer;
+use proto::{CounterRng, Problem, ProblemOrigin, Purpose, Request};
 use tokio::time::Instant;
 
 use super::{Args, Report, Row, Spread};
+use crate::language;
 
 /// Problems of one kind, each with answers to judge.
 struct Checks {
@@ -58,7 +60,7 @@ fn programs(name: &'static str, levels: &[u32]) -> Result<Checks> {
     let mut prepared = Vec::new();
     for index in 0..PROBLEMS {
         let drawn = programs.draw_ladder(levels[index as usize % levels.len()], 0, index);
-        let mut answers = random_answers(&programs, &drawn.problem, index)?;
+        let mut answers = random_answers(&drawn.problem, index)?;
         answers.push(drawn.answer);
         prepared.push((programs.checker(&drawn.problem, drawn.key.as_ref())?, answers));
     }
@@ -81,14 +83,14 @@ fn countdown() -> Result<Checks> {
     let mut prepared = Vec::new();
     for index in 0..PROBLEMS {
         let problem = countdown.ladder(2 + index as u32 % 2, 0, index).problem;
-        let answers = random_answers(countdown.as_ref(), &problem, index)?;
+        let answers = random_answers(&problem, index)?;
         prepared.push((problem, answers));
     }
     let judge = move || {
         let mut num_checks = 0;
         for (problem, answers) in &prepared {
             for answer in answers {
-                std::hint::black_box(countdown.judge(problem, answer)?);
+                std::hint::black_box(countdown.judge(problem, None, answer)?);
                 num_checks += 1;
             }
         }
@@ -97,8 +99,14 @@ fn countdown() -> Result<Checks> {
     Ok(Checks { name: "countdown", judge: Box::new(judge) })
 }
 
-fn random_answers(domain: &dyn Domain, problem: &Problem, index: u64) -> Result<Vec<Vec<Token>>> {
-    let grammar = domain.grammar(problem)?;
-    let answer = |attempt| random_answer(grammar.fork(), &mut CounterRng::new(0, Purpose::Rollout, 0, index, attempt));
-    Ok((0..ANSWERS).map(answer).collect())
+fn random_answers(problem: &Problem, index: u64) -> Result<Vec<String>> {
+    let language = language();
+    let request = Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Ladder, has_key: false };
+    let episode = language.open(&request)?;
+    let answers = (0..ANSWERS).map(|attempt| {
+        let mut rng = CounterRng::new(0, Purpose::Rollout, 0, index, attempt);
+        let answer = random_answer(episode.fork(), &mut rng);
+        language.text(&request, &answer)?.context("a random answer is complete")
+    });
+    answers.collect()
 }

@@ -10,13 +10,14 @@ use toml::Table;
 /// Every crate of the workspace, lowest first, and the crates of the workspace that it may import.
 ///
 /// Roles (verifier, actor, learner) never import each other, and the learner knows no domain.
-const MAY_IMPORT: [(&str, &[&str]); 8] = [
+const MAY_IMPORT: [(&str, &[&str]); 9] = [
     ("autodidact-proto", &[]),
     ("autodidact-bus", &["autodidact-proto"]),
     ("autodidact-domains", &["autodidact-proto"]),
+    ("autodidact-language", &["autodidact-proto", "autodidact-domains"]),
     ("autodidact-policy", &["autodidact-proto"]),
-    ("autodidact-verifier", &["autodidact-proto", "autodidact-bus", "autodidact-domains"]),
-    ("autodidact-actor", &["autodidact-proto", "autodidact-bus", "autodidact-domains", "autodidact-policy"]),
+    ("autodidact-verifier", &["autodidact-proto", "autodidact-bus", "autodidact-domains", "autodidact-language"]),
+    ("autodidact-actor", &["autodidact-proto", "autodidact-bus", "autodidact-language", "autodidact-policy"]),
     ("autodidact-learner", &["autodidact-proto", "autodidact-bus", "autodidact-policy"]),
     (
         "autodidact",
@@ -24,6 +25,7 @@ const MAY_IMPORT: [(&str, &[&str]); 8] = [
             "autodidact-proto",
             "autodidact-bus",
             "autodidact-domains",
+            "autodidact-language",
             "autodidact-policy",
             "autodidact-verifier",
             "autodidact-actor",

@@ -7,11 +7,12 @@ use std::time::Duration;
 use actor::engine::{Engine, Weights};
 use bus::Bus as _;
 use bus::nats::{Credentials, Nats, Server, Settings};
-use domains::{MaskDictionary, Next, domain};
+use domains::symbols::vocabulary::VOCABULARY_SIZE;
+use language::{Language as _, Next, SymbolLanguage};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
 use proto::{
-    Behavior, Choice, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Rollout, Sampling, StopReason,
-    Task, TaskId, TaskKind, Token, VersionSpan, wire,
+    Behavior, Choices, Digest, Envelope, Group, LegalTokens, Message, Problem, ProblemOrigin, Request, Rollout,
+    Sampling, SetDictionary, StopReason, Task, TaskId, TaskKind, TokenId, VersionSpan, wire,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -73,14 +74,14 @@ async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> N
 
 /// Plays a task as it should be.
 async fn play(bus: &Nats, task: &Task) -> Group {
-    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
+    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
     let packed = Arc::new(actor::unpack(task.weights, &bus.get_weights(task.weights).await.unwrap()).unwrap());
     engine.submit(task.clone(), Weights { policy_version: task.policy_version, packed }).unwrap();
     groups.recv().await.unwrap().unwrap()
 }
 
 async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
-    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 });
+    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
     let mut known = None;
     loop {
         let task = bus.next_task().await.unwrap();
@@ -114,54 +115,52 @@ async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
 /// Changes a log-probability, the next time a token to another legal one. All that can be checked without playing still holds.
 fn forged(mut group: Group, number: u64) -> Vec<Group> {
     let rollout = &mut group.rollouts[0];
-    let choice = &mut rollout.choices[0];
     if number.is_multiple_of(2) {
-        choice.logprob -= 0.5;
+        rollout.logprobs[0] -= 0.5;
     } else {
-        let position = usize::from(choice.position);
+        let (position, legal) = rollout.choices.iter().next().unwrap();
+        let LegalTokens::Only(legal) = legal.tokens(&group.sets) else { panic!("a grammar names what is legal") };
         let token = rollout.tokens[position];
-        let other = group.masks[usize::from(choice.mask)].iter().find(|other| *other != token).unwrap();
+        let other = legal.iter().find(|other| *other != token).unwrap();
         rollout.tokens.truncate(position);
         rollout.tokens.push(other);
         group = played_on(group);
     }
-    group.check().unwrap();
-    verifier::check_choices(&group).unwrap();
+    group.check(VOCABULARY_SIZE).unwrap();
+    verifier::check_choices(&SymbolLanguage, &group).unwrap();
     vec![group]
 }
 
 /// Plays rollouts on to their ends with the lowest legal tokens, and writes down their choices as the language has them.
 fn played_on(mut group: Group) -> Group {
-    let domain = domain(group.task.request.domain()).unwrap();
-    let grammar = match &group.task.request {
-        Request::Solve { problem, .. } => domain.grammar(problem).unwrap(),
-        Request::Propose { niche, .. } => domain.proposal_grammar(*niche),
-    };
-    let mut masks = MaskDictionary::default();
+    let episode = SymbolLanguage.open(&group.task.request).unwrap();
+    let mut sets = SetDictionary::default();
     for rollout in &mut group.rollouts {
-        let mut grammar = grammar.fork();
-        let mut said = std::mem::take(&mut rollout.choices).into_iter();
-        let mut position = 0;
+        let mut episode = episode.fork();
+        let mut said = std::mem::take(&mut rollout.logprobs).into_iter();
+        let (mut choices, mut position) = (Vec::new(), 0);
         rollout.stop = loop {
-            let next = grammar.next();
-            let lowest = match next {
+            let next = episode.next();
+            let lowest = match &next {
                 Next::Done => break StopReason::Complete,
                 _ if position == group.task.max_tokens as usize => break StopReason::Length,
-                Next::Forced(token) => token,
-                Next::Choice(mask) => mask.iter().next().unwrap(),
+                Next::Forced(token) => *token,
+                Next::Choice(LegalTokens::Only(legal)) => legal.iter().next().unwrap(),
+                Next::Choice(LegalTokens::Any) => panic!("a grammar names what is legal"),
             };
-            if let Next::Choice(mask) = next {
-                let logprob = said.next().map_or(-0.5, |choice| choice.logprob);
-                rollout.choices.push(Choice { position: position as u16, mask: masks.index_of(mask), logprob });
+            if let Next::Choice(legal) = next {
+                rollout.logprobs.push(said.next().unwrap_or(-0.5));
+                choices.push((position, sets.refer(legal)));
             }
             if position == rollout.tokens.len() {
                 rollout.tokens.push(lowest);
             }
-            assert!(grammar.push(rollout.tokens[position]));
+            assert!(episode.push(rollout.tokens[position]));
             position += 1;
         };
+        rollout.choices = Choices::new(rollout.tokens.len(), choices);
     }
-    group.masks = masks.into_masks();
+    group.sets = sets.into_sets();
     group
 }
 
@@ -340,7 +339,7 @@ fn repeating_what_is_known_hides_no_stall() {
 
 /// Makes a group that no verifier can judge.
 const SPOIL: Forge = |mut group, _| {
-    group.rollouts[0].tokens[0] = Token::MAX;
+    group.rollouts[0].tokens[0] = TokenId::MAX;
     vec![group]
 };
 
@@ -413,7 +412,10 @@ fn what_cannot_be_judged_is_set_aside() {
     large.task.family = "x".repeat((1 << 20) - 350 + num_bytes(&plain) - num_bytes(&large));
     // A choice that was none: the policy gradient would train on it.
     let mut forged = played_on(plain);
-    forged.rollouts[7].choices.pop();
+    let mut choices: Vec<_> = forged.rollouts[7].choices.iter().collect();
+    choices.pop();
+    forged.rollouts[7].choices = Choices::new(5, choices);
+    forged.rollouts[7].logprobs.pop();
     let hostile: Vec<Group> = vec![
         group("countdown", &"no problem ".repeat(10_000), "", &[]),
         group("chess", "e4", "", &[]),
@@ -451,14 +453,16 @@ fn what_cannot_be_judged_is_set_aside() {
     verifier.end().success();
 }
 
-fn group(domain: &str, text: &str, family: &str, answers: &[Vec<u16>]) -> Group {
+fn group(domain: &str, text: &str, family: &str, answers: &[Vec<TokenId>]) -> Group {
     let problem = Problem { domain: domain.to_owned(), text: text.to_owned() };
     let rollouts = answers.iter().map(|answer| Rollout {
         tokens: answer.clone(),
-        choices: Vec::new(),
+        choices: Choices::new(answer.len(), []),
+        logprobs: Vec::new(),
+        values: None,
+        search: None,
         stop: StopReason::Complete,
         versions: vec![VersionSpan { first_token: 0, policy_version: 0 }],
-        search: None,
     });
     let task = Task {
         id: TaskId { kind: TaskKind::Train, batch: 0, index: 0 },
@@ -472,5 +476,5 @@ fn group(domain: &str, text: &str, family: &str, answers: &[Vec<u16>]) -> Group 
         sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
         max_tokens: 5,
     };
-    Group { task, masks: Vec::new(), rollouts: rollouts.collect() }
+    Group { task, sets: Vec::new(), rollouts: rollouts.collect() }
 }

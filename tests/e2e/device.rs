@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bus::{Bus, InProcess};
 use domains::Split;
+use language::{Source, SymbolLanguage};
 use learner::{
     BuildId, Config, Event, Exam, JournalReader, KeepJournal, Manifest, Observer, Record, RunOptions, Summary,
 };
 use policy::{DeviceKind, Numerics};
-use proto::ProblemSource;
 use tokio_util::sync::CancellationToken;
 
 use crate::runs::Folder;
@@ -24,10 +24,6 @@ fn config() -> Config {
     config.exams.names = vec!["countdown-3".to_owned()];
     config.exams.every_steps = 5;
     config
-}
-
-fn sources() -> Vec<Arc<dyn ProblemSource>> {
-    domains::registry().iter().map(|domain| domain.clone() as Arc<dyn ProblemSource>).collect()
 }
 
 /// Runs all roles in this process, with a checkpoint every five steps.
@@ -67,9 +63,15 @@ fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Resul
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
-        tokio::spawn(actor::run(actor::Config { num_threads: 1, num_slots: 64 }, bus.clone(), shutdown.clone()));
-        tokio::spawn(verifier::run(config.batch.num_rollouts, bus.clone(), shutdown.clone()));
-        learner::run(config, options, &lock, manifest, sources(), exams, bus, observer, shutdown.clone()).await
+        tokio::spawn(actor::run(
+            actor::Config { num_threads: 1, num_slots: 64 },
+            Arc::new(SymbolLanguage),
+            bus.clone(),
+            shutdown.clone(),
+        ));
+        tokio::spawn(verifier::run(config.batch.num_rollouts, Arc::new(SymbolLanguage), bus.clone(), shutdown.clone()));
+        learner::run(config, options, &lock, manifest, Source::of_symbols(), exams, bus, observer, shutdown.clone())
+            .await
     })
 }
 
@@ -100,7 +102,7 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
             let expected: Vec<u64> = once.iter().copied().chain(anew).collect();
             assert_eq!(journalled_steps(&run_dir), expected);
         }
-        let replayed = learner::replay(config(), &run_dir, sources(), 1, u64::MAX, |_| {});
+        let replayed = learner::replay(config(), &run_dir, Source::of_symbols(), 1, u64::MAX, |_| {});
         match replayed {
             Ok(report) => assert_eq!((reproducible, report.last_step), (true, 10)),
             Err(error) => assert!(!reproducible && error.to_string().contains("results are the same twice"), "{error}"),

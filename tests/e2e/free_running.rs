@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use actor::engine::{Engine, Weights};
+use language::{Language, Source, SymbolLanguage};
 use learner::{Fold, GroupRecord, JournalReader, Plans, Record, State};
 use policy::PackedWeights;
-use proto::{Digest, ProblemSource, ScoredGroup};
+use proto::{Digest, ScoredGroup};
 use serde_json::Value;
 
 use crate::cluster::Cluster;
@@ -83,11 +84,12 @@ fn the_weights_follow_from_the_order_of_arrivals() {
     let mut table: toml::Table = printed.parse().unwrap();
     table.remove("local").expect("what is no part of the run's identity");
     let config: learner::Config = table.try_into().unwrap();
-    let sources = domains::registry().iter().map(|domain| domain.clone() as Arc<dyn ProblemSource>).collect();
+    let language: Arc<dyn Language> = Arc::new(SymbolLanguage);
+    let sources = Source::of_symbols();
     let num_tasks = config.batch.num_tasks as usize;
     let state = State::initial(&config);
     let mut fold = Fold::new(config, sources, 1, state, Plans::default()).unwrap();
-    let (engine, mut played) = Engine::start(actor::Config { num_threads: 1, num_slots: 64 });
+    let (engine, mut played) = Engine::start(actor::Config { num_threads: 1, num_slots: 64 }, language.clone());
     let (mut waiting, mut weights, mut num_mixed) = (Vec::<ScoredGroup>::new(), Vec::new(), 0);
     for policy_version in 0..SCRIPTED_WEIGHTS.len() as u64 {
         let packed = Arc::new(PackedWeights::new(&fold.config().model, &fold.state().params).unwrap());
@@ -95,7 +97,7 @@ fn the_weights_follow_from_the_order_of_arrivals() {
             let planned = fold.planned().get(task).unwrap();
             engine.submit(planned.task.clone(), Weights { policy_version, packed: packed.clone() }).unwrap();
             let group = played.blocking_recv().unwrap().unwrap();
-            waiting.push(verifier::score(group, planned.key.as_ref()).unwrap());
+            waiting.push(verifier::score(language.as_ref(), group, planned.key.as_ref()).unwrap());
         }
         let mut arrived = waiting.split_off(waiting.len() - num_tasks / 4);
         arrived.reverse();

@@ -1,6 +1,8 @@
 //! What a process does with bytes that anybody may have sent: shared by the fuzzer and the test that replays its corpus.
 
-use proto::{Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, Version, wire};
+use domains::symbols::vocabulary::VOCABULARY_SIZE;
+use language::SymbolLanguage;
+use proto::{Beat, Group, Message, ProblemKey, Refusal, ScoredGroup, Task, Version, wire};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,20 +16,20 @@ pub(crate) fn receive(bytes: &[u8]) {
         0 => drop(read::<Message<Task>>(payload)),
         1 => {
             let Some(group) = read::<Message<Group>>(payload).map(|message| message.body) else { return };
-            if group.check().is_ok() && group.task.num_rollouts <= MAX_ROLLOUTS {
+            if group.check(VOCABULARY_SIZE).is_ok() && group.task.num_rollouts <= MAX_ROLLOUTS {
                 // A key comes from the learner; here it is as little to be trusted as the rest.
-                drop(verifier::check_choices(&group));
+                drop(verifier::check_choices(&SymbolLanguage, &group));
                 let key = ProblemKey { text: group.task.family.clone() };
-                drop(verifier::score(group.clone(), Some(&key)));
-                drop(verifier::score(group, None));
+                drop(verifier::score(&SymbolLanguage, group.clone(), Some(&key)));
+                drop(verifier::score(&SymbolLanguage, group, None));
             }
         }
         2 => {
             if let Some(message) = read::<Message<ScoredGroup>>(payload) {
-                drop(message.body.check());
+                drop(message.body.check(VOCABULARY_SIZE));
             }
         }
-        3 => drop(read::<(Role, Vec<TaskId>)>(payload)),
+        3 => drop(read::<Beat>(payload)),
         4 => drop(read::<Version>(payload)),
         5 => drop(read::<Refusal>(payload)),
         _ => drop(read::<ProblemKey>(payload)),

@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{BEAT_EVERY, Bus, Delivery, run_blocking};
-use domains::{Domain, MaskDictionary, domain, trace};
+use domains::{Domain, domain};
+use language::{Language, trace};
 use proto::{
-    Aim, Example, Group, KeyedProblem, LabelOrigin, Message, Niche, Problem, ProblemKey, ProblemOrigin, Proposal,
-    Refusal, Request, Role, ScoredGroup, Task, TaskKind, Token, Verdict,
+    Aim, Difficulty, Example, Group, KeyedProblem, LabelOrigin, Message, Niche, Problem, ProblemKey, ProblemOrigin,
+    Proposal, Refusal, Request, Role, Rollout, ScoredGroup, SetDictionary, Task, TaskKind, TokenId, Verdict,
 };
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +66,12 @@ const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error::Bus`], or [`Error::Group`] for a group that no verifier can judge: a fault, never a verdict. A bus between machines
 /// keeps such groups for people to look at, and the verifier goes on.
-pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationToken) -> Result<Summary, Error> {
+pub async fn run(
+    max_rollouts: u32,
+    language: Arc<dyn Language>,
+    bus: Arc<dyn Bus>,
+    shutdown: CancellationToken,
+) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let mut end = |begun: &mut Begun, judged: Result<(tokio::task::Id, Result<Option<usize>, Error>), JoinError>| {
         let (id, num_verdicts) = judged.unwrap_or_else(|error| resume_unwind(error.into_panic()));
@@ -87,7 +93,7 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
             group = &mut next, if in_work.len() < MAX_IN_WORK => {
                 next = bus.next_group();
                 let group = Arc::new(group?);
-                begun.insert(in_work.spawn(judge(max_rollouts, bus.clone(), group.clone())).id(), group);
+                begun.insert(in_work.spawn(judge(max_rollouts, language.clone(), bus.clone(), group.clone())).id(), group);
             }
             _ = beats.tick() => {
                 let tasks = begun.values().map(|group| group.message.body.task.id).collect();
@@ -112,7 +118,12 @@ pub async fn run(max_rollouts: u32, bus: Arc<dyn Bus>, shutdown: CancellationTok
 }
 
 /// Scores a group and sends it on its way; only then is the group done. Gives the number of verdicts, where there are any.
-async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Arc<Delivery<Group>>) -> Result<Option<usize>, Error> {
+async fn judge(
+    max_rollouts: u32,
+    language: Arc<dyn Language>,
+    bus: Arc<dyn Bus>,
+    delivery: Arc<Delivery<Group>>,
+) -> Result<Option<usize>, Error> {
     let group = &delivery.message.body;
     let task = group.task.id;
     let key = match group.task.request {
@@ -129,13 +140,13 @@ async fn judge(max_rollouts: u32, bus: Arc<dyn Bus>, delivery: Arc<Delivery<Grou
         _ => None,
     };
     let num_rollouts = group.task.num_rollouts;
-    let judged = match group.check() {
+    let judged = match group.check(language.vocabulary_size()) {
         Ok(()) if num_rollouts <= max_rollouts => {
             // It may take long; what is taken is kept, and others are judged, meanwhile.
             let group = group.clone();
             let scored = run_blocking(move || {
-                check_choices(&group)?;
-                score(group, key.as_ref()).map_err(|error| error.to_string())
+                check_choices(language.as_ref(), &group)?;
+                score(language.as_ref(), group, key.as_ref()).map_err(|error| error.to_string())
             });
             scored.await
         }
@@ -171,43 +182,47 @@ async fn refuse(bus: &dyn Bus, delivery: &Delivery<Group>, reason: String) -> Re
 }
 
 /// Judges every rollout of a group, and makes examples of those that solve something exactly, or problems of those that
-/// wrote one.
+/// wrote one. What was sampled stays as it is; prompts are written anew.
 ///
 /// # Errors
-/// When the group's problem is not in its domain's language.
-pub fn score(group: Group, key: Option<&ProblemKey>) -> Result<ScoredGroup, domains::Error> {
+/// When the group's problem is not of its domain, or the domain cannot be asked in the language.
+pub fn score(language: &dyn Language, group: Group, key: Option<&ProblemKey>) -> Result<ScoredGroup, language::Error> {
     let domain = domain(group.task.request.domain())?.as_ref();
     match group.task.request.clone() {
-        Request::Solve { problem, origin, .. } => score_answers(domain, group, &problem, key, origin),
-        Request::Propose { niche, difficulty, .. } => {
-            let prompt = domain.propose_prompt(niche, difficulty);
-            score_proposals(domain, group, niche, prompt)
+        Request::Solve { problem, origin, .. } => {
+            score_answers(Examples::none(language, domain, origin), group, &problem, key)
         }
+        Request::Propose { niche, .. } => score_proposals(language, domain, group, niche),
     }
 }
 
 fn score_answers(
-    domain: &dyn Domain,
+    mut examples: Examples<'_>,
     group: Group,
     problem: &Problem,
     key: Option<&ProblemKey>,
-    origin: ProblemOrigin,
-) -> Result<ScoredGroup, domains::Error> {
+) -> Result<ScoredGroup, language::Error> {
+    let Examples { language, domain, .. } = examples;
+    let request = &group.task.request;
     let mut verdicts = Vec::with_capacity(group.rollouts.len());
-    let mut examples = Examples { domain, origin, executed: BTreeSet::new(), masks: Default::default(), made: vec![] };
-    for rollout in &group.rollouts {
-        let verdict = domain.judge_keyed(problem, key, &rollout.tokens)?;
+    for Rollout { tokens, .. } in &group.rollouts {
+        // What is not complete is no answer.
+        let Some(text) = language.text(request, tokens)? else {
+            verdicts.push(Verdict::Malformed);
+            continue;
+        };
+        let verdict = domain.judge(problem, key, &text)?.verdict;
         verdicts.push(verdict);
         if group.task.id.kind == TaskKind::Train {
-            examples.learn_from(problem, &rollout.tokens, verdict)?;
+            examples.learn_from(problem, Answer { tokens, text: &text }, verdict)?;
         }
     }
     Ok(ScoredGroup {
-        prompt: domain.prompt(problem)?,
+        prompt: language.open(request)?.prompt().to_vec(),
         niche: domain.niche(problem, key)?,
-        aim: domain.aim(problem, &[])?,
+        aim: domain.aim(problem, None)?,
         verdicts,
-        example_masks: examples.masks.into_masks(),
+        example_sets: examples.sets.into_sets(),
         examples: examples.made,
         proposals: Vec::new(),
         group,
@@ -216,46 +231,63 @@ fn score_answers(
 
 /// Training examples in the making.
 struct Examples<'a> {
+    language: &'a dyn Language,
     domain: &'a dyn Domain,
     /// Who wrote the problem that was posed.
     origin: ProblemOrigin,
     /// Problems that a machine has answered already.
     executed: BTreeSet<String>,
-    masks: MaskDictionary,
+    sets: SetDictionary,
     made: Vec<Example>,
 }
 
-impl Examples<'_> {
+/// An answer as it was sampled, and as its checker reads it.
+#[derive(Clone, Copy)]
+struct Answer<'a> {
+    tokens: &'a [TokenId],
+    text: &'a str,
+}
+
+impl<'a> Examples<'a> {
+    fn none(language: &'a dyn Language, domain: &'a dyn Domain, origin: ProblemOrigin) -> Examples<'a> {
+        let (executed, sets, made) = (BTreeSet::new(), SetDictionary::default(), Vec::new());
+        Examples { language, domain, origin, executed, sets, made }
+    }
+
     /// Adds what an answer teaches: the problem that it solves, and what running it settles.
-    fn learn_from(&mut self, problem: &Problem, answer: &[Token], verdict: Verdict) -> Result<(), domains::Error> {
+    fn learn_from(&mut self, problem: &Problem, answer: Answer<'_>, verdict: Verdict) -> Result<(), language::Error> {
         if verdict == Verdict::Correct {
             self.add(problem, answer, LabelOrigin::Solved)?;
-        } else if let Some(solved) = self.domain.hindsight(problem, answer)?.filter(|solved| solved != problem) {
+        } else if let Some(solved) = self.domain.hindsight(problem, answer.text)?.filter(|solved| solved != problem) {
             // Not the problem itself: its key may know better than what it shows.
             self.add(&solved, answer, LabelOrigin::Hindsight)?;
         }
-        for (settled, settled_answer) in self.domain.executions(problem, answer)? {
+        for (settled, text) in self.domain.executions(problem, answer.text)? {
             let is_solved_here = verdict == Verdict::Correct && settled == *problem;
             if !is_solved_here && self.executed.insert(settled.text.clone()) {
-                self.add(&settled, &settled_answer, LabelOrigin::Executor)?;
+                let Some(tokens) = self.language.spell(&settled, &text)? else { continue };
+                self.add(&settled, Answer { tokens: &tokens, text: &text }, LabelOrigin::Executor)?;
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, problem: &Problem, answer: &[Token], label_origin: LabelOrigin) -> Result<(), domains::Error> {
+    fn add(&mut self, problem: &Problem, answer: Answer<'_>, label_origin: LabelOrigin) -> Result<(), language::Error> {
         if self.domain.is_exam(problem) {
             return Ok(());
         }
-        let Some(choices) = trace(self.domain.grammar(problem)?, answer, &mut self.masks) else { return Ok(()) };
+        let request = Request::Solve { problem: problem.clone(), origin: self.origin, has_key: false };
+        let episode = self.language.open(&request)?;
+        let prompt = episode.prompt().to_vec();
+        let Some(choices) = trace(episode, answer.tokens, &mut self.sets) else { return Ok(()) };
         if !choices.is_empty() {
             self.made.push(Example {
-                prompt: self.domain.prompt(problem)?,
-                answer: answer.to_vec(),
+                prompt,
+                answer: answer.tokens.to_vec(),
                 choices,
                 problem_origin: self.origin,
                 label_origin,
-                aim: self.domain.aim(problem, answer)?,
+                aim: self.domain.aim(problem, Some(answer.text))?,
             });
         }
         Ok(())
@@ -263,24 +295,29 @@ impl Examples<'_> {
 }
 
 fn score_proposals(
+    language: &dyn Language,
     domain: &dyn Domain,
     group: Group,
     niche: Niche,
-    prompt: Vec<Token>,
-) -> Result<ScoredGroup, domains::Error> {
-    let mut masks = MaskDictionary::default();
+) -> Result<ScoredGroup, language::Error> {
+    let request = &group.task.request;
+    let prompt = language.open(request)?.prompt().to_vec();
+    let mut sets = SetDictionary::default();
     let mut verdicts = Vec::with_capacity(group.rollouts.len());
     let mut proposals = Vec::new();
     for (number, rollout) in group.rollouts.iter().enumerate() {
-        let admitted = domain.admit(niche, &rollout.tokens);
+        let text = language.text(request, &rollout.tokens)?;
+        let admitted = text.and_then(|text| domain.admit(niche, &text));
         verdicts.push(if admitted.is_some() { Verdict::Correct } else { Verdict::Incorrect });
         let Some(keyed) = admitted else { continue };
         let KeyedProblem { problem, key } = &keyed;
         let niche = domain.niche(problem, key.as_ref())?;
-        let Some(choices) = trace(domain.proposal_grammar(niche), &rollout.tokens, &mut masks) else { continue };
+        // As if it had been asked for that niche; how hard it is to be binds nothing.
+        let request = Request::Propose { domain: domain.name().to_owned(), niche, difficulty: Difficulty::Hard };
+        let Some(choices) = trace(language.open(&request)?, &rollout.tokens, &mut sets) else { continue };
         proposals.push(Proposal { rollout: number as u32, keyed, niche, choices });
     }
-    let example_masks = masks.into_masks();
+    let example_sets = sets.into_sets();
     let aim = Aim { level: domain.level_of(niche), goal: niche.0 };
-    Ok(ScoredGroup { prompt, niche, aim, verdicts, example_masks, examples: Vec::new(), proposals, group })
+    Ok(ScoredGroup { prompt, niche, aim, verdicts, example_sets, examples: Vec::new(), proposals, group })
 }

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use bus::{Bus, InProcess};
-use domains::{Grammar, MaskDictionary, Next, domain, registry};
+use domains::registry;
+use domains::symbols::vocabulary::VOCABULARY_SIZE;
+use language::{Episode, Language as _, Next, SymbolLanguage};
 use proto::{
-    ActionMask, Behavior, Choice, CounterRng, Difficulty, Digest, Envelope, Group, Message, Problem, ProblemOrigin,
-    Purpose, Request, Rollout, Sampling, StopReason, Task, TaskId, TaskKind, Token, VersionSpan,
+    Behavior, Choices, CounterRng, Difficulty, Digest, Envelope, Group, Legal, LegalTokens, Message, Problem,
+    ProblemOrigin, Purpose, Request, Rollout, Sampling, SetDictionary, StopReason, Task, TaskId, TaskKind, TokenId,
+    VersionSpan,
 };
 use tokio_util::sync::CancellationToken;
 use verifier::{Error, check_choices};
@@ -15,11 +18,7 @@ const NUM_ROLLOUTS: u32 = 4;
 
 /// Plays a task as actors do, with tokens drawn uniformly or the lowest legal ones preferred.
 fn played(request: Request, behavior: Behavior, max_tokens: u32) -> Group {
-    let domain = domain(request.domain()).unwrap();
-    let grammar = match &request {
-        Request::Solve { problem, .. } => domain.grammar(problem).unwrap(),
-        Request::Propose { niche, .. } => domain.proposal_grammar(*niche),
-    };
+    let episode = SymbolLanguage.open(&request).unwrap();
     let task = Task {
         id: TaskId { kind: TaskKind::Train, batch: 0, index: 0 },
         seed: 0,
@@ -32,40 +31,43 @@ fn played(request: Request, behavior: Behavior, max_tokens: u32) -> Group {
         sampling: Sampling { behavior, temperature: 1.0 },
         max_tokens,
     };
-    let mut masks = MaskDictionary::default();
+    let mut sets = SetDictionary::default();
     let rollouts = (0..u64::from(NUM_ROLLOUTS)).map(|attempt| {
         let mut rng = CounterRng::new(0, Purpose::Rollout, 0, 0, attempt);
-        rollout(grammar.fork(), behavior, max_tokens as usize, &mut masks, &mut rng)
+        rollout(episode.fork(), behavior, max_tokens as usize, &mut sets, &mut rng)
     });
     let rollouts = rollouts.collect();
-    Group { task, masks: masks.into_masks(), rollouts }
+    Group { task, sets: sets.into_sets(), rollouts }
 }
 
 fn rollout(
-    mut grammar: Box<dyn Grammar>,
+    mut episode: Box<dyn Episode>,
     behavior: Behavior,
     max_tokens: usize,
-    masks: &mut MaskDictionary,
+    sets: &mut SetDictionary,
     rng: &mut CounterRng,
 ) -> Rollout {
-    let (mut tokens, mut choices): (Vec<Token>, Vec<Choice>) = (Vec::new(), Vec::new());
+    let (mut tokens, mut choices, mut logprobs) = (Vec::<TokenId>::new(), Vec::new(), Vec::new());
     let stop = loop {
-        let token = match grammar.next() {
+        let token = match episode.next() {
             Next::Done => break StopReason::Complete,
             _ if tokens.len() >= max_tokens => break StopReason::Length,
             Next::Forced(token) => token,
-            Next::Choice(mask) => {
-                let num_drawn_from = if behavior == Behavior::UniformLegal { mask.len() } else { 2 };
-                let logprob = -(num_drawn_from as f32).ln();
-                choices.push(Choice { position: tokens.len() as u16, mask: masks.index_of(mask), logprob });
-                mask.iter().nth(rng.below(num_drawn_from as u64) as usize).unwrap()
+            Next::Choice(LegalTokens::Any) => panic!("a grammar names what is legal"),
+            Next::Choice(LegalTokens::Only(legal)) => {
+                let num_drawn_from = if behavior == Behavior::UniformLegal { legal.len() } else { 2 };
+                logprobs.push(-(num_drawn_from as f32).ln());
+                let drawn = legal.iter().nth(rng.below(num_drawn_from as u64) as usize).unwrap();
+                choices.push((tokens.len(), sets.refer(LegalTokens::Only(legal))));
+                drawn
             }
         };
-        assert!(grammar.push(token));
+        assert!(episode.push(token));
         tokens.push(token);
     };
     let versions = vec![VersionSpan { first_token: 0, policy_version: 0 }];
-    Rollout { tokens, choices, stop, versions, search: None }
+    let choices = Choices::new(tokens.len(), choices);
+    Rollout { tokens, choices, logprobs, values: None, search: None, stop, versions }
 }
 
 fn solve(domain: &str, text: &str) -> Request {
@@ -82,7 +84,7 @@ fn honest_groups_pass() {
             for index in 0..20 {
                 let keyed = domain.ladder(level.level, 5, index);
                 let niche = domain.niche(&keyed.problem, keyed.key.as_ref()).unwrap();
-                let max_tokens = domain.max_answer_tokens(&keyed.problem).unwrap();
+                let max_tokens = SymbolLanguage.room(&keyed.problem).unwrap().answer as u32;
                 let difficulty = Difficulty::Hard;
                 let propose = Request::Propose { domain: domain.name().to_owned(), niche, difficulty };
                 for behavior in [Behavior::Policy, Behavior::UniformLegal] {
@@ -90,11 +92,11 @@ fn honest_groups_pass() {
                     for (request, max_tokens) in [
                         (solve.clone(), max_tokens),
                         (solve, 1 + index as u32),
-                        (propose.clone(), domain.max_proposal_tokens(niche)),
+                        (propose.clone(), SymbolLanguage.proposal_room(domain.name(), niche).unwrap().answer as u32),
                     ] {
                         let group = played(request, behavior, max_tokens);
-                        assert_eq!(group.check(), Ok(()), "{group:?}");
-                        assert_eq!(check_choices(&group), Ok(()), "{group:?}");
+                        assert_eq!(group.check(VOCABULARY_SIZE), Ok(()), "{group:?}");
+                        assert_eq!(check_choices(&SymbolLanguage, &group), Ok(()), "{group:?}");
                         let cut_short = group.rollouts.iter().filter(|rollout| rollout.stop == StopReason::Length);
                         num_cut_short += cut_short.count();
                     }
@@ -105,80 +107,89 @@ fn honest_groups_pass() {
     assert!(num_cut_short > 100, "{num_cut_short}");
 }
 
-/// Enters a changed copy of a mask, as the last one; returns its index.
-fn other_mask(group: &mut Group, mask: u16, change: impl Fn(&mut Vec<Token>)) -> u16 {
-    let mut tokens: Vec<Token> = group.masks[usize::from(mask)].iter().collect();
+/// Says of a choice that it was among a changed copy of its set.
+fn change_set(group: &mut Group, rollout: usize, choice: usize, change: impl Fn(&mut Vec<TokenId>)) {
+    let legal = &mut group.rollouts[rollout].choices.legal[choice];
+    let Legal::Set(set) = *legal else { panic!("a grammar names what is legal") };
+    *legal = Legal::Set(group.sets.len() as u32);
+    let mut tokens: Vec<TokenId> = group.sets[set as usize].iter().collect();
     change(&mut tokens);
-    group.masks.push(tokens.into_iter().collect());
-    (group.masks.len() - 1) as u16
+    group.sets.push(tokens.into_iter().collect());
 }
 
-fn token_of(rollout: &Rollout, choice: usize) -> Token {
-    rollout.tokens[usize::from(rollout.choices[choice].position)]
+fn change_choices(rollout: &mut Rollout, change: impl Fn(&mut Vec<(usize, Legal)>)) {
+    let mut choices: Vec<(usize, Legal)> = rollout.choices.iter().collect();
+    change(&mut choices);
+    rollout.choices = Choices::new(rollout.tokens.len(), choices);
+    rollout.logprobs.resize(rollout.choices.len(), -0.1);
+}
+
+fn token_of(rollout: &Rollout, choice: usize) -> TokenId {
+    rollout.tokens[rollout.choices.iter().nth(choice).unwrap().0]
 }
 
 #[test]
 fn forged_choices_are_refused() {
     type Forge = fn(&mut Group);
-    let cases: [(&str, Forge, &str); 11] = [
+    let cases: [(&str, Forge, &str); 12] = [
         (
-            "a wider mask",
-            |group| {
-                let wider = other_mask(group, group.rollouts[1].choices[0].mask, |tokens| tokens.push(250));
-                group.rollouts[1].choices[0].mask = wider;
-            },
-            "rollout 1: expected the language's mask of ",
+            "a wider set",
+            |group| change_set(group, 1, 0, |tokens| tokens.push(250)),
+            "rollout 1: expected the language's set of ",
         ),
         (
-            "a narrower mask",
+            "a narrower set",
             |group| {
                 let kept = token_of(&group.rollouts[1], 0);
-                let mask = group.rollouts[1].choices[0].mask;
-                let narrower = other_mask(group, mask, |tokens| tokens.retain(|token| *token == kept));
-                group.rollouts[1].choices[0].mask = narrower;
+                change_set(group, 1, 0, |tokens| tokens.retain(|token| *token == kept));
             },
-            "got another, of 1",
+            ", got set of 1 tokens",
         ),
         (
-            "another mask of as many tokens",
+            "another set of as many tokens",
             |group| {
                 let kept = token_of(&group.rollouts[0], 1);
-                let mask = group.rollouts[0].choices[1].mask;
-                let other = other_mask(group, mask, |tokens| {
+                change_set(group, 0, 1, |tokens| {
                     let gone = tokens.iter().position(|token| *token != kept).unwrap();
                     tokens[gone] = 250;
                 });
-                group.rollouts[0].choices[1].mask = other;
             },
-            "rollout 0: expected the language's mask of ",
+            "rollout 0: expected the language's set of ",
         ),
+        ("the whole vocabulary", |group| group.rollouts[2].choices.legal[1] = Legal::Any, ", got any token"),
         (
             "a position that is forced",
             |group| {
-                let Group { masks, rollouts, .. } = group;
-                let Rollout { tokens, choices, .. } = &mut rollouts[0];
-                let choice = choices.last_mut().unwrap();
-                choice.position += 1;
-                let token = tokens[usize::from(choice.position)];
-                masks.push([token, 250].into_iter().collect());
-                choice.mask = (masks.len() - 1) as u16;
+                let Group { sets, rollouts, .. } = group;
+                let tokens = rollouts[0].tokens.clone();
+                let set = Legal::Set(sets.len() as u32);
+                change_choices(&mut rollouts[0], |choices| {
+                    let (position, legal) = choices.last_mut().unwrap();
+                    (*position, *legal) = (*position + 1, set);
+                });
+                let forced = rollouts[0].choices.iter().last().unwrap().0;
+                sets.push([tokens[forced], 250].into_iter().collect());
             },
             "rollout 0: expected a choice of token ",
         ),
-        ("a choice that is left out", |group| assert!(group.rollouts[3].choices.pop().is_some()), ", got none"),
+        (
+            "a choice that is left out",
+            |group| change_choices(&mut group.rollouts[3], |choices| assert!(choices.pop().is_some())),
+            ", got none",
+        ),
         (
             "the first choice left out",
-            |group| _ = group.rollouts[3].choices.remove(0),
+            |group| change_choices(&mut group.rollouts[3], |choices| _ = choices.remove(0)),
             "a choice of token 0, got one of",
         ),
         (
             "a choice where one token is legal",
             |group| {
-                let Group { masks, rollouts, .. } = group;
-                let Rollout { tokens, choices, .. } = &mut rollouts[2];
-                let last = Choice { position: (tokens.len() - 1) as u16, mask: masks.len() as u16, logprob: -0.1 };
-                masks.push([*tokens.last().unwrap()].into_iter().collect());
-                choices.push(last);
+                let Group { sets, rollouts, .. } = group;
+                let last = rollouts[2].tokens.len() - 1;
+                let set = Legal::Set(sets.len() as u32);
+                sets.push([rollouts[2].tokens[last]].into_iter().collect());
+                change_choices(&mut rollouts[2], |choices| choices.push((last, set)));
             },
             "rollout 2: expected no choice of token ",
         ),
@@ -196,39 +207,43 @@ fn forged_choices_are_refused() {
             "an answer that breaks off",
             |group| {
                 let Rollout { tokens, choices, .. } = &mut group.rollouts[3];
-                tokens.truncate(usize::from(choices.last().unwrap().position) + 1);
+                tokens.truncate(choices.iter().last().unwrap().0 + 1);
             },
             "rollout 3: expected a complete answer",
         ),
         (
-            "masks in another order",
+            "sets in another order",
             |group| {
-                let Group { masks, rollouts, .. } = group;
-                masks.swap(0, 1);
-                let choices = rollouts.iter_mut().flat_map(|rollout| &mut rollout.choices);
-                choices.filter(|choice| choice.mask < 2).for_each(|choice| choice.mask = 1 - choice.mask);
+                let Group { sets, rollouts, .. } = group;
+                sets.swap(0, 1);
+                for legal in rollouts.iter_mut().flat_map(|rollout| &mut rollout.choices.legal) {
+                    match legal {
+                        Legal::Set(set @ 0..2) => *set = 1 - *set,
+                        _ => {}
+                    }
+                }
             },
-            "expected masks in order of first use",
+            "expected sets in order of first use",
         ),
     ];
     for behavior in [Behavior::Policy, Behavior::UniformLegal] {
         for (what, forge, expected) in &cases {
             let mut group = played(solve("countdown", "20 12 6 1 -> 50"), behavior, 20);
-            check_choices(&group).unwrap();
+            check_choices(&SymbolLanguage, &group).unwrap();
             forge(&mut group);
-            let refusal = check_choices(&group).expect_err(what);
+            let refusal = check_choices(&SymbolLanguage, &group).expect_err(what);
             assert!(refusal.contains(expected), "{what}: {refusal}");
-            assert_eq!(group.check(), Ok(()), "{what}: only the language tells");
+            assert_eq!(group.check(VOCABULARY_SIZE), Ok(()), "{what}: only the language tells");
         }
     }
     // Answers of a language in which a proposal is not legal.
     let mut group = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 20);
     group.task.request = solve("countdown", "20 12 6 2 -> 50");
-    check_choices(&group).unwrap_err();
+    check_choices(&SymbolLanguage, &group).unwrap_err();
     group.task.request = solve("countdown", "no problem");
-    check_choices(&group).unwrap_err();
+    check_choices(&SymbolLanguage, &group).unwrap_err();
     group.task.request = solve("chess", "e4");
-    check_choices(&group).unwrap_err();
+    check_choices(&SymbolLanguage, &group).unwrap_err();
 }
 
 /// A short answer that says that it was cut short: actors stop at the limit, not before.
@@ -236,9 +251,9 @@ fn forged_choices_are_refused() {
 fn answers_are_cut_short_at_the_limit() {
     let mut group = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 7);
     assert!(group.rollouts.iter().all(|rollout| rollout.stop == StopReason::Length));
-    check_choices(&group).unwrap();
+    check_choices(&SymbolLanguage, &group).unwrap();
     group.task.max_tokens = 8;
-    let refusal = check_choices(&group).unwrap_err();
+    let refusal = check_choices(&SymbolLanguage, &group).unwrap_err();
     assert_eq!(refusal, "rollout 0: expected 8 tokens of an answer that was cut short, got 7");
 }
 
@@ -247,8 +262,9 @@ fn answers_are_cut_short_at_the_limit() {
 fn probabilities_that_are_none_are_refused() {
     for logprob in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5] {
         let mut group = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 20);
-        group.rollouts[0].choices[0].logprob = logprob;
-        assert_eq!(group.check(), Err("expected logprobs".to_owned()), "{logprob}");
+        group.rollouts[0].logprobs[0] = logprob;
+        let says = "expected a log-probability of every choice";
+        assert_eq!(group.check(VOCABULARY_SIZE), Err(says.to_owned()), "{logprob}");
     }
 }
 
@@ -258,11 +274,11 @@ async fn a_verifier_judges_no_forged_group() {
     let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
     let honest = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 20);
     let mut forged = honest.clone();
-    let all: ActionMask = (0..256).collect();
-    forged.masks[0] = all;
-    assert_eq!(forged.check(), Ok(()));
+    forged.sets[0] = (0..256).collect();
+    assert_eq!(forged.check(VOCABULARY_SIZE), Ok(()));
     let publish = async |body| bus.publish_group(Message { envelope: Envelope::default(), body }).await.unwrap();
-    let verifier = tokio::spawn(verifier::run(NUM_ROLLOUTS, bus.clone(), CancellationToken::new()));
+    let verifier =
+        tokio::spawn(verifier::run(NUM_ROLLOUTS, Arc::new(SymbolLanguage), bus.clone(), CancellationToken::new()));
     publish(honest.clone()).await;
     assert_eq!(bus.next_scored().await.unwrap().message.body.group, honest);
     publish(forged).await;
@@ -270,7 +286,7 @@ async fn a_verifier_judges_no_forged_group() {
     let Error::Group { task, reason } = error else { panic!("{error}") };
     assert_eq!(task, honest.task.id);
     assert!(
-        reason.starts_with("rollout 0: expected the language's mask of ") && reason.ends_with(", of 256"),
+        reason.starts_with("rollout 0: expected the language's set of ") && reason.ends_with("set of 256 tokens"),
         "{reason}"
     );
 }

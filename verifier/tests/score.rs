@@ -1,25 +1,33 @@
 //! Verdicts and examples of groups, and what a hostile actor cannot do.
 
-use domains::{Next, domain, exam};
+use domains::{domain, exam};
+use language::{Language as _, Next, SymbolLanguage, enumerate_answers};
 use proptest::prelude::*;
 use proto::{
-    ActionMask, Behavior, Choice, Difficulty, Digest, Group, LabelOrigin, Niche, Problem, ProblemKey, ProblemOrigin,
-    Request, Rollout, Sampling, StopReason, Task, TaskId, TaskKind, Token, Verdict,
+    Behavior, Choices, Difficulty, Digest, Group, LabelOrigin, Legal, LegalTokens, Niche, Problem, ProblemKey,
+    ProblemOrigin, Request, Rollout, Sampling, ScoredGroup, StopReason, Task, TaskId, TaskKind, TokenId, TokenSet,
+    Verdict,
 };
-use verifier::score;
+
+/// Scores a group of the symbol language.
+fn score(group: Group, key: Option<&ProblemKey>) -> Result<ScoredGroup, language::Error> {
+    verifier::score(&SymbolLanguage, group, key)
+}
 
 fn solve(domain: &str, problem: &str) -> Request {
     let problem = Problem { domain: domain.to_owned(), text: problem.to_owned() };
     Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false }
 }
 
-fn group(problem: &str, kind: TaskKind, answers: &[&[Token]]) -> Group {
+fn group(problem: &str, kind: TaskKind, answers: &[&[TokenId]]) -> Group {
     let rollouts = answers.iter().map(|answer| Rollout {
         tokens: answer.to_vec(),
-        choices: vec![Choice { position: 60_000, mask: 9, logprob: f32::NAN }],
+        choices: Choices { positions: Some(vec![60_000]), legal: vec![Legal::Set(9)] },
+        logprobs: vec![f32::NAN],
+        values: None,
+        search: None,
         stop: StopReason::Complete,
         versions: Vec::new(),
-        search: None,
     });
     Group {
         task: Task {
@@ -34,13 +42,13 @@ fn group(problem: &str, kind: TaskKind, answers: &[&[Token]]) -> Group {
             sampling: Sampling { behavior: Behavior::Policy, temperature: 1.0 },
             max_tokens: 20,
         },
-        masks: Vec::new(),
+        sets: Vec::new(),
         rollouts: rollouts.collect(),
     }
 }
 
 /// 112 is `*`, 110 is `+`, 114 is `=`.
-const SOLVES_82: [Token; 10] = [25, 112, 3, 114, 75, 75, 110, 7, 114, 82];
+const SOLVES_82: [TokenId; 10] = [25, 112, 3, 114, 75, 75, 110, 7, 114, 82];
 
 #[test]
 fn solved_and_missed_both_become_examples_of_what_they_solve() {
@@ -54,22 +62,24 @@ fn solved_and_missed_both_become_examples_of_what_they_solve() {
     assert_ne!(missed.prompt, scored.prompt);
 }
 
-/// Masks and positions of examples come from the grammar, never from the actor (whose are nonsense here).
+/// Sets and positions of examples come from the grammar, never from the actor (whose are nonsense here).
 #[test]
-fn masks_are_derived_anew() {
+fn sets_are_derived_anew() {
     let scored = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82]), None).unwrap();
-    let problem = scored.group.task.request.problem().unwrap();
-    let mut grammar = domain("countdown").unwrap().grammar(problem).unwrap();
-    let mut expected: Vec<(usize, ActionMask)> = Vec::new();
+    let mut grammar = SymbolLanguage.open(&scored.group.task.request).unwrap();
+    let mut expected: Vec<(usize, TokenSet)> = Vec::new();
     for (position, token) in SOLVES_82.iter().enumerate() {
-        if let Next::Choice(mask) = grammar.next() {
-            expected.push((position, mask));
+        if let Next::Choice(LegalTokens::Only(legal)) = grammar.next() {
+            expected.push((position, legal));
         }
         assert!(grammar.push(*token));
     }
+    let set = |legal| match legal {
+        Legal::Set(set) => scored.example_sets[set as usize].clone(),
+        Legal::Any => panic!("a grammar names what is legal"),
+    };
     let choices = scored.examples[0].choices.iter();
-    let derived: Vec<_> =
-        choices.map(|choice| (usize::from(choice.position), scored.example_masks[usize::from(choice.mask)])).collect();
+    let derived: Vec<_> = choices.map(|(position, legal)| (position, set(legal))).collect();
     assert_eq!(derived, expected);
     assert!(!derived.is_empty());
 }
@@ -79,8 +89,12 @@ fn nothing_of_an_exam_becomes_an_example() {
     let sat = exam("countdown-3").unwrap();
     let domain = domain("countdown").unwrap();
     for problem in sat.test.iter().chain(&sat.dev).take(200) {
-        let mut answers = domains::enumerate_answers(domain.grammar(problem).unwrap());
-        let solution = answers.find(|answer| domain.judge(problem, answer).unwrap() == Verdict::Correct).unwrap();
+        let request = solve("countdown", &problem.text);
+        let is_right = |answer: &Vec<TokenId>| {
+            let text = SymbolLanguage.text(&request, answer).unwrap().unwrap();
+            domain.judge(problem, None, &text).unwrap().verdict == Verdict::Correct
+        };
+        let solution = enumerate_answers(SymbolLanguage.open(&request).unwrap()).find(is_right).unwrap();
         // Posed as itself, and reached by hindsight from another target.
         let other = problem.text.split("->").next().unwrap().to_owned() + "-> 1";
         for text in [&problem.text, &other] {
@@ -92,9 +106,9 @@ fn nothing_of_an_exam_becomes_an_example() {
 #[test]
 fn evaluations_make_no_examples_and_nonsense_makes_no_panic() {
     assert!(score(group("25 7 3 -> 82", TaskKind::Evaluate, &[&SOLVES_82]), None).unwrap().examples.is_empty());
-    let nonsense: [&[Token]; 4] = [&[], &[Token::MAX; 40], &[25, 112], &[25, 112, 3, 114, 76, 76, 110, 7, 114, 83]];
+    let nonsense: [&[TokenId]; 4] = [&[], &[TokenId::MAX; 40], &[25, 112], &[25, 112, 3, 114, 76, 76, 110, 7, 114, 83]];
     let scored = score(group("25 7 3 -> 83", TaskKind::Train, &nonsense), None).unwrap();
-    let expected = [Verdict::Incorrect, Verdict::Malformed, Verdict::Malformed, Verdict::Incorrect];
+    let expected = [Verdict::Malformed, Verdict::Malformed, Verdict::Malformed, Verdict::Incorrect];
     assert_eq!(scored.verdicts, expected);
     assert!(scored.examples.is_empty());
     assert!(score(group("no problem", TaskKind::Train, &[]), None).is_err());
@@ -110,22 +124,14 @@ fn verdicts_do_not_depend_on_what_was_judged_before() {
         assert_eq!(scored.verdicts[0] == Verdict::Correct, target == 82);
     }
     let last = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82, &[25], &[]]), None).unwrap();
-    assert_eq!(
-        (last.verdicts, last.examples, last.example_masks),
-        (first.verdicts, first.examples, first.example_masks)
-    );
+    assert_eq!((last.verdicts, last.examples, last.example_sets), (first.verdicts, first.examples, first.example_sets));
 }
 
 fn of_programs(problem: &str, answers: &[&str]) -> Group {
     let domain = domain("programs").unwrap();
     let problem = domain.problem_from_text(problem).unwrap();
-    let tokens: Vec<Vec<Token>> = answers
-        .iter()
-        .map(|text| {
-            let mut legal = domains::enumerate_answers(domain.grammar(&problem).unwrap());
-            legal.find(|answer| domain.render_answer(answer) == *text).unwrap()
-        })
-        .collect();
+    let tokens: Vec<Vec<TokenId>> =
+        answers.iter().map(|text| SymbolLanguage.spell(&problem, text).unwrap().unwrap()).collect();
     let mut group = group("", TaskKind::Train, &tokens.iter().map(Vec::as_slice).collect::<Vec<_>>());
     group.task.request = solve("programs", &problem.text);
     group
@@ -163,7 +169,7 @@ fn programs_that_are_shown_are_run_by_the_executor() {
 #[test]
 fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
     let countdown = domain("countdown").unwrap();
-    let propose = |niche, answers: &[&[Token]]| {
+    let propose = |niche, answers: &[&[TokenId]]| {
         let mut group = group("", TaskKind::Train, answers);
         let domain = "countdown".to_owned();
         group.task.request = Request::Propose { domain, niche, difficulty: Difficulty::Hard };
@@ -171,8 +177,8 @@ fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
     };
     let three_numbers = Niche(0x0003_0000);
     // 25 7 3 -> 82 has a solution, 25 25 25 -> 90 has none; the others are not in the language.
-    let nonsense: [&[Token]; 6] =
-        [&[25, 7, 3, 82], &[25, 25, 25, 90], &[3, 7, 25, 82], &[7, 3, 82], &[], &[Token::MAX; 4]];
+    let nonsense: [&[TokenId]; 6] =
+        [&[25, 7, 3, 82], &[25, 25, 25, 90], &[3, 7, 25, 82], &[7, 3, 82], &[], &[TokenId::MAX; 4]];
     let scored = propose(three_numbers, &nonsense);
     assert_eq!(scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count(), 1);
     assert!(scored.examples.is_empty());
@@ -180,10 +186,10 @@ fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
     assert_eq!((proposal.rollout, &proposal.keyed.problem.text[..]), (0, "25 7 3 -> 82"));
     assert_eq!(proposal.niche, countdown.niche(&proposal.keyed.problem, None).unwrap());
     assert_eq!(countdown.describe_niche(proposal.niche), "3 numbers, target 80 to 89, + *");
-    assert_eq!(proposal.choices.iter().map(|choice| choice.position).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(proposal.choices.iter().map(|(position, _)| position).collect::<Vec<_>>(), [0, 1, 2, 3]);
     for problem in &exam("countdown-3").unwrap().test[..200] {
         let (numbers, target) = problem.text.split_once(" -> ").unwrap();
-        let mut tokens: Vec<Token> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
+        let mut tokens: Vec<TokenId> = numbers.split(' ').map(|number| number.parse().unwrap()).collect();
         tokens.push(target.parse().unwrap());
         assert!(propose(three_numbers, &[&tokens]).proposals.is_empty(), "{}", problem.text);
     }
@@ -221,7 +227,7 @@ proptest! {
     fn no_group_makes_a_panic(
         request in request(),
         key in prop::option::of(text()),
-        answers in prop::collection::vec(prop::collection::vec(0..256 as Token, 0..24), 0..4),
+        answers in prop::collection::vec(prop::collection::vec(0..256 as TokenId, 0..24), 0..4),
         is_evaluation: bool,
     ) {
         let kind = if is_evaluation { TaskKind::Evaluate } else { TaskKind::Train };

@@ -40,18 +40,27 @@ fn incorrect<T>(reason: impl Into<String>) -> Result<T, Refusal> {
     Err((Verdict::Incorrect, reason.into()))
 }
 
+/// Returns what an answer ends in that follows the rules, whatever the target; `None` where it does not follow them.
+pub(super) fn value_reached(problem: &Stated, answer: &str) -> Option<u64> {
+    follow(problem, answer).ok()
+}
+
 fn check(problem: &Stated, answer: &str) -> Result<(), Refusal> {
+    let reached = follow(problem, answer)?;
+    if reached == problem.target { Ok(()) } else { incorrect(format!("ends in {reached}, not {}", problem.target)) }
+}
+
+fn follow(problem: &Stated, answer: &str) -> Result<u64, Refusal> {
     if answer.len() > MAX_TEXT_BYTES {
         return malformed(format!("expected an answer of up to {MAX_TEXT_BYTES} bytes, got {}", answer.len()));
     }
-    let reached = match lines(answer)?[..] {
-        [only] => follow_expression(problem, only)?,
+    match lines(answer)?[..] {
+        [only] => follow_expression(problem, only),
         ref steps => {
             let steps: Vec<Step> = steps.iter().map(|step| Step::read(step)).collect::<Result<_, _>>()?;
-            follow_steps(problem, &steps)?
+            follow_steps(problem, &steps)
         }
-    };
-    if reached == problem.target { Ok(()) } else { incorrect(format!("ends in {reached}, not {}", problem.target)) }
+    }
 }
 
 /// Splits an answer into its steps. Line breaks are white space as well, so that blank lines are no steps.

@@ -9,24 +9,19 @@
 //! judged without one, and a policy is asked it in the smallest bound that it fits in.
 
 mod answer;
-mod grammar;
 mod propose;
 mod puzzle;
 mod stated;
+mod symbols;
 
-use proto::{
-    Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Purpose,
-    Token, Verdict,
-};
+use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose};
 
-use self::grammar::StepsGrammar;
-use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, Puzzle, SMALL_BOUND, read_steps};
+use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, Puzzle, SMALL_BOUND};
 use self::stated::{NO_MAX, Stated};
 use crate::exam::{ExamSpec, exam_contains};
-use crate::grammar::Grammar;
 use crate::json::Refusal;
-use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, NUM_DIGITS, ROLE_SOLVE, spell, token_name};
-use crate::{Domain, Error, Judged};
+use crate::symbols::Symbols;
+use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder};
 
 /// The countdown domain.
 #[derive(Clone, Copy, Debug)]
@@ -62,13 +57,26 @@ const LADDER_LEVELS: [LadderLevel; 5] = [
     LadderLevel { level: 5, description: "5 numbers from 1 to 25, target 10 to 99" },
 ];
 
+/// The domain whose exams both variants sit.
+const EXAMS_OF: &str = "countdown";
+
 const EXAM_SPECS: [ExamSpec; 3] = [
     ExamSpec { name: "countdown-3", domain: "countdown", level: 2 },
     ExamSpec { name: "countdown-4", domain: "countdown", level: 3 },
     ExamSpec { name: "countdown-sos", domain: "countdown", level: 4 },
 ];
 
-impl ProblemSource for Countdown {
+impl Domain for Countdown {
+    fn symbols(&self) -> Option<&dyn Symbols> {
+        Some(self)
+    }
+
+    fn exams(&self) -> Option<&dyn Exams> {
+        Some(self)
+    }
+}
+
+impl Ladder for Countdown {
     fn name(&self) -> &'static str {
         if self.calculator { "countdown" } else { "countdown-no-calculator" }
     }
@@ -100,14 +108,6 @@ impl ProblemSource for Countdown {
         Some(KeyedProblem { problem: self.problem(&mutant), key: None })
     }
 
-    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<Token> {
-        propose::Kind::of(niche).prompt(difficulty)
-    }
-
-    fn max_proposal_tokens(&self, niche: Niche) -> u32 {
-        propose::Kind::of(niche).num_numbers as u32 + 1
-    }
-
     fn describe_niche(&self, niche: Niche) -> String {
         propose::Kind::of(niche).to_string()
     }
@@ -117,7 +117,7 @@ impl ProblemSource for Countdown {
     }
 
     fn is_exam(&self, problem: &Problem) -> bool {
-        let contains = |text: &str| exam_contains(self.sits_exams_of(), &Digest::of_bytes(text.as_bytes()));
+        let contains = |text: &str| exam_contains(EXAMS_OF, &Digest::of_bytes(text.as_bytes()));
         match problem.text.strip_suffix(NO_MAX) {
             // Without its bound it is no other question.
             Some(bare) => contains(bare) || contains(&format!("{bare} max {LARGE_BOUND}")),
@@ -126,80 +126,50 @@ impl ProblemSource for Countdown {
     }
 }
 
-impl Domain for Countdown {
-    fn description(&self) -> &'static str {
-        if self.calculator {
-            "combine all the given numbers into the target; the results of steps are filled in"
-        } else {
-            "combine all the given numbers into the target; the policy does the arithmetic as well"
-        }
-    }
-
-    fn prompt(&self, problem: &Problem) -> Result<Vec<Token>, Error> {
-        let puzzle = self.puzzle(problem)?;
-        let mut tokens = vec![ROLE_SOLVE, if puzzle.bound > SMALL_BOUND { COUNTDOWN_LARGE } else { COUNTDOWN }];
-        tokens.extend(spell(puzzle.target));
-        puzzle.numbers.iter().for_each(|number| tokens.extend(spell(*number)));
-        Ok(tokens)
-    }
-
-    fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error> {
-        Ok(Box::new(StepsGrammar::new(self.puzzle(problem)?, self.calculator)))
-    }
-
-    fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error> {
-        let puzzle = self.puzzle(problem)?;
-        let integer_tokens = if puzzle.bound > SMALL_BOUND { NUM_DIGITS } else { 1 };
-        Ok((puzzle.numbers.len() as u32 - 1) * (3 * integer_tokens + 2))
-    }
-
-    fn judge_keyed(&self, problem: &Problem, _key: Option<&ProblemKey>, answer: &[Token]) -> Result<Verdict, Error> {
-        let puzzle = self.puzzle(problem)?;
-        Ok(read_steps(answer).map_or(Verdict::Malformed, |steps| puzzle.judge(&steps)))
-    }
-
-    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Judged, Error> {
+impl Checker for Countdown {
+    fn judge(&self, problem: &Problem, _key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error> {
         Ok(answer::judge(&self.stated(problem)?, answer))
     }
 
-    fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error> {
+    /// The problem shows all that its checker knows.
+    fn may_be_searched(&self, _problem: &Problem) -> bool {
+        true
+    }
+
+    fn hindsight(&self, problem: &Problem, answer: &str) -> Result<Option<Problem>, Error> {
         let puzzle = self.puzzle(problem)?;
-        let reached = read_steps(answer).and_then(|steps| puzzle.value_reached(&steps));
+        let bounded = Stated { bound: Some(puzzle.bound.into()), ..self.stated(problem)? };
+        let reached = answer::value_reached(&bounded, answer).and_then(|value| u32::try_from(value).ok());
         Ok(reached
             .filter(|value| targets(puzzle.bound).contains(value))
             .map(|target| self.problem(&Puzzle { target, ..puzzle })))
-    }
-
-    fn aim(&self, problem: &Problem, _answer: &[Token]) -> Result<Aim, Error> {
-        let puzzle = self.puzzle(problem)?;
-        let num_numbers = puzzle.numbers.len();
-        let level = level(|family| (family.num_numbers, family.bound) == (num_numbers, puzzle.bound));
-        Ok(Aim { level, goal: puzzle.target.into() })
     }
 
     fn niche(&self, problem: &Problem, _key: Option<&ProblemKey>) -> Result<Niche, Error> {
         Ok(propose::Kind::of_puzzle(&self.puzzle(problem)?).niche())
     }
 
-    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar> {
-        Box::new(propose::Kind::of(niche).grammar())
-    }
-
     /// Admits what has a solution; exhaustive search tells.
-    fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem> {
+    fn admit(&self, niche: Niche, proposal: &str) -> Option<KeyedProblem> {
         let puzzle = propose::Kind::of(niche).read(proposal)?;
         let problem = self.problem(&puzzle);
         (puzzle.is_solvable() && !self.is_exam(&problem)).then_some(KeyedProblem { problem, key: None })
     }
 
-    fn render_answer(&self, answer: &[Token]) -> String {
-        match read_steps(answer) {
-            Some(steps) => steps
-                .iter()
-                .map(|step| format!("{} {} {} = {}", step.first, token_name(step.operator), step.second, step.result))
-                .collect::<Vec<_>>()
-                .join("; "),
-            None => answer.iter().map(|token| token_name(*token)).collect::<Vec<_>>().join(" "),
+    fn aim(&self, problem: &Problem, _answer: Option<&str>) -> Result<Aim, Error> {
+        let puzzle = self.puzzle(problem)?;
+        let num_numbers = puzzle.numbers.len();
+        let level = level(|family| (family.num_numbers, family.bound) == (num_numbers, puzzle.bound));
+        Ok(Aim { level, goal: puzzle.target.into() })
+    }
+}
+
+impl Forms for Countdown {
+    fn description(&self) -> &'static str {
+        if self.calculator {
+            "combine all the given numbers into the target; the results of steps are filled in"
+        } else {
+            "combine all the given numbers into the target; the policy does the arithmetic as well"
         }
     }
 
@@ -224,16 +194,18 @@ impl Domain for Countdown {
         }
         Ok(json)
     }
+}
 
-    fn sits_exams_of(&self) -> &'static str {
-        "countdown"
+impl Exams for Countdown {
+    fn of(&self) -> &'static str {
+        EXAMS_OF
     }
 
-    fn exam_specs(&self) -> &'static [ExamSpec] {
+    fn specs(&self) -> &'static [ExamSpec] {
         if self.calculator { &EXAM_SPECS } else { &[] }
     }
 
-    fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem> {
+    fn candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem> {
         let mut rng = CounterRng::new(0, Purpose::Exam, u64::from(exam.level), index, 0);
         let puzzle = family(exam.level).draw(&mut rng);
         puzzle.is_solvable().then(|| self.problem(&puzzle))
@@ -302,8 +274,6 @@ fn targets(bound: u32) -> std::ops::RangeInclusive<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grammar::Next;
-    use crate::vocabulary::{DIVIDE, MULTIPLY};
 
     const DOMAIN: Countdown = Countdown { calculator: true };
 
@@ -342,30 +312,9 @@ mod tests {
         for text in ["3 7 25 -> 78", "25 7 3 -> 078", "25 7 3 ->  78", "25 7 3 -> 78 max 99", "25 7 3 -> 78 "] {
             let problem = Problem { domain: "countdown".to_owned(), text: text.to_owned() };
             assert!(DOMAIN.prompt(&problem).is_err(), "{text:?} is not canonical");
-            assert!(DOMAIN.judge_text(&problem, "25 * 3 + 7").is_err(), "{text:?} is not canonical");
+            assert!(DOMAIN.judge(&problem, None, "25 * 3 + 7").is_err(), "{text:?} is not canonical");
         }
         let other = Problem { domain: "countdown-no-calculator".to_owned(), text: "25 7 3 -> 78".to_owned() };
-        assert!(DOMAIN.judge_text(&other, "25 * 3 + 7").is_err(), "a problem of another domain");
-    }
-
-    #[test]
-    fn calculator_forces_results() {
-        let problem = DOMAIN.problem_from_text("99 98 -> 9702 max 9999").unwrap();
-        let mut grammar = DOMAIN.grammar(&problem).unwrap();
-        let mut answer = Vec::new();
-        loop {
-            let token = match grammar.next() {
-                Next::Done => break,
-                Next::Forced(token) => token,
-                Next::Choice(mask) => {
-                    assert!(mask.contains(MULTIPLY) && !mask.contains(DIVIDE));
-                    MULTIPLY
-                }
-            };
-            assert!(grammar.push(token));
-            answer.push(token);
-        }
-        assert_eq!(DOMAIN.render_answer(&answer), "99 * 98 = 9702");
-        assert_eq!(DOMAIN.judge(&problem, &answer).unwrap(), Verdict::Correct);
+        assert!(DOMAIN.judge(&other, None, "25 * 3 + 7").is_err(), "a problem of another domain");
     }
 }

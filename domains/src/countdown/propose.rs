@@ -5,11 +5,12 @@
 
 use std::fmt;
 
-use proto::{CounterRng, Difficulty, Niche, Token};
+use proto::{CounterRng, Difficulty, Niche, TokenId};
 
 use super::puzzle::{LARGE_BOUND, MAX_NUMBERS, OPERATORS, Puzzle, SMALL_BOUND};
-use crate::grammar::{Grammar, Next};
-use crate::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, ROLE_PROPOSE, difficulty_token, token_name};
+use super::stated::integer;
+use crate::symbols::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, ROLE_PROPOSE, base_name, difficulty_token};
+use crate::symbols::{Grammar, Next};
 
 /// Largest number of a proposal with intermediate results up to 99; the others go to 99.
 const MAX_SMALL_NUMBER: u32 = 25;
@@ -59,9 +60,9 @@ impl Kind {
         self.num_numbers == num_numbers && self.is_large == (bound > SMALL_BOUND)
     }
 
-    pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<Token> {
+    pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<TokenId> {
         let domain = if self.is_large { COUNTDOWN_LARGE } else { COUNTDOWN };
-        let mut tokens = vec![ROLE_PROPOSE, domain, self.num_numbers as Token, Token::from(self.bucket)];
+        let mut tokens = vec![ROLE_PROPOSE, domain, self.num_numbers as TokenId, TokenId::from(self.bucket)];
         tokens.extend(self.operators());
         tokens.push(difficulty_token(difficulty));
         tokens
@@ -71,11 +72,12 @@ impl Kind {
         ProposalGrammar { numbers_left: self.num_numbers, largest: self.max_number(), is_done: false }
     }
 
-    /// Reads a proposal; does not use the grammar.
-    pub(super) fn read(self, proposal: &[Token]) -> Option<Puzzle> {
-        let (target, numbers) = proposal.split_last()?;
-        let numbers: Vec<u32> = numbers.iter().map(|number| u32::from(*number)).collect();
-        let target = u32::from(*target);
+    /// Reads a proposal such as `25 7 3 -> 82`.
+    pub(super) fn read(self, proposal: &str) -> Option<Puzzle> {
+        let (numbers, target) = proposal.split_once(" -> ")?;
+        let small = |word: &str| integer(word).and_then(|integer| u32::try_from(integer).ok());
+        let numbers: Vec<u32> = numbers.split(' ').map(small).collect::<Option<_>>()?;
+        let target = small(target)?;
         let is_legal = numbers.len() == self.num_numbers
             && numbers.iter().all(|number| (1..=self.max_number()).contains(number))
             && numbers.is_sorted_by(|left, right| left >= right)
@@ -88,14 +90,14 @@ impl Kind {
         if self.is_large { SMALL_BOUND } else { MAX_SMALL_NUMBER }
     }
 
-    fn operators(self) -> impl Iterator<Item = Token> {
+    fn operators(self) -> impl Iterator<Item = TokenId> {
         (0..OPERATORS.len()).filter(move |index| self.operators & 1 << index != 0).map(|index| OPERATORS[index])
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let operators: Vec<String> = self.operators().map(token_name).collect();
+        let operators: Vec<String> = self.operators().filter_map(base_name).collect();
         let (numbers, tens) = (self.num_numbers, 10 * u32::from(self.bucket));
         write!(formatter, "{numbers} numbers, target {tens} to {}, {}", tens + 9, operators.join(" "))
     }
@@ -115,14 +117,14 @@ impl Grammar for ProposalGrammar {
             return Next::Done;
         }
         let legal = if self.numbers_left > 0 { 1..=self.largest } else { MIN_TARGET..=MAX_TARGET };
-        Next::of(legal.map(|integer| integer as Token).collect())
+        Next::of(legal.map(|integer| integer as TokenId).collect())
     }
 
-    fn push(&mut self, token: Token) -> bool {
+    fn push(&mut self, token: TokenId) -> bool {
         let legal = self.next().allows(token);
         if legal && self.numbers_left > 0 {
             self.numbers_left -= 1;
-            self.largest = u32::from(token);
+            self.largest = token;
         } else if legal {
             self.is_done = true;
         }

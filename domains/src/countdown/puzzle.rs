@@ -1,10 +1,10 @@
 //! What a problem is: its numbers and target, steps that answer it, and the search for them.
 
-use proto::{Token, Verdict};
+use proto::TokenId;
 
-use crate::vocabulary::{ADD, DIVIDE, EQUALS, MAX_INTEGER, MULTIPLY, SUBTRACT, read_integer};
+use crate::symbols::vocabulary::{ADD, DIVIDE, EQUALS, MAX_INTEGER, MULTIPLY, SUBTRACT, read_integer};
 
-pub(super) const OPERATORS: [Token; 4] = [ADD, SUBTRACT, MULTIPLY, DIVIDE];
+pub(super) const OPERATORS: [TokenId; 4] = [ADD, SUBTRACT, MULTIPLY, DIVIDE];
 pub(super) const SMALL_BOUND: u32 = 99;
 pub(super) const LARGE_BOUND: u32 = MAX_INTEGER;
 pub(super) const MAX_NUMBERS: usize = 6;
@@ -24,40 +24,12 @@ pub(super) struct Puzzle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Step {
     pub(super) first: u32,
-    pub(super) operator: Token,
+    pub(super) operator: TokenId,
     pub(super) second: u32,
     pub(super) result: u32,
 }
 
 impl Puzzle {
-    pub(super) fn judge(&self, steps: &[Step]) -> Verdict {
-        if self.value_reached(steps) == Some(self.target) { Verdict::Correct } else { Verdict::Incorrect }
-    }
-
-    /// Follows the steps; gives the last result if every step is right and every number is used exactly once.
-    pub(super) fn value_reached(&self, steps: &[Step]) -> Option<u32> {
-        let mut available = self.numbers.clone();
-        for step in steps {
-            let larger = step.first.max(step.second);
-            let smaller = step.first.min(step.second);
-            let swapped = step.first < step.second;
-            if swapped && (step.operator == SUBTRACT || step.operator == DIVIDE) {
-                return None;
-            }
-            if !take(&mut available, step.first) || !take(&mut available, step.second) {
-                return None;
-            }
-            if apply(larger, step.operator, smaller, self.bound) != Some(step.result) {
-                return None;
-            }
-            available.push(step.result);
-        }
-        match available[..] {
-            [last] if !steps.is_empty() => Some(last),
-            _ => None,
-        }
-    }
-
     pub(super) fn is_solvable(&self) -> bool {
         self.first_solution().is_some()
     }
@@ -74,7 +46,7 @@ impl Puzzle {
 }
 
 /// Applies an operator to `first >= second`; `None` unless the result is an integer from 1 to `bound`.
-pub(super) fn apply(first: u32, operator: Token, second: u32, bound: u32) -> Option<u32> {
+pub(super) fn apply(first: u32, operator: TokenId, second: u32, bound: u32) -> Option<u32> {
     let result = match operator {
         ADD => first + second,
         SUBTRACT => first - second,
@@ -121,7 +93,7 @@ pub(super) fn take(available: &mut Vec<u32>, number: u32) -> bool {
 }
 
 /// Reads steps from tokens; `None` unless the tokens are steps and nothing else.
-pub(super) fn read_steps(mut tokens: &[Token]) -> Option<Vec<Step>> {
+pub(super) fn read_steps(mut tokens: &[TokenId]) -> Option<Vec<Step>> {
     let mut steps = Vec::with_capacity(MAX_NUMBERS);
     while !tokens.is_empty() && steps.len() < MAX_NUMBERS {
         let (first, rest) = read_integer(tokens)?;

@@ -138,7 +138,7 @@ pub(super) fn text<N: Display>(numbers: &[N], target: N, bound: Option<u64>) -> 
 }
 
 /// Reads a positive integer in its one spelling: digits alone, no leading zero.
-fn integer(text: &str) -> Option<u64> {
+pub(super) fn integer(text: &str) -> Option<u64> {
     let is_plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
     is_plain.then(|| text.parse().ok()).flatten()
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use proto::{CounterRng, Digest, Purpose, Token};
+use proto::{CounterRng, Digest, Purpose, TokenId};
 
 use super::generate::draw_input;
 use super::interpreter::{Machine, Stop};
@@ -167,14 +167,14 @@ pub(super) fn for_each_program(dialect: Dialect, length: usize, visit: &mut impl
 }
 
 /// Steps by the type that they start from and by size; with each, the type that it leads to.
-type Steps = [Vec<Vec<(Vec<Token>, Type)>>; 2];
+type Steps = [Vec<Vec<(Vec<TokenId>, Type)>>; 2];
 
 fn extend(
     dialect: Dialect,
     steps: &Steps,
     at: Type,
     length: usize,
-    prefix: &mut Vec<Token>,
+    prefix: &mut Vec<TokenId>,
     visit: &mut impl FnMut(&Program),
 ) {
     if length == 0 {
@@ -192,7 +192,7 @@ fn extend(
 }
 
 /// Lists the steps of exactly `size` operations from a type.
-fn steps(dialect: Dialect, from: Type, size: usize) -> Vec<(Vec<Token>, Type)> {
+fn steps(dialect: Dialect, from: Type, size: usize) -> Vec<(Vec<TokenId>, Type)> {
     let mut found = Vec::new();
     for operation in dialect.operations() {
         let word = operation.token;
@@ -236,12 +236,12 @@ fn steps(dialect: Dialect, from: Type, size: usize) -> Vec<(Vec<Token>, Type)> {
     found
 }
 
-fn predicates(dialect: Dialect) -> impl Iterator<Item = Vec<Token>> {
+fn predicates(dialect: Dialect) -> impl Iterator<Item = Vec<TokenId>> {
     dialect.operations().iter().filter(|operation| operation.role == Role::Predicate).flat_map(spellings)
 }
 
 /// Lists an operation with each of its constants.
-fn spellings(operation: &Operation) -> impl Iterator<Item = Vec<Token>> + use<> {
+fn spellings(operation: &Operation) -> impl Iterator<Item = Vec<TokenId>> + use<> {
     let word = operation.token;
     let (first, last) = operation.constants.unwrap_or((0, 0));
     let has_constant = operation.constants.is_some();

@@ -1,16 +1,16 @@
 //! The ladder and the exams: random programs of a given minimal length, and problems about them.
 
-use proto::{CounterRng, LadderLevel, Purpose, Token};
+use proto::{CounterRng, LadderLevel, Purpose, TokenId};
 
 use super::behavior::{Behavior, CATALOG_LENGTH, Catalog, is_worthwhile};
 use super::canonical_hash;
-use super::grammar::ProgramGrammar;
 use super::interpreter::Machine;
 use super::language::{Dialect, Program, Role};
 use super::puzzle::{MAX_DRAWN_PROMPT, Mode, Puzzle, is_consistent};
+use super::symbols::ProgramGrammar;
 use super::value::{END, Type, Value, View};
 use crate::exam::ExamSpec;
-use crate::grammar::{Grammar, Next};
+use crate::symbols::{Grammar, Next};
 
 /// A problem with what its generator knows.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Sketch {
     pub(super) puzzle: Puzzle,
     pub(super) program: Program,
     /// One correct answer.
-    pub(super) answer: Vec<Token>,
+    pub(super) answer: String,
 }
 
 /// Which programs an exam problem is about.
@@ -238,26 +238,21 @@ pub(super) fn pose(
         }
         pairs.push((input, output));
     }
-    let mut answer = Vec::new();
-    let puzzle = if mode == Mode::Induction {
+    let (puzzle, answer) = if mode == Mode::Induction {
         let num_changed = pairs.iter().filter(|(input, output)| output.view() != View::List(input)).count();
         if num_changed < MIN_CHANGED_PAIRS || pairs.iter().all(|(_, output)| *output == pairs[0].1) {
             return None;
         }
-        program.spell(&mut answer);
-        answer.push(END);
-        Puzzle::induction(dialect, program.num_operations, pairs)
+        (Puzzle::induction(dialect, program.num_operations, pairs), program.text())
     } else {
         let (input, output) = pairs.pop()?;
         if output == Value::List(input.clone()) {
             return None;
         }
         if mode == Mode::Deduction {
-            output.view().spell(&mut answer);
-            Puzzle::deduction(program.clone(), input)
+            (Puzzle::deduction(program.clone(), input), output.view().text())
         } else {
-            Value::List(input).view().spell(&mut answer);
-            Puzzle::abduction(program.clone(), output)
+            (Puzzle::abduction(program.clone(), output), View::List(&input).text())
         }
     };
     Some(Sketch { puzzle: puzzle.ok()?, program: program.clone(), answer })
@@ -270,7 +265,7 @@ fn draw_program(rng: &mut CounterRng, dialect: Dialect, length: usize) -> Progra
 }
 
 /// As [`draw_program`], beginning with tokens that begin some program of the length.
-pub(super) fn draw_program_from(rng: &mut CounterRng, dialect: Dialect, length: usize, prefix: &[Token]) -> Program {
+pub(super) fn draw_program_from(rng: &mut CounterRng, dialect: Dialect, length: usize, prefix: &[TokenId]) -> Program {
     let mut tokens = Vec::with_capacity(2 * length);
     loop {
         tokens.clear();
@@ -281,7 +276,7 @@ pub(super) fn draw_program_from(rng: &mut CounterRng, dialect: Dialect, length: 
             tokens.push(*token);
         }
         while let Next::Choice(mask) = grammar.next() {
-            let mut candidates: Vec<Token> = mask.iter().filter(|token| *token != END).collect();
+            let mut candidates: Vec<TokenId> = mask.iter().filter(|token| *token != END).collect();
             let from_list_to_list = dialect.operations().iter().filter(|operation| {
                 matches!(operation.role, Role::Step { from: Type::List, to: Type::List } | Role::Map | Role::Filter)
                     && mask.contains(operation.token)

@@ -3,23 +3,23 @@
 //! A program is a pipeline of steps in prefix notation that starts from a list: `filter > 3 map * 2 sum`. Every
 //! operation has a fixed arity, so tokens need no parentheses; text has them for people: `filter (> 3) map (* 2) sum`.
 
-use proto::Token;
+use proto::TokenId;
 
 use super::value::{
     END, MAX_ANSWER_TOKENS, MAX_ELEMENTS, MAX_MAGNITUDE, MINUS, Type, View, is_space, parse_integer, write_integer,
 };
 use crate::quote;
-use crate::vocabulary::{ADD, DIVIDE, MULTIPLY, SUBTRACT};
+use crate::symbols::vocabulary::{ADD, DIVIDE, MULTIPLY, PROGRAMS, PROGRAMS_DIGITS, SUBTRACT, base_name};
 
 /// Prompt: a program and an input; asks for the output.
-pub(super) const DEDUCE: Token = 130;
+pub(super) const DEDUCE: TokenId = 130;
 /// Prompt: a program and an output; asks for an input.
-pub(super) const ABDUCE: Token = 131;
+pub(super) const ABDUCE: TokenId = 131;
 /// Prompt: pairs of input and output list; asks for a program.
-pub(super) const INDUCE_LIST: Token = 132;
+pub(super) const INDUCE_LIST: TokenId = 132;
 /// Prompt: pairs of input and output integer; asks for a program.
-pub(super) const INDUCE_INTEGER: Token = 133;
-const FIRST_OPERATION: Token = 134;
+pub(super) const INDUCE_INTEGER: TokenId = 133;
+const FIRST_OPERATION: TokenId = 134;
 
 /// Most operations of a program in a problem.
 pub(super) const MAX_PROBLEM_OPERATIONS: usize = 8;
@@ -101,10 +101,10 @@ pub(super) enum Role {
 pub(super) struct Operation {
     pub(super) primitive: Primitive,
     pub(super) word: &'static str,
-    pub(super) token: Token,
+    pub(super) token: TokenId,
     pub(super) role: Role,
     /// First and last value of the constant that follows, if one does.
-    pub(super) constants: Option<(Token, Token)>,
+    pub(super) constants: Option<(TokenId, TokenId)>,
 }
 
 const LIST_TO_LIST: Role = Role::Step { from: Type::List, to: Type::List };
@@ -112,16 +112,16 @@ const LIST_TO_INTEGER: Role = Role::Step { from: Type::List, to: Type::Integer }
 const INTEGER_TO_INTEGER: Role = Role::Step { from: Type::Integer, to: Type::Integer };
 const INTEGER_TO_LIST: Role = Role::Step { from: Type::Integer, to: Type::List };
 
-const fn plain(primitive: Primitive, word: &'static str, token: Token, role: Role) -> Operation {
+const fn plain(primitive: Primitive, word: &'static str, token: TokenId, role: Role) -> Operation {
     Operation { primitive, word, token, role, constants: None }
 }
 
 const fn with(
     primitive: Primitive,
     word: &'static str,
-    token: Token,
+    token: TokenId,
     role: Role,
-    constants: (Token, Token),
+    constants: (TokenId, TokenId),
 ) -> Operation {
     Operation { primitive, word, token, role, constants: Some(constants) }
 }
@@ -180,17 +180,24 @@ static DIGITS: [Operation; 16] = [
     plain(Primitive::Odd, "odd", FIRST_OPERATION + 23, Role::Keep),
 ];
 
-/// Names a token of this language; `None` for every other.
-pub(crate) fn token_name(token: Token) -> Option<&'static str> {
-    match token {
-        END => Some("."),
-        MINUS => Some("minus"),
-        DEDUCE => Some("<deduce>"),
-        ABDUCE => Some("<abduce>"),
-        INDUCE_LIST => Some("<induce-list>"),
-        INDUCE_INTEGER => Some("<induce-integer>"),
-        _ => Dialect::Full.operation(token).map(|operation| operation.word),
-    }
+/// Lists the tokens of a dialect with their names.
+pub(super) fn words(dialect: Dialect) -> Vec<(TokenId, &'static str)> {
+    let domain = match dialect {
+        Dialect::Full => (PROGRAMS, "<programs>"),
+        Dialect::Digits => (PROGRAMS_DIGITS, "<programs-digits>"),
+    };
+    let words = [
+        domain,
+        (END, "."),
+        (MINUS, "minus"),
+        (DEDUCE, "<deduce>"),
+        (ABDUCE, "<abduce>"),
+        (INDUCE_LIST, "<induce-list>"),
+        (INDUCE_INTEGER, "<induce-integer>"),
+    ];
+    // Signs that the vocabulary has are not the domain's.
+    let operations = dialect.operations().iter().filter(|operation| base_name(operation.token).is_none());
+    words.into_iter().chain(operations.map(|operation| (operation.token, operation.word))).collect()
 }
 
 impl Dialect {
@@ -203,7 +210,7 @@ impl Dialect {
     }
 
     /// Finds the word of a token.
-    pub(super) fn operation(self, token: Token) -> Option<&'static Operation> {
+    pub(super) fn operation(self, token: TokenId) -> Option<&'static Operation> {
         self.operations().iter().find(|operation| operation.token == token)
     }
 
@@ -287,7 +294,7 @@ pub(super) enum Refusal {
 
 impl Program {
     /// Reads a program from tokens, without [`END`].
-    pub(super) fn read(dialect: Dialect, tokens: &[Token]) -> Result<Program, Refusal> {
+    pub(super) fn read(dialect: Dialect, tokens: &[TokenId]) -> Result<Program, Refusal> {
         if tokens.is_empty() || tokens.len() > MAX_ANSWER_TOKENS {
             return Err(Refusal::Malformed);
         }
@@ -307,7 +314,7 @@ impl Program {
         }
         let words = lexemes(text);
         let bare: Vec<&str> = words.iter().copied().filter(|word| !PUNCTUATION.contains(word)).collect();
-        let tokens: Option<Vec<Token>> = bare.iter().map(|word| token_of(dialect, word)).collect();
+        let tokens: Option<Vec<TokenId>> = bare.iter().map(|word| token_of(dialect, word)).collect();
         let program = Program::read(dialect, &tokens.ok_or(Refusal::Malformed)?)?;
         // Punctuation is all there and in its place, or not there at all.
         if words.len() != bare.len() && words != lexemes(&program.text()) {
@@ -355,7 +362,7 @@ impl Program {
     }
 
     /// Appends the spelling in tokens, without [`END`].
-    pub(super) fn spell(&self, tokens: &mut Vec<Token>) {
+    pub(super) fn spell(&self, tokens: &mut Vec<TokenId>) {
         for code in &self.codes {
             let understood = matches!(code.primitive, Primitive::Map | Primitive::Filter);
             if self.dialect == Dialect::Digits && understood {
@@ -364,7 +371,7 @@ impl Program {
             let operation = self.dialect.operation_of(code.primitive);
             tokens.push(operation.token);
             if operation.constants.is_some() {
-                tokens.push(code.constant as Token);
+                tokens.push(code.constant as TokenId);
             }
         }
     }
@@ -428,16 +435,16 @@ fn lexemes(text: &str) -> Vec<&str> {
         .collect()
 }
 
-fn token_of(dialect: Dialect, word: &str) -> Option<Token> {
+fn token_of(dialect: Dialect, word: &str) -> Option<TokenId> {
     match dialect.operations().iter().find(|operation| operation.word == word) {
         Some(operation) => Some(operation.token),
-        None => parse_integer(word).filter(|constant| *constant >= 0).map(|constant| constant as Token),
+        None => parse_integer(word).filter(|constant| *constant >= 0).map(|constant| constant as TokenId),
     }
 }
 
 struct Reader<'a> {
     dialect: Dialect,
-    tokens: &'a [Token],
+    tokens: &'a [TokenId],
     codes: Vec<Code>,
     num_operations: usize,
     /// Whether a token was asked for behind the last one.
@@ -517,13 +524,13 @@ impl Reader<'_> {
         if let Some((first, last)) = operation.constants {
             let token = self.token()?;
             self.expect((first..=last).contains(&token))?;
-            constant = i32::from(token);
+            constant = token as i32;
         }
         self.codes.push(Code { primitive: operation.primitive, constant, span: 1 });
         Ok(())
     }
 
-    fn token(&mut self) -> Result<Token, Refusal> {
+    fn token(&mut self) -> Result<TokenId, Refusal> {
         let Some((token, rest)) = self.tokens.split_first() else {
             self.has_ended = true;
             return Err(Refusal::Malformed);

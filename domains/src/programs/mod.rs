@@ -11,42 +11,36 @@
 //! that exams can ask about functions that no source has shown. Every operation counts for the length of a program,
 //! those of lambdas included.
 //!
-//! An induction problem has a key, the reference program. With it ([`Programs::judge_induction`]) an answer must behave
+//! An induction problem has a key, the reference program. With it an answer must behave
 //! like the reference on the probe inputs; without it only the visible pairs count. The keys of exams are committed
-//! beside them, and [`Domain::judge`] uses them.
+//! beside them, and [`Checker::judge`] uses them.
 
 mod behavior;
 mod generate;
-mod grammar;
 mod interpreter;
 mod language;
 mod propose;
 mod puzzle;
+mod symbols;
 mod value;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use proto::{
-    Aim, CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemSource, Purpose,
-    Token, Verdict,
-};
+use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
 
 use self::behavior::{Behavior, Catalog};
 use self::generate::Sketch;
 use self::interpreter::Machine;
 use self::language::Program;
 use self::puzzle::{Puzzle, is_consistent, operation_bits, written_program};
-use self::value::Value;
 use crate::exam::{Exam, ExamSpec, exam, exam_contains};
-use crate::grammar::Grammar;
-use crate::{Domain, Error, Judged};
+use crate::symbols::Symbols;
+use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder};
 
 pub use self::generate::{ExamSplit, Stratum};
 pub use self::language::Dialect;
 pub use self::puzzle::Mode;
-
-pub(crate) use self::language::token_name;
 
 /// The domain of programs.
 #[derive(Clone, Copy, Debug)]
@@ -63,32 +57,27 @@ pub struct Drawn {
     /// The key, where the mode has one.
     pub key: Option<ProblemKey>,
     /// One correct answer.
-    pub answer: Vec<Token>,
+    pub answer: String,
 }
 
 /// A problem that was read once, to judge many answers.
 #[derive(Clone, Debug)]
-pub struct Checker {
+pub struct PreparedProblem {
     puzzle: Puzzle,
     reference: Option<Program>,
     machine: Machine,
 }
 
-impl Checker {
-    /// Judges an answer in tokens.
-    pub fn judge(&mut self, answer: &[Token]) -> Verdict {
-        self.puzzle.judge(answer, self.reference.as_ref(), &mut self.machine)
-    }
-
-    /// Judges an answer in text, and says why where it is not correct.
-    pub fn judge_text(&mut self, answer: &str) -> Judged {
-        let tokens = match self.puzzle.parse_answer(answer) {
-            Ok(tokens) => tokens,
+impl PreparedProblem {
+    /// Judges an answer, and says why where it is not correct.
+    pub fn judge(&mut self, answer: &str) -> Judged {
+        let answer = match self.puzzle.parse_answer(answer) {
+            Ok(answer) => answer,
             Err(judged) => return judged,
         };
-        match self.judge(&tokens) {
+        match self.puzzle.judge(&answer, self.reference.as_ref(), &mut self.machine) {
             Verdict::Correct => Judged::correct(),
-            verdict => Judged::because(verdict, self.puzzle.explain(&tokens, verdict, &mut self.machine)),
+            verdict => Judged::because(verdict, self.puzzle.explain(&answer, verdict, &mut self.machine)),
         }
     }
 }
@@ -126,7 +115,17 @@ impl Descriptor {
     }
 }
 
-impl ProblemSource for Programs {
+impl Domain for Programs {
+    fn symbols(&self) -> Option<&dyn Symbols> {
+        Some(self)
+    }
+
+    fn exams(&self) -> Option<&dyn Exams> {
+        Some(self)
+    }
+}
+
+impl Ladder for Programs {
     fn name(&self) -> &'static str {
         match self.dialect {
             Dialect::Full => "programs",
@@ -157,14 +156,6 @@ impl ProblemSource for Programs {
         Some(self.keyed(mutant))
     }
 
-    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<Token> {
-        propose::Kind::of(self.dialect, niche).prompt(difficulty)
-    }
-
-    fn max_proposal_tokens(&self, niche: Niche) -> u32 {
-        propose::Kind::of(self.dialect, niche).max_tokens()
-    }
-
     fn describe_niche(&self, niche: Niche) -> String {
         propose::Kind::of(self.dialect, niche).to_string()
     }
@@ -174,7 +165,7 @@ impl ProblemSource for Programs {
         canonical_hash(&problem.text)
     }
 
-    /// Tells whether a problem is in an exam or about a held-out behaviour.
+    /// Whether a problem is in an exam or about a held-out behaviour.
     ///
     /// Where the problem shows its program, the program's behaviour decides. An induction problem is refused when any
     /// held-out program that it allows satisfies its pairs: any held-out behaviour of up to three operations, and any
@@ -185,49 +176,27 @@ impl ProblemSource for Programs {
     }
 }
 
-impl Domain for Programs {
-    fn description(&self) -> &'static str {
-        match self.dialect {
-            Dialect::Full => {
-                "predict outputs, find inputs and write programs in a small language on integers and lists"
-            }
-            Dialect::Digits => "the same in a straight-line language on digits modulo 10",
-        }
-    }
-
-    fn prompt(&self, problem: &Problem) -> Result<Vec<Token>, Error> {
-        Ok(self.puzzle(problem)?.prompt())
-    }
-
-    fn max_prompt_tokens(&self, problem: &Problem) -> Result<usize, Error> {
-        Ok(self.prompt(problem)?.len().max(puzzle::MAX_RELABELLED_PROMPT))
-    }
-
-    fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error> {
-        Ok(self.puzzle(problem)?.grammar())
-    }
-
-    fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error> {
-        Ok(self.puzzle(problem)?.max_answer_tokens())
-    }
-
-    fn judge_keyed(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &[Token]) -> Result<Verdict, Error> {
+impl Checker for Programs {
+    fn judge(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error> {
         Ok(self.checker(problem, key)?.judge(answer))
     }
 
-    fn judge_text(&self, problem: &Problem, answer: &str) -> Result<Judged, Error> {
-        Ok(self.checker(problem, None)?.judge_text(answer))
+    /// Any input with the given output will do, and running the program finds no more than that. An output is what is asked for,
+    /// and what a key says of a program is hidden.
+    fn may_be_searched(&self, problem: &Problem) -> bool {
+        self.puzzle(problem).is_ok_and(|puzzle| puzzle.mode() == Mode::Abduction)
     }
 
     /// Names the abduction or induction problem that an answer solves. A wrong output solves no deduction problem: see
     /// [`Programs::executions`]. A program with a held-out behaviour teaches nothing, except where it was asked for.
-    fn hindsight(&self, problem: &Problem, answer: &[Token]) -> Result<Option<Problem>, Error> {
+    fn hindsight(&self, problem: &Problem, answer: &str) -> Result<Option<Problem>, Error> {
         let puzzle = self.puzzle(problem)?;
-        let Some(solved) = puzzle.hindsight(answer) else { return Ok(None) };
+        let Ok(answer) = puzzle.parse_answer(answer) else { return Ok(None) };
+        let Some(solved) = puzzle.hindsight(&answer) else { return Ok(None) };
         let is_relabelled_program = solved != puzzle && solved.mode() == Mode::Induction;
         if is_relabelled_program {
             let behavior =
-                written_program(self.dialect, answer).map(|program| Behavior::of(&program, &mut Machine::new()));
+                written_program(self.dialect, &answer).map(|program| Behavior::of(&program, &mut Machine::new()));
             if behavior.is_none_or(|behavior| behavior.is_held_out(self.dialect)) {
                 return Ok(None);
             }
@@ -237,17 +206,18 @@ impl Domain for Programs {
 
     /// Runs the program of a problem or of an answer. First what it gives is to be deduced, where it gives anything; then a
     /// program that the problem shows is to be induced, from inputs that are drawn by problem and answer.
-    fn executions(&self, problem: &Problem, answer: &[Token]) -> Result<Vec<(Problem, Vec<Token>)>, Error> {
+    fn executions(&self, problem: &Problem, answer: &str) -> Result<Vec<(Problem, String)>, Error> {
         let puzzle = self.puzzle(problem)?;
-        let deduction = puzzle.execution(answer).and_then(|deduction| {
+        // What the problem shows can be run whatever was answered.
+        let answer = puzzle.parse_answer(answer).unwrap_or_default();
+        let deduction = puzzle.execution(&answer).and_then(|deduction| {
             let Puzzle::Deduction { output, .. } = &deduction else { return None };
-            let mut tokens = Vec::new();
-            output.view().spell(&mut tokens);
-            Some((self.problem(&deduction), tokens))
+            Some((self.problem(&deduction), output.view().text()))
         });
         let teaches = |program: &&Program| !Behavior::of(program, &mut Machine::new()).is_held_out(self.dialect);
         let induction = puzzle.program().filter(teaches).and_then(|program| {
-            let answer: Vec<u8> = answer.iter().flat_map(|token| token.to_le_bytes()).collect();
+            // Two bytes a symbol, whatever ids have come to have: the draws of every run hang on it.
+            let answer: Vec<u8> = answer.iter().flat_map(|token| (*token as u16).to_le_bytes()).collect();
             let run = Digest::of_digests(&[Digest::of_bytes(problem.text.as_bytes()), Digest::of_bytes(&answer)]);
             generate::induction(program, &mut CounterRng::of_digest(&run, Purpose::Execution))
         });
@@ -259,22 +229,19 @@ impl Domain for Programs {
         Ok(self.descriptor(problem, key)?.niche())
     }
 
-    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar> {
-        Box::new(propose::Kind::of(self.dialect, niche).grammar())
-    }
-
     /// Admits problems as the ladder draws them: about a program that depends on its input and that no shorter one
     /// equals, with an output that is neither empty nor the input, and about no held-out behaviour.
-    fn admit(&self, niche: Niche, proposal: &[Token]) -> Option<KeyedProblem> {
+    fn admit(&self, niche: Niche, proposal: &str) -> Option<KeyedProblem> {
         let sketch = propose::Kind::of(self.dialect, niche).read(proposal)?;
         self.is_trainable(&sketch.puzzle).then(|| self.keyed(sketch))
     }
 
     /// Counts the operations that are there, or allowed: of a program that a shorter one equals the level is higher than its
     /// niche's.
-    fn aim(&self, problem: &Problem, answer: &[Token]) -> Result<Aim, Error> {
+    fn aim(&self, problem: &Problem, answer: Option<&str>) -> Result<Aim, Error> {
         let puzzle = self.puzzle(problem)?;
-        let written = (puzzle.mode() == Mode::Induction).then(|| written_program(self.dialect, answer)).flatten();
+        let answer = answer.filter(|_| puzzle.mode() == Mode::Induction);
+        let written = answer.and_then(|answer| Program::parse(self.dialect, answer).ok());
         let program = puzzle.program().or(written.as_ref());
         let length = match &puzzle {
             Puzzle::Induction { max_operations, .. } => *max_operations,
@@ -283,24 +250,15 @@ impl Domain for Programs {
         let niche = describe(&puzzle, program, length).niche();
         Ok(Aim { level: self.level_of(niche), goal: niche.0 })
     }
+}
 
-    fn is_held_out(&self, problem: &Problem) -> Result<bool, Error> {
-        let puzzle = self.puzzle(problem)?;
-        Ok(match self.committed_reference(problem) {
-            Some(program) => Behavior::of(program, &mut Machine::new()).is_held_out(self.dialect),
-            None => self.is_about_held_out(&puzzle),
-        })
-    }
-
-    fn render_answer(&self, answer: &[Token]) -> String {
-        if let Some(value) = Value::read(answer) {
-            let mut text = String::new();
-            value.view().write(&mut text);
-            return text;
-        }
-        match written_program(self.dialect, answer) {
-            Some(program) => program.text(),
-            None => answer.iter().map(|token| crate::vocabulary::token_name(*token)).collect::<Vec<_>>().join(" "),
+impl Forms for Programs {
+    fn description(&self) -> &'static str {
+        match self.dialect {
+            Dialect::Full => {
+                "predict outputs, find inputs and write programs in a small language on integers and lists"
+            }
+            Dialect::Digits => "the same in a straight-line language on digits modulo 10",
         }
     }
 
@@ -320,16 +278,26 @@ impl Domain for Programs {
     fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error> {
         Ok(self.puzzle(problem)?.json(self.name()))
     }
+}
 
-    fn exam_specs(&self) -> &'static [ExamSpec] {
+impl Exams for Programs {
+    fn of(&self) -> &'static str {
+        self.name()
+    }
+
+    fn specs(&self) -> &'static [ExamSpec] {
         match self.dialect {
             Dialect::Full => &generate::FULL_EXAMS,
             Dialect::Digits => &generate::DIGITS_EXAMS,
         }
     }
 
+    fn candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem> {
+        self.draw_exam(exam, index).map(|drawn| drawn.problem)
+    }
+
     /// One program a line in the order of the exam, an empty line where a problem needs none.
-    fn exam_keys_file(&self, spec: &ExamSpec, exam: &Exam) -> Option<Vec<u8>> {
+    fn keys_file(&self, spec: &ExamSpec, exam: &Exam) -> Option<Vec<u8>> {
         if !self.exam_strata(spec).iter().any(|stratum| stratum.mode == Mode::Induction) {
             return None;
         }
@@ -343,8 +311,12 @@ impl Domain for Programs {
         Some(zstd::bulk::compress(text.as_bytes(), 19).expect("compressing to memory needs nothing but memory"))
     }
 
-    fn exam_candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem> {
-        self.draw_exam(exam, index).map(|drawn| drawn.problem)
+    fn is_held_out(&self, problem: &Problem) -> Result<bool, Error> {
+        let puzzle = self.puzzle(problem)?;
+        Ok(match self.committed_reference(problem) {
+            Some(program) => Behavior::of(program, &mut Machine::new()).is_held_out(self.dialect),
+            None => self.is_about_held_out(&puzzle),
+        })
     }
 }
 
@@ -386,27 +358,18 @@ impl Programs {
         Ok(Stratum { mode: puzzle.mode(), length: minimal.unwrap_or(program.num_operations), split })
     }
 
-    /// Judges an answer to a problem whose key is known: a program must also behave like the reference on the probe
-    /// inputs. The other modes need no key.
-    ///
-    /// # Errors
-    /// [`Error::Problem`] when the problem or the key is not in its language.
-    pub fn judge_induction(&self, problem: &Problem, key: &ProblemKey, answer: &[Token]) -> Result<Verdict, Error> {
-        Ok(self.checker(problem, Some(key))?.judge(answer))
-    }
-
     /// Reads a problem once, to judge many answers. Without a key, that of an exam problem is looked up; an induction
     /// problem that has none is judged by its visible pairs.
     ///
     /// # Errors
     /// [`Error::Problem`] when the problem or the key is not in its language.
-    pub fn checker(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Checker, Error> {
+    pub fn checker(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<PreparedProblem, Error> {
         let puzzle = self.puzzle(problem)?;
         let reference = match key {
             Some(key) => Some(self.reference(key)?),
             None => self.committed_reference(problem).cloned(),
         };
-        Ok(Checker { puzzle, reference, machine: Machine::new() })
+        Ok(PreparedProblem { puzzle, reference, machine: Machine::new() })
     }
 
     /// Tells whether a problem is in an exam or its reference has a held-out behaviour.
@@ -571,7 +534,7 @@ fn collect_held_out(dialect: Dialect) -> Vec<Program> {
     let domain = Programs { dialect };
     let catalog = Catalog::get(dialect).programs.iter().filter(|(behavior, _)| behavior.is_held_out(dialect));
     let mut programs: Vec<Program> = catalog.map(|(_, program)| program.clone()).collect();
-    for spec in domain.exam_specs() {
+    for spec in Exams::specs(&domain) {
         let exam = exam(spec.name).expect("the exam is registered");
         for problem in exam.test.iter().chain(&exam.dev) {
             let puzzle = domain.puzzle(problem).expect("the exam was committed with legal problems");

@@ -5,17 +5,17 @@
 
 use std::fmt;
 
-use proto::{CounterRng, Difficulty, Niche, Token};
+use proto::{CounterRng, Difficulty, Niche, TokenId};
 
 use super::Descriptor;
 use super::generate::{Sketch, draw_program_from, draw_puzzle, is_short, num_inputs, pose, worthwhile_behavior};
-use super::grammar::{ProgramGrammar, ValueGrammar};
 use super::interpreter::Machine;
 use super::language::{ABDUCE, DEDUCE, Dialect, INDUCE_LIST, Program};
 use super::puzzle::{Mode, Puzzle};
+use super::symbols::{ProgramGrammar, ValueGrammar};
 use super::value::{END, MAX_ELEMENTS, Value};
-use crate::grammar::{Grammar, Next};
-use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_PROPOSE, difficulty_token};
+use crate::symbols::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_PROPOSE, difficulty_token};
+use crate::symbols::{Grammar, Next};
 
 /// Inputs of proposals have as many elements as those of the ladder, at least.
 const MIN_ELEMENTS: usize = 2;
@@ -37,7 +37,7 @@ impl Kind {
         Kind { dialect, descriptor }
     }
 
-    pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<Token> {
+    pub(super) fn prompt(self, difficulty: Difficulty) -> Vec<TokenId> {
         let domain = match self.dialect {
             Dialect::Full => PROGRAMS,
             Dialect::Digits => PROGRAMS_DIGITS,
@@ -47,9 +47,9 @@ impl Kind {
             Mode::Abduction => ABDUCE,
             Mode::Induction => INDUCE_LIST,
         };
-        let mut tokens = vec![ROLE_PROPOSE, domain, mode, Token::from(self.descriptor.length)];
+        let mut tokens = vec![ROLE_PROPOSE, domain, mode, TokenId::from(self.descriptor.length)];
         tokens.extend(self.operations().map(|operation| operation.token));
-        tokens.extend([END, Token::from(self.descriptor.output_bucket.min(99)), difficulty_token(difficulty)]);
+        tokens.extend([END, TokenId::from(self.descriptor.output_bucket.min(99)), difficulty_token(difficulty)]);
         tokens
     }
 
@@ -67,13 +67,12 @@ impl Kind {
         }
     }
 
-    /// Reads a proposal; does not use the grammar.
-    pub(super) fn read(self, proposal: &[Token]) -> Option<Sketch> {
-        let mut parts = proposal.split_inclusive(|token| *token == END);
-        let program = parts.next()?.strip_suffix(&[END])?;
-        let program = Program::read(self.dialect, program).ok()?;
-        let inputs = parts.map(|tokens| match Value::read(tokens) {
-            Some(Value::List(input)) if self.dialect.is_input(&input) && input.len() >= MIN_ELEMENTS => Some(input),
+    /// Reads a proposal such as `sort take 2 : [5 1 4]`, several inputs with `;` between them.
+    pub(super) fn read(self, proposal: &str) -> Option<Sketch> {
+        let (program, inputs) = proposal.split_once(':')?;
+        let program = Program::parse(self.dialect, program).ok()?;
+        let inputs = inputs.split(';').map(|input| match Value::parse(input) {
+            Ok(Value::List(input)) if self.dialect.is_input(&input) && input.len() >= MIN_ELEMENTS => Some(input),
             _ => None,
         });
         let inputs: Vec<Vec<i32>> = inputs.collect::<Option<_>>()?;
@@ -84,6 +83,16 @@ impl Kind {
         let mut machine = Machine::new();
         worthwhile_behavior(&program, &mut machine).filter(|behavior| !behavior.is_held_out(self.dialect))?;
         pose(self.descriptor.mode, &program, inputs, &mut machine).filter(|sketch| is_short(&sketch.puzzle))
+    }
+
+    /// Reads the tokens of a complete proposal as text.
+    pub(super) fn text(self, proposal: &[TokenId]) -> Option<String> {
+        let mut parts = proposal.split_inclusive(|token| *token == END);
+        let program = parts.next()?.strip_suffix(&[END])?;
+        let program = Program::read(self.dialect, program).ok()?;
+        let inputs: Vec<String> = parts.map(|input| Some(Value::read(input)?.view().text())).collect::<Option<_>>()?;
+        (inputs.len() == num_inputs(self.descriptor.mode))
+            .then(|| format!("{} : {}", program.text(), inputs.join(" ; ")))
     }
 
     fn operations(self) -> impl Iterator<Item = &'static super::language::Operation> {
@@ -124,7 +133,7 @@ impl Grammar for ProposalGrammar {
         }
     }
 
-    fn push(&mut self, token: Token) -> bool {
+    fn push(&mut self, token: TokenId) -> bool {
         let (legal, ended) = match &mut self.part {
             _ if self.inputs_left == 0 => return false,
             Part::Program(program) => (program.push(token), program.next() == Next::Done),

@@ -1,17 +1,17 @@
 //! The problem language: three ways to hide one part of (program, input, output), their texts, prompts and checkers.
 
-use proto::{Token, Verdict};
+use proto::{TokenId, Verdict};
 
 use super::behavior::probes;
-use super::grammar::{ProgramGrammar, ValueGrammar};
 use super::interpreter::{FUEL, MAX_CELLS, Machine, Stop};
 use super::language::{
     ABDUCE, DEDUCE, Dialect, INDUCE_INTEGER, INDUCE_LIST, MAX_PROBLEM_OPERATIONS, MAX_TEXT_BYTES, Program, Refusal,
 };
+use super::symbols::{ProgramGrammar, ValueGrammar};
 use super::value::{END, MAX_ELEMENTS, MAX_MAGNITUDE, Type, Value, View, is_space, parse_integer};
-use crate::grammar::Grammar;
 use crate::json::{Fields, Refusal as Refused, list};
-use crate::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_SOLVE};
+use crate::symbols::Grammar;
+use crate::symbols::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_SOLVE};
 use crate::{Judged, describe_json};
 
 /// Which part of (program, input, output) a problem asks for.
@@ -146,7 +146,7 @@ impl Puzzle {
         text
     }
 
-    pub(super) fn prompt(&self) -> Vec<Token> {
+    pub(super) fn prompt(&self) -> Vec<TokenId> {
         let domain = match self.dialect() {
             Dialect::Full => PROGRAMS,
             Dialect::Digits => PROGRAMS_DIGITS,
@@ -168,7 +168,7 @@ impl Puzzle {
             }
             Puzzle::Induction { max_operations, pairs, .. } => {
                 let integers = self.answer_type() == Type::Integer;
-                tokens.extend([if integers { INDUCE_INTEGER } else { INDUCE_LIST }, *max_operations as Token]);
+                tokens.extend([if integers { INDUCE_INTEGER } else { INDUCE_LIST }, *max_operations as TokenId]);
                 for (input, output) in pairs {
                     View::List(input).spell(&mut tokens);
                     output.view().spell(&mut tokens);
@@ -299,7 +299,7 @@ impl Puzzle {
     ///
     /// A program is held to the visible pairs, and to `reference` on the probe inputs where that is given: it must have
     /// the reference's output on each, and none where the reference has none.
-    pub(super) fn judge(&self, answer: &[Token], reference: Option<&Program>, machine: &mut Machine) -> Verdict {
+    pub(super) fn judge(&self, answer: &[TokenId], reference: Option<&Program>, machine: &mut Machine) -> Verdict {
         // No tokens at all are the beginning of every answer, not a wrong spelling of one.
         if answer.is_empty() {
             return Verdict::Incorrect;
@@ -338,7 +338,7 @@ impl Puzzle {
     ///
     /// # Errors
     /// The verdict on what has no tokens, with the reason.
-    pub(super) fn parse_answer(&self, text: &str) -> Result<Vec<Token>, Judged> {
+    pub(super) fn parse_answer(&self, text: &str) -> Result<Vec<TokenId>, Judged> {
         let malformed = |reason: String| Judged::because(Verdict::Malformed, reason);
         if text.len() > MAX_TEXT_BYTES {
             return Err(malformed(format!("expected an answer of up to {MAX_TEXT_BYTES} bytes, got {}", text.len())));
@@ -357,7 +357,7 @@ impl Puzzle {
 
     /// Returns why an answer, which [`Puzzle::parse_answer`] has read, is not correct. Says nothing of what the problem hides:
     /// neither the output of a deduction nor what a reference does on inputs that are not shown.
-    pub(super) fn explain(&self, answer: &[Token], verdict: Verdict, machine: &mut Machine) -> String {
+    pub(super) fn explain(&self, answer: &[TokenId], verdict: Verdict, machine: &mut Machine) -> String {
         match self {
             Puzzle::Deduction { .. } if verdict == Verdict::Malformed => {
                 format!("expected an integer, or a list of up to {MAX_ELEMENTS} elements, got a longer list")
@@ -397,7 +397,7 @@ impl Puzzle {
 
     /// Names the puzzle of the same givens that an answer solves exactly. `None` when there is none, or when all that
     /// it solves is trivial (an empty output, or one output for all inputs) or too long to show.
-    pub(super) fn hindsight(&self, answer: &[Token]) -> Option<Puzzle> {
+    pub(super) fn hindsight(&self, answer: &[TokenId]) -> Option<Puzzle> {
         let mut machine = Machine::new();
         if self.judge(answer, None, &mut machine) == Verdict::Correct {
             return Some(self.clone());
@@ -427,7 +427,7 @@ impl Puzzle {
     }
 
     /// Gives the deduction that running an answer settles, whatever its verdict: of a program, on the first of the inputs.
-    pub(super) fn execution(&self, answer: &[Token]) -> Option<Puzzle> {
+    pub(super) fn execution(&self, answer: &[TokenId]) -> Option<Puzzle> {
         let (program, input) = match self {
             Puzzle::Deduction { program, input, .. } => (program.clone(), input.clone()),
             Puzzle::Abduction { program, .. } => match Value::read(answer)? {
@@ -470,7 +470,7 @@ impl Puzzle {
 }
 
 /// Reads an answer that is a program.
-pub(super) fn written_program(dialect: Dialect, answer: &[Token]) -> Option<Program> {
+pub(super) fn written_program(dialect: Dialect, answer: &[TokenId]) -> Option<Program> {
     Program::read(dialect, answer.strip_suffix(&[END])?).ok()
 }
 

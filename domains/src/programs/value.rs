@@ -1,13 +1,13 @@
 //! Values: integers and lists, and their spellings in tokens and in text.
 
-use proto::Token;
+use proto::TokenId;
 
 use crate::quote;
 
 /// Ends a list or a program.
-pub(super) const END: Token = 128;
+pub(super) const END: TokenId = 128;
 /// Makes the integer that follows negative.
-pub(super) const MINUS: Token = 129;
+pub(super) const MINUS: TokenId = 129;
 /// Most tokens of any answer, checked before anything looks inside.
 pub(super) const MAX_ANSWER_TOKENS: usize = 128;
 /// Largest magnitude of an integer.
@@ -46,7 +46,7 @@ impl Value {
     }
 
     /// Reads a value and nothing else from tokens: an integer, or elements and [`END`].
-    pub(super) fn read(tokens: &[Token]) -> Option<Value> {
+    pub(super) fn read(tokens: &[TokenId]) -> Option<Value> {
         if tokens.len() > MAX_ANSWER_TOKENS {
             return None;
         }
@@ -115,6 +115,13 @@ impl View<'_> {
         self == View::List(&[])
     }
 
+    /// Returns the spelling in text.
+    pub(super) fn text(self) -> String {
+        let mut text = String::new();
+        self.write(&mut text);
+        text
+    }
+
     /// Appends the spelling in text.
     pub(super) fn write(self, text: &mut String) {
         match self {
@@ -133,7 +140,7 @@ impl View<'_> {
     }
 
     /// Appends the spelling in tokens.
-    pub(super) fn spell(self, tokens: &mut Vec<Token>) {
+    pub(super) fn spell(self, tokens: &mut Vec<TokenId>) {
         match self {
             View::Integer(integer) => spell_integer(integer, tokens),
             View::List(list) => {
@@ -158,18 +165,18 @@ pub(super) fn write_integer(integer: i32, text: &mut String) {
     text.push(char::from(b'0' + ones as u8));
 }
 
-fn spell_integer(integer: i32, tokens: &mut Vec<Token>) {
+fn spell_integer(integer: i32, tokens: &mut Vec<TokenId>) {
     debug_assert!(integer.abs() <= MAX_MAGNITUDE, "integers are bounded");
     if integer < 0 {
         tokens.push(MINUS);
     }
-    tokens.push(integer.unsigned_abs() as Token);
+    tokens.push(integer.unsigned_abs() as TokenId);
 }
 
-fn read_integer(tokens: &[Token]) -> Option<(i32, &[Token])> {
+fn read_integer(tokens: &[TokenId]) -> Option<(i32, &[TokenId])> {
     match *tokens {
-        [MINUS, token @ 1..=99, ..] => Some((-i32::from(token), &tokens[2..])),
-        [token @ 0..=99, ..] => Some((i32::from(token), &tokens[1..])),
+        [MINUS, token @ 1..=99, ..] => Some((-(token as i32), &tokens[2..])),
+        [token @ 0..=99, ..] => Some((token as i32, &tokens[1..])),
         _ => None,
     }
 }

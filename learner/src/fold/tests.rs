@@ -1,5 +1,5 @@
 use proto::{
-    ActionMask, Aim, Choice, Example, ExampleChoice, Group, Niche, Proposal, Rollout, StopReason, VersionSpan,
+    Aim, Choices, Example, Group, Legal, Niche, Proposal, Rollout, StopReason, TokenId, TokenSet, VersionSpan,
 };
 
 use super::*;
@@ -17,18 +17,20 @@ fn fold_of(config: &Config) -> Fold {
 
 /// Plays a task: its rollouts differ in their last token, and each chose the first two of its tokens among 4 and 7.
 fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
-    let mask: ActionMask = [4, 7].into_iter().collect();
-    let index = task.id.index as u16;
-    let rollouts: Vec<Rollout> = (0..verdicts.len() as u16)
+    let set: TokenSet = [4, 7].into_iter().collect();
+    let index = task.id.index as TokenId;
+    let choices = || Choices::new(3, [0, 1].map(|position| (position, Legal::Set(0))));
+    let rollouts: Vec<Rollout> = (0..verdicts.len() as TokenId)
         .map(|number| Rollout {
             tokens: vec![4, 7, 10 * index + number],
-            choices: [(0, -0.25), (1, -0.75)].map(|(position, logprob)| Choice { position, mask: 0, logprob }).to_vec(),
+            choices: choices(),
+            logprobs: vec![-0.25, -0.75],
+            values: None,
+            search: None,
             stop: StopReason::Complete,
             versions: vec![VersionSpan { first_token: 0, policy_version: task.policy_version }],
-            search: None,
         })
         .collect();
-    let choices = || [0, 1].map(|position| ExampleChoice { position, mask: 0 }).to_vec();
     let example = |rollout: &Rollout| Example {
         prompt: vec![9, index],
         answer: rollout.tokens.clone(),
@@ -51,10 +53,10 @@ fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
         niche: Niche(1),
         aim: Aim { level: 1, goal: 1 },
         verdicts: verdicts.to_vec(),
-        example_masks: vec![mask],
+        example_sets: vec![set.clone()],
         examples: right.map(|(rollout, _)| example(rollout)).collect(),
         proposals: (0..num_proposals).map(proposal).collect(),
-        group: Group { task: task.clone(), masks: vec![mask], rollouts },
+        group: Group { task: task.clone(), sets: vec![set], rollouts },
     }
 }
 
@@ -87,8 +89,8 @@ fn a_batch_is_folded() {
     assert_eq!((&report.policy_gradient, &report.proposer, &report.self_play), (&None, &None, &None));
 
     let Example { prompt, answer, .. } = &groups[0].examples[0];
-    let mask = groups[0].example_masks[0];
-    let sequence = Sequence::new(prompt, answer, [(0, mask), (1, mask)].into_iter());
+    let legal = Legal::Set(0).tokens(&groups[0].example_sets);
+    let sequence = Sequence::new(prompt, answer, [(0, legal.clone()), (1, legal)].into_iter());
     let logprobs = fold.model.load(&before.params).unwrap().logprobs(&[&sequence]).unwrap();
     let expected = -f64::from(logprobs[0] + logprobs[1]) / 2.0;
     assert!((report.loss - expected).abs() < 1e-6, "{}, expected {expected}", report.loss);
@@ -112,7 +114,7 @@ fn logprobs_of(fold: &Fold, params: &Params, scored: &ScoredGroup) -> f64 {
     let rollouts = scored.group.rollouts.iter();
     let differences = rollouts.flat_map(|rollout| {
         let logprobs = loaded.logprobs(&[&played_sequence(scored, rollout)]).unwrap();
-        let said = rollout.choices.iter().map(|choice| choice.logprob).collect::<Vec<_>>();
+        let said = rollout.logprobs.clone();
         said.into_iter().zip(logprobs).map(|(said, logprob)| f64::from((said - logprob).abs())).collect::<Vec<_>>()
     });
     differences.sum::<f64>() / 4.0
@@ -178,7 +180,7 @@ fn the_history_is_a_chain_over_every_group() {
     // Nothing is trained on that: the weights are the same, and the state is another.
     let changes: [fn(&mut Vec<ScoredGroup>); 3] = [
         |groups| groups[3].group.rollouts[1].tokens[2] += 1,
-        |groups| groups[3].group.rollouts[1].choices[1].logprob -= 0.5,
+        |groups| groups[3].group.rollouts[1].logprobs[1] -= 0.5,
         |groups| groups[3].verdicts[1] = Verdict::Malformed,
     ];
     for change in changes {

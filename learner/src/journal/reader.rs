@@ -8,6 +8,7 @@ use proto::Digest;
 
 use super::{
     Damage, FORMAT, HEADER_BYTES, LAST_RECORD_TYPE, OPENING, Place, Record, RecordError, record_hash, segment_path,
+    version5,
 };
 use crate::{Error, Manifest};
 
@@ -23,6 +24,8 @@ pub struct JournalReader {
     file: Option<BufReader<File>>,
     offset: u64,
     last: Option<Place>,
+    /// Whether it has read records of an older version: they are there to be looked at, and a run does not go on from them.
+    is_old: bool,
 }
 
 impl JournalReader {
@@ -31,7 +34,8 @@ impl JournalReader {
     /// # Errors
     /// [`Error::Io`], or [`Error::File`] when a segment is missing.
     pub fn open(folder: &Path) -> Result<JournalReader, Error> {
-        Ok(JournalReader { segments: Segments::of(folder)?, next_segment: 0, file: None, offset: 0, last: None })
+        let segments = Segments::of(folder)?;
+        Ok(JournalReader { segments, next_segment: 0, file: None, offset: 0, last: None, is_old: false })
     }
 
     /// Opens a journal behind a record; `None` where it has no such record.
@@ -61,7 +65,7 @@ impl JournalReader {
         }
         file.seek(SeekFrom::Start(record.end)).map_err(Error::io("read", path))?;
         let (file, offset, last) = (Some(BufReader::new(file)), record.end, Some(record));
-        Ok(Some(JournalReader { segments, next_segment: index + 1, file, offset, last }))
+        Ok(Some(JournalReader { segments, next_segment: index + 1, file, offset, last, is_old: false }))
     }
 
     /// Whether segments before the first one are gone.
@@ -126,11 +130,11 @@ impl JournalReader {
                 let (segment, start) = (self.segments.first + index as u64, self.offset);
                 self.offset += HEADER_BYTES as u64 + length;
                 self.last = Some(Place { segment, start, end: self.offset, hash: Digest::from_bytes(hash) });
-                let record = decode(&body).map_err(|got| Error::File {
-                    path,
-                    expected: format!("a journal of version {}", FORMAT.version),
-                    got: format!("version {got}"),
-                })?;
+                let (version, record) = decode(&body);
+                self.is_old |= version == version5::FORMAT.version;
+                if record.is_none() && ![FORMAT, version5::FORMAT].map(|format| format.version).contains(&version) {
+                    return Err(other_version(path, format!("version {version}")));
+                }
                 return Ok(Some(record.ok_or(RecordError { foreign: true, ..damaged })));
             }
             // The length may be what is wrong: what follows is found by its hash. So is the record itself, where its end was
@@ -187,6 +191,10 @@ pub(crate) fn read_manifest(folder: &Path) -> Result<Option<Manifest>, Error> {
             expected: "a journal that begins with a manifest".to_owned(),
             got: "none that can be read".to_owned(),
         });
+    }
+    if reader.is_old {
+        let got = format!("version {}, which `inspect` reads and no run goes on from", version5::FORMAT.version);
+        return Err(other_version(folder.to_owned(), got));
     }
     Ok(manifest.cloned())
 }
@@ -283,12 +291,18 @@ fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize>
     Ok(filled)
 }
 
-/// Decodes a record; `None` where it is none, or the version that it is of instead.
-fn decode(body: &[u8]) -> Result<Option<Record>, u8> {
-    let Ok(bytes) = zstd::stream::decode_all(body) else { return Ok(None) };
+/// Decodes a record; returns its version with it, and `None` where it is none of ours.
+fn decode(body: &[u8]) -> (u8, Option<Record>) {
+    let Ok(bytes) = zstd::stream::decode_all(body) else { return (FORMAT.version, None) };
     match FORMAT.decode(&bytes) {
-        Ok(record) => Ok(Some(record)),
-        Err(proto::Error::Version { got, .. }) => Err(got),
-        Err(_) => Ok(None),
+        Err(proto::Error::Version { got, .. }) if got == version5::FORMAT.version => {
+            (got, version5::FORMAT.decode::<version5::Record>(&bytes).ok().map(Record::from))
+        }
+        Err(proto::Error::Version { got, .. }) => (got, None),
+        decoded => (FORMAT.version, decoded.ok()),
     }
+}
+
+fn other_version(path: PathBuf, got: String) -> Error {
+    Error::File { path, expected: format!("a journal of version {}", FORMAT.version), got }
 }

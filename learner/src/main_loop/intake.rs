@@ -84,8 +84,11 @@ impl Learner<'_> {
             // Played for an earlier life of the learner, which had planned otherwise.
             return Ok(());
         }
-        let fault =
-            if is_planned { scored.group.check().err() } else { Some("it was not played for this plan".to_owned()) };
+        let vocabulary_size = self.fold.config().model.vocabulary_size;
+        let fault = match is_planned {
+            true => scored.group.check(vocabulary_size).err(),
+            false => Some("it was not played for this plan".to_owned()),
+        };
         if let Some(reason) = fault {
             if !self.audits.is_on() {
                 return disagrees(&reason);
@@ -94,10 +97,10 @@ impl Learner<'_> {
             self.wanted.insert(id);
             return self.ban(&envelope.played_by, id, reason);
         }
-        if let Err(reason) = scored.check() {
+        if let Err(reason) = scored.check(vocabulary_size) {
             return disagrees(&reason);
         }
-        let group = GroupRecord { played_by: envelope.played_by.clone(), scored: scored.clone() };
+        let group = GroupRecord::new(envelope.played_by.clone(), scored.clone());
         let Some(first) = self.received.get(id) else {
             if self.fold.is_stale(scored) {
                 self.note_stale(&[id]);

@@ -1,0 +1,98 @@
+//! A domain of text alone, whole, as docs/adding-a-domain.md describes it: words that are to be written backwards.
+
+use domains::{Checker, Domain, Error, Forms, Judged, Ladder};
+use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
+use serde_json::{Value, json};
+
+/// Its problems are words of three small letters.
+pub(crate) struct Backwards;
+
+impl Backwards {
+    fn problem(word: &str) -> Result<Problem, Error> {
+        let is_word = word.len() == 3 && word.bytes().all(|letter| letter.is_ascii_lowercase());
+        let refusal = || Error::Problem { domain: "backwards", expected: "3 small letters".into(), got: word.into() };
+        is_word.then(|| Problem { domain: "backwards".into(), text: word.into() }).ok_or_else(refusal)
+    }
+}
+
+impl Domain for Backwards {}
+
+impl Ladder for Backwards {
+    fn name(&self) -> &'static str {
+        "backwards"
+    }
+
+    fn ladder_levels(&self) -> &'static [LadderLevel] {
+        &[LadderLevel { level: 1, description: "3 letters" }]
+    }
+
+    fn level_of(&self, _niche: Niche) -> u32 {
+        1
+    }
+
+    fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
+        let mut rng = CounterRng::new(seed, Purpose::Ladder, u64::from(level), index, 0);
+        let word: String = (0..3).map(|_| char::from(b'a' + rng.below(26) as u8)).collect();
+        KeyedProblem { problem: Backwards::problem(&word).expect("a word of the level"), key: None }
+    }
+
+    fn mutate(&self, _parent: &KeyedProblem, _rng: &mut CounterRng) -> Option<KeyedProblem> {
+        None
+    }
+
+    fn describe_niche(&self, _niche: Niche) -> String {
+        "3 letters".to_owned()
+    }
+
+    fn canonical_hash(&self, problem: &Problem) -> Digest {
+        Digest::of_bytes(problem.text.as_bytes())
+    }
+}
+
+impl Checker for Backwards {
+    fn judge(&self, problem: &Problem, _key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error> {
+        let is_right = answer.trim().chars().rev().eq(Backwards::problem(&problem.text)?.text.chars());
+        Ok(if is_right { Judged::correct() } else { Judged::because(Verdict::Incorrect, "is another word") })
+    }
+
+    /// Whatever word is written is right for the word that it is backwards.
+    fn hindsight(&self, _problem: &Problem, answer: &str) -> Result<Option<Problem>, Error> {
+        Ok(Backwards::problem(&answer.trim().chars().rev().collect::<String>()).ok())
+    }
+
+    fn niche(&self, problem: &Problem, _key: Option<&ProblemKey>) -> Result<Niche, Error> {
+        Backwards::problem(&problem.text).map(|_| Niche(0))
+    }
+
+    fn admit(&self, _niche: Niche, proposal: &str) -> Option<KeyedProblem> {
+        Some(KeyedProblem { problem: Backwards::problem(proposal.trim()).ok()?, key: None })
+    }
+
+    fn aim(&self, _problem: &Problem, _answer: Option<&str>) -> Result<Aim, Error> {
+        Ok(Aim { level: 1, goal: 0 })
+    }
+}
+
+impl Forms for Backwards {
+    fn description(&self) -> &'static str {
+        "write a word backwards"
+    }
+
+    fn problem_from_json(&self, json: &Value) -> Result<Problem, Error> {
+        Backwards::problem(json["word"].as_str().unwrap_or_default())
+    }
+
+    fn problem_from_text(&self, text: &str) -> Result<Problem, Error> {
+        Backwards::problem(text)
+    }
+
+    fn problem_to_json(&self, problem: &Problem) -> Result<Value, Error> {
+        Ok(json!({"domain": "backwards", "word": problem.text}))
+    }
+}
+
+fn main() {
+    let problem = Backwards.ladder(1, 0, 0).problem;
+    let judged = Backwards.judge(&problem, None, "abc").expect("it is a problem of this domain");
+    println!("{}: abc is {:?}", problem.text, judged.verdict);
+}

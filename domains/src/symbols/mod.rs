@@ -1,0 +1,64 @@
+//! How a network that reads symbols is asked about a domain's problems: one vocabulary of 256 tokens, and for each domain that has
+//! them prompts, the grammar of its answers, and their spellings in text.
+
+mod grammar;
+pub mod vocabulary;
+
+use proto::{Difficulty, Niche, Problem, TokenId};
+
+use crate::Error;
+
+pub use grammar::{Grammar, Next};
+
+/// The symbols of a domain. Everything here is a function of its arguments.
+pub trait Symbols: Send + Sync {
+    /// Lists the tokens that the domain adds to the vocabulary, with their names.
+    fn tokens(&self) -> Vec<(TokenId, &'static str)>;
+
+    /// Writes the problem as the prompt that the policy reads.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn prompt(&self, problem: &Problem) -> Result<Vec<TokenId>, Error>;
+
+    /// Opens the answer language of a problem at its start.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error>;
+
+    /// Returns the length of the longest prompt that relabelling or changing the problem can lead to.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn max_prompt_tokens(&self, problem: &Problem) -> Result<usize, Error> {
+        Ok(self.prompt(problem)?.len())
+    }
+
+    /// Returns the length of the longest legal answer, forced tokens included.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error>;
+
+    /// Reads a complete answer as the text that the checker judges; `None` where the tokens are none.
+    fn answer_text(&self, problem: &Problem, answer: &[TokenId]) -> Option<String>;
+
+    /// Writes an answer for people, whichever problem it answers; `None` where the tokens are none.
+    fn show(&self, answer: &[TokenId]) -> Option<String>;
+
+    /// Spells an answer that is given in text; `None` where it has no spelling.
+    fn spell(&self, problem: &Problem, answer: &str) -> Option<Vec<TokenId>>;
+
+    /// Writes the prompt that asks the policy for a problem of a niche and a difficulty.
+    fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<TokenId>;
+
+    /// Opens the problem language at its start, as far as the niche that is asked for binds it.
+    fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar>;
+
+    /// Returns the length of the longest problem that [`Symbols::propose_prompt`] can be answered with.
+    fn max_proposal_tokens(&self, niche: Niche) -> u32;
+
+    /// Reads a complete proposal as the text that is admitted or not; `None` where the tokens are none.
+    fn proposal_text(&self, niche: Niche, proposal: &[TokenId]) -> Option<String>;
+}

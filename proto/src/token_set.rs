@@ -1,0 +1,140 @@
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::SmallVec;
+
+use crate::TokenId;
+
+/// A set of tokens of a vocabulary of any size; below token 256 it takes no memory of its own.
+///
+/// ```
+/// let set: proto::TokenSet = [3, 200, 49_151].into_iter().collect();
+/// assert!(set.contains(200) && !set.contains(4));
+/// assert_eq!(set.iter().collect::<Vec<_>>(), [3, 200, 49_151]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TokenSet {
+    /// Bit `t % 64` of word `t / 64` stands for token `t`. The last word is not 0, so that equal sets have equal words.
+    words: SmallVec<[u64; 4]>,
+}
+
+impl TokenSet {
+    /// Adds a token.
+    pub fn insert(&mut self, token: TokenId) {
+        let index = token as usize / 64;
+        if index >= self.words.len() {
+            self.words.resize(index + 1, 0);
+        }
+        self.words[index] |= 1 << (token % 64);
+    }
+
+    /// Whether the set holds a token.
+    pub fn contains(&self, token: TokenId) -> bool {
+        self.words.get(token as usize / 64).is_some_and(|word| word & (1 << (token % 64)) != 0)
+    }
+
+    /// Returns the number of tokens.
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Whether the set holds no token.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Returns the largest token.
+    pub fn last(&self) -> Option<TokenId> {
+        let word = self.words.last()?;
+        Some((64 * self.words.len()) as TokenId - 1 - word.leading_zeros())
+    }
+
+    /// Lists the tokens in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = TokenId> + Clone + '_ {
+        self.words.iter().enumerate().flat_map(|(word_index, word)| {
+            let mut rest = *word;
+            std::iter::from_fn(move || {
+                if rest == 0 {
+                    return None;
+                }
+                let bit = rest.trailing_zeros();
+                rest &= rest - 1;
+                Some((64 * word_index) as TokenId + bit)
+            })
+        })
+    }
+}
+
+impl FromIterator<TokenId> for TokenSet {
+    fn from_iter<I: IntoIterator<Item = TokenId>>(tokens: I) -> TokenSet {
+        let mut set = TokenSet::default();
+        tokens.into_iter().for_each(|token| set.insert(token));
+        set
+    }
+}
+
+impl Serialize for TokenSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.words.as_slice().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenSet, D::Error> {
+        // A vector trusts no length that a message claims; what is allocated is there.
+        let words = Vec::<u64>::deserialize(deserializer)?;
+        match words.last() {
+            Some(0) => Err(D::Error::custom("a set of tokens ends with a word that is not 0")),
+            _ if words.len() > (TokenId::MAX / 64) as usize => Err(D::Error::custom("a set holds tokens of 32 bits")),
+            _ => Ok(TokenSet { words: SmallVec::from_slice(&words) }),
+        }
+    }
+}
+
+/// The tokens among which one is chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LegalTokens {
+    /// The whole vocabulary.
+    Any,
+    /// Those of a set.
+    Only(TokenSet),
+}
+
+impl LegalTokens {
+    /// Whether a token may be chosen, of those that the vocabulary has.
+    pub fn contains(&self, token: TokenId) -> bool {
+        match self {
+            LegalTokens::Any => true,
+            LegalTokens::Only(set) => set.contains(token),
+        }
+    }
+}
+
+impl FromIterator<TokenId> for LegalTokens {
+    fn from_iter<I: IntoIterator<Item = TokenId>>(tokens: I) -> LegalTokens {
+        LegalTokens::Only(tokens.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire;
+
+    #[test]
+    fn equal_sets_have_equal_bytes_and_no_others_are_read() {
+        let sets = [&[][..], &[0], &[63, 64], &[255], &[256, 3], &[49_151, 0]];
+        for tokens in sets {
+            let forward: TokenSet = tokens.iter().copied().collect();
+            let backward: TokenSet = tokens.iter().rev().copied().collect();
+            assert_eq!(forward, backward);
+            let bytes = wire::encode(&forward);
+            assert_eq!(bytes, wire::encode(&backward));
+            assert_eq!(wire::decode::<TokenSet>(&bytes).unwrap(), forward);
+            assert_eq!((forward.len(), forward.last()), (tokens.len(), tokens.iter().max().copied()));
+            assert_eq!(forward.is_empty(), tokens.is_empty());
+        }
+        assert!(wire::decode::<TokenSet>(&wire::encode(&vec![1u64, 0])).is_err(), "a second spelling of {{0}}");
+        let claims = [&wire::encode(&())[..], &[0xff, 0xff, 0xff, 0xff, 0x7f, 1]].concat();
+        assert!(wire::decode::<TokenSet>(&claims).is_err(), "words that are not there");
+    }
+}
