@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bus::nats::{Credentials, Identity, Leader, Lease, Server, Servers, Settings, Terms, check_name};
 use bus::{Faults, Faulty};
 use learner::{Manifest, RunLock};
+use policy::{Device, Numerics};
 use proto::{Digest, Group, Role};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
@@ -82,7 +83,10 @@ pub(crate) struct ActorArgs {
     meeting: Meeting,
     #[command(flatten)]
     worker: Worker,
-    /// Threads that play; 0 for all cores.
+    /// Where the policy plays: cpu, candle-cpu, cuda or cuda:N; without it, as the run's `actor.device` says.
+    #[arg(long)]
+    device: Option<Device>,
+    /// Threads that play on the CPU; 0 for all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
     /// Sequences decoded side by side.
@@ -159,8 +163,15 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
         0 => LocalConfig::num_cores(),
         threads => threads.into(),
     };
-    let config = actor::Config { num_threads, num_slots: args.slots as usize };
-    work(Role::Actor, &args.meeting, &args.worker, async |_, bus, shutdown| {
+    args.device.map_or(Ok(()), |device| device.open().map(drop).context("--device"))?;
+    work(Role::Actor, &args.meeting, &args.worker, async |config, bus, shutdown| {
+        let device = args.device.unwrap_or(config.run.actor.device);
+        ensure!(
+            device.is_reproducible() || !config.run.is_reproducible(),
+            "--device: expected cpu in a run that promises the same weights again, got {device}; its learner would have to be started \
+             with --set actor.device={device}"
+        );
+        let config = actor::Config { device, num_threads, num_slots: args.slots as usize };
         let summary = actor::run(config, language(), bus, shutdown).await?;
         Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
     })
@@ -231,7 +242,12 @@ impl Joined {
         let server = meeting.place.connect(name, PATIENCE).await?;
         let (run, announced) = find(&server, meeting).await?;
         let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
-        expect_fit(&run, &announced.manifest, &train::manifest(&config)?)?;
+        // Devices that promise no bits have none to compare.
+        let numerics = match config.run.is_reproducible() {
+            true => Numerics::measure(Device::Cpu)?,
+            false => announced.manifest.numerics.clone(),
+        };
+        expect_fit(&run, &announced.manifest, &train::manifest_with(&config, numerics)?)?;
         let BusConfig { ack_wait_seconds, fault, .. } = config.local.bus;
         let bus =
             Arc::new(server.join(&course(&run, &announced.manifest), name, Duration::from_secs_f64(ack_wait_seconds)));

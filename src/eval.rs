@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use actor::engine::{Engine, Weights};
+use actor::engine::{Engine, LoadedVersion};
 use anyhow::{Context as _, Result, bail, ensure};
 use domains::{Split, exam_problems, exams_of, trained_variant};
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
-use policy::{ModelConfig, PackedWeights, Params};
+use policy::{Backend, Device, ModelConfig, Params, Weights};
 use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
 };
@@ -74,7 +73,7 @@ fn pass_at(num_samples: u32, num_correct: u32, k: u32) -> f64 {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let (model, checkpoint) = load(&args.run)?;
     let num_threads = usize::from(args.threads);
-    let trained = Player::new(&model, &checkpoint.state.ema, num_threads)?;
+    let trained = Player::new(&model, &checkpoint.training.average, num_threads)?;
     let untrained = Player::new(&model, &Params::init(&model, 0), num_threads)?;
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
     let mut sets: Vec<(String, Vec<Problem>)> = Vec::new();
@@ -274,7 +273,7 @@ impl Report {
 
 /// Plays problems with one version of the weights.
 pub(crate) struct Player {
-    weights: Arc<PackedWeights>,
+    weights: Weights,
     max_positions: usize,
     num_threads: usize,
 }
@@ -285,7 +284,7 @@ impl Player {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        let weights = Arc::new(PackedWeights::new(model, params)?);
+        let weights = Backend::Cpu.load(model, params)?;
         Ok(Player { weights, max_positions: model.max_positions, num_threads })
     }
 
@@ -317,8 +316,10 @@ impl Player {
     fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
         problems.iter().try_for_each(|problem| expect_room(problem, self.max_positions))?;
         let language = language();
-        let (engine, mut groups) =
-            Engine::start(actor::Config { num_threads: self.num_threads, num_slots: 512 }, language.clone());
+        let (engine, mut groups) = Engine::start(
+            actor::Config { device: Device::Cpu, num_threads: self.num_threads, num_slots: 512 },
+            language.clone(),
+        );
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {
                 id: TaskId { kind: TaskKind::Evaluate, batch: 0, index: index as u32 },
@@ -332,7 +333,7 @@ impl Player {
                 sampling: Sampling { behavior: Behavior::Policy, temperature },
                 max_tokens: language.room(problem)?.answer as u32,
             };
-            engine.submit(task, Weights { policy_version: 0, packed: self.weights.clone() })?;
+            engine.submit(task, LoadedVersion { policy_version: 0, weights: self.weights.clone() })?;
         }
         let mut scored = BTreeMap::new();
         for _ in problems {

@@ -365,6 +365,13 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         named("local.bus.audit_share"),
         local.bus.audit_share
     );
+    ensure!(
+        local.bus.audit_share == 0.0 || run.actor.device.is_reproducible(),
+        "{}: expected 0 where actor.device = {}, which does not play the same twice, got {}",
+        named("local.bus.audit_share"),
+        run.actor.device,
+        local.bus.audit_share
+    );
     if let (Some(minutes), Some(steps)) = (local.minutes, run.schedule.num_steps) {
         let (minutes_at, steps_at) = (named("local.minutes"), named("schedule.num_steps"));
         bail!("{minutes_at} = {minutes}, {steps_at} = {steps}: expected one end of the run, got both");
@@ -640,6 +647,9 @@ mod tests {
         let free_running = ["batch.lag=1", "batch.max_staleness=8", "local.bus.audit_share=0.1"];
         let error = set(&free_running).unwrap_err().to_string();
         assert!(error.contains("local.bus.audit_share: expected 0 in a free-running run"), "{error}");
+        let unequal = ["actor.device=candle-cpu", "local.bus.audit_share=0.1"];
+        let error = set(&unequal).unwrap_err().to_string();
+        assert!(error.contains("local.bus.audit_share: expected 0 where actor.device = candle-cpu"), "{error}");
         for said in [["seed=3", "seed=3"], ["schedule.num_steps=3", "schedule={num_steps=4,warmup_steps=1}"]] {
             let error = set(&said).unwrap_err().to_string();
             assert_eq!(error, format!("--set {} and --set {}: expected one of them, got both", said[0], said[1]));

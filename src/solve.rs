@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let problem = read_problem(&args.problem, &args.domain)?;
     let (domain, language) = (domain(&problem.domain)?, language());
     let (model, checkpoint) = load(&args.run)?;
-    let player = Player::new(&model, &checkpoint.state.ema, 0)?;
+    let player = Player::new(&model, &checkpoint.training.average, 0)?;
     let mut answers = player.answers(&problem, 1, 0.0)?;
     answers.extend(player.answers(&problem, args.samples, 1.0)?);
     let solved = answers.iter().position(|(_, verdict)| *verdict == Verdict::Correct);

@@ -215,6 +215,9 @@ impl Plan {
         if !args.resume && !args.dry_run {
             expect_free(&run_dir)?;
         }
+        if meeting.is_none() {
+            config.run.actor.device.open().context("actor.device")?;
+        }
         Ok(Plan {
             manifest: manifest(&config)?,
             origin: origin(args),
@@ -289,21 +292,25 @@ impl Plan {
     }
 }
 
-/// What the run depends on.
+/// What a run depends on whose learner is on this machine.
 pub(crate) fn manifest(config: &RunConfig) -> Result<Manifest> {
+    manifest_with(config, Numerics::measure(config.run.learner.device).context("learner.device")?)
+}
+
+/// What a run with this arithmetic depends on.
+pub(crate) fn manifest_with(config: &RunConfig, numerics: Numerics) -> Result<Manifest> {
     let exams: BTreeMap<_, _> = exam_specs()
         .into_iter()
         .map(|spec| Ok((spec.name.to_owned(), exam(spec.name)?.digest())))
         .collect::<Result<_>>()?;
     let verifiers = domains::registry().iter().map(|domain| (domain.name().to_owned(), "1".to_owned())).collect();
-    let device = config.run.learner.device;
     Ok(Manifest {
         config: config.run.digest(),
         build: BuildId(env!("AUTODIDACT_BUILD_ID").to_owned()),
         verifiers,
         exams,
-        numerics: Numerics::measure(device)?,
-        reproducible: device.is_reproducible(),
+        numerics,
+        reproducible: config.run.is_reproducible(),
     })
 }
 
@@ -484,7 +491,8 @@ enum Others {
 impl Others {
     fn here(bus: Arc<dyn Bus>, config: &RunConfig, shutdown: &CancellationToken) -> Others {
         let RunConfig { run, local, .. } = config;
-        let config = actor::Config { num_threads: local.num_threads(), num_slots: local.slots };
+        let config =
+            actor::Config { device: run.actor.device, num_threads: local.num_threads(), num_slots: local.slots };
         let actor = actor::run(config, language(), bus.clone(), shutdown.clone());
         let verifier = verifier::run(run.batch.num_rollouts, language(), bus.clone(), shutdown.clone());
         let mut roles = JoinSet::new();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use language::{Episode, Language, Next};
-use policy::{Decoder, Feed, PackedWeights, sample};
+use policy::{Draw, Feed, Policy};
 use proto::{
     Behavior, Choices, CounterRng, Group, LegalTokens, Purpose, Rollout, SetDictionary, StopReason, Task, TaskKind,
     TokenId, TokenSet, VersionSpan,
@@ -22,17 +22,17 @@ pub struct Engine {
     newest: Newest,
 }
 
-/// Weights, and the step after which they were published.
+/// A version of the weights, on the device that plays it.
 #[derive(Clone, Debug)]
-pub struct Weights {
-    /// The step.
+pub struct LoadedVersion {
+    /// The step after which it was published.
     pub policy_version: u64,
     /// The weights.
-    pub packed: Arc<PackedWeights>,
+    pub weights: policy::Weights,
 }
 
-/// The newest weights of a free-running run.
-type Newest = Arc<Mutex<Option<Weights>>>;
+/// The newest version of a free-running run.
+type Newest = Arc<Mutex<Option<LoadedVersion>>>;
 
 type GroupSender = mpsc::UnboundedSender<Result<Group, Error>>;
 /// Where finished groups come out.
@@ -44,7 +44,7 @@ struct Job {
     group: Arc<OpenGroup>,
     attempt: usize,
     /// What was there to play it with when it came.
-    weights: Weights,
+    version: LoadedVersion,
 }
 
 /// A group whose rollouts are still being played.
@@ -65,13 +65,13 @@ struct Played {
 }
 
 impl Engine {
-    /// Starts the threads, which play in a language; groups come out of the receiver as they are finished, and so does the panic of a
+    /// Starts the threads, which play in a language, as many as the weights to come are played in; groups come out of the receiver as they are finished, and so does the panic of a
     /// thread.
     pub fn start(config: Config, language: Arc<dyn Language>) -> (Engine, GroupReceiver) {
         let (jobs, job_receiver) = unbounded();
         let (groups, group_receiver) = mpsc::unbounded_channel();
         let newest = Newest::default();
-        let num_threads = config.num_threads.max(1);
+        let num_threads = config.device.num_playing_threads(config.num_threads.max(1));
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
         for index in 0..num_threads {
             let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());
@@ -80,31 +80,33 @@ impl Engine {
             let name = thread.clone();
             let play = move || {
                 let play = || play(language.as_ref(), &jobs, &newest, &groups, slots_per_thread);
-                let played = catch_unwind(AssertUnwindSafe(play));
-                if let Err(panic) = played {
-                    drop(groups.send(Err(Error::Panicked { thread, text: text_of(panic.as_ref()) })));
-                }
+                let failed = match catch_unwind(AssertUnwindSafe(play)) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => Error::Policy { thread, source: error },
+                    Err(panic) => Error::Panicked { thread, text: text_of(panic.as_ref()) },
+                };
+                drop(groups.send(Err(failed)));
             };
             std::thread::Builder::new().name(name).spawn(play).expect("the system can start a thread");
         }
         (Engine { jobs, newest }, group_receiver)
     }
 
-    /// Takes weights for whatever is free-running, from the next token on.
-    pub fn announce(&self, weights: Weights) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(weights);
+    /// Takes a version for whatever is free-running, from the next token on.
+    pub fn announce(&self, version: LoadedVersion) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
     }
 
     /// Takes a task to play.
     ///
     /// # Errors
     /// [`Error::EngineStopped`] when the threads are gone.
-    pub fn submit(&self, task: Task, weights: Weights) -> Result<(), Error> {
+    pub fn submit(&self, task: Task, version: LoadedVersion) -> Result<(), Error> {
         let num_rollouts = task.num_rollouts as usize;
         let played = Mutex::new((0..num_rollouts).map(|_| None).collect());
         let group = Arc::new(OpenGroup { task, played });
         for attempt in 0..num_rollouts {
-            let job = Job { group: group.clone(), attempt, weights: weights.clone() };
+            let job = Job { group: group.clone(), attempt, version: version.clone() };
             self.jobs.send(job).map_err(|_| Error::EngineStopped)?;
         }
         Ok(())
@@ -130,47 +132,56 @@ struct Active {
 }
 
 /// The loop of one thread: fill slots, run the network once, draw one token for each slot.
-fn play(language: &dyn Language, jobs: &Receiver<Job>, newest: &Newest, groups: &GroupSender, num_slots: usize) {
+fn play(
+    language: &dyn Language,
+    jobs: &Receiver<Job>,
+    newest: &Newest,
+    groups: &GroupSender,
+    num_slots: usize,
+) -> Result<(), policy::Error> {
     let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
-    let mut decoder: Option<Decoder> = None;
-    let mut playing: Option<Weights> = None;
+    let mut playing: Option<(LoadedVersion, Box<dyn Policy>)> = None;
     let mut held: Option<Job> = None;
     let mut num_active = 0;
     loop {
-        if let (Some(decoder), Some(playing)) = (&mut decoder, &mut playing)
+        if let Some((version, policy)) = &mut playing
             && num_active > 0
-            && let Some(newer) = newer(newest, playing.policy_version)
+            && let Some(newer) = newer(newest, version.policy_version)
             && slots.iter().flatten().all(|active| active.job.group.task.free_running)
         {
-            decoder.set_weights(newer.packed.clone());
+            policy.set_weights(&newer.weights)?;
             slots.iter_mut().flatten().for_each(|active| active.go_on_with(newer.policy_version));
-            *playing = newer;
+            *version = newer;
         }
         while num_active < num_slots {
             let job = match held.take().map_or_else(|| next_job(jobs, num_active > 0), Ok) {
                 Ok(job) => job,
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Disconnected) => return Ok(()),
             };
-            let weights = job.weights(newest);
-            let policy_version = weights.policy_version;
-            if !playing.as_ref().is_some_and(|playing| Arc::ptr_eq(&playing.packed, &weights.packed)) {
+            let wanted = job.version(newest);
+            let policy_version = wanted.policy_version;
+            let policy = match &mut playing {
+                Some((version, policy)) if version.weights.is_same(&wanted.weights) => policy,
                 // Slots of different versions never share a forward pass.
-                if num_active > 0 {
+                Some(_) if num_active > 0 => {
                     held = Some(job);
                     break;
                 }
-                match &mut decoder {
-                    Some(decoder) => decoder.set_weights(weights.packed.clone()),
-                    None => decoder = Some(Decoder::new(weights.packed.clone(), num_slots)),
+                Some((version, policy)) => {
+                    policy.set_weights(&wanted.weights)?;
+                    *version = wanted;
+                    policy
                 }
-                playing = Some(weights);
-            }
-            let decoder = decoder.as_mut().expect("a version is being played");
-            match begin(language, job, policy_version, decoder.config().max_positions) {
+                None => {
+                    let policy = wanted.weights.policy(num_slots)?;
+                    &mut playing.insert((wanted, policy)).1
+                }
+            };
+            match begin(language, job, policy_version, policy.config().max_positions) {
                 Begun::Playing(active) => {
                     let slot = slots.iter().position(Option::is_none).expect("a slot is free");
-                    decoder.reset(slot);
+                    policy.reset(slot);
                     slots[slot] = Some(*active);
                     num_active += 1;
                 }
@@ -182,19 +193,15 @@ fn play(language: &dyn Language, jobs: &Receiver<Job>, newest: &Newest, groups: 
         if num_active == 0 {
             continue;
         }
-        let decoder = decoder.as_mut().expect("a version is being played");
-        let feeds: Vec<Feed<'_>> = slots
-            .iter()
-            .enumerate()
-            .filter_map(|(slot, active)| Some(Feed { slot, tokens: &active.as_ref()?.pending }))
-            .collect();
+        let (_, policy) = playing.as_mut().expect("a version is being played");
+        let in_slots = slots.iter().enumerate();
+        let feeds: Vec<Feed<'_>> =
+            in_slots.filter_map(|(slot, active)| Some(Feed { slot, tokens: &active.as_ref()?.pending })).collect();
         let fed: Vec<usize> = feeds.iter().map(|feed| feed.slot).collect();
-        let logits = decoder.forward(&feeds);
-        let width = logits.len() / fed.len();
-        for (slot, logits) in fed.into_iter().zip(logits.chunks_exact(width)) {
+        policy.feed(&feeds)?;
+        let mut draws: Vec<Draw<'_>> = slots.iter_mut().flatten().map(Active::draw).collect();
+        for (slot, (token, logprob)) in fed.into_iter().zip(policy.sample(&mut draws)?) {
             let active = slots[slot].as_mut().expect("the slot was fed");
-            let temperature = active.job.group.task.sampling.temperature;
-            let (token, logprob) = sample(logits, &active.legal, temperature, &mut active.rng);
             if active.choose(token, logprob) {
                 num_active -= 1;
                 let active = slots[slot].take().expect("the slot was fed");
@@ -210,17 +217,17 @@ fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
     if busy { jobs.try_recv() } else { jobs.recv().map_err(|_| TryRecvError::Disconnected) }
 }
 
-/// Gives the newest weights, if they are newer than these.
-fn newer(newest: &Newest, policy_version: u64) -> Option<Weights> {
+/// Returns the newest version, if it is newer than this one.
+fn newer(newest: &Newest, policy_version: u64) -> Option<LoadedVersion> {
     let newest = newest.lock().unwrap_or_else(PoisonError::into_inner);
     newest.as_ref().filter(|newest| newest.policy_version > policy_version).cloned()
 }
 
 impl Job {
-    /// Chooses the weights to begin with.
-    fn weights(&self, newest: &Newest) -> Weights {
-        let newer = self.group.task.free_running.then(|| newer(newest, self.weights.policy_version)).flatten();
-        newer.unwrap_or_else(|| self.weights.clone())
+    /// Chooses the version to begin with.
+    fn version(&self, newest: &Newest) -> LoadedVersion {
+        let newer = self.group.task.free_running.then(|| newer(newest, self.version.policy_version)).flatten();
+        newer.unwrap_or_else(|| self.version.clone())
     }
 }
 
@@ -289,7 +296,13 @@ fn draw_uniformly(legal: &LegalTokens, vocabulary_size: usize, rng: &mut Counter
 }
 
 impl Active {
-    /// Appends a chosen token and whatever it forces; tells whether the rollout is over.
+    /// Asks for the next token.
+    fn draw(&mut self) -> Draw<'_> {
+        let temperature = self.job.group.task.sampling.temperature;
+        Draw { legal: &self.legal, temperature, rng: &mut self.rng }
+    }
+
+    /// Appends a chosen token and whatever it forces. Returns whether the rollout is over.
     fn choose(&mut self, token: TokenId, logprob: f32) -> bool {
         let legal = std::mem::replace(&mut self.legal, LegalTokens::Only(TokenSet::default()));
         self.played.choices.push((self.played.tokens.len(), legal));
@@ -299,7 +312,7 @@ impl Active {
         self.advance()
     }
 
-    /// Appends forced tokens up to the next choice; tells whether the rollout is over.
+    /// Appends forced tokens up to the next choice. Returns whether the rollout is over.
     fn advance(&mut self) -> bool {
         loop {
             match self.episode.next() {
@@ -341,7 +354,7 @@ impl Active {
 }
 
 impl OpenGroup {
-    /// Enters a rollout; gives the group if it was the last one.
+    /// Enters a rollout. Returns the group if it was the last one.
     fn finish(self: Arc<OpenGroup>, attempt: usize, rollout: Played) -> Option<Group> {
         let mut played = self.played.lock().unwrap_or_else(PoisonError::into_inner);
         played[attempt] = Some(rollout);

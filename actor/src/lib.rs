@@ -13,18 +13,20 @@ use std::time::Duration;
 
 use bus::{BEAT_EVERY, Bus, Delivery, run_blocking};
 use language::Language;
-use policy::{PackedWeights, read_weights};
+use policy::{Backend, Device, Weights, read_weights};
 use proto::{Digest, Group, Role, Task, TaskId, Version};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use engine::{Engine, GroupReceiver, Weights};
+use engine::{Engine, GroupReceiver, LoadedVersion};
 
-/// How an actor uses its machine; changes when rollouts come, never what they say.
+/// How an actor uses its machine. But for the device, it changes when rollouts come, never what they say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Threads that play.
+    /// Where the policy plays.
+    pub device: Device,
+    /// Threads that play on the CPU; a device of candle has threads of its own.
     pub num_threads: usize,
     /// Sequences in flight, over all threads.
     pub num_slots: usize,
@@ -61,6 +63,17 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The device failed.
+    #[error("thread {thread}: {source}")]
+    Policy {
+        /// Which thread it failed in.
+        thread: String,
+        /// How.
+        source: policy::Error,
+    },
+    /// There is no such device.
+    #[error(transparent)]
+    Device(policy::Error),
     /// A thread panicked; what it was playing is lost.
     #[error("thread {thread} panicked: {text}")]
     Panicked {
@@ -90,9 +103,11 @@ pub async fn run(
     bus: Arc<dyn Bus>,
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
+    let backend = config.device.open().map_err(Error::Device)?;
     let (engine, groups) = Engine::start(config, language);
     let actor = Actor {
         bus,
+        backend,
         engine,
         groups,
         max_rollouts: 2 * config.num_slots.max(1),
@@ -112,6 +127,7 @@ pub async fn run(
 
 struct Actor {
     bus: Arc<dyn Bus>,
+    backend: Backend,
     engine: Engine,
     groups: GroupReceiver,
     /// Rollouts that are taken on at a time: those in slots, and as many to follow. What others could play is left to them.
@@ -119,14 +135,14 @@ struct Actor {
     /// Tasks that are being played, and then those whose weights are on the way.
     held: Vec<Delivery<Task>>,
     parked: Vec<Delivery<Task>>,
-    versions: VecDeque<(Digest, Arc<PackedWeights>)>,
-    fetches: JoinSet<(Digest, Result<PackedWeights, Error>)>,
+    versions: VecDeque<(Digest, Weights)>,
+    fetches: JoinSet<(Digest, Result<Weights, Error>)>,
     fetching: BTreeSet<Digest>,
     /// Of a free-running run: the weights that were announced last, those of them that are on the way, and the newest that are
     /// here.
     announced: Option<Version>,
     coming: Option<Version>,
-    newest: Option<Weights>,
+    newest: Option<LoadedVersion>,
     /// The weights that could not be had last, and when that was.
     refused: Option<(Digest, Instant)>,
     summary: Summary,
@@ -197,10 +213,11 @@ impl Actor {
             }
             return Ok(task.acknowledge().await?);
         }
-        let own = self.weights(digest).map(|weights| Weights { policy_version: body.policy_version, packed: weights });
+        let own = self.weights(digest);
+        let own = own.map(|weights| LoadedVersion { policy_version: body.policy_version, weights });
         let newer = self.newest.as_ref().filter(|newest| newest.policy_version > body.policy_version);
-        if let Some(weights) = newer.filter(|_| body.free_running).cloned().or(own) {
-            self.engine.submit(body.clone(), weights)?;
+        if let Some(version) = newer.filter(|_| body.free_running).cloned().or(own) {
+            self.engine.submit(body.clone(), version)?;
             self.held.push(task);
             return Ok(());
         }
@@ -212,15 +229,15 @@ impl Actor {
         Ok(())
     }
 
-    /// Gives weights that are here.
-    fn weights(&self, digest: Digest) -> Option<Arc<PackedWeights>> {
+    /// Returns weights that are here.
+    fn weights(&self, digest: Digest) -> Option<Weights> {
         self.versions.iter().find(|(known, _)| *known == digest).map(|(_, weights)| weights.clone())
     }
 
     fn fetch(&mut self, digest: Digest) {
         if self.fetching.insert(digest) {
-            let bus = self.bus.clone();
-            self.fetches.spawn(async move { (digest, fetch(bus.as_ref(), digest).await) });
+            let (bus, backend) = (self.bus.clone(), self.backend.clone());
+            self.fetches.spawn(async move { (digest, fetch(bus.as_ref(), digest, backend).await) });
         }
     }
 
@@ -228,35 +245,34 @@ impl Actor {
     /// version at a time: where that takes longer than a step, those that were announced meanwhile are skipped, not these.
     fn play_newest(&mut self) {
         let Some(Version { policy_version, weights }) = self.announced else { return };
-        if let Some(packed) = self.weights(weights) {
-            self.play_from_now_on(Weights { policy_version, packed });
+        if let Some(weights) = self.weights(weights) {
+            self.play_from_now_on(LoadedVersion { policy_version, weights });
         } else if self.coming.is_none() {
             self.coming = self.announced;
             self.fetch(weights);
         }
     }
 
-    fn play_from_now_on(&mut self, newest: Weights) {
+    fn play_from_now_on(&mut self, newest: LoadedVersion) {
         self.engine.announce(newest.clone());
         self.newest = Some(newest);
     }
 
     /// Plays the tasks that waited for a version; without it, they wait elsewhere.
-    async fn arrived(&mut self, digest: Digest, weights: Result<PackedWeights, Error>) -> Result<(), Error> {
+    async fn arrived(&mut self, digest: Digest, weights: Result<Weights, Error>) -> Result<(), Error> {
         self.fetching.remove(&digest);
         let came = self.coming.take_if(|coming| coming.weights == digest);
         let waited = self.parked.extract_if(.., |task| task.message.body.weights == digest).collect::<Vec<_>>();
         match weights {
             Ok(weights) => {
-                let weights = Arc::new(weights);
                 for task in &waited {
                     let policy_version = task.message.body.policy_version;
-                    let weights = Weights { policy_version, packed: weights.clone() };
-                    self.engine.submit(task.message.body.clone(), weights)?;
+                    let version = LoadedVersion { policy_version, weights: weights.clone() };
+                    self.engine.submit(task.message.body.clone(), version)?;
                 }
                 self.held.extend(waited);
                 if let Some(Version { policy_version, .. }) = came {
-                    self.play_from_now_on(Weights { policy_version, packed: weights.clone() });
+                    self.play_from_now_on(LoadedVersion { policy_version, weights: weights.clone() });
                 }
                 self.versions.push_front((digest, weights));
                 self.versions.truncate(KEPT_VERSIONS);
@@ -296,22 +312,22 @@ impl Actor {
     }
 }
 
-async fn fetch(bus: &dyn Bus, digest: Digest) -> Result<PackedWeights, Error> {
+async fn fetch(bus: &dyn Bus, digest: Digest, backend: Backend) -> Result<Weights, Error> {
     let bytes = bus.get_weights(digest).await?;
     // Large weights take a while, in which what is being played must be kept alive.
-    run_blocking(move || unpack(digest, &bytes)).await
+    run_blocking(move || load(digest, &bytes, &backend)).await
 }
 
-/// Reads and packs weights, and checks that they are the ones that were asked for.
+/// Reads weights, checks that they are the ones that were asked for, and places them where they are played.
 ///
 /// # Errors
-/// [`Error::Weights`].
-pub fn unpack(digest: Digest, bytes: &[u8]) -> Result<PackedWeights, Error> {
+/// [`Error::Weights`]; [`Error::Device`] when the device has no room.
+pub fn load(digest: Digest, bytes: &[u8], backend: &Backend) -> Result<Weights, Error> {
     let refuse = |reason: String| Error::Weights { expected: digest, reason };
     let (config, sets) = read_weights(bytes, &[""]).map_err(|error| refuse(error.to_string()))?;
     let got = sets[0].digest(&config);
     if got != digest {
         return Err(refuse(format!("the store holds {got:?} under this name")));
     }
-    PackedWeights::new(&config, &sets[0]).map_err(|error| refuse(error.to_string()))
+    backend.load(&config, &sets[0]).map_err(Error::Device)
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actor::engine::{Engine, Weights};
+use actor::engine::{Engine, LoadedVersion};
 use actor::{Config, Error};
 use bus::{Bus, InProcess};
 use language::{Language as _, SymbolLanguage};
-use policy::{Device, Model, ModelConfig, PackedWeights, Params, Sequence, write_weights};
+use policy::{Backend, Device, Division, ModelConfig, Params, Sequence, TrainingState, write_weights};
 use proto::{
     Behavior, Difficulty, Digest, Envelope, Group, Message, Niche, Problem, ProblemOrigin, Request, Sampling,
     StopReason, Task, TaskId, TaskKind, Version,
@@ -28,9 +28,9 @@ fn config() -> ModelConfig {
 }
 
 /// Weights of a seed, as version 5.
-fn weights(seed: u64) -> Weights {
-    let packed = Arc::new(PackedWeights::new(&config(), &Params::init(&config(), seed)).unwrap());
-    Weights { policy_version: 5, packed }
+fn weights(seed: u64) -> LoadedVersion {
+    let weights = Backend::Cpu.load(&config(), &Params::init(&config(), seed)).unwrap();
+    LoadedVersion { policy_version: 5, weights }
 }
 
 fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
@@ -55,7 +55,8 @@ fn task(index: u32, text: &str, behavior: Behavior, max_tokens: u32) -> Task {
 /// Plays tasks with alternating versions of the weights.
 fn play(num_threads: usize, num_slots: usize, tasks: &[Task]) -> Vec<Group> {
     let versions = [weights(1), weights(2)];
-    let (engine, mut groups) = Engine::start(Config { num_threads, num_slots }, Arc::new(SymbolLanguage));
+    let (engine, mut groups) =
+        Engine::start(Config { device: Device::Cpu, num_threads, num_slots }, Arc::new(SymbolLanguage));
     for (number, task) in tasks.iter().enumerate() {
         engine.submit(task.clone(), versions[number / 7 % 2].clone()).unwrap();
     }
@@ -102,7 +103,8 @@ fn rollouts_stop_at_the_limit() {
 
 #[test]
 fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
-    let (engine, mut groups) = Engine::start(Config { num_threads: 1, num_slots: 2 }, Arc::new(SymbolLanguage));
+    let (engine, mut groups) =
+        Engine::start(Config { device: Device::Cpu, num_threads: 1, num_slots: 2 }, Arc::new(SymbolLanguage));
     engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 30), weights(1)).unwrap();
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Task { task, .. } if task.index == 9), "{error}");
@@ -113,9 +115,12 @@ fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
 #[test]
 fn a_thread_that_panics_is_a_fault_with_its_text() {
     let config = ModelConfig { vocabulary_size: 16, ..config() };
-    let packed = Arc::new(PackedWeights::new(&config, &Params::init(&config, 1)).unwrap());
-    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 12 }, Arc::new(SymbolLanguage));
-    engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 20), Weights { policy_version: 5, packed }).unwrap();
+    let weights = Backend::Cpu.load(&config, &Params::init(&config, 1)).unwrap();
+    let (engine, mut groups) =
+        Engine::start(Config { device: Device::Cpu, num_threads: 2, num_slots: 12 }, Arc::new(SymbolLanguage));
+    engine
+        .submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 20), LoadedVersion { policy_version: 5, weights })
+        .unwrap();
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(&error, Error::Panicked { thread, .. } if thread.starts_with("actor-")), "{error}");
     assert!(error.to_string().contains("panicked: range start index"), "{error}");
@@ -141,7 +146,7 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
         [store(&config(), 1, false).await, store(&large, 2, true).await, store(&config(), 3, false).await];
     let shutdown = CancellationToken::new();
     let actor = tokio::spawn(actor::run(
-        Config { num_threads: 1, num_slots: 8 },
+        Config { device: Device::Cpu, num_threads: 1, num_slots: 8 },
         Arc::new(SymbolLanguage),
         bus.clone(),
         shutdown.clone(),
@@ -177,9 +182,12 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
 #[test]
 fn newer_weights_take_over_what_is_free_running() {
     let config = config();
-    let params = [1, 2].map(|seed| Params::init(&config, seed));
-    let model = Model::new(&config, Device::Cpu).unwrap();
-    let (engine, mut groups) = Engine::start(Config { num_threads: 2, num_slots: 16 }, Arc::new(SymbolLanguage));
+    let trainers = [1, 2].map(|seed| {
+        let division = Division { num_shards: 1, num_threads: 1 };
+        Backend::Cpu.trainer(&config, TrainingState::initial(&config, seed), division).unwrap()
+    });
+    let (engine, mut groups) =
+        Engine::start(Config { device: Device::Cpu, num_threads: 2, num_slots: 16 }, Arc::new(SymbolLanguage));
     let pinned = task(0, "25 7 3 -> 82", Behavior::Policy, 20);
     let (mut version, mut num_switched) = (6, 0);
     for index in 0..10_000 {
@@ -187,7 +195,7 @@ fn newer_weights_take_over_what_is_free_running() {
         engine.submit(free, weights(2)).unwrap();
         engine.submit(pinned.clone(), weights(2)).unwrap();
         for _ in 0..2 {
-            engine.announce(Weights { policy_version: version, ..weights(version % 2 + 1) });
+            engine.announce(LoadedVersion { policy_version: version, ..weights(version % 2 + 1) });
             version += 1;
             let group = groups.blocking_recv().unwrap().unwrap();
             if !group.task.free_running {
@@ -205,8 +213,7 @@ fn newer_weights_take_over_what_is_free_running() {
                 let prompt = SymbolLanguage.open(&group.task.request).unwrap().prompt().to_vec();
                 let choices = rollout.choices.iter().map(|(position, legal)| (position, legal.tokens(&group.sets)));
                 let sequence = Sequence::new(&prompt, &rollout.tokens, choices);
-                let logprobs =
-                    params.each_ref().map(|params| model.load(params).unwrap().logprobs(&[&sequence]).unwrap());
+                let logprobs = trainers.each_ref().map(|trainer| trainer.logprobs(&[&sequence]).unwrap());
                 for (number, (position, _)) in rollout.choices.iter().enumerate() {
                     let of_version = &logprobs[rollout.version_at(position) as usize % 2];
                     assert_eq!(rollout.logprobs[number], of_version[number], "token {position} of {rollout:?}");

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use policy::{ModelConfig, Params, read_weights, write_weights};
+use policy::{ModelConfig, Params, TrainingState, read_weights, write_weights};
 use proto::Digest;
 use proto::wire::Format;
 use serde::de::DeserializeOwned;
@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::fold::{State, Totals};
 use crate::journal::sync_folder;
-use crate::optimizer::AdamW;
 use crate::plan::Plans;
 use crate::point::Point;
 use crate::self_play::SelfPlay;
@@ -28,6 +27,8 @@ const FORMAT: Format = Format { name: "checkpoint", version: 6 };
 pub struct Checkpoint {
     /// The state.
     pub state: State,
+    /// Its weights, and how they go on.
+    pub training: TrainingState,
     /// Tasks that were planned and not folded.
     pub planned: Plans,
     /// Weights that those tasks name, besides the state's own.
@@ -41,6 +42,7 @@ pub struct Checkpoint {
 /// A state as it is written to disk, with what it needs to go on.
 pub(crate) struct Snapshot<'a> {
     pub(crate) state: &'a State,
+    pub(crate) training: &'a TrainingState,
     pub(crate) planned: &'a Plans,
     pub(crate) versions: Vec<(Digest, Vec<u8>)>,
     pub(crate) control: Option<Control>,
@@ -79,10 +81,10 @@ pub(crate) fn save(
     snapshot: Snapshot<'_>,
     tokenizer_json: &str,
 ) -> Result<PathBuf, Error> {
-    let Snapshot { state, planned, versions, control, point } = snapshot;
+    let Snapshot { state, training, planned, versions, control, point } = snapshot;
     let rest = Rest {
         step: state.step,
-        num_updates: state.adam.num_updates,
+        num_updates: training.num_updates,
         totals: state.totals.clone(),
         history: state.history,
         windows: state.windows.save(),
@@ -91,9 +93,9 @@ pub(crate) fn save(
         versions,
         control,
     };
-    let optimizer = [("first.", &state.adam.first), ("second.", &state.adam.second), ("ema.", &state.ema)];
+    let optimizer = [("first.", &training.first), ("second.", &training.second), ("ema.", &training.average)];
     let files = [
-        (MODEL, write_weights(&config.model, &[("", &state.params)])),
+        (MODEL, write_weights(&config.model, &[("", &training.weights)])),
         (OPTIMIZER, write_weights(&config.model, &optimizer)),
         ("config.json", serde_json::to_vec_pretty(&config.model).expect("a config has a JSON form")),
         ("tokenizer.json", tokenizer_json.as_bytes().to_vec()),
@@ -184,18 +186,18 @@ pub fn load_checkpoint(folder: &Path) -> Result<(ModelConfig, Checkpoint), Error
     let (_, sets) = read_weights(&files.read(OPTIMIZER)?, &["first.", "second.", "ema."])?;
     let rest: Rest = files.decode(STATE)?;
     let point = files.decode(POINT);
-    let [first, second, ema]: [Params; 3] = sets.try_into().expect("one set for each prefix");
+    let [first, second, average]: [Params; 3] = sets.try_into().expect("one set for each prefix");
+    let weights = model.remove(0);
+    let training = TrainingState { weights, average, first, second, num_updates: rest.num_updates };
     let state = State {
         step: rest.step,
-        params: model.remove(0),
-        ema,
         totals: rest.totals,
-        adam: AdamW { first, second, num_updates: rest.num_updates },
         windows: Windows::load(rest.windows),
         self_play: rest.self_play,
         history: rest.history,
     };
-    Ok((config, Checkpoint { state, planned: rest.planned, versions: rest.versions, control: rest.control, point }))
+    let Rest { planned, versions, control, .. } = rest;
+    Ok((config, Checkpoint { state, training, planned, versions, control, point }))
 }
 
 /// Reads where the journal goes on from a checkpoint, and nothing else.
@@ -280,12 +282,20 @@ mod tests {
         let point = point(&run);
         let versions = vec![(Digest::of_bytes(b"older"), vec![1, 2, 3])];
         let control = Some(Control { decay_from: 3, stop_at: 9 });
-        let snapshot =
-            Snapshot { state: &state, planned: run.fold.planned(), versions: versions.clone(), control, point: &point };
+        let training = run.fold.trainer().export().unwrap();
+        let snapshot = Snapshot {
+            state: &state,
+            training: &training,
+            planned: run.fold.planned(),
+            versions: versions.clone(),
+            control,
+            point: &point,
+        };
         let path = save(folder.path(), &config(), snapshot, "{}").unwrap();
         let (model, checkpoint) = load_checkpoint(&path).unwrap();
         assert_eq!(model, config().model);
         assert!(checkpoint.state == state && checkpoint.planned == *run.fold.planned());
+        assert!(checkpoint.training == *training && training.num_updates == 2);
         assert_eq!(
             (checkpoint.versions, checkpoint.control, checkpoint.point.unwrap()),
             (versions, control, point.clone())

@@ -1,4 +1,4 @@
-use policy::{DeviceKind, ModelConfig};
+use policy::{Device, ModelConfig};
 use proto::{Behavior, Digest, ProblemSource, Task};
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,8 @@ pub struct BatchConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActorConfig {
+    /// Where the policy plays: `cpu`, `candle-cpu` or `cuda[:N]`. An actor that is started with `--device` plays there.
+    pub device: Device,
     /// `policy`, or `uniform-legal` for the control that plays at random.
     pub behavior: Behavior,
     /// Divides the logits when training; over 0.
@@ -127,7 +129,7 @@ pub struct ProblemShares {
 #[serde(deny_unknown_fields)]
 pub struct LearnerConfig {
     /// Where updates are computed: `cpu`, or `cuda` in a build with that feature. Policies play on the CPU in either case.
-    pub device: DeviceKind,
+    pub device: Device,
     /// Peak learning rate of AdamW; over 0.
     pub learning_rate: f64,
     /// Decay of the first moment; in [0, 1).
@@ -194,6 +196,11 @@ pub struct Control {
 }
 
 impl Config {
+    /// Whether every device of the run promises the same bits twice.
+    pub fn is_reproducible(&self) -> bool {
+        self.learner.device.is_reproducible() && self.actor.device.is_reproducible()
+    }
+
     /// Tells whether groups depend on when they were played.
     pub fn is_free_running(&self) -> bool {
         self.batch.max_staleness.is_some()

@@ -4,10 +4,11 @@
 //! nor the order in which groups arrived can be seen from here.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use policy::{Loaded, Loss, Model, Objective, Params, Sequence};
+use policy::{
+    CrossEntropy, Division, Loss as _, LossBatch, OptimizerStep, Sequence, SurrogateStats, Trainer, TrainingState,
+};
 use proto::{
     Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
     Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
@@ -15,26 +16,20 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 use crate::config::ProposerLoss;
-use crate::optimizer::{AdamW, Update, average};
 use crate::plan::{Planned, Plans, plan_batch};
-use crate::policy_gradient::{Minibatch, PolicyGradientReport, minibatches, played_sequence};
+use crate::policy_gradient::{Minibatch, NO_ROLLOUTS, PolicyGradientReport, minibatches, played_sequence};
 use crate::self_play::{SelfPlay, StoredProposal, proposer_minibatch};
 use crate::shuffle::shuffled;
 use crate::window::{Labelled, Stored, Windows};
 use crate::{Config, Control, Error};
 
-/// Everything after n steps.
+/// Everything after n steps but what the trainer has: version n of the weights, and how they go on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// n
     pub step: u64,
-    /// The weights: version n.
-    pub params: Params,
-    /// Averaged weights, for exams and export.
-    pub ema: Params,
     /// Counts over the whole run.
     pub totals: Totals,
-    pub(crate) adam: AdamW,
     pub(crate) windows: Windows,
     pub(crate) self_play: SelfPlay,
     /// Hash chain over every group that was folded.
@@ -143,8 +138,7 @@ struct Trained {
 pub struct Fold {
     config: Config,
     sources: Vec<Arc<dyn ProblemSource>>,
-    model: Model,
-    num_threads: usize,
+    trainer: Box<dyn Trainer>,
     state: State,
     /// Weights of the current state, encoded once.
     weights_digest: Digest,
@@ -152,31 +146,15 @@ pub struct Fold {
 }
 
 impl State {
-    /// Gives state 0 of a run.
-    pub fn initial(config: &Config) -> State {
-        let params = Params::init(&config.model, config.seed);
+    /// Returns state 0 of a run.
+    pub fn initial() -> State {
         State {
             step: 0,
-            ema: params.clone(),
-            params,
             totals: Totals::default(),
-            adam: AdamW::new(&config.model),
             windows: Windows::default(),
             self_play: SelfPlay::default(),
             history: Digest::of_bytes(b""),
         }
-    }
-
-    /// Hashes the state. The replay windows and what makes problems are functions of the history, and are covered by it.
-    pub fn digest(&self, config: &Config) -> Digest {
-        Digest::of_digests(&[
-            Digest::of(&(self.step, self.adam.num_updates, &self.totals)),
-            self.params.digest(&config.model),
-            self.ema.digest(&config.model),
-            self.adam.first.digest(&config.model),
-            self.adam.second.digest(&config.model),
-            self.history,
-        ])
     }
 }
 
@@ -189,18 +167,24 @@ impl Fold {
         config: Config,
         sources: Vec<Arc<dyn ProblemSource>>,
         num_threads: usize,
-        state: State,
+        (state, training): (State, TrainingState),
         planned: Plans,
     ) -> Result<Fold, Error> {
         config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
-        let model = Model::new(&config.model, config.learner.device.open()?)?;
-        let weights_digest = state.params.digest(&config.model);
-        Ok(Fold { config, sources, model, num_threads, state, weights_digest, planned })
+        let division = Division { num_shards: config.learner.num_shards, num_threads };
+        let weights_digest = training.weights.digest(&config.model);
+        let trainer = config.learner.device.open()?.trainer(&config.model, training, division)?;
+        Ok(Fold { config, sources, trainer, state, weights_digest, planned })
     }
 
-    /// Gives the current state.
+    /// Returns the current state.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Returns what the current state's weights are in.
+    pub fn trainer(&self) -> &dyn Trainer {
+        self.trainer.as_ref()
     }
 
     /// Gives the config.
@@ -271,7 +255,7 @@ impl Fold {
         let learning_rate = self.config.learning_rate(batch, control);
         let trained = self.train(groups, brought.num_example_tokens, brought.rewarded, learning_rate)?;
         self.state.step += 1;
-        self.weights_digest = self.state.params.digest(&self.config.model);
+        self.weights_digest = self.trainer.weights()?.digest(&self.config.model);
         let mut solved_by_family = BTreeMap::<String, (u64, u64)>::new();
         for scored in groups {
             let counts = solved_by_family.entry(scored.group.task.family.clone()).or_default();
@@ -285,7 +269,7 @@ impl Fold {
         Ok(StepReport {
             step: self.state.step,
             weights_digest: self.weights_digest,
-            state_digest: self.state.digest(&self.config),
+            state_digest: self.state_digest()?,
             learning_rate,
             loss: trained.loss,
             grad_norm: trained.grad_norm,
@@ -302,6 +286,20 @@ impl Fold {
             num_updates: trained.num_updates,
             logprob_mismatch,
         })
+    }
+
+    /// Hashes the state. The replay windows and what makes problems are functions of the history, and are covered by it; so is the
+    /// optimizer where the device promises nothing, and stays there.
+    fn state_digest(&self) -> Result<Digest, Error> {
+        let State { step, totals, history, .. } = &self.state;
+        let mut parts = vec![Digest::of(&(step, self.trainer.num_updates(), totals)), self.weights_digest];
+        if self.config.is_reproducible() {
+            let training = self.trainer.export()?;
+            let tensors = [&training.average, &training.first, &training.second];
+            parts.extend(tensors.map(|params| params.digest(&self.config.model)));
+        }
+        parts.push(*history);
+        Ok(Digest::of_digests(&parts))
     }
 
     /// Takes what was planned for the groups of a step off the plans.
@@ -445,7 +443,8 @@ impl Fold {
         let proposer_minibatch = proposer_minibatch(rewarded, proposer_weight);
         let num_proposals = proposer_minibatch.sequences.len();
         let mut proposer_minibatch = Some(proposer_minibatch);
-        let (mut loss, mut grad_norm, mut num_updates, mut num_drawn) = (Loss::default(), 0.0, 0u64, 0u64);
+        let (mut cross_entropy, mut solver, mut proposer) = (0.0, SurrogateStats::default(), SurrogateStats::default());
+        let (mut grad_norm, mut num_updates, mut num_drawn) = (0.0, 0u64, 0u64);
         for update in 0..updates {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, u64::from(update), 0);
             let num_tokens = if update < num_draws { learner.update_tokens } else { 0 };
@@ -453,84 +452,54 @@ impl Fold {
             num_drawn += u64::from(!drawn.is_empty());
             let chosen = |(stored, weight): &(&Stored, f64)| stored.sequence.chosen.len() as f64 * weight;
             let total: f64 = drawn.iter().map(chosen).sum();
-            drawn.iter().for_each(|(stored, weight)| self.state.totals.count_example(stored, *weight));
-            let (mut sequences, mut objectives): (Vec<&Sequence>, Vec<Objective>) = drawn
-                .into_iter()
-                .map(|(stored, weight)| (&stored.sequence, Objective::CrossEntropy { weight: (weight / total) as f32 }))
-                .unzip();
-            if let Some(minibatch) = minibatches.get(update as usize) {
-                minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
-                sequences.extend(&minibatch.sequences);
-                objectives.extend_from_slice(&minibatch.objectives);
-            }
+            let losses = drawn.iter().map(|(_, weight)| CrossEntropy { weight: (weight / total) as f32 });
+            let losses: Vec<CrossEntropy> = losses.collect();
             // Proposals are few: one update takes them all.
             let proposals = proposer_minibatch.take().unwrap_or_default();
-            proposals.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
-            sequences.extend(&proposals.sequences);
-            objectives.extend(proposals.objectives);
-            if sequences.is_empty() {
+            let answers = minibatches.get(update as usize).unwrap_or(&NO_ROLLOUTS);
+            let mut batch = LossBatch::default();
+            for ((stored, weight), loss) in drawn.iter().zip(&losses) {
+                self.state.totals.count_example(stored, *weight);
+                batch.push([&stored.sequence], loss);
+            }
+            for minibatch in [answers, &proposals] {
+                minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
+                minibatch.add_to(&mut batch);
+            }
+            if batch.is_empty() {
                 continue;
             }
-            let (update_loss, gradient) = self.gradient(&sequences, &objectives)?;
-            if !update_loss.total().is_finite() {
-                return Err(Error::NotFinite { what: "loss", got: update_loss.total() });
+            let scores = self.trainer.gradients(&batch)?;
+            let loss = batch.value(&scores);
+            if !loss.is_finite() {
+                return Err(Error::NotFinite { what: "loss", got: loss });
             }
-            let settings = Update {
+            let mut scored = scores.by_sequence(batch.sequences()).into_iter();
+            cross_entropy += losses.iter().zip(&mut scored).map(|(loss, scores)| loss.value(&[scores])).sum::<f64>();
+            solver.add(&answers.stats(&mut scored));
+            proposer.add(&proposals.stats(&mut scored));
+            let norm = self.trainer.step(&OptimizerStep {
                 learning_rate,
                 beta1: learner.beta1,
                 beta2: learner.beta2,
                 weight_decay: learner.weight_decay,
                 max_grad_norm: learner.max_grad_norm,
-            };
-            let state = &mut self.state;
-            grad_norm += state.adam.update(&self.config.model, &mut state.params, &gradient, settings)?;
-            average(&mut state.ema, &state.params, learner.ema_decay, state.adam.num_updates);
-            loss.add(&update_loss);
+                average_decay: learner.ema_decay,
+            })?;
+            if !norm.is_finite() {
+                return Err(Error::NotFinite { what: "gradient norm", got: norm });
+            }
+            grad_norm += norm;
             num_updates += 1;
         }
         Ok(Trained {
             num_updates,
-            loss: loss.cross_entropy / num_drawn.max(1) as f64,
+            loss: cross_entropy / num_drawn.max(1) as f64,
             grad_norm: grad_norm / num_updates.max(1) as f64,
             policy_gradient: policy_gradient
-                .and_then(|config| PolicyGradientReport::of_solver(config, &minibatches, &loss.solver)),
-            proposer: PolicyGradientReport::new(&loss.proposer, proposer_weight, num_proposals),
+                .and_then(|config| PolicyGradientReport::of_solver(config, &minibatches, &solver)),
+            proposer: PolicyGradientReport::new(&proposer, proposer_weight, num_proposals),
         })
-    }
-
-    /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
-    fn gradient(&self, sequences: &[&Sequence], objectives: &[Objective]) -> Result<(Loss, Params), Error> {
-        let shard_len = sequences.len().div_ceil(self.config.learner.num_shards).max(1);
-        let shards: Vec<(&[&Sequence], &[Objective])> =
-            sequences.chunks(shard_len).zip(objectives.chunks(shard_len)).collect();
-        let loaded: Loaded<'_> = self.model.load(&self.state.params)?;
-        let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((sequences, objectives)) = shards.get(index) else { return };
-                let result = loaded.gradients(sequences, objectives);
-                *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.num_threads.min(shards.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let (mut loss, mut sum) = (Loss::default(), None::<Params>);
-        for result in results {
-            let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let gradients = result.expect("every shard was computed")?;
-            loss.add(&gradients.loss);
-            match &mut sum {
-                Some(sum) => sum.add(&gradients.params),
-                None => sum = Some(gradients.params),
-            }
-        }
-        Ok((loss, sum.expect("there is a shard")))
     }
 
     /// Compares log-probabilities of actors with what the learner computes, in the first group that the current weights played
@@ -560,8 +529,7 @@ impl Fold {
         if sequences.is_empty() {
             return Ok(None);
         }
-        let loaded = self.model.load(&self.state.params)?;
-        let logprobs = loaded.logprobs(&sequences.iter().collect::<Vec<_>>())?;
+        let logprobs = self.trainer.logprobs(&sequences.iter().collect::<Vec<_>>())?;
         let played = group.rollouts.iter().flat_map(|rollout| &rollout.logprobs);
         let differences = played.zip(&logprobs).map(|(played, logprob)| f64::from((played - logprob).abs()));
         Ok(Some(differences.sum::<f64>() / logprobs.len() as f64))

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use policy::TrainingState;
 use proto::{
     Behavior, Digest, Legal, Niche, Problem, ProblemKey, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId,
     TaskKind,
@@ -130,7 +131,7 @@ fn the_golden_journal_of_version_5() {
 fn the_golden_checkpoint() {
     let config = config();
     let scored = scored();
-    let mut state = State::initial(&config);
+    let mut state = State::initial();
     let (example, legal) = (scored.examples[0].clone(), vec![Legal::Set(0).tokens(&scored.example_sets)]);
     state.windows.push(Labelled { domain: "countdown".to_owned(), example, legal }, &config);
     state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5, 0);
@@ -142,7 +143,15 @@ fn the_golden_checkpoint() {
     let point = Point { place, known: known(), received: vec![by("a", &scored)], ..Point::default() };
     let versions = vec![(Digest::of_bytes(b"older"), vec![1, 2, 3])];
     let control = known().control;
-    let snapshot = Snapshot { state: &state, planned: &planned, versions: versions.clone(), control, point: &point };
+    let training = TrainingState::initial(&config.model, config.seed);
+    let snapshot = Snapshot {
+        state: &state,
+        training: &training,
+        planned: &planned,
+        versions: versions.clone(),
+        control,
+        point: &point,
+    };
     let path = save(folder.path(), &config, snapshot, "{}").unwrap();
     for name in ["COMPLETE", "state.postcard", "journal.postcard"] {
         let written = std::fs::read(path.join(name)).unwrap();
@@ -159,6 +168,6 @@ fn the_golden_checkpoint() {
     }
     let (model, read) = load_checkpoint(&path).unwrap();
     let Checkpoint { state: read_state, planned: read_planned, .. } = &read;
-    assert!(model == config.model && *read_state == state && *read_planned == planned);
+    assert!(model == config.model && *read_state == state && *read_planned == planned && read.training == training);
     assert_eq!((read.versions, read.control, read.point.unwrap()), (versions, control, point));
 }

@@ -16,7 +16,6 @@ mod journal;
 mod ledger;
 mod main_loop;
 mod manifest;
-mod optimizer;
 mod plan;
 mod point;
 mod policy_gradient;
@@ -115,7 +114,7 @@ pub enum Error {
     },
     /// A run that cannot be computed again.
     #[error(
-        "replay: expected a run on a device whose results are the same twice (learner.device = \"cpu\"), got another"
+        "replay: expected a run on devices whose results are the same twice (learner.device and actor.device = \"cpu\"), got another"
     )]
     NotReproducible,
     /// Training diverged.
@@ -165,7 +164,7 @@ fn test_manifest() -> Manifest {
         exams: [("countdown-3".to_owned(), proto::Digest::of_bytes(b"exam"))].into(),
         numerics: policy::Numerics {
             kernels: "k".to_owned(),
-            device: policy::DeviceKind::Cpu,
+            device: policy::Device::Cpu,
             dtype: "d".to_owned(),
             pass_digest: None,
         },
@@ -187,7 +186,12 @@ fn test_config() -> Config {
             ff_dim: 16,
         },
         batch: BatchConfig { num_tasks: 4, num_rollouts: 2, lag: 0, max_staleness: None },
-        actor: ActorConfig { behavior: proto::Behavior::Policy, temperature: 1.0, max_answer_tokens: 20 },
+        actor: ActorConfig {
+            device: policy::Device::Cpu,
+            behavior: proto::Behavior::Policy,
+            temperature: 1.0,
+            max_answer_tokens: 20,
+        },
         domains: vec![DomainShare {
             name: "countdown".to_owned(),
             share: 1.0,
@@ -195,7 +199,7 @@ fn test_config() -> Config {
         }],
         self_play: None,
         learner: LearnerConfig {
-            device: policy::DeviceKind::Cpu,
+            device: policy::Device::Cpu,
             learning_rate: 1e-3,
             beta1: 0.9,
             beta2: 0.98,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bus::{Bus, Delivery};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use policy::write_weights;
+use policy::{TrainingState, write_weights};
 use proto::{
     Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Version,
 };
@@ -252,11 +252,14 @@ impl<'a> Learner<'a> {
         // One that has lost its place in the journal is written again.
         let last_checkpoint = checkpoint.as_ref().filter(|found| found.point.is_ok()).map(|found| found.state.step);
         let control = config.control().or(known.control);
-        let (state, planned, versions, begun_at) = match checkpoint {
-            Some(Checkpoint { state, planned, versions, point, .. }) => {
-                (state, planned, versions, point.unwrap_or_default())
+        let (state, training, planned, versions, begun_at) = match checkpoint {
+            Some(Checkpoint { state, training, planned, versions, point, .. }) => {
+                (state, training, planned, versions, point.unwrap_or_default())
             }
-            None => (block_in_place(|| State::initial(&config)), Plans::default(), Vec::new(), Point::default()),
+            None => {
+                let training = block_in_place(|| TrainingState::initial(&config.model, config.seed));
+                (State::initial(), training, Plans::default(), Vec::new(), Point::default())
+            }
         };
         let versions: BTreeMap<Digest, Arc<[u8]>> =
             versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
@@ -277,7 +280,7 @@ impl<'a> Learner<'a> {
             block_in_place(|| observer(resumed))?;
         }
         let audits = Audits::new(options.audit, banned, trained, known.disputed.clone());
-        let fold = block_in_place(|| Fold::new(config, sources, options.num_threads, state, planned))?;
+        let fold = block_in_place(|| Fold::new(config, sources, options.num_threads, (state, training), planned))?;
         let mut learner = Learner {
             options,
             lock,
@@ -370,8 +373,9 @@ impl<'a> Learner<'a> {
     /// Stores the current version and forgets those that no task names.
     async fn publish_weights(&mut self) -> Result<(), Error> {
         let digest = self.fold.weights_digest();
-        let (model, params) = (&self.fold.config().model, &self.fold.state().params);
-        let bytes: Arc<[u8]> = block_in_place(|| write_weights(model, &[("", params)])).into();
+        let (model, trainer) = (&self.fold.config().model, self.fold.trainer());
+        let written = block_in_place(|| trainer.weights().map(|weights| write_weights(model, &[("", &weights)])));
+        let bytes: Arc<[u8]> = written?.into();
         self.bus.put_weights(digest, bytes.clone()).await?;
         self.versions.insert(digest, bytes);
         self.announce().await?;
@@ -401,9 +405,10 @@ impl<'a> Learner<'a> {
             return Ok(());
         }
         let model = &self.fold.config().model;
-        let ema = &self.fold.state().ema;
-        let weights: (Digest, Arc<[u8]>) =
-            block_in_place(|| (ema.digest(model), write_weights(model, &[("", ema)]).into()));
+        let weights: (Digest, Arc<[u8]>) = block_in_place(|| {
+            let average = self.fold.trainer().average()?;
+            Ok::<_, Error>((average.digest(model), write_weights(model, &[("", &average)]).into()))
+        })?;
         let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
         let tasks = self.fold.exam_tasks(weights.0, &problems);
         let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();

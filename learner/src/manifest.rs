@@ -74,7 +74,7 @@ mod tests {
             exams: [("countdown-3".to_owned(), digest("three")), ("countdown-4".to_owned(), digest("four"))].into(),
             numerics: Numerics {
                 kernels: "fixed-order/2".to_owned(),
-                device: policy::DeviceKind::Cpu,
+                device: policy::Device::Cpu,
                 dtype: "f32".to_owned(),
                 pass_digest: None,
             },

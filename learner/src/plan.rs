@@ -303,7 +303,7 @@ mod tests {
         for name in ["a", "b"] {
             state.self_play.measure(&test_problem(name, "kept"), Niche(1), 0.5, 0);
             let request = Request::Propose { domain: name.to_owned(), niche: Niche(1), difficulty: Difficulty::Hard };
-            let (mut tasks, _) = plan(&test_config_of_one(name), &mut State::initial(&test_config()));
+            let (mut tasks, _) = plan(&test_config_of_one(name), &mut State::initial());
             let task = Task { request, ..tasks.remove(0).task };
             let rollout = |number| Rollout {
                 tokens: vec![number],
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn the_ladder_alone_until_the_bootstrap_is_over() {
         let config = config();
-        let mut state = State::initial(&config);
+        let mut state = State::initial();
         let (planned, counts) = plan(&config, &mut state);
         assert!(counts.keys().all(|(_, kind)| *kind == "ladder"), "nothing was measured: {counts:?}");
         let of_a = counts[&("a".to_owned(), "ladder")];
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn problems_come_from_their_sources_in_proportion_and_stand_in_for_one_another() {
         let config = config();
-        let mut state = State::initial(&config);
+        let mut state = State::initial();
         state.step = 10;
         fill(&mut state, 200);
         let (planned, counts) = plan(&config, &mut state);
@@ -385,7 +385,7 @@ mod tests {
         config.domains[0].levels =
             vec![(1, 1.0), (2, 3.0)].into_iter().map(|(level, weight)| LevelWeight { level, weight }).collect();
         config.batch.num_tasks = 400;
-        let mut state = State::initial(&config);
+        let mut state = State::initial();
         state.step = 10;
         fill(&mut state, 200);
         let (planned, _) = plan(&config, &mut state);

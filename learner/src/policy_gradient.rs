@@ -2,7 +2,7 @@
 //!
 //! [`minibatches`] is what the fold trains on; everything here is a function of the groups.
 
-use policy::{Objective, PolicyGradient, Role, Sequence, SurrogateLoss};
+use policy::{ClippedSurrogate, LossBatch, Scores, Sequence, SurrogateStats};
 use proto::{Behavior, Rollout, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -59,12 +59,15 @@ pub struct PolicyGradientReport {
     pub num_rollouts: u64,
 }
 
-/// The rollouts of one update.
+/// The rollouts of one update, each with its loss.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Minibatch {
     pub(crate) sequences: Vec<Sequence>,
-    pub(crate) objectives: Vec<Objective>,
+    pub(crate) losses: Vec<ClippedSurrogate>,
 }
+
+/// An update without rollouts.
+pub(crate) static NO_ROLLOUTS: Minibatch = Minibatch { sequences: Vec::new(), losses: Vec::new() };
 
 impl PolicyGradientConfig {
     /// Checks ranges, and that the rest of the config gives it what it trains on.
@@ -99,19 +102,32 @@ impl PolicyGradientConfig {
     }
 }
 
+impl Minibatch {
+    pub(crate) fn add_to<'a>(&'a self, batch: &mut LossBatch<'a>) {
+        self.sequences.iter().zip(&self.losses).for_each(|(sequence, loss)| batch.push([sequence], loss));
+    }
+
+    /// Adds up what the losses are made of; takes the scores of the minibatch's sequences.
+    pub(crate) fn stats<'a>(&self, scores: &mut impl Iterator<Item = Scores<'a>>) -> SurrogateStats {
+        let mut sum = SurrogateStats::default();
+        self.losses.iter().zip(scores).for_each(|(loss, scores)| sum.add(&loss.stats(scores)));
+        sum
+    }
+}
+
 impl PolicyGradientReport {
     /// Reports what the solver's minibatches cost; `None` where no rollout had an advantage.
     pub(crate) fn of_solver(
         config: &PolicyGradientConfig,
         minibatches: &[Minibatch],
-        loss: &SurrogateLoss,
+        loss: &SurrogateStats,
     ) -> Option<Self> {
         let num_rollouts = minibatches.iter().map(|minibatch| minibatch.sequences.len()).sum();
         PolicyGradientReport::new(loss, config.weight * minibatches.len() as f64, num_rollouts)
     }
 
     /// Reports what `num_rollouts` rollouts cost whose loss adds up to `weight` times what it is reported as.
-    pub(crate) fn new(loss: &SurrogateLoss, weight: f64, num_rollouts: usize) -> Option<Self> {
+    pub(crate) fn new(loss: &SurrogateStats, weight: f64, num_rollouts: usize) -> Option<Self> {
         let mean = |sum: f64| sum / loss.num_tokens as f64;
         (num_rollouts > 0 && weight > 0.0).then(|| PolicyGradientReport {
             loss: loss.loss / weight,
@@ -124,7 +140,7 @@ impl PolicyGradientReport {
     }
 }
 
-/// Deals the groups of a step out to `updates_per_step` updates, in order, and gives each rollout its objective.
+/// Deals the groups of a step out to `updates_per_step` updates, in order, and gives each rollout its loss.
 ///
 /// Rollouts without an advantage are left out: with them go all groups that agree, whose surrogate has no gradient. They
 /// still count in what the loss is divided by, so that leaving them out makes no other rollout count more.
@@ -176,8 +192,7 @@ fn minibatch(
             }
             minibatch.sequences.push(played_sequence(scored, rollout));
             let positions = rollout.choices.iter().map(|(position, _)| position);
-            minibatch.objectives.push(Objective::PolicyGradient(PolicyGradient {
-                role: Role::Solver,
+            minibatch.losses.push(ClippedSurrogate {
                 advantage: *advantage as f32,
                 behavior_logprobs: rollout.logprobs.clone(),
                 proximal: positions.map(|position| proximal(scored, rollout, position, step, done)).collect(),
@@ -185,7 +200,7 @@ fn minibatch(
                 clip_high: config.clip_high as f32,
                 entropy_bonus: config.entropy_bonus as f32,
                 weight: (config.weight / divisor) as f32,
-            }));
+            });
         }
     }
     minibatch
@@ -302,13 +317,9 @@ mod tests {
         }
     }
 
-    /// Advantage and weight of every objective.
+    /// Advantage and weight of every rollout.
     fn figures(minibatch: &Minibatch) -> Vec<(f32, f32)> {
-        let figures = minibatch.objectives.iter().map(|objective| match objective {
-            Objective::PolicyGradient(objective) => (objective.advantage, objective.weight),
-            Objective::CrossEntropy { .. } => panic!("a rollout trains by the policy gradient"),
-        });
-        figures.collect()
+        minibatch.losses.iter().map(|loss| (loss.advantage, loss.weight)).collect()
     }
 
     #[test]
@@ -356,7 +367,7 @@ mod tests {
                 let groups = [group(&[(verdict, 4), (verdict, 1)]), group(&[(verdict, 3), (verdict, 7)])];
                 let minibatches = minibatches(&config(kind), 20, (0, 2), &groups);
                 assert_eq!(minibatches, [Minibatch::default(), Minibatch::default()]);
-                let report = PolicyGradientReport::of_solver(&config(kind), &minibatches, &SurrogateLoss::default());
+                let report = PolicyGradientReport::of_solver(&config(kind), &minibatches, &SurrogateStats::default());
                 assert_eq!(report, None);
             }
         }
@@ -371,9 +382,9 @@ mod tests {
         assert_eq!(minibatches.iter().map(lengths).collect::<Vec<_>>(), [vec![1, 2, 2, 3, 3, 4], vec![4, 5, 5, 6]]);
         let sequence = &minibatches[0].sequences[1];
         assert_eq!((&sequence.tokens[..], sequence.chosen[1].target), (&[9, 0][..], 1));
-        let Objective::PolicyGradient(objective) = &minibatches[0].objectives[1] else { panic!("{minibatches:?}") };
-        assert_eq!(objective.behavior_logprobs, [-0.5, -0.5]);
-        assert_eq!((objective.clip_low, objective.clip_high, objective.entropy_bonus), (0.2, 0.28, 0.01));
+        let loss = &minibatches[0].losses[1];
+        assert_eq!(loss.behavior_logprobs, [-0.5, -0.5]);
+        assert_eq!((loss.clip_low, loss.clip_high, loss.entropy_bonus), (0.2, 0.28, 0.01));
     }
 
     /// At step 7, with four updates: the current policy is the proximal one at first, and then half a step ahead of it.
@@ -390,8 +401,7 @@ mod tests {
         }
         let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, (7, 2), &groups);
         for (minibatch, expected) in minibatches.iter().zip([[1.0, 1.0, 0.0], [0.8, 2.0 / 3.0, 0.0]]) {
-            let Objective::PolicyGradient(objective) = &minibatch.objectives[0] else { panic!("{minibatch:?}") };
-            assert_eq!(objective.proximal, expected);
+            assert_eq!(minibatch.losses[0].proximal, expected);
         }
     }
 
@@ -399,7 +409,7 @@ mod tests {
     fn the_report_is_before_the_weight_and_a_mean_over_tokens() {
         let config = config(PolicyGradientKind::DrGrpo);
         let groups = [group(&[(RIGHT, 2), (WRONG, 2)]), group(&[(RIGHT, 2), (RIGHT, 2)])];
-        let loss = SurrogateLoss {
+        let loss = SurrogateStats {
             loss: -0.25,
             num_tokens: 4,
             num_clipped: 1,

@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use policy::TrainingState;
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
 use crate::checkpoint::{Checkpoint, list_checkpoints, load_checkpoint};
@@ -39,7 +40,7 @@ pub fn replay(
     last_step: u64,
     mut each: impl FnMut(u64),
 ) -> Result<ReplayReport, Error> {
-    if !config.learner.device.is_reproducible() {
+    if !config.is_reproducible() {
         return Err(Error::NotReproducible);
     }
     let journal = run_dir.join("journal");
@@ -52,10 +53,10 @@ pub fn replay(
     if !manifest.reproducible {
         return Err(Error::NotReproducible);
     }
-    let Start { state, planned, control, mut received, mut reader } = Start::find(&config, run_dir)?;
+    let Start { state, training, planned, control, mut received, mut reader } = Start::find(&config, run_dir)?;
     let mut control = config.control().or(control);
     let first_step = state.step;
-    let mut fold = Fold::new(config, sources, num_threads, state, planned)?;
+    let mut fold = Fold::new(config, sources, num_threads, (state, training), planned)?;
     let mut num_groups = 0;
     let mut damaged = None;
     while fold.state().step < last_step {
@@ -94,6 +95,7 @@ pub fn replay(
 /// Where a replay begins.
 struct Start {
     state: State,
+    training: TrainingState,
     planned: Plans,
     control: Option<crate::Control>,
     received: Received,
@@ -106,8 +108,14 @@ impl Start {
         let journal = run_dir.join("journal");
         let reader = JournalReader::open(&journal)?;
         if !reader.is_cut_off() {
-            let (state, planned) = (State::initial(config), Plans::default());
-            return Ok(Start { state, planned, control: None, received: Received::default(), reader });
+            return Ok(Start {
+                state: State::initial(),
+                training: TrainingState::initial(&config.model, config.seed),
+                planned: Plans::default(),
+                control: None,
+                received: Received::default(),
+                reader,
+            });
         }
         let checkpoints = run_dir.join("checkpoints");
         let mut refused = "none".to_owned();
@@ -119,7 +127,7 @@ impl Start {
                     continue;
                 }
             };
-            let Checkpoint { state, planned, point, .. } = checkpoint;
+            let Checkpoint { state, training, planned, point, .. } = checkpoint;
             let point = match point {
                 Ok(point) => point,
                 Err(error) => {
@@ -131,7 +139,7 @@ impl Start {
             let Some(reader) = place.flatten() else { continue };
             let mut received = Received::default();
             point.received.into_iter().for_each(|group| received.insert(group));
-            return Ok(Start { state, planned, control: point.known.control, received, reader });
+            return Ok(Start { state, training, planned, control: point.known.control, received, reader });
         }
         let expected = "a checkpoint that the journal knows, since its first segments are gone".to_owned();
         Err(Error::File { path: checkpoints, expected, got: refused })
@@ -230,7 +238,7 @@ mod tests {
         let mut run = run_of(1);
         run.records[0] = Record::Manifest(Manifest { reproducible: false, ..test_manifest() });
         run.write_journal(&folder.path().join("journal"));
-        assert!(refusal(folder.path()).0.contains("expected a run on a device whose results are the same twice"));
+        assert!(refusal(folder.path()).0.contains("expected a run on devices whose results are the same twice"));
     }
 
     /// Of a journal without its first steps the rest is replayed, from the oldest checkpoint that is whole.

@@ -148,7 +148,7 @@ fn open_behind(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> 
         Ok(Point { place: None, .. }) => whole(),
         Err(error) => {
             tracing::warn!("{error}; the journal is read from its beginning instead");
-            let (step, weights) = (checkpoint.state.step, checkpoint.state.params.digest(model));
+            let (step, weights) = (checkpoint.state.step, checkpoint.training.weights.digest(model));
             let mut leads_there = step == 0;
             if let Some(mut reader) = whole()? {
                 reader.read(|record| match record {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use policy::{Objective, PolicyGradient, Role, Sequence};
+use policy::{ClippedSurrogate, Sequence};
 use proto::{
     Aim, Choices, Difficulty, Digest, Example, KeyedProblem, LabelOrigin, LegalTokens, Niche, ProblemOrigin,
     ProblemSource, Request, ScoredGroup, TokenId,
@@ -166,17 +166,16 @@ impl StoredProposal {
     }
 }
 
-/// Makes the objectives of rewarded proposals: a mean over their tokens, times `weight`. Those without an advantage are left
+/// Makes the losses of rewarded proposals: a mean over their tokens, times `weight`. Those without an advantage are left
 /// out; they still count in the mean.
 pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f64) -> Minibatch {
     let num_tokens: usize = rewarded.iter().map(|(stored, _)| stored.played.choices.len()).sum();
-    let (sequences, objectives) = rewarded
+    let (sequences, losses) = rewarded
         .into_iter()
         .filter(|(stored, advantage)| *advantage != 0.0 && !stored.played.choices.is_empty())
         .map(|(StoredProposal { tokens, played, .. }, advantage)| {
             let choices = played.choices.iter().map(|(position, legal, _)| (*position as usize, legal.clone()));
-            let objective = PolicyGradient {
-                role: Role::Proposer,
+            let loss = ClippedSurrogate {
                 advantage: advantage as f32,
                 behavior_logprobs: played.choices.iter().map(|(_, _, logprob)| *logprob).collect(),
                 proximal: vec![0.0; played.choices.len()],
@@ -185,10 +184,10 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
                 entropy_bonus: 0.0,
                 weight: (weight / num_tokens as f64) as f32,
             };
-            (Sequence::new(&played.prompt, &tokens, choices), Objective::PolicyGradient(objective))
+            (Sequence::new(&played.prompt, &tokens, choices), loss)
         })
         .unzip();
-    Minibatch { sequences, objectives }
+    Minibatch { sequences, losses }
 }
 
 impl Seen {
@@ -293,13 +292,9 @@ mod tests {
             (&minibatch.sequences[0].tokens[..], minibatch.sequences[0].chosen[2].target),
             (&[1, 2, 4, 7][..], 4)
         );
-        let Objective::PolicyGradient(objective) = &minibatch.objectives[1] else { panic!("{minibatch:?}") };
-        assert_eq!((objective.advantage, &objective.behavior_logprobs[..]), (-0.25, &[-0.5][..]));
-        assert_eq!(
-            (objective.weight, objective.role),
-            (0.02, Role::Proposer),
-            "a mean over six tokens, times the weight"
-        );
+        let loss = &minibatch.losses[1];
+        assert_eq!((loss.advantage, &loss.behavior_logprobs[..]), (-0.25, &[-0.5][..]));
+        assert_eq!(loss.weight, 0.02, "a mean over six tokens, times the weight");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use policy::TrainingState;
 use proto::{
     Aim, Choices, Example, Group, LabelOrigin, Legal, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
     StopReason, Task, TokenId, TokenSet, Verdict, VersionSpan,
@@ -33,8 +34,8 @@ pub(crate) fn sources() -> Vec<Arc<dyn ProblemSource>> {
 impl TestRun {
     pub(crate) fn new() -> TestRun {
         let config = config();
-        let state = State::initial(&config);
-        let fold = Fold::new(config, sources(), 1, state, Plans::default()).unwrap();
+        let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
+        let fold = Fold::new(config, sources(), 1, start, Plans::default()).unwrap();
         TestRun { fold, records: vec![Record::Manifest(test_manifest())] }
     }
 
@@ -76,7 +77,8 @@ impl TestRun {
     pub(crate) fn write_checkpoint(&self, folder: &Path, point: &Point) -> std::path::PathBuf {
         let (state, planned) = (self.fold.state(), self.fold.planned());
         std::fs::create_dir_all(folder).unwrap();
-        let snapshot = Snapshot { state, planned, versions: Vec::new(), control: None, point };
+        let training = &self.fold.trainer().export().unwrap();
+        let snapshot = Snapshot { state, training, planned, versions: Vec::new(), control: None, point };
         save(folder, self.fold.config(), snapshot, "{}").unwrap()
     }
 }

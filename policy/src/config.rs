@@ -1,7 +1,8 @@
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::kernels::AttentionShape;
 
 /// The shape of the network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,40 @@ pub struct ModelConfig {
     pub num_kv_heads: usize,
     /// Width of the SwiGLU layer; a multiple of 16.
     pub ff_dim: usize,
+}
+
+/// The shape of an attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of a head, a multiple of 16.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Gives the width of a packed row: queries, then keys, then values.
+    pub fn qkv_dim(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+
+    /// The query heads that share a key-value head.
+    pub fn heads_of(&self, kv_head: usize) -> Range<usize> {
+        let per_kv_head = self.num_heads / self.num_kv_heads;
+        kv_head * per_kv_head..(kv_head + 1) * per_kv_head
+    }
+
+    /// Where keys of a key-value head begin in a packed row.
+    pub fn key_offset(&self, kv_head: usize) -> usize {
+        (self.num_heads + kv_head) * self.head_dim
+    }
+
+    /// Where values of a key-value head begin in a packed row.
+    pub fn value_offset(&self, kv_head: usize) -> usize {
+        (self.num_heads + self.num_kv_heads + kv_head) * self.head_dim
+    }
 }
 
 /// Name and shape of one weight tensor.

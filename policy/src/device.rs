@@ -1,33 +1,193 @@
-use candle_core::Device;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::candle::{CandlePolicy, CandleTrainer, CandleWeights};
+use crate::cpu::{CpuPolicy, CpuTrainer, PackedWeights};
+use crate::{Error, ModelConfig, Params, Policy, Trainer, TrainingState};
 
-/// Where the network trains.
+/// Where a network plays or trains: `cpu`, `candle-cpu` or `cuda[:N]`.
+///
+/// ```
+/// let device: policy::Device = "cuda:1".parse().unwrap();
+/// assert_eq!((device, device.to_string()), (policy::Device::Cuda(1), "cuda:1".to_owned()));
+/// assert!(!device.is_reproducible() && policy::Device::Cpu.is_reproducible());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeviceKind {
-    /// In kernels of our own, whose results are the same on every machine.
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    /// The CPU, in kernels of our own, whose results are the same on every machine.
     Cpu,
-    /// On the first NVIDIA GPU, in plain candle operations, in a build with the feature `cuda`. Its libraries do not promise
-    /// the same result twice.
-    Cuda,
+    /// The CPU, in the operations of candle that run on GPUs too. Its results depend on the machine and on what is computed
+    /// together.
+    CandleCpu,
+    /// The NVIDIA GPU of this number, in candle operations, in a build with the feature `cuda`.
+    Cuda(usize),
 }
 
-impl DeviceKind {
+/// A device that has been opened.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// The CPU, in kernels of our own.
+    Cpu,
+    /// Any device of candle.
+    Candle(candle_core::Device),
+}
+
+/// One version of the weights, where they are played. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Weights(Placed);
+
+#[derive(Clone, Debug)]
+enum Placed {
+    Cpu(Arc<PackedWeights>),
+    Candle(Arc<CandleWeights>),
+}
+
+/// How a trainer divides a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Division {
+    /// Parts whose gradients are computed apart and added up in order: their number has a part in the last bits.
+    pub num_shards: usize,
+    /// Threads that compute them on the CPU; any number gives the same bits.
+    pub num_threads: usize,
+}
+
+impl Device {
     /// Opens the device.
     ///
     /// # Errors
     /// [`Error::Device`] when this build or this machine has none.
-    pub fn open(self) -> Result<Device, Error> {
+    pub fn open(self) -> Result<Backend, Error> {
         match self {
-            DeviceKind::Cpu => Ok(Device::Cpu),
-            DeviceKind::Cuda => Device::new_cuda(0).map_err(Error::Device),
+            Device::Cpu => Ok(Backend::Cpu),
+            Device::CandleCpu => Ok(Backend::Candle(candle_core::Device::Cpu)),
+            Device::Cuda(number) => {
+                let opened = candle_core::Device::new_cuda(number);
+                opened.map(Backend::Candle).map_err(|reason| Error::Device { got: self, reason })
+            }
         }
     }
 
-    /// Tells whether the same inputs give the same bits again.
+    /// Returns how many of `num_threads` threads play at a time: candle computes all slots at once, with threads of its own.
+    pub fn num_playing_threads(self, num_threads: usize) -> usize {
+        if self == Device::Cpu { num_threads } else { 1 }
+    }
+
+    /// Whether the same inputs give the same bits again, on every machine.
     pub fn is_reproducible(self) -> bool {
-        self == DeviceKind::Cpu
+        self == Device::Cpu
+    }
+}
+
+impl Backend {
+    /// Places a version of the weights on the device.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the shape is none; [`Error::Tensor`] when the device has no room.
+    pub fn load(&self, config: &ModelConfig, params: &Params) -> Result<Weights, Error> {
+        config.validate()?;
+        Ok(Weights(match self {
+            Backend::Cpu => Placed::Cpu(Arc::new(PackedWeights::new(config, params))),
+            Backend::Candle(device) => Placed::Candle(Arc::new(CandleWeights::new(config, params, device)?)),
+        }))
+    }
+
+    /// Goes on training from a state.
+    ///
+    /// # Errors
+    /// As [`Backend::load`].
+    pub fn trainer(
+        &self,
+        config: &ModelConfig,
+        state: TrainingState,
+        division: Division,
+    ) -> Result<Box<dyn Trainer>, Error> {
+        config.validate()?;
+        Ok(match self {
+            Backend::Cpu => Box::new(CpuTrainer::new(config, state, division)),
+            Backend::Candle(device) => Box::new(CandleTrainer::new(config, state, division.num_shards, device)?),
+        })
+    }
+}
+
+impl Weights {
+    /// Returns the shape of the network.
+    pub fn config(&self) -> &ModelConfig {
+        match &self.0 {
+            Placed::Cpu(weights) => &weights.config,
+            Placed::Candle(weights) => &weights.config,
+        }
+    }
+
+    /// Whether these are clones of the same weights.
+    pub fn is_same(&self, other: &Weights) -> bool {
+        match (&self.0, &other.0) {
+            (Placed::Cpu(own), Placed::Cpu(other)) => Arc::ptr_eq(own, other),
+            (Placed::Candle(own), Placed::Candle(other)) => Arc::ptr_eq(own, other),
+            _ => false,
+        }
+    }
+
+    /// Makes room to play `num_slots` sequences.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device has no room.
+    pub fn policy(&self, num_slots: usize) -> Result<Box<dyn Policy>, Error> {
+        Ok(match &self.0 {
+            Placed::Cpu(weights) => Box::new(CpuPolicy::new(weights.clone(), num_slots)),
+            Placed::Candle(weights) => Box::new(CandlePolicy::new(weights.clone(), num_slots)?),
+        })
+    }
+
+    pub(crate) fn on_cpu(&self) -> Option<&Arc<PackedWeights>> {
+        if let Placed::Cpu(weights) = &self.0 { Some(weights) } else { None }
+    }
+
+    pub(crate) fn in_candle(&self) -> Option<&Arc<CandleWeights>> {
+        if let Placed::Candle(weights) = &self.0 { Some(weights) } else { None }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::CandleCpu => f.write_str("candle-cpu"),
+            Device::Cuda(0) => f.write_str("cuda"),
+            Device::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Device, String> {
+        let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        let device = match text.split_once(':') {
+            None if text == "cpu" => Some(Device::Cpu),
+            None if text == "candle-cpu" => Some(Device::CandleCpu),
+            None if text == "cuda" => Some(Device::Cuda(0)),
+            Some(("cuda", text)) => number(text).map(Device::Cuda),
+            _ => None,
+        };
+        device.ok_or_else(|| format!("expected cpu, candle-cpu, cuda or cuda:N, got {text:?}"))
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Device, String> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> String {
+        device.to_string()
     }
 }

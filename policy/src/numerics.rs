@@ -1,7 +1,7 @@
 use proto::{Digest, LegalTokens, TokenId};
 use serde::{Deserialize, Serialize};
 
-use crate::{DeviceKind, Error, Model, ModelConfig, Objective, Params, Sequence};
+use crate::{CrossEntropy, Device, Division, Error, LossBatch, ModelConfig, OptimizerStep, Sequence, TrainingState};
 
 /// What arithmetic a process does. Two processes of one run must agree on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -9,7 +9,7 @@ pub struct Numerics {
     /// Which implementation of the operations.
     pub kernels: String,
     /// Where they run.
-    pub device: DeviceKind,
+    pub device: Device,
     /// Type of the weights.
     pub dtype: String,
     /// Hash of a fixed forward and backward pass, where it is the same twice.
@@ -21,7 +21,7 @@ impl Numerics {
     ///
     /// # Errors
     /// [`Error::Device`] when there is none; [`Error::Tensor`] when it cannot run the pass.
-    pub fn measure(device: DeviceKind) -> Result<Numerics, Error> {
+    pub fn measure(device: Device) -> Result<Numerics, Error> {
         let config = ModelConfig {
             vocabulary_size: 32,
             max_positions: 24,
@@ -31,7 +31,6 @@ impl Numerics {
             num_kv_heads: 1,
             ff_dim: 80,
         };
-        let params = Params::init(&config, 0);
         let legal: LegalTokens = (0..32).collect();
         let sequences: Vec<Sequence> = [3, 24, 17]
             .into_iter()
@@ -40,17 +39,31 @@ impl Numerics {
                 Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, legal.clone())))
             })
             .collect();
-        let model = Model::new(&config, device.open()?)?;
-        let sequences: Vec<&Sequence> = sequences.iter().collect();
-        let objectives = [1.0, 0.5, 0.25].map(|weight| Objective::CrossEntropy { weight });
-        let gradients = model.load(&params)?.gradients(&sequences, &objectives)?;
-        let logprobs: Vec<u8> = gradients.logprobs.iter().flat_map(|logprob| logprob.to_le_bytes()).collect();
-        let pass_digest = Digest::of_digests(&[Digest::of_bytes(&logprobs), gradients.params.digest(&config)]);
+        let losses = [1.0, 0.5, 0.25].map(|weight| CrossEntropy { weight });
+        let mut batch = LossBatch::default();
+        sequences.iter().zip(&losses).for_each(|(sequence, loss)| batch.push([sequence], loss));
+        let division = Division { num_shards: 1, num_threads: 1 };
+        let mut trainer = device.open()?.trainer(&config, TrainingState::initial(&config, 0), division)?;
+        let scores = trainer.gradients(&batch)?;
+        trainer.step(&MEASURED_STEP)?;
+        let logprobs: Vec<u8> = scores.logprobs.iter().flat_map(|logprob| logprob.to_le_bytes()).collect();
+        let gradient = trainer.export()?.first.digest(&config);
+        let pass_digest = Digest::of_digests(&[Digest::of_bytes(&logprobs), gradient]);
         Ok(Numerics {
-            kernels: if device == DeviceKind::Cpu { "fixed-order/2" } else { "candle" }.to_owned(),
+            kernels: if device == Device::Cpu { "fixed-order/2" } else { "candle" }.to_owned(),
             device,
             dtype: "f32".to_owned(),
             pass_digest: device.is_reproducible().then_some(pass_digest),
         })
     }
 }
+
+/// A step that keeps the gradient as it is: where it is the first, the running mean of gradients is the gradient.
+const MEASURED_STEP: OptimizerStep = OptimizerStep {
+    learning_rate: 0.0,
+    beta1: 0.0,
+    beta2: 0.0,
+    weight_decay: 0.0,
+    max_grad_norm: f64::INFINITY,
+    average_decay: 0.0,
+};

@@ -11,6 +11,30 @@ pub struct Params {
     pub tensors: Vec<Vec<f32>>,
 }
 
+/// Weights in training.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingState {
+    /// The weights.
+    pub weights: Params,
+    /// Their average, for exams and export.
+    pub average: Params,
+    /// Running mean of gradients.
+    pub first: Params,
+    /// Running mean of squared gradients.
+    pub second: Params,
+    /// Steps of the optimizer.
+    pub num_updates: u64,
+}
+
+impl TrainingState {
+    /// Begins with initial weights.
+    pub fn initial(config: &ModelConfig, seed: u64) -> TrainingState {
+        let weights = Params::init(config, seed);
+        let [first, second] = [(); 2].map(|()| Params::zeros(config));
+        TrainingState { average: weights.clone(), weights, first, second, num_updates: 0 }
+    }
+}
+
 impl Params {
     /// Draws initial weights: uniform with the standard deviation of fan-in scaling, output projections of residual
     /// blocks divided by sqrt(2 layers) (Radford et al. 2019), norms 1, and a head so small that the first policy is
@@ -25,7 +49,7 @@ impl Params {
         Params { tensors: config.tensors().iter().enumerate().map(draw_tensor).collect() }
     }
 
-    /// Gives zeros of the network's shape.
+    /// Returns zeros of the network's shape.
     pub fn zeros(config: &ModelConfig) -> Params {
         Params { tensors: config.tensors().iter().map(|spec| vec![0.0; spec.num_elements()]).collect() }
     }

@@ -1,4 +1,4 @@
-use crate::kernels::{exp, vectorized};
+use crate::cpu::kernels::{exp, vectorized};
 use proto::{CounterRng, LegalTokens, TokenId};
 
 /// Evaluates an expression over the legal tokens, in ascending order, with vector instructions.

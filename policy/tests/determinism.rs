@@ -1,12 +1,9 @@
 //! Results do not depend on what else is computed: shapes are drawn and bits compared.
 
-use std::sync::Arc;
-
-use candle_core::Device;
-use policy::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
+use policy::cpu::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 use policy::{
-    Decoder, DeviceKind, Feed, Model, ModelConfig, Numerics, Objective, PackedWeights, Params, PolicyGradient, Role,
-    Sequence, masked_logprob,
+    Backend, ClippedSurrogate, CrossEntropy, Device, Division, Feed, Loss, LossBatch, ModelConfig, Numerics,
+    OptimizerStep, Params, Policy, Sequence, Trainer, TrainingState, masked_logprob,
 };
 use proptest::prelude::*;
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
@@ -58,6 +55,16 @@ fn sequence(len: usize, seed: u64) -> Sequence {
     Sequence::new(&tokens[..2], &tokens[2..], (0..len - 2).map(|position| (position, mask())))
 }
 
+fn trainer(config: &ModelConfig, seed: u64, division: Division) -> Box<dyn Trainer> {
+    Backend::Cpu.trainer(config, TrainingState::initial(config, seed), division).unwrap()
+}
+
+const ONE_SHARD: Division = Division { num_shards: 1, num_threads: 1 };
+
+fn policy(config: &ModelConfig, params: &Params, num_slots: usize) -> Box<dyn Policy> {
+    Backend::Cpu.load(config, params).unwrap().policy(num_slots).unwrap()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
@@ -99,58 +106,69 @@ proptest! {
     ) {
         let config = config_with_heads(head_dim);
         let params = Params::init(&config, seed);
-        let model = Model::new(&config, Device::Cpu).unwrap();
+        let trainer = trainer(&config, seed, ONE_SHARD);
         let sequences: Vec<Sequence> =
             lengths.iter().enumerate().map(|(index, len)| sequence(*len, seed + index as u64)).collect();
-        let model = model.load(&params).unwrap();
-        let together = model.logprobs(&sequences.iter().collect::<Vec<_>>()).unwrap();
+        let together = trainer.logprobs(&sequences.iter().collect::<Vec<_>>()).unwrap();
         let alone: Vec<f32> =
-            sequences.iter().flat_map(|sequence| model.logprobs(&[sequence]).unwrap()).collect();
+            sequences.iter().flat_map(|sequence| trainer.logprobs(&[sequence]).unwrap()).collect();
         prop_assert_eq!(&together, &alone);
         let decoded = decode(&config, &params, &sequences, &waits);
         prop_assert_eq!(&together, &decoded);
     }
 }
 
-/// Sequences beside others that count for nothing, of which there are so many that chunks begin and end elsewhere: the same
-/// gradient and the same loss.
+/// Sequences beside others that count for nothing, of which there are so many that chunks begin and end elsewhere, on any number of
+/// threads: the same gradient and the same scores.
 #[test]
 fn gradients_have_the_same_bits_beside_others() {
-    let params = Params::init(&config(), 5);
-    let model = Model::new(&config(), Device::Cpu).unwrap();
-    let model = model.load(&params).unwrap();
     let rollout = |number: u64| {
         let sequence = sequence(5 + number as usize * 7 % 33, number);
-        let behavior_logprobs = draws(sequence.chosen.len(), number).iter().map(|draw| draw - 3.0).collect();
-        let objective = Objective::PolicyGradient(PolicyGradient {
-            role: Role::Solver,
+        let loss = ClippedSurrogate {
             advantage: [0.5, -0.5][number as usize % 2],
+            behavior_logprobs: draws(sequence.chosen.len(), number).iter().map(|draw| draw - 3.0).collect(),
             proximal: draws(sequence.chosen.len(), number + 100).iter().map(|draw| draw + 0.5).collect(),
-            behavior_logprobs,
             clip_low: 0.2,
             clip_high: 0.28,
             entropy_bonus: 0.1,
             weight: 0.01,
-        });
-        (sequence, objective)
+        };
+        (sequence, Box::new(loss) as Box<dyn Loss>)
     };
-    let bystander = |number: u64| (sequence(11 + number as usize, number), Objective::CrossEntropy { weight: 0.0 });
-    let gradients = |parts: Vec<(Sequence, Objective)>| {
-        let (sequences, objectives): (Vec<Sequence>, Vec<Objective>) = parts.into_iter().unzip();
-        model.gradients(&sequences.iter().collect::<Vec<_>>(), &objectives).unwrap()
+    let bystander =
+        |number: u64| (sequence(11 + number as usize, number), Box::new(CrossEntropy { weight: 0.0 }) as Box<dyn Loss>);
+    let gradients = |parts: Vec<(Sequence, Box<dyn Loss>)>, division| {
+        let mut trainer = trainer(&config(), 5, division);
+        let mut batch = LossBatch::default();
+        parts.iter().for_each(|(sequence, loss)| batch.push([sequence], loss.as_ref()));
+        let scores = trainer.gradients(&batch).unwrap();
+        let step = OptimizerStep {
+            learning_rate: 1e-3,
+            beta1: 0.0,
+            beta2: 0.0,
+            weight_decay: 0.0,
+            max_grad_norm: f64::INFINITY,
+            average_decay: 0.0,
+        };
+        trainer.step(&step).unwrap();
+        (scores, trainer.export().unwrap().into_owned())
     };
-    let alone = gradients((0..20).map(rollout).collect());
-    let solver = alone.loss.solver;
-    assert!(solver.num_clipped > 0 && solver.num_clipped < solver.num_tokens, "{solver:?}");
-    let beside = gradients((0..20).flat_map(|number| [bystander(number), rollout(number)]).collect());
-    assert_eq!(alone.loss, beside.loss);
-    assert!(alone.params == beside.params, "the gradients differ");
+    let rollouts = || (0..20).map(rollout).collect::<Vec<_>>();
+    let (scores, alone) = gradients(rollouts(), ONE_SHARD);
+    assert!(alone.first.tensors.iter().all(|tensor| tensor.iter().any(|slope| *slope != 0.0)));
+    let both = (0..20).flat_map(|number| [bystander(number), rollout(number)]).collect();
+    let (_, beside) = gradients(both, ONE_SHARD);
+    assert!(alone.first == beside.first, "the gradients differ");
+    // The order in which shards are added is part of the result; who computes them is not.
+    let in_shards = |num_threads| gradients(rollouts(), Division { num_shards: 3, num_threads });
+    let (scores_in_shards, one_thread) = in_shards(1);
+    assert_eq!(scores_in_shards, scores);
+    assert!(in_shards(3).1 == one_thread && in_shards(2).1 == one_thread, "threads change the gradient");
 }
 
 /// Feeds all sequences side by side, some of them only in some rounds, and scores what the model scores.
 fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: &[bool]) -> Vec<f32> {
-    let weights = PackedWeights::new(config, params).unwrap();
-    let mut decoder = Decoder::new(Arc::new(weights), sequences.len());
+    let mut policy = policy(config, params, sequences.len());
     let mut logprobs = vec![Vec::new(); sequences.len()];
     let mut fed = vec![0usize; sequences.len()];
     for round in 0.. {
@@ -172,8 +190,8 @@ fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: 
         if feeds.is_empty() {
             continue;
         }
-        let logits = decoder.forward(&feeds).to_vec();
-        for (feed, logits) in feeds.iter().zip(logits.chunks_exact(40)) {
+        policy.feed(&feeds).unwrap();
+        for (feed, logits) in feeds.iter().zip(policy.logits().unwrap().chunks_exact(40)) {
             fed[feed.slot] += feed.tokens.len();
             let chosen = sequences[feed.slot].chosen.iter().find(|chosen| chosen.row + 1 == fed[feed.slot]);
             if let Some(chosen) = chosen {
@@ -189,22 +207,22 @@ fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: 
 fn decoding_in_pieces_gives_the_same_bits() {
     let params = Params::init(&config(), 3);
     let tokens: Vec<TokenId> = (0..40).map(|index| index * 7 % 40).collect();
-    let mut decoder = Decoder::new(Arc::new(PackedWeights::new(&config(), &params).unwrap()), 3);
-    let whole = decoder.forward(&[Feed { slot: 1, tokens: &tokens }]).to_vec();
+    let mut policy = policy(&config(), &params, 3);
+    policy.feed(&[Feed { slot: 1, tokens: &tokens }]).unwrap();
+    let whole = policy.logits().unwrap().to_vec();
     for piece in [1, 3, 16, 39] {
-        decoder.reset(1);
-        let mut last = Vec::new();
+        policy.reset(1);
         for tokens in tokens.chunks(piece) {
-            last = decoder.forward(&[Feed { slot: 1, tokens }]).to_vec();
+            policy.feed(&[Feed { slot: 1, tokens }]).unwrap();
         }
-        assert_eq!(last, whole, "pieces of {piece}");
+        assert_eq!(*policy.logits().unwrap(), whole, "pieces of {piece}");
     }
 }
 
 /// The fixed pass has one hash on every machine: a change of it changes every run, and belongs in the changelog.
 #[test]
 fn numerics_are_fixed() {
-    let numerics = Numerics::measure(DeviceKind::Cpu).unwrap();
-    assert_eq!(numerics, Numerics::measure(DeviceKind::Cpu).unwrap());
+    let numerics = Numerics::measure(Device::Cpu).unwrap();
+    assert_eq!(numerics, Numerics::measure(Device::Cpu).unwrap());
     assert_eq!(numerics.pass_digest.unwrap().short(), "c5b2a37c959b");
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actor::engine::{Engine, Weights};
+use actor::engine::{Engine, LoadedVersion};
 use anyhow::{Context as _, Result, bail, ensure};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::message::PublishMessage;
@@ -14,7 +14,7 @@ use async_nats::jetstream::stream::{self, RetentionPolicy};
 use bus::nats::{Credentials, Identity, Nats, Server, Settings, Terms};
 use bus::{Bus, Delivery};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use policy::{ModelConfig, PackedWeights, Params};
+use policy::{Backend, Device, ModelConfig, Params};
 use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Sampling, Task, TaskId, TaskKind, wire,
 };
@@ -157,9 +157,10 @@ async fn group() -> Result<Group> {
         num_kv_heads: 1,
         ff_dim: 32,
     };
-    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 }, language());
-    let packed = Arc::new(PackedWeights::new(&config, &Params::init(&config, 0))?);
-    engine.submit(task(0, 0), Weights { policy_version: 0, packed })?;
+    let (engine, mut groups) =
+        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, language());
+    let weights = Backend::Cpu.load(&config, &Params::init(&config, 0))?;
+    engine.submit(task(0, 0), LoadedVersion { policy_version: 0, weights })?;
     Ok(groups.recv().await.context("the engine ended")??)
 }
 

@@ -7,7 +7,8 @@ mod peer;
 mod verify;
 
 use anyhow::{Result, ensure};
-use policy::kernels::instruction_set;
+use policy::Device;
+use policy::cpu::kernels::instruction_set;
 use serde::Serialize;
 
 use self::network::{Decoding, Training};
@@ -27,7 +28,10 @@ pub(crate) struct Args {
     /// Length of a sequence; decoding starts from a prompt of a sixth of it.
     #[arg(long, default_value_t = 96)]
     positions: usize,
-    /// Threads; 0 for all cores.
+    /// Where to train or decode: cpu, candle-cpu, cuda or cuda:N.
+    #[arg(long, default_value_t = Device::Cpu)]
+    device: Device,
+    /// Threads of the device cpu; 0 for all cores.
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// How often each figure is measured; the median counts.

@@ -1,8 +1,9 @@
-use std::sync::Arc;
-
 use anyhow::Result;
-use policy::kernels::{AdamWStep, adamw, multiply_adds};
-use policy::{Decoder, Device, Feed, Model, ModelConfig, Objective, PackedWeights, Params, Sequence, sample};
+use policy::cpu::kernels::multiply_adds;
+use policy::{
+    CrossEntropy, Device, Division, Draw, Feed, LossBatch, ModelConfig, OptimizerStep, Params, Policy, Sequence,
+    Trainer, TrainingState,
+};
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
 use tokio::time::Instant;
 
@@ -37,12 +38,14 @@ pub(super) fn measure(args: &Args, workload: &mut dyn Workload) -> Result<Report
     }
     let operations = workload.operations_per_token();
     let shares = ours.iter().zip(&peaks).map(|(rate, peak)| rate * operations / peak);
+    // The peak is that of the processor.
+    let is_of_processor = !matches!(args.device, Device::Cuda(_));
     let mut rows = vec![Row {
-        name: "autodidact f32".to_owned(),
+        name: format!("autodidact f32, {}", args.device),
         unit: "tokens",
         per_second: Spread::of(ours.iter().copied()),
         gflops: Some(Spread::of(ours.iter().map(|rate| rate * operations / 1e9))),
-        share_of_peak: Some(Spread::of(shares)),
+        share_of_peak: is_of_processor.then(|| Spread::of(shares)),
         ratio: None,
     }];
     for (mode, (name, _)) in theirs.first().into_iter().flatten().enumerate() {
@@ -92,12 +95,9 @@ impl Args {
 }
 
 pub(super) struct Training {
-    model: Model,
+    trainer: Box<dyn Trainer>,
     config: ModelConfig,
-    params: Params,
-    moments: (Params, Params),
     sequences: Vec<Sequence>,
-    num_threads: usize,
 }
 
 impl Training {
@@ -114,12 +114,11 @@ impl Training {
                 (0..config.max_positions).map(|position| (position, mask.clone())),
             )
         };
+        let num_threads = args.num_threads();
+        let division = Division { num_shards: args.device.num_playing_threads(num_threads), num_threads };
         Ok(Training {
-            model: Model::new(&config, Device::Cpu)?,
-            params: Params::init(&config, 0),
-            moments: (Params::zeros(&config), Params::zeros(&config)),
+            trainer: args.device.open()?.trainer(&config, TrainingState::initial(&config, 0), division)?,
             sequences: (0..args.batch).map(|_| sequence()).collect(),
-            num_threads: args.num_threads(),
             config,
         })
     }
@@ -128,32 +127,19 @@ impl Training {
 impl Workload for Training {
     /// One step as the learner does it: a shard a thread, gradients added in order, AdamW.
     fn run(&mut self) -> Result<usize> {
-        let loaded = self.model.load(&self.params)?;
-        let sequences: Vec<&Sequence> = self.sequences.iter().collect();
-        let num_tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        let objectives = vec![Objective::CrossEntropy { weight: 1.0 / num_tokens as f32 }; sequences.len()];
-        let shard_len = sequences.len().div_ceil(self.num_threads);
-        let shards = std::thread::scope(|scope| {
-            let shards = sequences.chunks(shard_len).zip(objectives.chunks(shard_len));
-            let threads: Vec<_> =
-                shards.map(|(sequences, objectives)| scope.spawn(|| loaded.gradients(sequences, objectives))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("arithmetic does not panic")).collect::<Vec<_>>()
-        });
-        let mut gradient: Option<Params> = None;
-        for shard in shards {
-            let shard = shard?.params;
-            match &mut gradient {
-                Some(sum) => sum.add(&shard),
-                None => gradient = Some(shard),
-            }
-        }
-        let gradient = gradient.expect("there is a sequence");
-        let step = AdamWStep { beta1: 0.9, beta2: 0.99, step_size: 1e-3, inverse_root: 1.0, keep: 1.0, clip: 1.0 };
-        let moments = self.moments.0.tensors.iter_mut().zip(&mut self.moments.1.tensors);
-        let tensors = self.params.tensors.iter_mut().zip(&gradient.tensors).zip(moments);
-        for ((weights, gradient), (first, second)) in tensors {
-            adamw(weights, gradient, first, second, step);
-        }
+        let num_tokens: usize = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        let loss = CrossEntropy { weight: 1.0 / num_tokens as f32 };
+        let mut batch = LossBatch::default();
+        self.sequences.iter().for_each(|sequence| batch.push([sequence], &loss));
+        self.trainer.gradients(&batch)?;
+        self.trainer.step(&OptimizerStep {
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.99,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            average_decay: 0.99,
+        })?;
         Ok(num_tokens)
     }
 
@@ -164,7 +150,7 @@ impl Workload for Training {
 }
 
 pub(super) struct Decoding {
-    decoders: Vec<Decoder>,
+    policies: Vec<Box<dyn Policy>>,
     batch: usize,
     prompt: Vec<TokenId>,
     positions: usize,
@@ -174,11 +160,12 @@ pub(super) struct Decoding {
 impl Decoding {
     pub(super) fn new(args: &Args) -> Result<Decoding> {
         let config = args.model();
-        let weights = Arc::new(PackedWeights::new(&config, &Params::init(&config, 0))?);
-        let num_slots = args.batch.div_ceil(args.num_threads());
+        let weights = args.device.open()?.load(&config, &Params::init(&config, 0))?;
+        let num_threads = args.device.num_playing_threads(args.num_threads());
+        let num_slots = args.batch.div_ceil(num_threads);
         Ok(Decoding {
-            decoders: (0..args.num_threads()).map(|_| Decoder::new(weights.clone(), num_slots)).collect(),
-            batch: num_slots * args.num_threads(),
+            policies: (0..num_threads).map(|_| weights.policy(num_slots)).collect::<Result<_, _>>()?,
+            batch: num_slots * num_threads,
             prompt: (0..args.prompt() as TokenId).map(|token| token % 64).collect(),
             positions: args.positions,
             config,
@@ -189,12 +176,12 @@ impl Decoding {
 impl Workload for Decoding {
     fn run(&mut self) -> Result<usize> {
         let (prompt, positions) = (&self.prompt, self.positions);
-        let slots_per_thread = self.batch / self.decoders.len();
+        let slots_per_thread = self.batch / self.policies.len();
         std::thread::scope(|scope| {
-            for decoder in &mut self.decoders {
-                scope.spawn(move || decode(decoder, slots_per_thread, prompt, positions));
-            }
-        });
+            let decode = |policy| scope.spawn(move || decode(policy, slots_per_thread, prompt, positions));
+            let threads: Vec<_> = self.policies.iter_mut().map(|policy| decode(policy.as_mut())).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("decoding does not panic"))
+        })?;
         Ok(self.batch * (self.positions - self.prompt.len()))
     }
 
@@ -205,23 +192,25 @@ impl Workload for Decoding {
 }
 
 /// Fills every slot from the prompt to the last position.
-fn decode(decoder: &mut Decoder, num_slots: usize, prompt: &[TokenId], positions: usize) {
-    let vocabulary_size = decoder.config().vocabulary_size;
-    let mask: LegalTokens = (0..vocabulary_size as TokenId).collect();
+fn decode(
+    policy: &mut dyn Policy,
+    num_slots: usize,
+    prompt: &[TokenId],
+    positions: usize,
+) -> Result<(), policy::Error> {
+    let legal: LegalTokens = (0..policy.config().vocabulary_size as TokenId).collect();
     let mut rngs: Vec<CounterRng> =
         (0..num_slots as u64).map(|slot| CounterRng::new(0, Purpose::Rollout, 0, 0, slot)).collect();
     let mut pending = vec![prompt.to_vec(); num_slots];
-    (0..num_slots).for_each(|slot| decoder.reset(slot));
+    (0..num_slots).for_each(|slot| policy.reset(slot));
     for _ in prompt.len()..positions {
         let feeds: Vec<Feed<'_>> = pending.iter().enumerate().map(|(slot, tokens)| Feed { slot, tokens }).collect();
-        let logits = decoder.forward(&feeds);
-        let drawn: Vec<TokenId> = logits
-            .chunks_exact(vocabulary_size)
-            .zip(&mut rngs)
-            .map(|(logits, rng)| sample(logits, &mask, 1.0, rng).0)
-            .collect();
-        pending = drawn.into_iter().map(|token| vec![token]).collect();
+        policy.feed(&feeds)?;
+        let mut draws: Vec<Draw<'_>> =
+            rngs.iter_mut().map(|rng| Draw { legal: &legal, temperature: 1.0, rng }).collect();
+        pending = policy.sample(&mut draws)?.into_iter().map(|(token, _)| vec![token]).collect();
     }
+    Ok(())
 }
 
 /// Operations of one token in the matrix products with weights, forward.

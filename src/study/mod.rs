@@ -390,7 +390,7 @@ impl Run {
         let (model, checkpoint) = load(&self.run_dir)?;
         let (expected, got) = (trained.step, checkpoint.state.step);
         ensure!(got == expected, "{}: expected a checkpoint of step {expected}, got {got}", self.run_dir.display());
-        let player = Player::new(&model, &checkpoint.state.ema, self.config.local.threads)?;
+        let player = Player::new(&model, &checkpoint.training.average, self.config.local.threads)?;
         let entropy_nats = mean_entropy(&self.run_dir)?;
         let sit = |name: &String| {
             let problems = self.config.exam(name, split)?;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use actor::engine::{Engine, Weights};
+use actor::engine::{Engine, LoadedVersion};
 use bus::Bus as _;
 use bus::nats::{Credentials, Nats, Server, Settings};
 use domains::symbols::vocabulary::VOCABULARY_SIZE;
 use language::{Language as _, Next, SymbolLanguage};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
+use policy::{Backend, Device};
 use proto::{
     Behavior, Choices, Digest, Envelope, Group, LegalTokens, Message, Problem, ProblemOrigin, Request, Rollout,
     Sampling, SetDictionary, StopReason, Task, TaskId, TaskKind, TokenId, VersionSpan, wire,
@@ -74,14 +75,16 @@ async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> N
 
 /// Plays a task as it should be.
 async fn play(bus: &Nats, task: &Task) -> Group {
-    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
-    let packed = Arc::new(actor::unpack(task.weights, &bus.get_weights(task.weights).await.unwrap()).unwrap());
-    engine.submit(task.clone(), Weights { policy_version: task.policy_version, packed }).unwrap();
+    let (engine, mut groups) =
+        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
+    let weights = actor::load(task.weights, &bus.get_weights(task.weights).await.unwrap(), &Backend::Cpu).unwrap();
+    engine.submit(task.clone(), LoadedVersion { policy_version: task.policy_version, weights }).unwrap();
     groups.recv().await.unwrap().unwrap()
 }
 
 async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
-    let (engine, mut groups) = Engine::start(actor::Config { num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
+    let (engine, mut groups) =
+        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
     let mut known = None;
     loop {
         let task = bus.next_task().await.unwrap();
@@ -90,7 +93,7 @@ async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
             Some((_, weights)) => weights,
             // A version that nobody needs any more is gone.
             None => match bus.get_weights(digest).await {
-                Ok(bytes) => Arc::new(actor::unpack(digest, &bytes).unwrap()),
+                Ok(bytes) => actor::load(digest, &bytes, &Backend::Cpu).unwrap(),
                 Err(_) => {
                     task.acknowledge().await.unwrap();
                     continue;
@@ -98,7 +101,7 @@ async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
             },
         };
         let policy_version = task.message.body.policy_version;
-        engine.submit(task.message.body.clone(), Weights { policy_version, packed: weights.clone() }).unwrap();
+        engine.submit(task.message.body.clone(), LoadedVersion { policy_version, weights: weights.clone() }).unwrap();
         known = Some((digest, weights));
         let group = groups.recv().await.unwrap().unwrap();
         let said = match group.task.id.kind {

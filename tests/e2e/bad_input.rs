@@ -24,10 +24,10 @@ fn keys_and_values_out_of_range() {
         ("learner.reuse=many", "--set learner.reuse: invalid type: string \"many\", expected f64"),
         ("learner.reuse=-1.0", "--set learner.reuse: expected over 0, up to 100, got -1"),
         ("learner.learning_rate=nan", "--set learner.learning_rate: expected over 0, up to 1, got NaN"),
-        ("learner.device=gpu", "--set learner.device: unknown variant `gpu`, expected `cpu` or `cuda`"),
+        ("learner.device=gpu", "--set learner.device: expected cpu, candle-cpu, cuda or cuda:N, got \"gpu\""),
         (
             "learner.device=cuda",
-            "learner.device: expected cpu, or cuda in a build with `--features cuda` on a machine with",
+            "learner.device: expected cpu, candle-cpu, or cuda in a build with `--features cuda` on a machine with",
         ),
         ("batch.lag=2", "--set batch.lag: expected 0 or 1, got 2"),
         ("seed=-1", "--set seed: invalid value: integer `-1`, expected u64"),

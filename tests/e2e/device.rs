@@ -1,4 +1,4 @@
-//! Devices that do not promise the same results twice, as far as that can be seen without one.
+//! Devices that do not promise the same results twice: candle's on the CPU, which is what a GPU runs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use language::{Source, SymbolLanguage};
 use learner::{
     BuildId, Config, Event, Exam, JournalReader, KeepJournal, Manifest, Observer, Record, RunOptions, Summary,
 };
-use policy::{DeviceKind, Numerics};
+use policy::{Device, Numerics};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::Cluster;
 use crate::runs::Folder;
 
 /// The preset `smoke`: ten steps, an exam every five.
@@ -53,7 +55,7 @@ fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Resul
         build: BuildId("test".to_owned()),
         verifiers: Default::default(),
         exams: Default::default(),
-        numerics: Numerics::measure(DeviceKind::Cpu).unwrap(),
+        numerics: Numerics::measure(Device::Cpu).unwrap(),
         reproducible,
     };
     let lock = learner::RunLock::take(run_dir).unwrap();
@@ -64,7 +66,7 @@ fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Resul
     runtime.block_on(async {
         let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
         tokio::spawn(actor::run(
-            actor::Config { num_threads: 1, num_slots: 64 },
+            actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 64 },
             Arc::new(SymbolLanguage),
             bus.clone(),
             shutdown.clone(),
@@ -133,4 +135,76 @@ fn nothing_that_happens_is_passed_unseen() {
     observed(&run_dir, true, &mut |event| Ok(observe(event, u64::MAX)?)).unwrap();
     // The journal has step 5 and the first process's checkpoint is of no step: all of it is folded again.
     assert_eq!(seen, (1..5).chain(1..=10).collect::<Vec<_>>());
+}
+
+/// Right answers in the dev exam before and after, and the largest `logprob_mismatch` of any step.
+fn smoke(seed: u64, learner_device: &str, actor_device: &str) -> ([u64; 2], f64) {
+    let folder = Folder::new();
+    let devices = [format!("learner.device={learner_device}"), format!("actor.device={actor_device}")];
+    let train = ["train", "smoke", "--run-dir", "run", "--json", "--seed", &seed.to_string()];
+    let summary = folder.call(&[&train[..], &["--set", &devices[0], "--set", &devices[1]]].concat()).success();
+    let summary: Value = serde_json::from_str(&summary.stdout).unwrap();
+    let evals = summary["evals"].as_array().unwrap();
+    let num_correct = |eval: &Value| eval["num_correct"].as_u64().unwrap();
+    let rows = std::fs::read_to_string(folder.path("run/metrics.jsonl")).unwrap();
+    let mismatches = rows.lines().filter_map(|row| {
+        let row: Value = serde_json::from_str(row).unwrap();
+        row["logprob_mismatch"].as_f64()
+    });
+    let largest = mismatches.reduce(f64::max).unwrap();
+    ([num_correct(evals.first().unwrap()), num_correct(evals.last().unwrap())], largest)
+}
+
+/// In the mean of three seeds, within 5 points of 200 problems; and an actor in candle says of its tokens what a learner in kernels
+/// computes.
+#[test]
+fn candle_learns_as_the_kernels_do() {
+    let run = |device: &'static str| {
+        let runs: Vec<_> =
+            [0, 1, 2].map(|seed| std::thread::spawn(move || smoke(seed, device, device))).into_iter().collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect::<Vec<_>>()
+    };
+    let [kernels, candle] = ["cpu", "candle-cpu"].map(run);
+    let sum = |runs: &[([u64; 2], f64)], exam: usize| runs.iter().map(|(correct, _)| correct[exam]).sum::<u64>();
+    assert!(kernels.iter().all(|(_, mismatch)| *mismatch == 0.0), "{kernels:?}");
+    assert!(candle.iter().all(|(_, mismatch)| *mismatch < 1e-4), "{candle:?}");
+    assert!(sum(&candle, 1) > sum(&candle, 0), "nothing was learned: {candle:?}");
+    assert!(sum(&candle, 1).abs_diff(sum(&kernels, 1)) <= 30, "{candle:?}, in kernels {kernels:?}");
+    let (_, mismatch) = smoke(0, "cpu", "candle-cpu");
+    assert!(mismatch > 0.0 && mismatch < 1e-4, "{mismatch}");
+}
+
+/// Processes: one plays where the run says, one where its command line does. Where a run promises its weights, such a command line
+/// is refused.
+#[test]
+fn an_actor_plays_on_its_own_device() {
+    let cluster = Cluster::new();
+    let learner = cluster.learner(&["--steps", "10", "--set", "actor.device=candle-cpu"]);
+    let few = ["--slots", "16"];
+    let actors = [&few[..], &[&few[..], &["--device", "cpu", "--threads", "1"]].concat()]
+        .map(|args| cluster.start("actor", args));
+    let verifier = cluster.start("verifier", &[]);
+    learner.end().success();
+    for actor in actors {
+        let played = actor.end().success().stdout;
+        assert!(!played.contains(": 0 groups"), "both have a part: {played}");
+    }
+    verifier.end().success();
+    let refused = cluster.folder.call(&["replay", "run"]).refusal().to_owned();
+    assert!(refused.contains("learner.device and actor.device = \"cpu\""), "{refused}");
+
+    let cluster = Cluster::new();
+    let learner = cluster.learner(&["--set", "schedule.num_steps=1000000"]);
+    Cluster::run_of(&learner);
+    let refused = cluster.start("actor", &["--device", "candle-cpu"]).end().refusal().to_owned();
+    assert!(
+        refused.contains("--device: expected cpu in a run that promises the same weights again, got candle-cpu"),
+        "{refused}"
+    );
+    let refused = cluster.start("actor", &["--device", "cuda:3"]).end().refusal().to_owned();
+    assert!(
+        refused.contains("--device: expected cpu, candle-cpu, or cuda in a build with `--features cuda`"),
+        "{refused}"
+    );
+    learner.kill();
 }

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use actor::engine::{Engine, Weights};
+use actor::engine::{Engine, LoadedVersion};
 use language::{Language, Source, SymbolLanguage};
 use learner::{Fold, GroupRecord, JournalReader, Plans, Record, State};
-use policy::PackedWeights;
+use policy::{Backend, Device, TrainingState};
 use proto::{Digest, ScoredGroup};
 use serde_json::Value;
 
@@ -87,15 +87,17 @@ fn the_weights_follow_from_the_order_of_arrivals() {
     let language: Arc<dyn Language> = Arc::new(SymbolLanguage);
     let sources = Source::of_symbols();
     let num_tasks = config.batch.num_tasks as usize;
-    let state = State::initial(&config);
-    let mut fold = Fold::new(config, sources, 1, state, Plans::default()).unwrap();
-    let (engine, mut played) = Engine::start(actor::Config { num_threads: 1, num_slots: 64 }, language.clone());
+    let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
+    let mut fold = Fold::new(config, sources, 1, start, Plans::default()).unwrap();
+    let (engine, mut played) =
+        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 64 }, language.clone());
     let (mut waiting, mut weights, mut num_mixed) = (Vec::<ScoredGroup>::new(), Vec::new(), 0);
     for policy_version in 0..SCRIPTED_WEIGHTS.len() as u64 {
-        let packed = Arc::new(PackedWeights::new(&fold.config().model, &fold.state().params).unwrap());
+        let current = Backend::Cpu.load(&fold.config().model, &fold.trainer().weights().unwrap()).unwrap();
         for task in fold.plan() {
             let planned = fold.planned().get(task).unwrap();
-            engine.submit(planned.task.clone(), Weights { policy_version, packed: packed.clone() }).unwrap();
+            let version = LoadedVersion { policy_version, weights: current.clone() };
+            engine.submit(planned.task.clone(), version).unwrap();
             let group = played.blocking_recv().unwrap().unwrap();
             waiting.push(verifier::score(language.as_ref(), group, planned.key.as_ref()).unwrap());
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use domains::{Domain, registry};
 use language::{Language as _, SymbolLanguage, random_answer, trace};
 use proto::{
-    Behavior, Beat, CounterRng, Difficulty, Digest, Envelope, Group, KeyedProblem, Message, ProblemKey, ProblemOrigin,
+    Beat, Behavior, CounterRng, Difficulty, Digest, Envelope, Group, KeyedProblem, Message, ProblemKey, ProblemOrigin,
     Purpose, Refusal, Request, Role, Rollout, Sampling, SetDictionary, StopReason, Task, TaskId, TaskKind, Version,
     VersionSpan, wire,
 };

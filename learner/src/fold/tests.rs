@@ -12,7 +12,8 @@ const WRONG: Verdict = Verdict::Incorrect;
 
 fn fold_of(config: &Config) -> Fold {
     let sources: Vec<Arc<dyn ProblemSource>> = vec![Arc::new(TestSource("countdown"))];
-    Fold::new(config.clone(), sources, 2, State::initial(config), Plans::default()).unwrap()
+    let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
+    Fold::new(config.clone(), sources, 2, start, Plans::default()).unwrap()
 }
 
 /// Plays a task: its rollouts differ in their last token, and each chose the first two of its tokens among 4 and 7.
@@ -74,11 +75,16 @@ const VERDICTS: [[Verdict; 2]; 4] = [[RIGHT, WRONG], [WRONG, WRONG], [WRONG, WRO
 fn a_batch_is_folded() {
     let config = test_config();
     let mut fold = fold_of(&config);
-    let before = fold.state().clone();
+    let before = fold.trainer().export().unwrap().into_owned();
     let mut groups = next_batch(&mut fold, &VERDICTS);
     // Of a level that the config does not list.
     let other_level = Example { aim: Aim { level: 2, goal: 1 }, ..groups[0].examples[0].clone() };
     groups[3].examples.push(other_level);
+    let Example { prompt, answer, .. } = &groups[0].examples[0];
+    let legal = Legal::Set(0).tokens(&groups[0].example_sets);
+    let sequence = Sequence::new(prompt, answer, [(0, legal.clone()), (1, legal)].into_iter());
+    let logprobs = fold.trainer().logprobs(&[&sequence]).unwrap();
+    let mismatch = mismatch_of(&fold, &groups[0]);
     let report = fold.fold(&groups, None).unwrap();
     assert_eq!((report.step, report.num_examples, report.num_new_examples, report.num_updates), (1, 1, 1, 1));
     assert_eq!(report.solve_rate, 1.0 / 8.0);
@@ -88,32 +94,26 @@ fn a_batch_is_folded() {
     assert_eq!(report.learning_rate, config.learning_rate(0, None));
     assert_eq!((&report.policy_gradient, &report.proposer, &report.self_play), (&None, &None, &None));
 
-    let Example { prompt, answer, .. } = &groups[0].examples[0];
-    let legal = Legal::Set(0).tokens(&groups[0].example_sets);
-    let sequence = Sequence::new(prompt, answer, [(0, legal.clone()), (1, legal)].into_iter());
-    let logprobs = fold.model.load(&before.params).unwrap().logprobs(&[&sequence]).unwrap();
     let expected = -f64::from(logprobs[0] + logprobs[1]) / 2.0;
     assert!((report.loss - expected).abs() < 1e-6, "{}, expected {expected}", report.loss);
     assert!(report.grad_norm > 0.0);
-    let mismatch = logprobs_of(&fold, &before.params, &groups[0]);
     assert!((report.logprob_mismatch.unwrap() - mismatch).abs() < 1e-6, "{report:?}, expected {mismatch}");
 
     let state = fold.state();
     assert_eq!((state.step, state.totals.num_rollouts, state.totals.num_correct), (1, 8, 1));
-    assert_eq!(report.weights_digest, state.params.digest(&config.model));
-    assert_eq!(report.state_digest, state.digest(&config));
-    assert!(state.params != before.params && state.ema != before.ema);
-    let after = fold.model.load(&state.params).unwrap().logprobs(&[&sequence]).unwrap();
+    let training = fold.trainer().export().unwrap();
+    assert_eq!(report.weights_digest, training.weights.digest(&config.model));
+    assert!(training.weights != before.weights && training.average != before.average);
+    let after = fold.trainer().logprobs(&[&sequence]).unwrap();
     assert!(after[0] + after[1] > logprobs[0] + logprobs[1], "the answer is likelier now: {after:?}, {logprobs:?}");
     assert_eq!(fold.planned().iter().count(), 0);
 }
 
 /// Mean difference between what a group's actor said and what the learner computes.
-fn logprobs_of(fold: &Fold, params: &Params, scored: &ScoredGroup) -> f64 {
-    let loaded = fold.model.load(params).unwrap();
+fn mismatch_of(fold: &Fold, scored: &ScoredGroup) -> f64 {
     let rollouts = scored.group.rollouts.iter();
     let differences = rollouts.flat_map(|rollout| {
-        let logprobs = loaded.logprobs(&[&played_sequence(scored, rollout)]).unwrap();
+        let logprobs = fold.trainer().logprobs(&[&played_sequence(scored, rollout)]).unwrap();
         let said = rollout.logprobs.clone();
         said.into_iter().zip(logprobs).map(|(said, logprob)| f64::from((said - logprob).abs())).collect::<Vec<_>>()
     });
@@ -133,13 +133,13 @@ fn groups_that_do_not_answer_the_batch_are_refused() {
     ];
     for (spoil, expected) in cases {
         let mut fold = fold_of(&test_config());
-        let before = fold.state().clone();
+        let (before, weights) = (fold.state().clone(), fold.weights_digest());
         let mut groups = next_batch(&mut fold, &VERDICTS);
         spoil(&mut groups);
         let error = fold.fold(&groups, None).unwrap_err();
         assert!(matches!(error, Error::Integrity { what: "batch", step: 0, .. }), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}, expected {expected}");
-        assert_eq!(fold.state(), &before);
+        assert_eq!((fold.state(), fold.trainer().weights().unwrap().digest(&test_config().model)), (&before, weights));
     }
 }
 

@@ -83,8 +83,10 @@ impl Learner<'_> {
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
             let own = self.fold.weights_digest();
             let older = self.versions.iter().filter(|(digest, _)| **digest != own);
+            let training = self.fold.trainer().export()?;
             let snapshot = Snapshot {
                 state: self.fold.state(),
+                training: &training,
                 planned: self.fold.planned(),
                 versions: older.map(|(digest, bytes)| (*digest, bytes.to_vec())).collect(),
                 control: self.control,

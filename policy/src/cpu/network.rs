@@ -1,70 +1,75 @@
-//! The network on the CPU: forward and backward over packed rows, by hand.
+//! Forward and backward over packed rows, by hand.
 //!
 //! Sequences are taken a few at a time, so that the activations stay in the cache; gradients go on summing where the last
-//! chunk stopped, so that the size of a chunk changes no bit. Candle's autograd computes the same ([`crate::reference`]);
+//! chunk stopped, so that the size of a chunk changes no bit. Candle's autograd computes the same;
 //! it allocates every intermediate, clears and re-adds every gradient, and brings a thread pool of its own.
 
-use std::fmt;
 use std::sync::Mutex;
 
 use proto::TokenId;
 
-use crate::Params;
-use crate::kernels::{
+use super::kernels::{
     self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
     rms_norm_backward, swiglu, swiglu_backward,
 };
-use crate::model::{ChosenToken, Scores, Sequence};
-use crate::objective::{Objective, Slopes};
-use crate::packed::{Linear, PackedWeights};
+use super::packed::{Linear, PackedWeights};
+use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
+use crate::{BatchScores, ChosenToken, LossGrad, Params, Sequence};
 
 /// Rows that are computed together: about what fits the second-level cache for small networks.
 const CHUNK_ROWS: usize = 256;
 
-/// Scores all chosen tokens and, given objectives of the sequences, adds the gradient of their loss to `gradients`.
-pub(crate) fn run(
+/// Computes the log-probability of every chosen token.
+pub(crate) fn logprobs(network: &PackedWeights, workspaces: &Workspaces, sequences: &[&Sequence]) -> Vec<f32> {
+    let mut workspace = workspaces.take();
+    let (mut logprobs, mut rest) = (Vec::new(), sequences);
+    while !rest.is_empty() {
+        let mut num_rows = 0;
+        let fits = |sequence: &&&Sequence| {
+            num_rows += sequence.tokens.len();
+            num_rows <= CHUNK_ROWS
+        };
+        let num_sequences = rest.iter().take_while(fits).count().max(1);
+        let (sequences, later) = rest.split_at(num_sequences);
+        let chunk = Chunk::new(sequences);
+        workspace.forward(network, &chunk);
+        logprobs.extend(workspace.scored(network, &chunk).map(logprob));
+        rest = later;
+    }
+    workspaces.put_back(workspace);
+    logprobs
+}
+
+/// Scores all chosen tokens, and adds the gradient of their loss to `gradients`.
+pub(crate) fn add_gradients(
     network: &PackedWeights,
     workspaces: &Workspaces,
-    sequences: &[&Sequence],
-    mut backward: Option<(&[Objective], &mut Params)>,
-) -> Scores {
-    let mut scores = Scores::default();
+    part: LossPart<'_>,
+    gradients: &mut Params,
+) -> BatchScores {
     let mut workspace = workspaces.take();
-    let mut first = 0;
-    while first < sequences.len() {
-        let mut last = first + 1;
-        let mut num_rows = sequences[first].tokens.len();
-        while last < sequences.len() && num_rows + sequences[last].tokens.len() <= CHUNK_ROWS {
-            num_rows += sequences[last].tokens.len();
-            last += 1;
-        }
-        let chunk = Chunk::new(&sequences[first..last]);
+    let mut scores = BatchScores::default();
+    for part in part.split(|_, num_tokens| num_tokens <= CHUNK_ROWS) {
+        let chunk = Chunk::new(part.sequences);
         workspace.forward(network, &chunk);
-        let rows = || chunk.choices.iter().zip(workspace.logits.chunks_exact(network.config.vocabulary_size));
-        let logprobs: Vec<f32> =
-            rows().map(|(chosen, logits)| masked_logprob(logits, &chosen.legal, chosen.target)).collect();
-        if let Some((objectives, gradients)) = &mut backward {
-            let slopes = slopes(&sequences[first..last], &objectives[first..last], &logprobs);
-            let entropy = |((chosen, logits), slopes): ((&&ChosenToken, &[f32]), &Slopes)| {
-                slopes.entropy.map_or(0.0, |_| masked_entropy(logits, &chosen.legal))
-            };
-            scores.entropies.extend(rows().zip(&slopes).map(entropy));
-            workspace.backward(network, &chunk, &slopes, gradients);
-        }
-        scores.logprobs.extend(logprobs);
-        first = last;
+        let entropy = |((chosen, logits), is_read): ((&ChosenToken, &[f32]), bool)| {
+            if is_read { masked_entropy(logits, &chosen.legal) } else { 0.0 }
+        };
+        let of_chunk = BatchScores {
+            logprobs: workspace.scored(network, &chunk).map(logprob).collect(),
+            entropies: workspace.scored(network, &chunk).zip(part.reads_entropies()).map(entropy).collect(),
+        };
+        workspace.backward(network, &chunk, &part.grad(&of_chunk), gradients);
+        scores.logprobs.extend(of_chunk.logprobs);
+        scores.entropies.extend(of_chunk.entropies);
     }
     workspaces.put_back(workspace);
     scores
 }
 
-/// Differentiates the loss by the log-probabilities and entropies of a chunk's chosen tokens.
-fn slopes(sequences: &[&Sequence], objectives: &[Objective], logprobs: &[f32]) -> Vec<Slopes> {
-    let tokens = sequences.iter().zip(objectives);
-    let tokens =
-        tokens.flat_map(|(sequence, objective)| (0..sequence.chosen.len()).map(move |index| (objective, index)));
-    tokens.zip(logprobs).map(|((objective, index), logprob)| objective.slopes(index, *logprob)).collect()
+fn logprob((chosen, logits): (&ChosenToken, &[f32])) -> f32 {
+    masked_logprob(logits, &chosen.legal, chosen.target)
 }
 
 /// Some sequences, as rows.
@@ -118,12 +123,6 @@ impl Workspaces {
 
     fn put_back(&self, workspace: Workspace) {
         self.0.lock().expect("holders of the lock do not panic").push(workspace);
-    }
-}
-
-impl fmt::Debug for Workspaces {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Workspaces")
     }
 }
 
@@ -190,7 +189,16 @@ impl Workspace {
         linear(&self.normed, &network.head.forward, &mut self.logits);
     }
 
-    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>, slopes: &[Slopes], gradients: &mut Params) {
+    /// Pairs the chosen tokens with the logits that they are chosen by.
+    fn scored<'a>(
+        &'a self,
+        network: &PackedWeights,
+        chunk: &'a Chunk<'a>,
+    ) -> impl Iterator<Item = (&'a ChosenToken, &'a [f32])> {
+        chunk.choices.iter().copied().zip(self.logits.chunks_exact(network.config.vocabulary_size))
+    }
+
+    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>, grads: &[LossGrad], gradients: &mut Params) {
         let width = network.config.d_model;
         let vocabulary = network.config.vocabulary_size;
         let mut tensors = gradients.tensors.iter_mut().rev();
@@ -198,10 +206,10 @@ impl Workspace {
         let grad = &mut self.grad;
         zeros(&mut grad.logits, self.logits.len());
         let rows = self.logits.chunks_exact(vocabulary).zip(grad.logits.chunks_exact_mut(vocabulary));
-        for (((logits, grad), chosen), slopes) in rows.zip(&chunk.choices).zip(slopes) {
-            masked_logprob_backward(logits, &chosen.legal, chosen.target, slopes.logprob, grad);
-            if let Some(slope) = slopes.entropy {
-                masked_entropy_backward(logits, &chosen.legal, slope, grad);
+        for (((logits, grad), chosen), of_loss) in rows.zip(&chunk.choices).zip(grads) {
+            masked_logprob_backward(logits, &chosen.legal, chosen.target, of_loss.logprob, grad);
+            if of_loss.entropy != 0.0 {
+                masked_entropy_backward(logits, &chosen.legal, of_loss.entropy, grad);
             }
         }
         linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);

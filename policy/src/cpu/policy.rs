@@ -1,23 +1,15 @@
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use proto::TokenId;
 
-use crate::kernels::{KeyValues, LANES, ROW_TILE, add, attend, for_row_tiles, set_position, swiglu, vectorized};
-use crate::network::{keep_rows, linear, normalise};
-use crate::{ModelConfig, PackedWeights};
+use super::kernels::{KeyValues, LANES, ROW_TILE, add, attend, for_row_tiles, set_position, swiglu, vectorized};
+use super::network::{keep_rows, linear, normalise};
+use super::packed::PackedWeights;
+use crate::{Draw, Error, Feed, ModelConfig, Policy, Weights, sample};
 
-/// Tokens to append to a slot.
-#[derive(Clone, Debug)]
-pub struct Feed<'a> {
-    /// Which sequence.
-    pub slot: usize,
-    /// One or more tokens.
-    pub tokens: &'a [TokenId],
-}
-
-/// The network with a key-value cache for a fixed number of slots. Gives the same bits as [`crate::Model`].
-#[derive(Clone, Debug)]
-pub struct Decoder {
+/// The network with a key-value cache.
+pub(crate) struct CpuPolicy {
     weights: Arc<PackedWeights>,
     num_slots: usize,
     /// Tokens in each slot.
@@ -26,7 +18,7 @@ pub struct Decoder {
     scratch: Scratch,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct LayerCache {
     /// By slot and key-value head: blocks `[head_dim, 16]`, `capacity` positions in all.
     keys: Vec<f32>,
@@ -34,7 +26,7 @@ struct LayerCache {
     values: Vec<f32>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 struct Scratch {
     x: Vec<f32>,
     normed: Vec<f32>,
@@ -47,13 +39,12 @@ struct Scratch {
     logits: Vec<f32>,
 }
 
-impl Decoder {
-    /// Makes room for `num_slots` sequences.
-    pub fn new(weights: Arc<PackedWeights>, num_slots: usize) -> Decoder {
+impl CpuPolicy {
+    pub(crate) fn new(weights: Arc<PackedWeights>, num_slots: usize) -> CpuPolicy {
         let config = &weights.config;
-        let cache_len = num_slots * config.num_kv_heads * config.head_dim() * capacity(config);
+        let cache_len = num_slots * slot_len(config);
         let cache = LayerCache { keys: vec![0.0; cache_len], values: vec![0.0; cache_len] };
-        Decoder {
+        CpuPolicy {
             num_slots,
             lengths: vec![0; num_slots],
             layers: vec![cache; config.num_layers],
@@ -61,33 +52,41 @@ impl Decoder {
             weights,
         }
     }
+}
 
-    /// Empties every slot and plays other weights.
-    pub fn set_weights(&mut self, weights: Arc<PackedWeights>) {
+impl Policy for CpuPolicy {
+    fn config(&self) -> &ModelConfig {
+        &self.weights.config
+    }
+
+    fn set_weights(&mut self, weights: &Weights) -> Result<(), Error> {
+        let weights = weights.on_cpu().expect("weights of this backend").clone();
         if weights.config == self.weights.config {
             self.weights = weights;
             self.lengths.fill(0);
         } else {
-            *self = Decoder::new(weights, self.num_slots);
+            *self = CpuPolicy::new(weights, self.num_slots);
         }
+        Ok(())
     }
 
-    /// Gives the shape of the network that is played.
-    pub fn config(&self) -> &ModelConfig {
-        &self.weights.config
-    }
-
-    /// Empties a slot.
-    pub fn reset(&mut self, slot: usize) {
+    fn reset(&mut self, slot: usize) {
         self.lengths[slot] = 0;
     }
 
-    /// Appends tokens to slots, each slot at most once, and gives the logits `[feeds, V]` behind the last token of each.
-    ///
-    /// # Panics
-    /// When a slot would grow past `max_positions`, or a token is not in the vocabulary.
-    pub fn forward(&mut self, feeds: &[Feed<'_>]) -> &[f32] {
-        let Decoder { weights, num_slots: _, lengths, layers, scratch: s } = self;
+    fn fork(&mut self, from: usize, to: usize) -> Result<(), Error> {
+        let len = slot_len(&self.weights.config);
+        for LayerCache { keys, values } in &mut self.layers {
+            for cache in [keys, values] {
+                cache.copy_within(from * len..(from + 1) * len, to * len);
+            }
+        }
+        self.lengths[to] = self.lengths[from];
+        Ok(())
+    }
+
+    fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<(), Error> {
+        let CpuPolicy { weights, num_slots: _, lengths, layers, scratch: s } = self;
         let config = &weights.config;
         let width = config.d_model;
         let ends = feeds.iter().scan(0, |end, feed| {
@@ -127,8 +126,26 @@ impl Decoder {
         }
         normalise(&s.x, &weights.norm, &mut s.normed);
         linear(&s.normed, &weights.head.forward, &mut s.logits);
-        &s.logits
+        Ok(())
     }
+
+    fn logits(&self) -> Result<Cow<'_, [f32]>, Error> {
+        Ok(Cow::Borrowed(&self.scratch.logits))
+    }
+
+    fn sample(&self, draws: &mut [Draw<'_>]) -> Result<Vec<(TokenId, f32)>, Error> {
+        let rows = self.scratch.logits.chunks_exact(self.weights.config.vocabulary_size);
+        assert_eq!(rows.len(), draws.len(), "a draw after each feed");
+        let draw = |(logits, Draw { legal, temperature, rng }): (&[f32], &mut Draw<'_>)| {
+            sample(logits, legal, *temperature, rng)
+        };
+        Ok(rows.zip(draws).map(draw).collect())
+    }
+}
+
+/// Elements of one slot in a layer's keys, and in its values.
+fn slot_len(config: &ModelConfig) -> usize {
+    config.num_kv_heads * config.head_dim() * capacity(config)
 }
 
 fn capacity(config: &ModelConfig) -> usize {

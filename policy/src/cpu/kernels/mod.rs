@@ -12,7 +12,7 @@
 /// and every `mul_add` in it a call into the C library.
 macro_rules! vectorized {
     ($body:block) => {{
-        let once = $crate::kernels::Once;
+        let once = $crate::cpu::kernels::Once;
         pulp::Arch::new().dispatch(
             #[inline(always)]
             move || {
@@ -34,9 +34,7 @@ mod peak;
 pub(crate) use attention::for_row_tiles;
 pub(crate) use vectorized;
 
-pub use attention::{
-    AttentionShape, KeyValues, ROW_TILE, RotaryTable, attend, attention_backward, attention_forward, set_position,
-};
+pub use attention::{KeyValues, ROW_TILE, RotaryTable, attend, attention_backward, attention_forward, set_position};
 pub use elementwise::{
     AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum, sum_lanes, swiglu,
     swiglu_backward,

@@ -1,9 +1,9 @@
-use crate::kernels::{AttentionShape, MatrixView, PackedMatrix, RotaryTable};
-use crate::{Error, ModelConfig, Params, TensorSpec};
+use super::kernels::{MatrixView, PackedMatrix, RotaryTable};
+use crate::{AttentionShape, ModelConfig, Params, TensorSpec};
 
 /// One version of the weights in the order in which the kernels read them. Shared by all threads that use it.
 #[derive(Debug)]
-pub struct PackedWeights {
+pub(crate) struct PackedWeights {
     pub(crate) config: ModelConfig,
     pub(crate) shape: AttentionShape,
     pub(crate) rotary: RotaryTable,
@@ -32,7 +32,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// Gives the transpose.
+    /// Returns the transpose.
     ///
     /// # Panics
     /// When the weights were packed for playing.
@@ -43,20 +43,16 @@ impl Linear {
 
 impl PackedWeights {
     /// Packs a version for playing it.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when the shape is none.
-    pub fn new(config: &ModelConfig, params: &Params) -> Result<PackedWeights, Error> {
+    pub(crate) fn new(config: &ModelConfig, params: &Params) -> PackedWeights {
         PackedWeights::pack(config, params, false)
     }
 
     /// Packs a version for training it.
-    pub(crate) fn with_transposes(config: &ModelConfig, params: &Params) -> Result<PackedWeights, Error> {
+    pub(crate) fn with_transposes(config: &ModelConfig, params: &Params) -> PackedWeights {
         PackedWeights::pack(config, params, true)
     }
 
-    fn pack(config: &ModelConfig, params: &Params, transposes: bool) -> Result<PackedWeights, Error> {
-        config.validate()?;
+    fn pack(config: &ModelConfig, params: &Params, transposes: bool) -> PackedWeights {
         let specs = config.tensors();
         let mut tensors = specs.iter().zip(&params.tensors);
         let mut next = || tensors.next().expect("params have the config's tensors");
@@ -79,7 +75,7 @@ impl PackedWeights {
                 down: linear(next()),
             })
             .collect();
-        Ok(PackedWeights {
+        PackedWeights {
             config: config.clone(),
             shape: config.attention_shape(),
             rotary: RotaryTable::new(config.max_positions, config.head_dim()),
@@ -87,6 +83,6 @@ impl PackedWeights {
             layers,
             norm: next().1.clone(),
             head: linear(next()),
-        })
+        }
     }
 }

@@ -1,0 +1,137 @@
+//! The network, top to bottom, in operations that candle differentiates.
+//!
+//! Candle's own `softmax_last_dim`, `rms_norm` and `rope` are avoided: they silently give no gradient (candle issues 2168,
+//! 3568, 3752).
+
+use candle_core::{D, Device, Result, Tensor};
+use candle_nn::ops::{rms_norm_slow, softmax, swiglu};
+use proto::TokenId;
+
+use crate::cpu::kernels::{RMS_EPSILON, RotaryTable};
+use crate::{AttentionShape, ModelConfig, Params, TensorSpec};
+
+/// One version of the weights on a device.
+#[derive(Debug)]
+pub(crate) struct CandleWeights {
+    pub(crate) config: ModelConfig,
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) rotary: Rotary,
+}
+
+/// Cosines and sines of rotary position embedding, `[max_positions, head_dim / 2]` each.
+#[derive(Clone, Debug)]
+pub(super) struct Rotary {
+    cosines: Tensor,
+    sines: Tensor,
+}
+
+/// Queries `[N, heads, head_dim]`, and keys and values `[N, kv_heads, head_dim]`, both rotated.
+pub(super) struct Projected {
+    pub(super) queries: Tensor,
+    pub(super) keys: Tensor,
+    pub(super) values: Tensor,
+}
+
+impl CandleWeights {
+    pub(crate) fn new(config: &ModelConfig, params: &Params, device: &Device) -> Result<CandleWeights> {
+        let specs = config.tensors();
+        let place = |(spec, values): (&TensorSpec, &Vec<f32>)| Tensor::from_slice(values, &spec.shape[..], device);
+        let tensors = specs.iter().zip(&params.tensors).map(place).collect::<Result<_>>()?;
+        Ok(CandleWeights { config: config.clone(), tensors, rotary: Rotary::new(config, device)? })
+    }
+}
+
+impl Rotary {
+    pub(super) fn new(config: &ModelConfig, device: &Device) -> Result<Rotary> {
+        let (positions, half) = (config.max_positions, config.head_dim() / 2);
+        let table = RotaryTable::new(positions, config.head_dim());
+        let (cosines, sines): (Vec<&[f32]>, Vec<&[f32]>) = (0..positions).map(|position| table.at(position)).unzip();
+        let place = |rows: Vec<&[f32]>| Tensor::from_vec(rows.concat(), (positions, 1, half), device);
+        Ok(Rotary { cosines: place(cosines)?, sines: place(sines)? })
+    }
+
+    /// Picks the rows of N positions.
+    fn at(&self, positions: &Tensor) -> Result<Rotary> {
+        Ok(Rotary { cosines: self.cosines.index_select(positions, 0)?, sines: self.sines.index_select(positions, 0)? })
+    }
+
+    /// Rotates `[N, heads, head_dim]`.
+    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        let half = x.dim(2)? / 2;
+        let (low, high) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let by = |x: &Tensor, factors: &Tensor| x.broadcast_mul(factors);
+        let rotated = [
+            (by(&low, &self.cosines)? - by(&high, &self.sines)?)?,
+            (by(&high, &self.cosines)? + by(&low, &self.sines)?)?,
+        ];
+        Tensor::cat(&rotated, 2)
+    }
+}
+
+/// Computes the logits `[M, V]` behind M of N rows.
+///
+/// - `tokens`, `positions`: of each row.
+/// - `attend`: given the number of a block, attends from each row to what it sees, `[N, D]`.
+pub(super) fn logits(
+    config: &ModelConfig,
+    weights: &[Tensor],
+    rotary: &Rotary,
+    (tokens, positions): (&[TokenId], &[u32]),
+    rows: &[u32],
+    mut attend: impl FnMut(usize, Projected) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let AttentionShape { num_heads, num_kv_heads, head_dim } = config.attention_shape();
+    let mut weights = weights.iter();
+    let mut next = || weights.next().expect("one tensor for each of the config's specs");
+    let norm = |x: &Tensor, weight: &Tensor| rms_norm_slow(x, weight, RMS_EPSILON);
+    let embed = next();
+    let device = embed.device();
+    let num_rows = tokens.len();
+    let rotary = rotary.at(&Tensor::new(positions, device)?)?;
+    let mut x = embed.index_select(&Tensor::new(tokens, device)?, 0)?; // [N, D]
+    for layer in 0..config.num_layers {
+        let qkv = norm(&x, next())?.matmul(next())?;
+        let heads = qkv.reshape((num_rows, num_heads + 2 * num_kv_heads, head_dim))?;
+        let projected = Projected {
+            queries: rotary.rotate(&heads.narrow(1, 0, num_heads)?)?,
+            keys: rotary.rotate(&heads.narrow(1, num_heads, num_kv_heads)?)?,
+            values: heads.narrow(1, num_heads + num_kv_heads, num_kv_heads)?.contiguous()?,
+        };
+        x = (x + attend(layer, projected)?.matmul(next())?)?;
+        let gate_up = norm(&x, next())?.matmul(next())?;
+        x = (x + swiglu(&gate_up)?.matmul(next())?)?;
+    }
+    let chosen = x.index_select(&Tensor::new(rows, device)?, 0)?;
+    norm(&chosen, next())?.matmul(next())
+}
+
+/// Attends within B sequences: the query heads that share a key-value head are rows of one product.
+///
+/// - `queries`: `[B, heads, T, head_dim]`; `keys`, `values`: `[B, kv_heads, L, head_dim]`.
+/// - `hidden`: `[B or 1, 1, T, L]`, 0 where a row sees a position, and large and negative where it does not.
+///
+/// Returns `[B, T, D]`.
+pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, hidden: &Tensor) -> Result<Tensor> {
+    let (batch, num_heads, time, head_dim) = queries.dims4()?;
+    let num_kv_heads = keys.dim(1)?;
+    let per_kv_head = num_heads / num_kv_heads;
+    let queries = queries.contiguous()?.reshape((batch, num_kv_heads, per_kv_head * time, head_dim))?;
+    let scores = (queries.matmul(&keys.t()?)? * (1.0 / (head_dim as f64).sqrt()))?;
+    let hidden = Tensor::cat(&vec![hidden; per_kv_head], 2)?;
+    let weights = softmax(&scores.broadcast_add(&hidden)?, D::Minus1)?;
+    let out = weights.matmul(values)?.reshape((batch, num_heads, time, head_dim))?;
+    out.transpose(1, 2)?.reshape((batch, time, num_heads * head_dim))
+}
+
+/// Hides what comes after each row: `[B, 1, T, L]` for rows at `positions`, `[B, T]`, and L positions to see.
+pub(super) fn hide_future(
+    positions: Vec<u32>,
+    (batch, time): (usize, usize),
+    len: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let rows = Tensor::from_vec(positions, (batch, 1, time, 1), device)?.to_dtype(candle_core::DType::F32)?;
+    let seen = Tensor::arange(0u32, len as u32, device)?.to_dtype(candle_core::DType::F32)?;
+    // How far ahead, 1 at most.
+    seen.broadcast_sub(&rows)?.clamp(0f32, 1f32)? * -1e9
+}

@@ -1,0 +1,220 @@
+//! What training minimises: functions of the log-probabilities that the network gives to chosen tokens. A file per loss.
+
+mod clipped_surrogate;
+mod cross_entropy;
+
+use crate::Sequence;
+
+pub use clipped_surrogate::{ClippedSurrogate, SurrogateStats};
+pub use cross_entropy::CrossEntropy;
+
+/// What sequences cost that belong together: one sequence, or several that are compared.
+pub trait Loss: Sync {
+    /// Whether the loss depends on entropies. They are computed only then, and read as 0 otherwise.
+    fn reads_entropies(&self) -> bool {
+        false
+    }
+
+    /// Computes the loss.
+    fn value(&self, sequences: &[Scores<'_>]) -> f64;
+
+    /// Computes its derivatives, one for each chosen token, sequence after sequence.
+    fn grad(&self, sequences: &[Scores<'_>]) -> Vec<LossGrad>;
+}
+
+/// What the network makes of the chosen tokens of a sequence, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Log-probability of each among what was legal.
+    pub logprobs: &'a [f32],
+    /// Entropy over what was legal, in nats.
+    pub entropies: &'a [f32],
+}
+
+/// Derivatives of a loss by what the network makes of a chosen token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossGrad {
+    /// By its log-probability.
+    pub logprob: f32,
+    /// By the entropy over what was legal.
+    pub entropy: f32,
+}
+
+/// The sequences of one update, each in a group under a loss. The loss of the batch is the sum over its groups.
+#[derive(Clone, Default)]
+pub struct LossBatch<'a> {
+    sequences: Vec<&'a Sequence>,
+    groups: Vec<LossGroup<'a>>,
+}
+
+/// Some of the batch's sequences, one after the other.
+#[derive(Clone, Copy)]
+struct LossGroup<'a> {
+    num_sequences: usize,
+    loss: &'a dyn Loss,
+}
+
+/// Consecutive groups of a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct LossPart<'a> {
+    pub(crate) sequences: &'a [&'a Sequence],
+    groups: &'a [LossGroup<'a>],
+}
+
+/// What the network makes of all chosen tokens of a batch, sequence after sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BatchScores {
+    /// Log-probability of each among what was legal.
+    pub logprobs: Vec<f32>,
+    /// Entropy over what was legal, in nats; 0 where no loss reads it.
+    pub entropies: Vec<f32>,
+}
+
+impl BatchScores {
+    /// Splits the scores by the sequences of the batch, in order.
+    pub fn by_sequence(&self, sequences: &[&Sequence]) -> Vec<Scores<'_>> {
+        let mut first = 0;
+        let scores = |sequence: &&Sequence| {
+            let of_sequence = first..first + sequence.chosen.len();
+            first = of_sequence.end;
+            Scores { logprobs: &self.logprobs[of_sequence.clone()], entropies: &self.entropies[of_sequence] }
+        };
+        sequences.iter().map(scores).collect()
+    }
+}
+
+impl<'a> LossBatch<'a> {
+    /// Adds sequences that belong together.
+    pub fn push(&mut self, sequences: impl IntoIterator<Item = &'a Sequence>, loss: &'a dyn Loss) {
+        let before = self.sequences.len();
+        self.sequences.extend(sequences);
+        self.groups.push(LossGroup { num_sequences: self.sequences.len() - before, loss });
+    }
+
+    /// Whether there is nothing to train on.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Lists the sequences, group after group.
+    pub fn sequences(&self) -> &[&'a Sequence] {
+        &self.sequences
+    }
+
+    /// Adds up the loss of every group.
+    pub fn value(&self, scores: &BatchScores) -> f64 {
+        let scores = scores.by_sequence(&self.sequences);
+        self.whole().by_group(&scores).map(|(loss, scores)| loss.value(scores)).sum()
+    }
+
+    /// Splits the groups into `num_parts` parts of about as many groups, fewer where there are not so many.
+    pub(crate) fn parts(&self, num_parts: usize) -> Vec<LossPart<'_>> {
+        let groups_per_part = self.groups.len().div_ceil(num_parts).max(1);
+        self.whole().split(|num_groups, _| num_groups < groups_per_part)
+    }
+
+    fn whole(&self) -> LossPart<'_> {
+        LossPart { sequences: &self.sequences, groups: &self.groups }
+    }
+}
+
+impl<'a> LossPart<'a> {
+    /// Splits the groups into parts. A part takes another group in while `takes` says so, given the groups that it has and the tokens
+    /// that it would have.
+    pub(crate) fn split(self, takes: impl Fn(usize, usize) -> bool) -> Vec<LossPart<'a>> {
+        let (mut parts, mut rest) = (Vec::new(), self);
+        while !rest.groups.is_empty() {
+            let (mut num_groups, mut num_sequences, mut num_tokens) = (0, 0, 0);
+            for group in rest.groups {
+                let sequences = &rest.sequences[num_sequences..num_sequences + group.num_sequences];
+                num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
+                if num_groups > 0 && !takes(num_groups, num_tokens) {
+                    break;
+                }
+                num_groups += 1;
+                num_sequences += group.num_sequences;
+            }
+            let (groups, later_groups) = rest.groups.split_at(num_groups);
+            let (sequences, later_sequences) = rest.sequences.split_at(num_sequences);
+            parts.push(LossPart { sequences, groups });
+            rest = LossPart { sequences: later_sequences, groups: later_groups };
+        }
+        parts
+    }
+
+    /// Whether the loss of each chosen token reads entropies, token after token.
+    pub(crate) fn reads_entropies(self) -> impl Iterator<Item = bool> {
+        self.by_group(self.sequences).flat_map(|(loss, sequences)| {
+            let num_chosen = sequences.iter().map(|sequence| sequence.chosen.len()).sum();
+            std::iter::repeat_n(loss.reads_entropies(), num_chosen)
+        })
+    }
+
+    /// Computes the derivatives of the loss by what the network makes of each chosen token.
+    pub(crate) fn grad(self, scores: &BatchScores) -> Vec<LossGrad> {
+        let scores = scores.by_sequence(self.sequences);
+        self.by_group(&scores).flat_map(|(loss, scores)| loss.grad(scores)).collect()
+    }
+
+    /// Pairs each group's loss with what its sequences have.
+    fn by_group<'b, T>(self, mut of_sequences: &'b [T]) -> impl Iterator<Item = (&'a dyn Loss, &'b [T])> {
+        self.groups.iter().map(move |group| {
+            let of_group = of_sequences.split_off(..group.num_sequences).expect("a group has its sequences");
+            (group.loss, of_group)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Costs nothing; its derivatives say which group a token is in, and which of how many sequences.
+    struct Labels;
+
+    impl Loss for Labels {
+        fn value(&self, sequences: &[Scores<'_>]) -> f64 {
+            sequences.len() as f64
+        }
+
+        fn grad(&self, sequences: &[Scores<'_>]) -> Vec<LossGrad> {
+            let grad = |(index, scores): (usize, &Scores<'_>)| {
+                let label = (10 * sequences.len() + index) as f32;
+                scores
+                    .logprobs
+                    .iter()
+                    .map(move |logprob| LossGrad { logprob: label, entropy: *logprob })
+                    .collect::<Vec<_>>()
+            };
+            sequences.iter().enumerate().flat_map(grad).collect()
+        }
+    }
+
+    fn sequence(num_chosen: usize) -> Sequence {
+        let answer = vec![1; num_chosen];
+        Sequence::new(&[0], &answer, (0..num_chosen).map(|position| (position, proto::LegalTokens::Any)))
+    }
+
+    #[test]
+    fn groups_stay_together() {
+        let [one, two, three] = [1, 2, 3].map(sequence);
+        let mut batch = LossBatch::default();
+        batch.push([&one, &three], &Labels);
+        batch.push([&two], &Labels);
+        batch.push([&one], &Labels);
+        let scores = BatchScores { logprobs: (1..8).map(|index| -(index as f32)).collect(), entropies: vec![0.0; 7] };
+        assert_eq!(batch.value(&scores), 4.0);
+        let grads = batch.whole().grad(&scores);
+        let labels: Vec<f32> = grads.iter().map(|grad| grad.logprob).collect();
+        assert_eq!(labels, [20.0, 21.0, 21.0, 21.0, 10.0, 10.0, 10.0]);
+        assert_eq!(grads.iter().map(|grad| grad.entropy).collect::<Vec<_>>(), scores.logprobs);
+        let lengths = |parts: Vec<LossPart<'_>>| {
+            parts.iter().map(|part| (part.groups.len(), part.sequences.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(batch.parts(2)), [(2, 3), (1, 1)]);
+        assert_eq!(lengths(batch.parts(9)), [(1, 2), (1, 1), (1, 1)]);
+        // Four tokens, then two and one.
+        assert_eq!(lengths(batch.whole().split(|_, num_tokens| num_tokens <= 3)), [(1, 2), (2, 2)]);
+        assert_eq!(lengths(batch.whole().split(|_, num_tokens| num_tokens <= 6)), [(2, 3), (1, 1)]);
+    }
+}

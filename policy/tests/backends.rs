@@ -1,0 +1,441 @@
+//! One body for every backend: what it plays and trains is held to the kernels of the CPU, and these to finite differences. With the feature
+//! `cuda` it runs on the first GPU too.
+
+use policy::{
+    Backend, BatchScores, ClippedSurrogate, CrossEntropy, Device, Division, Draw, Feed, Loss, LossBatch, LossGrad,
+    ModelConfig, OptimizerStep, Params, Policy, Scores, Sequence, SurrogateStats, Trainer, TrainingState,
+    masked_logprob,
+};
+use proto::{CounterRng, LegalTokens, Purpose, TokenId};
+
+/// How far values may be apart, as a share of the largest: sums have other orders, and exponentials other last bits.
+const TOLERANCE: f32 = 3e-5;
+
+fn backends() -> Vec<Backend> {
+    let gpu = cfg!(feature = "cuda").then_some(Device::Cuda(0));
+    [Device::Cpu, Device::CandleCpu].into_iter().chain(gpu).map(|device| device.open().unwrap()).collect()
+}
+
+fn assert_close(got: &[f32], expected: &[f32], what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
+    assert!(scale > 0.0, "{what}: nothing to compare");
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= TOLERANCE * scale, "{what}[{index}]: expected {expected}, got {got}");
+    }
+}
+
+/// By number of heads, key-value heads and width of a head.
+fn config((num_heads, num_kv_heads, head_dim): (usize, usize, usize)) -> ModelConfig {
+    ModelConfig {
+        vocabulary_size: 24,
+        max_positions: 40,
+        d_model: num_heads * head_dim,
+        num_layers: 2,
+        num_heads,
+        num_kv_heads,
+        ff_dim: 32,
+    }
+}
+
+const SHAPES: [(usize, usize, usize); 3] = [(4, 2, 16), (2, 2, 32), (6, 1, 16)];
+
+/// Of many lengths, more rows than one chunk holds, with sets that differ, some of them everything, and choices that are not at every
+/// position.
+fn sequences() -> Vec<Sequence> {
+    (0..24)
+        .map(|number| {
+            let len = 3 + number * 7 % 35;
+            let tokens: Vec<TokenId> = (0..len).map(|index| ((index + number) * 5 % 20) as TokenId).collect();
+            let choices = (0..len - 2).filter(|position| (position + number) % 3 != 1).map(|position| {
+                let legal = (0..20)
+                    .filter(|token| *token == tokens[position + 2] || !(*token as usize + position).is_multiple_of(4))
+                    .collect();
+                (position, if (position + number) % 7 == 3 { LegalTokens::Any } else { legal })
+            });
+            Sequence::new(&tokens[..2], &tokens[2..], choices)
+        })
+        .filter(|sequence| !sequence.chosen.is_empty())
+        .collect()
+}
+
+/// Weights whose head is large enough that no gradient is lost in rounding.
+fn training(config: &ModelConfig) -> TrainingState {
+    let mut state = TrainingState::initial(config, 1);
+    state.weights.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 20.0);
+    state
+}
+
+fn trainer(backend: &Backend, config: &ModelConfig, weights: &Params) -> Box<dyn Trainer> {
+    let state = TrainingState { weights: weights.clone(), ..training(config) };
+    backend.trainer(config, state, Division { num_shards: 3, num_threads: 2 }).unwrap()
+}
+
+/// Keeps the gradient as it is: the running mean of gradients is the gradient.
+const KEEPING: OptimizerStep = OptimizerStep {
+    learning_rate: 1e-3,
+    beta1: 0.0,
+    beta2: 0.0,
+    weight_decay: 0.1,
+    max_grad_norm: f64::INFINITY,
+    average_decay: 0.9,
+};
+
+/// What a backend makes of a batch: scores, loss, gradient.
+struct Pass {
+    scores: BatchScores,
+    loss: f64,
+    gradient: Params,
+}
+
+fn pass(trainer: &mut dyn Trainer, batch: &LossBatch<'_>) -> Pass {
+    let scores = trainer.gradients(batch).unwrap();
+    trainer.step(&KEEPING).unwrap();
+    Pass { loss: batch.value(&scores), gradient: trainer.export().unwrap().first.clone(), scores }
+}
+
+/// Losses of the sequences, each alone.
+type Losses = Vec<Box<dyn Loss>>;
+
+fn batch<'a>(sequences: &'a [Sequence], losses: &'a Losses) -> LossBatch<'a> {
+    let mut batch = LossBatch::default();
+    sequences.iter().zip(losses).for_each(|(sequence, loss)| batch.push([sequence], loss.as_ref()));
+    batch
+}
+
+fn cross_entropy(sequences: &[Sequence]) -> Losses {
+    let weight = |index: usize| [1.0, 0.25, -0.5][index % 3] / sequences.len() as f32;
+    (0..sequences.len()).map(|index| Box::new(CrossEntropy { weight: weight(index) }) as Box<dyn Loss>).collect()
+}
+
+/// Ratios of 0.61, 1.24, 1.65 and 0.76: with clips at 0.8 and 1.28, good answers are clipped at the third, bad ones at the
+/// first and the last. Clips at 0.72 and 1.2 would clip others.
+const LOG_RATIOS: [f32; 4] = [-0.5, 0.215, 0.5, -0.275];
+
+/// Importance ratios on either side of both clips, which differ, by turns, for good and bad answers of any weight.
+fn surrogate(trainer: &dyn Trainer, sequences: &[Sequence], entropy_bonus: f32) -> Vec<ClippedSurrogate> {
+    surrogate_of(trainer, sequences, entropy_bonus, |_| 0.0, &LOG_RATIOS)
+}
+
+/// Tokens that were drawn by older weights, some so much less probable there that they count less, or not at all.
+fn decoupled(trainer: &dyn Trainer, sequences: &[Sequence]) -> Vec<ClippedSurrogate> {
+    let proximal = |token: usize| [0.0, 0.5, 0.8][token % 3];
+    surrogate_of(trainer, sequences, 0.1, proximal, &[-0.5, 0.9, 0.215, 2.5, -0.275, 30.0, 4.9])
+}
+
+fn surrogate_of(
+    trainer: &dyn Trainer,
+    sequences: &[Sequence],
+    entropy_bonus: f32,
+    proximal: fn(usize) -> f32,
+    log_ratios: &[f32],
+) -> Vec<ClippedSurrogate> {
+    let loss = |(index, sequence): (usize, &Sequence)| {
+        let logprobs = trainer.logprobs(&[sequence]).unwrap();
+        let log_ratio = |token: usize| log_ratios[(index + token) % log_ratios.len()];
+        ClippedSurrogate {
+            advantage: [0.75, -0.25, -1.5][index % 3],
+            behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
+            proximal: (0..logprobs.len()).map(proximal).collect(),
+            clip_low: 0.2,
+            clip_high: 0.28,
+            entropy_bonus,
+            weight: [1.0, 2.0][index % 2] / sequences.len() as f32,
+        }
+    };
+    sequences.iter().enumerate().map(loss).collect()
+}
+
+fn boxed(losses: Vec<ClippedSurrogate>) -> Losses {
+    losses.into_iter().map(|loss| Box::new(loss) as Box<dyn Loss>).collect()
+}
+
+/// Cross-entropy and the surrogate by turns.
+fn mixed(trainer: &dyn Trainer, sequences: &[Sequence]) -> Losses {
+    let pairs = cross_entropy(sequences).into_iter().zip(boxed(surrogate(trainer, sequences, 0.1)));
+    pairs.enumerate().map(|(index, (first, second))| if index % 2 == 0 { first } else { second }).collect()
+}
+
+/// Which of two answers is better, and how surely: a loss of sequences that are compared (Rafailov et al. 2023, without a reference).
+struct Preference;
+
+impl Preference {
+    fn margin(sequences: &[Scores<'_>]) -> f64 {
+        let sum = |scores: &Scores<'_>| scores.logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
+        0.1 * (sum(&sequences[0]) - sum(&sequences[1]))
+    }
+}
+
+impl Loss for Preference {
+    fn value(&self, sequences: &[Scores<'_>]) -> f64 {
+        (-Preference::margin(sequences)).exp().ln_1p()
+    }
+
+    fn grad(&self, sequences: &[Scores<'_>]) -> Vec<LossGrad> {
+        let slope = -0.1 / (1.0 + Preference::margin(sequences).exp());
+        let grad = |(sign, scores): (f64, &Scores<'_>)| {
+            vec![LossGrad { logprob: (sign * slope) as f32, entropy: 0.0 }; scores.logprobs.len()]
+        };
+        [1.0, -1.0].into_iter().zip(sequences).flat_map(grad).collect()
+    }
+}
+
+#[test]
+fn every_backend_trains_as_the_kernels_do() {
+    for shape in SHAPES {
+        let config = config(shape);
+        let weights = training(&config).weights;
+        let kernels = trainer(&Backend::Cpu, &config, &weights);
+        let sequences = sequences();
+        let cases = [
+            cross_entropy(&sequences),
+            boxed(surrogate(kernels.as_ref(), &sequences, 0.0)),
+            boxed(surrogate(kernels.as_ref(), &sequences, 0.5)),
+            mixed(kernels.as_ref(), &sequences),
+            boxed(decoupled(kernels.as_ref(), &sequences)),
+        ];
+        let mut pairs = LossBatch::default();
+        sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
+        let batches: Vec<LossBatch<'_>> = cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs]).collect();
+        for (backend, batch) in backends().iter().flat_map(|backend| batches.iter().map(move |batch| (backend, batch)))
+        {
+            let (mut trainer, mut kernels) =
+                (trainer(backend, &config, &weights), trainer(&Backend::Cpu, &config, &weights));
+            let got = pass(trainer.as_mut(), batch);
+            let expected = pass(kernels.as_mut(), batch);
+            assert_close(&got.scores.logprobs, &expected.scores.logprobs, "logprobs");
+            if expected.scores.entropies.iter().any(|entropy| *entropy != 0.0) {
+                assert_close(&got.scores.entropies, &expected.scores.entropies, "entropies");
+            }
+            assert_eq!(got.scores.entropies.len(), expected.scores.entropies.len());
+            assert_close(&[got.loss as f32], &[expected.loss as f32], "loss");
+            let tensors = got.gradient.tensors.iter().zip(&expected.gradient.tensors);
+            for ((got, expected), spec) in tensors.zip(config.tensors()) {
+                assert_close(got, expected, &spec.name);
+            }
+        }
+    }
+}
+
+/// Three steps of the optimizer with moments that last, from a state that is read, written and gone on from in between.
+#[test]
+fn every_backend_steps_as_the_kernels_do() {
+    let config = config(SHAPES[0]);
+    let sequences = sequences();
+    let losses = cross_entropy(&sequences);
+    let batch = batch(&sequences, &losses);
+    let step = OptimizerStep { beta1: 0.9, beta2: 0.95, max_grad_norm: 0.05, learning_rate: 1e-2, ..KEEPING };
+    let run = |backend: &Backend| {
+        let mut state = training(&config);
+        for _ in 0..3 {
+            let mut trainer = backend.trainer(&config, state, Division { num_shards: 1, num_threads: 1 }).unwrap();
+            trainer.gradients(&batch).unwrap();
+            assert!(trainer.step(&step).unwrap() > step.max_grad_norm, "the gradient is clipped");
+            state = trainer.export().unwrap().into_owned();
+            assert_eq!((&*trainer.weights().unwrap(), &*trainer.average().unwrap()), (&state.weights, &state.average));
+        }
+        assert_eq!(state.num_updates, 3);
+        state
+    };
+    let expected = run(&Backend::Cpu);
+    for backend in backends() {
+        let got = run(&backend);
+        for (what, got, expected) in [
+            ("weights", &got.weights, &expected.weights),
+            ("average", &got.average, &expected.average),
+            ("first", &got.first, &expected.first),
+            ("second", &got.second, &expected.second),
+        ] {
+            for ((got, expected), spec) in got.tensors.iter().zip(&expected.tensors).zip(config.tensors()) {
+                // A step is as long for a slope that is lost in rounding as for any other.
+                let is_close = |(got, expected): (&f32, &f32)| (got - expected).abs() <= 1e-3;
+                let num_far = got.iter().zip(expected).filter(|pair| !is_close(*pair)).count();
+                assert!(num_far * 100 <= got.len(), "{what} {}: {num_far} of {}", spec.name, got.len());
+            }
+        }
+    }
+}
+
+/// A gradient that is not finite is not followed.
+#[test]
+fn no_backend_follows_what_is_not_finite() {
+    let config = config(SHAPES[0]);
+    let sequences = sequences();
+    let losses: Losses =
+        sequences.iter().map(|_| Box::new(CrossEntropy { weight: f32::NAN }) as Box<dyn Loss>).collect();
+    for backend in backends() {
+        let mut trainer = trainer(&backend, &config, &training(&config).weights);
+        let before = trainer.export().unwrap().into_owned();
+        trainer.gradients(&batch(&sequences, &losses)).unwrap();
+        assert!(trainer.step(&KEEPING).unwrap().is_nan());
+        assert_eq!(*trainer.export().unwrap(), before);
+    }
+}
+
+/// Slots that are fed different numbers of tokens, some of them none, forked, emptied and filled again; and then other weights.
+/// Whatever way a slot came to hold its tokens, it has the logits of a slot that was fed them at once.
+#[test]
+fn every_backend_plays_as_the_kernels_do() {
+    for shape in SHAPES {
+        let config = config(shape);
+        let tokens: Vec<TokenId> = (0..40).map(|index| index * 7 % 24).collect();
+        let [first, second] = [1, 2].map(|seed| {
+            let mut params = Params::init(&config, seed);
+            params.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 20.0);
+            params
+        });
+        let at_once = |weights: &Params, tokens: &[TokenId]| {
+            let mut policy = Backend::Cpu.load(&config, weights).unwrap().policy(1).unwrap();
+            policy.feed(&[Feed { slot: 0, tokens }]).unwrap();
+            policy.logits().unwrap().to_vec()
+        };
+        for backend in backends() {
+            let mut policy = backend.load(&config, &first).unwrap().policy(4).unwrap();
+            let expect = |policy: &dyn Policy, weights: &Params, held: &[&[TokenId]], what: &str| {
+                let expected: Vec<f32> = held.iter().flat_map(|tokens| at_once(weights, tokens)).collect();
+                assert_close(&policy.logits().unwrap(), &expected, what);
+            };
+            policy.feed(&[Feed { slot: 2, tokens: &tokens[..7] }, Feed { slot: 0, tokens: &tokens[3..4] }]).unwrap();
+            expect(policy.as_ref(), &first, &[&tokens[..7], &tokens[3..4]], "prompts");
+            policy.feed(&[Feed { slot: 2, tokens: &tokens[7..8] }]).unwrap();
+            expect(policy.as_ref(), &first, &[&tokens[..8]], "one of them");
+            policy.fork(2, 3).unwrap();
+            policy.fork(2, 1).unwrap();
+            let branches = [[&tokens[..8], &[5]].concat(), [&tokens[..8], &[9, 2, 11]].concat(), tokens[..9].to_vec()];
+            let feeds = [
+                Feed { slot: 1, tokens: &branches[0][8..] },
+                Feed { slot: 3, tokens: &branches[1][8..] },
+                Feed { slot: 2, tokens: &branches[2][8..] },
+            ];
+            policy.feed(&feeds).unwrap();
+            expect(policy.as_ref(), &first, &branches.each_ref().map(Vec::as_slice), "branches");
+            policy.reset(2);
+            policy.feed(&[Feed { slot: 2, tokens: &tokens }, Feed { slot: 0, tokens: &tokens[4..6] }]).unwrap();
+            expect(policy.as_ref(), &first, &[&tokens, &tokens[3..6]], "a slot filled again, to its end");
+            policy.set_weights(&backend.load(&config, &second).unwrap()).unwrap();
+            policy.feed(&[Feed { slot: 1, tokens: &tokens[..5] }]).unwrap();
+            expect(policy.as_ref(), &second, &[&tokens[..5]], "other weights");
+        }
+    }
+}
+
+/// From the same draws every backend draws the same tokens, with close log-probabilities: of a few tokens, of many, and of a whole
+/// vocabulary that is no multiple of anything, at any temperature.
+#[test]
+fn every_backend_draws_as_the_kernels_do() {
+    let config = ModelConfig { vocabulary_size: 1_000, ..config(SHAPES[0]) };
+    let mut weights = Params::init(&config, 3);
+    weights.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 40.0);
+    let few: LegalTokens = [3, 300, 999].into_iter().collect();
+    let many: LegalTokens = (0..1_000).filter(|token| token % 7 != 2).collect();
+    let asked: Vec<(&LegalTokens, f32)> = [&few, &LegalTokens::Any, &many, &LegalTokens::Any]
+        .into_iter()
+        .flat_map(|legal| [1.0, 0.0, 0.5].map(|temperature| (legal, temperature)))
+        .collect();
+    let tokens: Vec<TokenId> = (0..asked.len() as TokenId).map(|index| index * 31 % 1_000).collect();
+    let draw = |backend: &Backend, seed: u64| {
+        let mut policy = backend.load(&config, &weights).unwrap().policy(asked.len()).unwrap();
+        let feeds: Vec<Feed<'_>> = tokens.chunks(1).enumerate().map(|(slot, tokens)| Feed { slot, tokens }).collect();
+        policy.feed(&feeds).unwrap();
+        let mut rngs: Vec<CounterRng> =
+            (0..asked.len() as u64).map(|slot| CounterRng::new(seed, Purpose::Rollout, 0, 0, slot)).collect();
+        let draws = asked.iter().zip(&mut rngs);
+        let mut draws: Vec<Draw<'_>> =
+            draws.map(|((legal, temperature), rng)| Draw { legal, temperature: *temperature, rng }).collect();
+        let drawn = policy.sample(&mut draws).unwrap();
+        let logits = policy.logits().unwrap();
+        for ((token, logprob), (logits, (legal, temperature))) in drawn.iter().zip(logits.chunks(1_000).zip(&asked)) {
+            assert!(legal.contains(*token));
+            if *temperature != 0.5 {
+                let expected = masked_logprob(logits, legal, *token);
+                assert!(
+                    (logprob - expected).abs() < 1e-4,
+                    "{legal:?} at {temperature}: {logprob}, expected {expected}"
+                );
+            }
+        }
+        // As many draws of each stream were taken: what follows is the same too.
+        (drawn, rngs.iter_mut().map(CounterRng::next_u64).collect::<Vec<_>>())
+    };
+    for seed in 0..20 {
+        let (expected, rest) = draw(&Backend::Cpu, seed);
+        for backend in backends() {
+            let (got, got_rest) = draw(&backend, seed);
+            assert_eq!(got_rest, rest);
+            for ((got, expected), (legal, temperature)) in got.iter().zip(&expected).zip(&asked) {
+                assert_eq!(got.0, expected.0, "{legal:?} at {temperature}");
+                assert!(
+                    (got.1 - expected.1).abs() < 1e-4,
+                    "{legal:?} at {temperature}: {got:?}, expected {expected:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Every weight tensor gets a gradient that finite differences of the loss confirm: sign, weights, masks, both clips and the
+/// entropy included, and a loss that compares.
+#[test]
+fn every_weight_has_the_gradient_of_the_loss() {
+    let config = config(SHAPES[0]);
+    let mut weights = training(&config).weights;
+    let sequences = sequences();
+    let kernels = trainer(&Backend::Cpu, &config, &weights);
+    let cases = [
+        cross_entropy(&sequences),
+        boxed(surrogate(kernels.as_ref(), &sequences, 0.0)),
+        boxed(surrogate(kernels.as_ref(), &sequences, 0.5)),
+    ];
+    let mut pairs = LossBatch::default();
+    sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
+    for batch in cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs]) {
+        let pass = |weights: &Params| pass(trainer(&Backend::Cpu, &config, weights).as_mut(), &batch);
+        let Pass { scores, gradient, .. } = pass(&weights);
+        let trainer = trainer(&Backend::Cpu, &config, &weights);
+        assert_eq!(scores.logprobs, trainer.logprobs(batch.sequences()).unwrap());
+        for (index, spec) in config.tensors().iter().enumerate() {
+            let gradient = &gradient.tensors[index];
+            // Along the gradient the loss changes by its norm.
+            let norm: f64 = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            assert!(norm > 1e-3, "{}: gradient {norm}", spec.name);
+            let original = weights.tensors[index].clone();
+            let mut shifted = |by: f64| {
+                for ((weight, original), slope) in weights.tensors[index].iter_mut().zip(&original).zip(gradient) {
+                    *weight = original + (by / norm * f64::from(*slope)) as f32;
+                }
+                pass(&weights).loss
+            };
+            // Steep ones get a short step, so that no ratio crosses its clip.
+            let step = 1e-2 / norm.max(1.0);
+            let difference = (shifted(step) - shifted(-step)) / (2.0 * step);
+            weights.tensors[index] = original;
+            assert!((difference / norm - 1.0).abs() < 1e-2, "{}: gradient {norm}, difference {difference}", spec.name);
+        }
+    }
+}
+
+/// Figures that the surrogate reports, for ratios that are known.
+#[test]
+fn clipped_tokens_and_ratios_are_counted() {
+    let config = config(SHAPES[0]);
+    let trainer = trainer(&Backend::Cpu, &config, &training(&config).weights);
+    let sequences = sequences();
+    let (mut num_tokens, mut num_clipped, mut sum_ratio) = (0, 0, 0.0);
+    for (index, sequence) in sequences.iter().enumerate() {
+        for token in 0..sequence.chosen.len() {
+            let case = (index + token) % 4;
+            num_tokens += 1;
+            let is_good = index % 3 == 0;
+            num_clipped += u64::from(if is_good { case == 2 } else { case == 0 || case == 3 });
+            sum_ratio += f64::from(LOG_RATIOS[case]).exp();
+        }
+    }
+    let losses = surrogate(trainer.as_ref(), &sequences, 0.0);
+    let mut stats = SurrogateStats::default();
+    for (sequence, loss) in sequences.iter().zip(&losses) {
+        let logprobs = trainer.logprobs(&[sequence]).unwrap();
+        stats.add(&loss.stats(Scores { logprobs: &logprobs, entropies: &vec![0.0; logprobs.len()] }));
+    }
+    assert_eq!((stats.num_tokens, stats.num_clipped), (num_tokens, num_clipped));
+    assert!((stats.sum_importance_ratio - sum_ratio).abs() < 1e-3, "expected {sum_ratio}, got {stats:?}");
+}
