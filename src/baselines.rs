@@ -1,14 +1,14 @@
-//! What an exam gives away: scores that need no learning. They stand beside every score.
+//! Baselines: the scores that an exam yields without any learning. Reports show them beside every score.
 
 use anyhow::Result;
 use domains::domain;
 use language::{Episode, enumerate_answers, random_answer};
 use proto::{CounterRng, Problem, ProblemOrigin, Purpose, Request, TokenId, Verdict};
 
-use crate::eval::Scores;
 use crate::language;
+use crate::player::Scores;
 
-/// Plays uniformly random legal tokens, `num_samples` answers a problem.
+/// Scores answers of uniformly random legal tokens, `num_samples` per problem.
 pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Scores> {
     let mut correct = Vec::with_capacity(problems.len());
     for (index, problem) in problems.iter().enumerate() {
@@ -24,7 +24,7 @@ pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Sc
     Ok(Scores { num_samples, correct })
 }
 
-/// Tries answers in canonical order, up to `num_calls` calls of the checker a problem.
+/// Scores blind enumeration: answers in canonical order, at most `num_calls` checker calls per problem.
 pub(crate) fn enumeration(problems: &[Problem], num_calls: u32) -> Result<Scores> {
     let mut correct = Vec::with_capacity(problems.len());
     for problem in problems {

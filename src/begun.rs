@@ -1,4 +1,4 @@
-//! What a run began with, and what of it is different now: key by key.
+//! The manifest and config that a run began with, and how the current ones differ, key by key.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use serde_json::Value;
 
 use crate::run_config::{self, RunConfig};
 
-/// Of `manifest.json`: the config in full, as TOML. That of `config.toml` is for people to change.
+/// The key of `manifest.json` that holds the full config as TOML. People may edit `config.toml` instead.
 const CONFIG: &str = "config_toml";
-/// And its name.
+/// The key of `manifest.json` that holds the config's name.
 const CONFIG_NAME: &str = "config_name";
 
-/// Writes what a run begins with, for people and for [`expect`].
+/// Returns the manifest and config that a run begins with as JSON, for people and for [`expect`].
 pub(crate) fn to_json(manifest: &Manifest, config: &RunConfig) -> Result<String> {
     let mut json = serde_json::to_value(manifest)?;
     json[CONFIG] = run_config::to_toml(config)?.into();
@@ -25,7 +25,7 @@ pub(crate) fn to_json(manifest: &Manifest, config: &RunConfig) -> Result<String>
 /// Checks that a run directory holds no run, or one that began with this manifest and this config.
 ///
 /// # Errors
-/// Names every key of the config that differs, or the first other part of the manifest, with its value then and now.
+/// Names every config key that differs, or the first other field of the manifest, with its old and new value.
 pub(crate) fn expect(run_dir: &Path, manifest: &Manifest, config: &RunConfig) -> Result<()> {
     match learner::expect_begun_with(run_dir, manifest) {
         Err(Error::Manifest { field, .. }) if field == "config" => expect_config(run_dir, config),
@@ -57,7 +57,7 @@ pub(crate) fn expect_config(run_dir: &Path, config: &RunConfig) -> Result<()> {
     }
 }
 
-/// Returns the name of the config that a run began with, which its directory need not have.
+/// Returns the name of the config that a run began with. It may differ from the directory's name.
 pub(crate) fn config_name(run_dir: &Path) -> Option<String> {
     written(run_dir)?[CONFIG_NAME].as_str().map(str::to_owned)
 }
@@ -66,7 +66,7 @@ fn written(run_dir: &Path) -> Option<Value> {
     serde_json::from_str(&std::fs::read_to_string(run_dir.join("manifest.json")).ok()?).ok()
 }
 
-/// Finds the config with a hash, as far as a run directory still has it.
+/// Returns the config with this hash if the run directory still has it.
 fn config_of(run_dir: &Path, hash: Digest) -> Option<learner::Config> {
     let in_manifest = written(run_dir).and_then(|json| json[CONFIG].as_str().map(str::to_owned));
     let texts = [in_manifest, std::fs::read_to_string(run_dir.join("config.toml")).ok()].into_iter().flatten();

@@ -1,4 +1,4 @@
-//! What `train` says when it stops.
+//! The report that `train` prints when it stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,19 +8,19 @@ use domains::Split;
 use learner::{EvalRecord, Outcome, Summary};
 
 use crate::baselines;
+use crate::plan::Plan;
 use crate::report::{bytes, clock, count, folder_bytes, percent, quoted_path, table, word};
-use crate::train::Plan;
 
 /// A run that stopped.
 #[derive(Clone, Copy)]
 pub(crate) struct Closing<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) summary: &'a Summary,
-    /// Of the run, earlier processes included.
+    /// CPU time of the run, including earlier processes.
     pub(crate) cpu_time: Duration,
 }
 
-/// What an exam gives away to those that learned nothing: shares of right answers.
+/// Scores on an exam without any learning, as shares of right answers.
 #[derive(serde::Serialize)]
 struct Baselines {
     uniform_legal: f64,
@@ -28,7 +28,7 @@ struct Baselines {
 }
 
 impl Closing<'_> {
-    /// Says what a person wants to know.
+    /// Returns the report as text for people.
     pub(crate) fn text(&self) -> Result<String> {
         let Closing { plan, summary, cpu_time } = *self;
         let run_dir = quoted_path(&plan.run_dir);
@@ -105,7 +105,7 @@ impl Closing<'_> {
         Ok(table(&rows))
     }
 
-    /// Says the same to a machine.
+    /// Returns the same report as JSON.
     pub(crate) fn json(&self) -> Result<serde_json::Value> {
         let Closing { plan, summary, cpu_time } = *self;
         Ok(serde_json::json!({
@@ -126,13 +126,13 @@ impl Closing<'_> {
             "num_refused": summary.num_refused,
             "num_stale": summary.num_stale,
             "journal_bytes": folder_bytes(&plan.run_dir.join("journal")),
-            // Commands: one runs the same config again, one goes on.
+            // Commands: `again` runs the same config again, `go_on` resumes the run.
             "again": summary.control.filter(|_| summary.outcome == Outcome::Finished).map(|control| plan.again(control)),
             "go_on": (summary.outcome == Outcome::Interrupted).then(|| plan.go_on()),
         }))
     }
 
-    /// Scores baselines on every exam that was sat, in order of name.
+    /// Scores the baselines on every exam that the run sat, in order of name.
     fn baselines(&self) -> Result<BTreeMap<&str, Baselines>> {
         let names: BTreeSet<&str> = self.summary.evals.iter().map(|eval| eval.exam.as_str()).collect();
         let baselines = |name| {

@@ -1,7 +1,7 @@
-//! `learner`, `actor` and `verifier`: the roles as processes of their own, with a NATS server between them.
+//! `learner`, `actor` and `verifier`: the roles as separate processes that communicate over a NATS server.
 //!
-//! Only the learner reads a config. It takes the lease of its run, and announces manifest and config on the server; workers
-//! compare what they are with what the run needs, and join.
+//! Only the learner reads a config. It takes the lease of its run, and announces manifest and config on the server. Workers
+//! check that they match the run's manifest, and join.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use bus::nats::{Credentials, Identity, Leader, Lease, Server, Servers, Settings, Terms, check_name};
+use bus::nats::{Credentials, Identity, Leader, Lease, Server, Servers, Settings, StreamLimits, check_name};
 use bus::{Faults, Faulty};
 use learner::{Manifest, RunLock};
 use policy::{Device, Numerics};
@@ -18,16 +18,17 @@ use rand::TryRng as _;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+use verifier::Judge;
 
-use crate::counted::Counted;
+use crate::counting_bus::CountingBus;
 use crate::endpoint::Listener;
 use crate::files::write_whole;
 use crate::language;
+use crate::manifest::manifest_with;
 use crate::metrics::WorkerMetrics;
 use crate::report::{clock, note, option, print, word};
 use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
 use crate::signals::stop_in_order;
-use crate::train;
 
 /// A NATS server, and how a process says there who it is.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,15 +45,15 @@ pub(crate) struct Place {
     tls_ca: Option<PathBuf>,
 }
 
-/// What stands after `--bus`, or what is wrong with it: what the command line's own parser would quote may hold a password.
+/// The parsed value of `--bus`, or the error. A clap error would quote the value, which may contain a password.
 #[derive(Clone, Debug)]
 struct Given(Result<Servers, String>);
 
 /// Where a run's processes meet.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Meeting {
+pub(crate) struct BusArgs {
     #[command(flatten)]
-    place: Place,
+    pub(crate) place: Place,
     /// The run; without it a learner names it by what it depends on, and a worker joins the only one that has a learner.
     #[arg(long, value_name = "ID")]
     run: Option<String>,
@@ -70,17 +71,9 @@ struct Worker {
 }
 
 #[derive(clap::Args)]
-pub(crate) struct LearnerArgs {
-    #[command(flatten)]
-    meeting: Meeting,
-    #[command(flatten)]
-    train: train::Args,
-}
-
-#[derive(clap::Args)]
 pub(crate) struct ActorArgs {
     #[command(flatten)]
-    meeting: Meeting,
+    bus_args: BusArgs,
     #[command(flatten)]
     worker: Worker,
     /// Where the policy plays: cpu, candle-cpu, cuda or cuda:N; without it, as the run's `actor.device` says.
@@ -97,30 +90,33 @@ pub(crate) struct ActorArgs {
 #[derive(clap::Args)]
 pub(crate) struct VerifierArgs {
     #[command(flatten)]
-    meeting: Meeting,
+    bus_args: BusArgs,
     #[command(flatten)]
     worker: Worker,
 }
 
-/// What a learner says of its run to whoever comes.
+/// A learner's announcement of its run to all workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Announcement {
     manifest: Manifest,
-    /// The name of its config, for people.
+    /// The name of the run's config, for people.
     #[serde(default)]
     pub(crate) config_name: String,
-    /// In full, as TOML.
+    /// The full config as TOML.
     config: String,
     pub(crate) is_over: bool,
-    /// Steps that were done when its learner left.
+    /// Completed steps when the learner left.
     #[serde(default)]
     pub(crate) num_steps: Option<u64>,
 }
 
-/// How long a server, or a run to join, may be waited for.
+/// Maximum time to wait for a server or for a run to join.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How often a worker looks whether its run is over.
+/// How long a worker that is done waits for threads that are still busy.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Interval at which a worker checks whether its run is over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl Given {
@@ -133,29 +129,24 @@ impl Place {
     /// Returns the servers.
     ///
     /// # Errors
-    /// When what was given names none.
+    /// When `--bus` names no valid server.
     pub(crate) fn servers(&self) -> Result<&Servers> {
         self.bus.0.as_ref().map_err(|error| anyhow!("--bus: {error}"))
     }
 
-    /// Connects as a process of this name.
+    /// Connects to the server under this process name.
     pub(crate) async fn connect(&self, name: &str, patience: Duration) -> Result<Server> {
         let credentials = Credentials { nkey: self.nkey.clone(), tls_ca: self.tls_ca.clone() };
         let settings = Settings { servers: self.servers()?.clone(), patience, credentials };
         Ok(Server::connect(settings, name).await?)
     }
 
-    /// Returns the name that the server knows for the key of this process, where it has one.
+    /// Returns the server's name for the key of this process, if it has a key.
     pub(crate) fn name_of_key(&self) -> Result<Option<String>> {
         let Some(name) = self.nkey.as_ref().and_then(|path| path.file_stem()?.to_str()) else { return Ok(None) };
         check_name(name).context("--nkey")?;
         Ok(Some(name.to_owned()))
     }
-}
-
-pub(crate) fn run_learner(args: LearnerArgs) -> Result<()> {
-    args.meeting.place.servers()?;
-    train::start(&args.train, Some(args.meeting))
 }
 
 pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
@@ -164,13 +155,18 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
         threads => threads.into(),
     };
     args.device.map_or(Ok(()), |device| device.open().map(drop).context("--device"))?;
-    work(Role::Actor, &args.meeting, &args.worker, async |config, bus, shutdown| {
+    work(Role::Actor, &args.bus_args, &args.worker, async |config, bus, shutdown| {
         let device = args.device.unwrap_or(config.run.actor.device);
         ensure!(
             device.is_reproducible() || !config.run.is_reproducible(),
             "--device: expected cpu in a run that promises the same weights again, got {device}; its learner would have to be started \
              with --set actor.device={device}"
         );
+        ensure!(
+            device.is_reproducible() || config.local.audit_share().is_none(),
+            "--device: expected cpu in a run with audits (local.bus.audit_share), got {device}, which does not play the same twice"
+        );
+        device.open().context("actor.device")?;
         let config = actor::Config { device, num_threads, num_slots: args.slots as usize };
         let summary = actor::run(config, language(), bus, shutdown).await?;
         Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
@@ -178,42 +174,42 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
 }
 
 pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
-    work(Role::Verifier, &args.meeting, &args.worker, async |config, bus, shutdown| {
-        let summary = verifier::run(config.run.batch.num_rollouts, language(), bus, shutdown).await?;
+    work(Role::Verifier, &args.bus_args, &args.worker, async |config, bus, shutdown| {
+        let summary = verifier::run(Judge::new(language(), config.run.batch.num_rollouts), bus, shutdown).await?;
         Ok(format!("{} groups judged, {} answers", summary.num_groups, summary.num_verdicts))
     })
 }
 
-/// Joins a run and works for it until it is over or the process is told to stop. `play` says what was done.
+/// Joins a run and works for it until it is over or the process is told to stop. `play` returns a summary of its work.
 fn work(
     role: Role,
-    meeting: &Meeting,
+    bus_args: &BusArgs,
     worker: &Worker,
     play: impl AsyncFnOnce(&RunConfig, Arc<dyn bus::Bus>, CancellationToken) -> Result<String>,
 ) -> Result<()> {
-    meeting.place.servers()?;
-    meeting.run.as_deref().map_or(Ok(()), check_name).context("--run")?;
+    bus_args.place.servers()?;
+    bus_args.run.as_deref().map_or(Ok(()), check_name).context("--run")?;
     let shutdown = stop_in_order("handing back what is unfinished")?;
-    let name = worker_name(role, worker, meeting)?;
+    let name = worker_name(role, worker, bus_args)?;
     let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
     let metrics = Arc::new(WorkerMetrics::new(role)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         if let Some(listener) = listener {
             print(&format!("{name}: metrics: http://{}/metrics", listener.address))?;
             listener.serve(metrics.clone())?;
         }
         let joined = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            joined = Joined::join(meeting, &name) => joined?,
+            joined = Joined::join(bus_args, &name) => joined?,
         };
-        print(&format!("{name}: joined run {} on {}", joined.run, meeting.place.servers()?))?;
+        print(&format!("{name}: joined run {} on {}", joined.run, bus_args.place.servers()?))?;
         let _first = metrics.traffic.server.set(joined.server.clone());
-        let bus = Arc::new(Counted::new(joined.bus.clone(), metrics.traffic.meters.clone()));
+        let bus = Arc::new(CountingBus::new(joined.bus.clone(), metrics.traffic.meters.clone()));
         let play = play(&joined.config, bus, shutdown.clone());
         tokio::pin!(play);
         let (done, ended) = tokio::select! {
-            // It was told to stop, or cannot go on.
+            // The process was told to stop, or failed.
             done = &mut play => (done?, Ok(())),
             ended = joined.over() => {
                 shutdown.cancel();
@@ -223,7 +219,10 @@ fn work(
         joined.server.flush().await;
         print(&format!("{name}: {done}"))?;
         ended
-    })
+    });
+    // A checker that never returns would keep its thread, and this process with it.
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    ended
 }
 
 /// A worker's place in a run.
@@ -231,26 +230,29 @@ struct Joined {
     server: Server,
     run: String,
     announced: Announcement,
-    /// What it announces, read.
+    /// The announced config, parsed.
     config: RunConfig,
     bus: Arc<dyn bus::Bus>,
 }
 
 impl Joined {
     /// Waits for the run, and checks that this build on this machine computes what the run needs.
-    async fn join(meeting: &Meeting, name: &str) -> Result<Joined> {
-        let server = meeting.place.connect(name, PATIENCE).await?;
-        let (run, announced) = find(&server, meeting).await?;
+    async fn join(bus_args: &BusArgs, name: &str) -> Result<Joined> {
+        let server = bus_args.place.connect(name, PATIENCE).await?;
+        let (run, announced) = find(&server, bus_args).await?;
         let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
-        // Devices that promise no bits have none to compare.
+        // On devices without bitwise reproducibility there are no numerics to compare.
         let numerics = match config.run.is_reproducible() {
             true => Numerics::measure(Device::Cpu)?,
             false => announced.manifest.numerics.clone(),
         };
-        expect_fit(&run, &announced.manifest, &train::manifest_with(&config, numerics)?)?;
+        expect_fit(&run, &announced.manifest, &manifest_with(&config, numerics)?)?;
         let BusConfig { ack_wait_seconds, fault, .. } = config.local.bus;
-        let bus =
-            Arc::new(server.join(&course(&run, &announced.manifest), name, Duration::from_secs_f64(ack_wait_seconds)));
+        let bus = Arc::new(server.join(
+            &run_fingerprint(&run, &announced.manifest),
+            name,
+            Duration::from_secs_f64(ack_wait_seconds),
+        ));
         Ok(Joined { bus: with_faults(bus, fault), server, run, announced, config })
     }
 
@@ -258,7 +260,7 @@ impl Joined {
     async fn over(&self) -> Result<()> {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            // What is not there was lost, and comes again.
+            // A missing or unreadable announcement was lost. The learner announces it again.
             let Ok(Some(now)) = read(&self.server, &self.run).await? else { continue };
             expect_fit(&self.run, &now.manifest, &self.announced.manifest)?;
             if now.is_over {
@@ -268,13 +270,13 @@ impl Joined {
     }
 }
 
-/// Finds a run to work for: the one that is named, or the only one, that has a learner and is not over.
-async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcement)> {
-    let (began, servers) = (tokio::time::Instant::now(), meeting.place.servers()?);
-    let what = meeting.run.as_ref().map_or("a run".to_owned(), |run| format!("run {run}"));
+/// Finds a run to work for: the named run or the only one. It must have a learner and not be over.
+async fn find(server: &Server, bus_args: &BusArgs) -> Result<(String, Announcement)> {
+    let (began, servers) = (tokio::time::Instant::now(), bus_args.place.servers()?);
+    let what = bus_args.run.as_ref().map_or("a run".to_owned(), |run| format!("run {run}"));
     let mut has_told = false;
     loop {
-        let names = match &meeting.run {
+        let names = match &bus_args.run {
             Some(run) => vec![run.clone()],
             None => server.announced_runs().await?,
         };
@@ -320,14 +322,14 @@ async fn find(server: &Server, meeting: &Meeting) -> Result<(String, Announcemen
     }
 }
 
-/// Says of a learner that lives since when and where.
+/// Describes a learner that is alive: since when and where.
 pub(crate) fn describe(leader: &Leader) -> String {
     let Leader { name, leads_for, silent_for, .. } = leader;
     let name = name.as_deref().unwrap_or_default();
     format!("its learner, {name}, has it for {} and was there {:.1} s ago", clock(*leads_for), silent_for.as_secs_f64())
 }
 
-/// Says of a learner that does not live when it was there last.
+/// Describes a learner that is gone: when it was seen last.
 fn last_seen(Leader { name, silent_for, .. }: Leader) -> String {
     match name {
         Some(name) => format!(": {name} was there last, {} ago", clock(silent_for)),
@@ -335,13 +337,13 @@ fn last_seen(Leader { name, silent_for, .. }: Leader) -> String {
     }
 }
 
-/// Reads what is announced of a run. What cannot be read is of another build's learner, or of nobody who may announce.
+/// Reads the announcement of a run. An unreadable one comes from another build's learner or from an unauthorised process.
 pub(crate) async fn read(server: &Server, run: &str) -> Result<Result<Option<Announcement>, serde_json::Error>> {
     let bytes = server.announcement(run).await?;
     Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose())
 }
 
-/// Checks that a process computes what a run needs.
+/// Checks that a process's manifest matches the run's.
 fn expect_fit(run: &str, needed: &Manifest, own: &Manifest) -> Result<()> {
     match needed.expect_same(own) {
         Err(learner::Error::Manifest { field, was, is }) => {
@@ -351,8 +353,9 @@ fn expect_fit(run: &str, needed: &Manifest, own: &Manifest) -> Result<()> {
     }
 }
 
-/// Names what a run computes: its streams, which processes that compute something else never see.
-fn course(run: &str, manifest: &Manifest) -> String {
+/// Returns the run's id with the digest of its manifest. It names the run's streams, so that processes with another manifest
+/// never see them.
+fn run_fingerprint(run: &str, manifest: &Manifest) -> String {
     let digest = Digest::of(manifest).short();
     if run == digest { digest } else { format!("{run}-{digest}") }
 }
@@ -371,13 +374,13 @@ pub(crate) struct Led {
     pub(crate) bus: Arc<dyn bus::Bus>,
 }
 
-impl Meeting {
-    /// Names the run: as it was told, or by what the run depends on.
+impl BusArgs {
+    /// Returns the run's id: `--run`, or the digest of the manifest.
     pub(crate) fn run_id(&self, manifest: &Manifest) -> String {
         self.run.clone().unwrap_or_else(|| Digest::of(manifest).short())
     }
 
-    /// Gives the arguments that lead here again.
+    /// Returns the command-line arguments that reproduce these options.
     pub(crate) fn words(&self) -> String {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let options = [
@@ -390,12 +393,12 @@ impl Meeting {
         given.collect::<Vec<_>>().join(" ")
     }
 
-    /// Returns the servers as people may see them.
+    /// Returns the servers as text that may be shown to people.
     pub(crate) fn bus(&self) -> String {
         self.place.servers().map_or_else(|error| error.to_string(), Servers::to_string)
     }
 
-    /// Takes the run for a learner, and announces it.
+    /// Takes the lease of the run as its learner, and announces the run.
     pub(crate) async fn lead(
         &self,
         run_dir: &Path,
@@ -418,14 +421,14 @@ impl Meeting {
             );
         }
         let BusConfig { ack_wait_seconds, lease_seconds, num_replicas, fault, .. } = config.local.bus;
-        let terms = Terms {
+        let terms = StreamLimits {
             max_tasks,
             ack_wait: Duration::from_secs_f64(ack_wait_seconds),
             lease: Duration::from_secs_f64(lease_seconds),
             num_replicas,
         };
         let identity = Identity { before: last_learner(run_dir), ..identity(&std::path::absolute(run_dir)?)? };
-        let (lease, bus) = server.lead(&run, &course(&run, manifest), &identity, terms).await?;
+        let (lease, bus) = server.lead(&run, &run_fingerprint(&run, manifest), &identity, terms).await?;
         note_learner(run_dir, &identity.id)?;
         let (config_name, config) = (config.name.clone(), run_config::to_toml(config)?);
         let announcement =
@@ -436,22 +439,22 @@ impl Meeting {
 }
 
 impl Led {
-    /// Which life of the run's learner this is.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.lease.epoch()
+    /// Returns the lease's term, which numbers the run's successive learner processes.
+    pub(crate) fn term(&self) -> u64 {
+        self.lease.term()
     }
 
-    /// Waits until the run is another learner's.
+    /// Waits until another learner has taken the run.
     pub(crate) async fn lost(&self) -> anyhow::Error {
         self.lease.lost().await.into()
     }
 
-    /// Leaves a run that is another learner's.
+    /// Leaves a run that another learner has taken.
     pub(crate) fn give_up(self) {
         self.lease.abandon();
     }
 
-    /// Lets go of the run; when it is over, workers hear of it, and then its streams are removed.
+    /// Releases the run. If it is over, workers are notified, and then its streams are removed.
     pub(crate) async fn leave(self, is_over: bool, num_steps: Option<u64>) -> Result<()> {
         let announcement = Announcement { is_over, num_steps, ..self.announcement };
         self.lease.announce(serde_json::to_vec(&announcement)?);
@@ -464,7 +467,7 @@ impl Led {
     }
 }
 
-/// Names this process: an id that no other has, and for people its machine, number and what it works at.
+/// Returns the identity of this process: a unique id, and for people the machine, process id and what it works at.
 pub(crate) fn identity(at: &Path) -> Result<Identity> {
     let mut id = [0; 16];
     SysRng.try_fill_bytes(&mut id).context("ask the system for a random id")?;
@@ -472,18 +475,18 @@ pub(crate) fn identity(at: &Path) -> Result<Identity> {
     Ok(Identity { name, id: format!("{:032x}", u128::from_le_bytes(id)), before: None })
 }
 
-/// The file in a run directory that says which learner had it last. Who has the lock knows that this one is gone.
+/// The file in a run directory that names its last learner. A process that holds the lock knows that this learner is gone.
 pub(crate) const LEASE_FILE: &str = "LEASE";
 
-/// What the file says.
+/// The content of [`LEASE_FILE`].
 #[derive(Serialize, Deserialize)]
 struct LastLearner {
     id: String,
-    /// Of the file that is locked: the copy of a run directory has another, and is another learner's.
+    /// Inode of the lock file. A copy of a run directory has another inode, and so counts as another learner's.
     lock_inode: u64,
 }
 
-/// Returns the id of the last learner of a run directory that this process has locked, where it is known.
+/// Returns the id of the last learner of a run directory that this process has locked, if known.
 fn last_learner(run_dir: &Path) -> Option<String> {
     let text = std::fs::read(run_dir.join(LEASE_FILE)).ok()?;
     let LastLearner { id, lock_inode } = serde_json::from_slice(&text).ok()?;
@@ -500,13 +503,13 @@ fn lock_inode_of(run_dir: &Path) -> Result<u64> {
     Ok(std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.ino())
 }
 
-/// Names a worker in subjects: letters, digits, `-` and `_`.
-fn worker_name(role: Role, worker: &Worker, meeting: &Meeting) -> Result<String> {
+/// Returns the worker's name in subjects: letters, digits, `-` and `_`.
+fn worker_name(role: Role, worker: &Worker, bus_args: &BusArgs) -> Result<String> {
     if let Some(name) = worker.name.clone() {
         check_name(&name).context("--name")?;
         return Ok(name);
     }
-    if let Some(name) = meeting.place.name_of_key()? {
+    if let Some(name) = bus_args.place.name_of_key()? {
         return Ok(name);
     }
     let letters = machine();

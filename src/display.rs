@@ -1,4 +1,4 @@
-//! What a person sees of a run while it goes on.
+//! Progress output of a run for people.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -11,14 +11,14 @@ use learner::{Control, Event, Sample, StepEvent};
 use crate::language;
 use crate::report::{Screen, clock, count, note, percent, word};
 
-/// Shows events on a thread of its own: a reader that stops reading stops nothing else.
+/// Shows events on a separate thread, so that a blocked reader blocks nothing else.
 #[derive(Debug)]
 pub(crate) struct Display {
     events: SyncSender<Event>,
     thread: JoinHandle<Result<()>>,
 }
 
-/// What is shown, and how.
+/// Settings of the display.
 #[derive(Debug)]
 pub(crate) struct Settings {
     /// Printed first.
@@ -26,14 +26,14 @@ pub(crate) struct Settings {
     /// Whether standard output stays empty.
     pub(crate) quiet: bool,
     pub(crate) time_limit: Option<Duration>,
-    /// The end of the run, where the config fixes it.
+    /// The end of the run, if the config fixes it.
     pub(crate) control: Option<Control>,
     pub(crate) warmup_steps: u64,
-    /// Steps on the ladder alone, of a run that makes problems of its own.
+    /// For a run that proposes its own problems: the initial steps on the ladder alone.
     pub(crate) bootstrap_steps: Option<u64>,
 }
 
-/// Events that wait for a reader; later ones are not shown.
+/// Maximum queued events. Events beyond it are dropped.
 const MAX_WAITING: usize = 1_024;
 
 /// Wall time between two lines about steps.
@@ -47,7 +47,7 @@ impl Display {
         Ok(Display { events, thread: thread.context("start the thread of the display")? })
     }
 
-    /// Shows an event when the reader has seen those before; never waits.
+    /// Queues an event to be shown, or drops it if the queue is full. Never blocks.
     pub(crate) fn show(&self, event: Event) {
         drop(self.events.try_send(event));
     }
@@ -60,7 +60,7 @@ impl Display {
 }
 
 impl Settings {
-    /// Names what a step is part of.
+    /// Returns the name of the stage that a step belongs to.
     fn stage(&self, step: u64) -> &'static str {
         match self.bootstrap_steps {
             _ if self.control.is_some_and(|control| step > control.decay_from) => "decay",
@@ -75,7 +75,7 @@ impl Settings {
 struct Printer {
     screen: Screen,
     settings: Settings,
-    /// At the last line about a step.
+    /// State at the last line about a step.
     last_line: Option<Line>,
 }
 

@@ -1,4 +1,4 @@
-//! `--metrics ADDR`: what a process answers to Prometheus and to whoever looks whether it lives.
+//! `--metrics ADDR`: the HTTP endpoint for Prometheus and for health checks.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -14,19 +14,19 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus::TEXT_FORMAT;
 
-/// What is asked of a process.
+/// A process that serves metrics and readiness.
 pub(crate) trait Scraped: Send + Sync + 'static {
-    /// Gives its metrics in Prometheus' text format.
+    /// Returns the metrics in Prometheus' text format.
     ///
     /// # Errors
-    /// Why there are none now.
+    /// When no metrics are available yet, with the reason.
     fn text(&self) -> Result<String>;
 
-    /// Says why it does not do its work, if it does not.
+    /// Whether the process does its work. The error is the reason why not.
     fn readiness(&self) -> Result<(), String>;
 }
 
-/// An address that is taken for this process.
+/// A bound address.
 #[derive(Debug)]
 pub(crate) struct Listener {
     listener: TcpListener,
@@ -34,7 +34,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Takes an address; port 0 takes any free one.
+    /// Binds an address. Port 0 binds any free port.
     pub(crate) fn bind(address: &str) -> Result<Listener> {
         let bind = || -> std::io::Result<Listener> {
             let listener = TcpListener::bind(address)?;
@@ -46,7 +46,7 @@ impl Listener {
         })
     }
 
-    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the runtime lives.
+    /// Answers `/metrics`, `/healthz` and `/readyz` for as long as the runtime is alive.
     pub(crate) fn serve(self, metrics: Arc<dyn Scraped>) -> Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener).context("serve metrics")?;
         tokio::spawn(answer_all(listener, metrics));
@@ -69,7 +69,7 @@ async fn answer_all(listener: tokio::net::TcpListener, metrics: Arc<dyn Scraped>
             let response = answer(metrics.as_ref(), &request);
             async { Ok::<_, Infallible>(response) }
         });
-        // One request a connection: a scraper that does not read holds nothing for long.
+        // One request per connection, so that a scraper that does not read holds no resources for long.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(CONNECTION_LIMIT)
@@ -81,7 +81,7 @@ async fn answer_all(listener: tokio::net::TcpListener, metrics: Arc<dyn Scraped>
 
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
 
-/// After a failed accept: out of file handles, for example, which does not pass at once.
+/// Pause after a failed accept, for example when file handles run out, which takes time to clear.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 fn answer(metrics: &dyn Scraped, request: &Request<Incoming>) -> Response<String> {

@@ -3,18 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use actor::engine::{Engine, LoadedVersion};
 use anyhow::{Context as _, Result, bail, ensure};
 use domains::{Split, exam_problems, exams_of, trained_variant};
-use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
-use policy::{Backend, Device, ModelConfig, Params, Weights};
-use proto::{
-    Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
-};
+use policy::Params;
+use proto::Problem;
 
 use crate::input::JsonLines;
+use crate::player::{Player, Scores, expect_room, load, positions_needed, run_of};
 use crate::report::{note, percent, print, table};
-use crate::{baselines, language, run_config};
+use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -38,36 +35,6 @@ pub(crate) struct Args {
     /// Threads; 0 for all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
-}
-
-/// Right answers by problem, out of a number of samples each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Scores {
-    pub(crate) num_samples: u32,
-    pub(crate) correct: Vec<u32>,
-}
-
-impl Scores {
-    /// Picks the problems at these places.
-    fn at(&self, places: &[usize]) -> Scores {
-        Scores { num_samples: self.num_samples, correct: places.iter().map(|place| self.correct[*place]).collect() }
-    }
-
-    /// Estimates the share of problems that k samples solve, without bias, and its standard error.
-    ///
-    /// Source: Chen et al. 2021, "Evaluating large language models trained on code", section 2.1.
-    pub(crate) fn pass_at(&self, k: u32) -> (f64, f64) {
-        let solved: Vec<f64> = self.correct.iter().map(|correct| pass_at(self.num_samples, *correct, k)).collect();
-        let mean = solved.iter().sum::<f64>() / solved.len() as f64;
-        let variance = solved.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / solved.len() as f64;
-        (mean, (variance / solved.len() as f64).sqrt())
-    }
-}
-
-fn pass_at(num_samples: u32, num_correct: u32, k: u32) -> f64 {
-    let num_wrong = num_samples - num_correct;
-    let misses = (0..k).map(|drawn| f64::from(num_wrong.saturating_sub(drawn)) / f64::from(num_samples - drawn));
-    1.0 - misses.product::<f64>()
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -106,14 +73,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Problems, answered by the run and by those that have learned nothing.
+/// Scores of the run and of the baselines on the same problems.
 #[derive(Clone, Debug)]
 struct Sat {
-    /// Greedy, and sampled.
+    /// Greedy and sampled.
     trained: (Scores, Scores),
     untrained: (Scores, Scores),
     random: Scores,
-    /// Blind enumeration with one checker call, and with as many as there are samples.
+    /// Blind enumeration with one checker call, and with one call per sample.
     enumerated: (Scores, Scores),
 }
 
@@ -171,7 +138,7 @@ impl Sat {
     }
 }
 
-/// An exam, sat.
+/// The results of one exam.
 struct Report {
     name: String,
     step: u64,
@@ -179,7 +146,7 @@ struct Report {
     parts: Vec<Part>,
 }
 
-/// Problems of one level of a ladder, about what training may meet or about what is held out of it.
+/// The results on the problems of one ladder level, either held out from training or not.
 struct Part {
     domain: String,
     level: u32,
@@ -188,7 +155,7 @@ struct Part {
     sat: Sat,
 }
 
-/// Splits an exam by level and by what is held out, where its problems are of several kinds.
+/// Splits an exam by level and held-out status if its problems are of several kinds.
 fn by_part(problems: &[Problem], sat: &Sat) -> Result<Vec<Part>> {
     let mut places = BTreeMap::<(&str, u32, bool), Vec<usize>>::new();
     for (place, problem) in problems.iter().enumerate() {
@@ -271,129 +238,7 @@ impl Report {
     }
 }
 
-/// Plays problems with one version of the weights.
-pub(crate) struct Player {
-    weights: Weights,
-    max_positions: usize,
-    num_threads: usize,
-}
-
-impl Player {
-    pub(crate) fn new(model: &ModelConfig, params: &Params, num_threads: usize) -> Result<Player> {
-        let num_threads = match num_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            given => given,
-        };
-        let weights = Backend::Cpu.load(model, params)?;
-        Ok(Player { weights, max_positions: model.max_positions, num_threads })
-    }
-
-    /// Scores one greedy answer a problem, and a number of sampled ones.
-    pub(crate) fn score(&self, problems: &[Problem], num_samples: u32) -> Result<(Scores, Scores)> {
-        Ok((self.play(problems, 1, 0.0)?, self.play(problems, num_samples, 1.0)?))
-    }
-
-    /// Counts right answers; temperature 0 is greedy.
-    fn play(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Scores> {
-        let groups = self.groups(problems, num_samples, temperature)?;
-        let num_correct =
-            |scored: &ScoredGroup| scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
-        Ok(Scores { num_samples, correct: groups.iter().map(|scored| num_correct(scored) as u32).collect() })
-    }
-
-    /// Answers one problem.
-    pub(crate) fn answers(
-        &self,
-        problem: &Problem,
-        num_samples: u32,
-        temperature: f32,
-    ) -> Result<Vec<(Vec<TokenId>, Verdict)>> {
-        let scored = self.groups(std::slice::from_ref(problem), num_samples, temperature)?.remove(0);
-        Ok(scored.group.rollouts.into_iter().map(|rollout| rollout.tokens).zip(scored.verdicts).collect())
-    }
-
-    /// Plays and judges, in order of the problems.
-    fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
-        problems.iter().try_for_each(|problem| expect_room(problem, self.max_positions))?;
-        let language = language();
-        let (engine, mut groups) = Engine::start(
-            actor::Config { device: Device::Cpu, num_threads: self.num_threads, num_slots: 512 },
-            language.clone(),
-        );
-        for (index, problem) in problems.iter().enumerate() {
-            let task = Task {
-                id: TaskId { kind: TaskKind::Evaluate, batch: 0, index: index as u32 },
-                seed: 0,
-                weights: Digest::of_bytes(b""),
-                policy_version: 0,
-                free_running: false,
-                request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
-                family: String::new(),
-                num_rollouts: num_samples,
-                sampling: Sampling { behavior: Behavior::Policy, temperature },
-                max_tokens: language.room(problem)?.answer as u32,
-            };
-            engine.submit(task, LoadedVersion { policy_version: 0, weights: self.weights.clone() })?;
-        }
-        let mut scored = BTreeMap::new();
-        for _ in problems {
-            let group = groups.blocking_recv().context("the engine ended early")??;
-            scored.insert(group.task.id.index, verifier::score(language.as_ref(), group, None)?);
-        }
-        Ok(scored.into_values().collect())
-    }
-}
-
-/// Returns the lengths of a problem's prompt and of its longest answer.
-pub(crate) fn positions(problem: &Problem) -> Result<(usize, usize)> {
-    let (language, problem) = (language(), problem.clone());
-    let answer = language.room(&problem)?.answer;
-    let request = Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false };
-    Ok((language.open(&request)?.prompt().len(), answer))
-}
-
-/// Checks that a network has room for a problem with its longest answer.
-fn expect_room(problem: &Problem, max_positions: usize) -> Result<()> {
-    let (needed, text) = (positions_needed(std::slice::from_ref(problem))?, &problem.text);
-    ensure!(
-        needed <= max_positions,
-        "{text}: expected prompt and answer within model.max_positions = {max_positions}, got {needed}"
-    );
-    Ok(())
-}
-
-/// Counts the positions that prompts with their longest answers take.
-pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
-    let lengths = problems.iter().map(positions);
-    lengths
-        .map(|length| length.map(|(prompt, answer)| prompt + answer))
-        .try_fold(0, |most, needed| Ok(most.max(needed?)))
-}
-
-/// Reads a checkpoint, or the newest one of a run that is whole. What lies in a run's folder must be the run's: its journal says.
-pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
-    if path.join("COMPLETE").exists() {
-        let (model, checkpoint) = load_checkpoint(path)?;
-        if let Some(run) = run_of(path) {
-            expect_known(&run, &model, &checkpoint).with_context(|| path.display().to_string())?;
-        }
-        return Ok((model, checkpoint));
-    }
-    let refused = |reason: String| note(format_args!("checkpoint refused, an earlier one is used: {reason}"));
-    load_newest(path, refused)?.with_context(|| {
-        format!("{}: expected a run with a checkpoint that is whole, or a checkpoint; found neither", path.display())
-    })
-}
-
-/// Finds the run in whose folder a checkpoint lies.
-fn run_of(checkpoint: &Path) -> Option<PathBuf> {
-    // Of the folder itself, however it was named: `.`, or through a link.
-    let checkpoint = checkpoint.canonicalize().ok()?;
-    let run = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?.parent()?;
-    run.join("config.toml").exists().then(|| run.to_owned())
-}
-
-/// Lists the domains that a run, or the run of a checkpoint, trains on; all of them where there is no run around it.
+/// Returns the domains that a run, or a checkpoint's run, trains on; all domains if the checkpoint lies in no run.
 fn trained_domains(path: &Path) -> Result<Vec<String>> {
     let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
     Ok(match run {
@@ -402,7 +247,7 @@ fn trained_domains(path: &Path) -> Result<Vec<String>> {
     })
 }
 
-/// Reads a file of problems, and names it. A problem without a domain is asked in the variant that the run trains on.
+/// Reads a file of problems. Returns its name too. A problem without a domain uses the variant that the run trains on.
 fn read_problems(path: &Path, trained_on: &[String], max_positions: usize) -> Result<(String, Vec<Problem>)> {
     let mut lines = JsonLines::open(path)?;
     let mut problems = Vec::new();
@@ -423,22 +268,4 @@ fn read_problems(path: &Path, trained_on: &[String], max_positions: usize) -> Re
         bail!("{}: expected problems, one JSON object a line, found none", lines.name);
     }
     Ok((lines.name, problems))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// numpy: 1 - comb(n - c, k) / comb(n, k)
-    #[test]
-    fn pass_at_k_by_hand() {
-        assert_eq!(pass_at(8, 0, 8), 0.0);
-        assert_eq!(pass_at(8, 1, 8), 1.0);
-        assert!((pass_at(8, 2, 1) - 0.25).abs() < 1e-12);
-        assert!((pass_at(10, 3, 4) - (1.0 - 35.0 / 210.0)).abs() < 1e-12);
-        let scores = Scores { num_samples: 1, correct: vec![1, 0, 0, 1] };
-        assert_eq!(scores.at(&[3, 1]), Scores { num_samples: 1, correct: vec![1, 0] });
-        let (mean, error) = scores.pass_at(1);
-        assert_eq!((mean, error), (0.5, 0.25));
-    }
 }

@@ -1,4 +1,4 @@
-//! Files that are whole or not there.
+//! Atomic file writes: a file is either complete or absent.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Writes a file durably, or leaves what was there. What is no regular file is written to as it is.
+/// Replaces a file atomically and durably. On failure the old file stays. A path that is no regular file is written directly.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()));
@@ -23,13 +23,13 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write().inspect_err(|_| drop(std::fs::remove_file(&partial))).with_context(|| format!("write {}", path.display()))
 }
 
-/// Whether a name is that of a file in which another is written.
+/// Whether a name is that of a partial file, from which the file `of` is made.
 pub(crate) fn is_partial(name: &OsStr, of: &str) -> bool {
     let number = name.to_str().and_then(|name| name.strip_prefix(of)?.strip_prefix('.')?.strip_suffix(".partial"));
     number.is_some_and(|number| number.parse::<u64>().is_ok())
 }
 
-/// Makes the file in which another is written; no other process has it, whatever that writes.
+/// Creates a partial file for `path` that no other process uses.
 fn create_partial(path: &Path) -> std::io::Result<(File, PathBuf)> {
     let mut number = 0;
     loop {
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    /// What several processes write at a time is what one of them writes.
+    /// Concurrent writers of one file leave the complete content of one of them.
     #[test]
     fn writers_of_one_file_do_not_mix() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! `generate` and `domains`: problems, and what there is to choose from.
+//! `generate` writes problems; `domains` lists domains, levels and exams.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -91,7 +91,7 @@ struct ExamLine<'a> {
     exam: &'a str,
     num_dev: usize,
     num_test: usize,
-    /// Of its problems.
+    /// Levels of the exam's problems.
     levels: BTreeSet<u32>,
     digest: Digest,
 }

@@ -1,4 +1,4 @@
-//! What people feed in as text: a byte order mark in front or none, one JSON object a line, every key once.
+//! Text input from people: an optional leading byte order mark, one JSON object per line, no duplicate keys.
 
 use std::fmt;
 use std::fs::File;
@@ -10,16 +10,16 @@ use domains::describe_json;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Far longer than any problem with an answer.
+/// Maximum line length, far longer than any problem with an answer.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 
-/// Some editors and spreadsheets write it in front of text.
+/// Some editors and spreadsheets write it at the start of a text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Most characters that a message quotes of a key.
+/// Maximum characters of a key that a message quotes.
 const MAX_KEY_CHARS: usize = 60;
 
-/// JSON objects, one a line. Blank lines are passed over and counted.
+/// JSON objects, one per line. Blank lines are skipped but counted in line numbers.
 pub(crate) struct JsonLines {
     input: BufReader<Box<dyn Read>>,
     /// The file, or `standard input`.
@@ -39,11 +39,10 @@ impl JsonLines {
         Ok(JsonLines { input: BufReader::new(input), name, num_read: 0, line: Vec::new() })
     }
 
-    /// Reads the next line that is not blank; returns its number with its object, or with what is wrong with it, and `None`
-    /// at the end.
+    /// Reads the next line that is not blank. Returns its number with its object or an error about it, and `None` at the end.
     ///
     /// # Errors
-    /// When the input cannot be read on.
+    /// When reading the input fails.
     pub(crate) fn next(&mut self) -> Result<Option<(usize, Result<Value>)>> {
         loop {
             self.line.clear();
@@ -70,7 +69,7 @@ impl JsonLines {
     }
 }
 
-/// Reads one JSON object; names what else is there.
+/// Reads one JSON object. The error for other text names what was found.
 fn object(text: &str) -> Result<Value> {
     const EXPECTED: &str = "expected one JSON object a line";
     match json(text) {
@@ -83,12 +82,12 @@ fn object(text: &str) -> Result<Value> {
     }
 }
 
-/// Returns how error messages name an input: its path, or `standard input` for `-`.
+/// Returns the name of an input in error messages: its path, or `standard input` for `-`.
 pub(crate) fn name_of_input(path: &Path) -> PathBuf {
     if path == Path::new("-") { PathBuf::from("standard input") } else { path.to_owned() }
 }
 
-/// Reads a file of text, without the byte order mark in front; `-` is standard input.
+/// Reads a text file without its leading byte order mark; `-` is standard input.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = match path == Path::new("-") {
         true => {
@@ -101,10 +100,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     Ok(without_mark(&bytes)?.to_owned())
 }
 
-/// Reads JSON in which no object has a key twice.
+/// Parses JSON in which no object has a key twice.
 ///
 /// # Errors
-/// What was expected and found, and where.
+/// States what was expected, what was found, and where.
 pub(crate) fn json(text: &str) -> Result<Value> {
     serde_json::from_str::<Strict>(text).map(|strict| strict.0).map_err(|error| {
         let (line, column) = (error.line(), error.column());
@@ -119,17 +118,17 @@ pub(crate) fn json(text: &str) -> Result<Value> {
     })
 }
 
-/// Removes the byte order mark at the start of a text that came without a file.
+/// Removes a leading byte order mark from a text that did not come from a file.
 pub(crate) fn strip_mark(text: &str) -> &str {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
 
-/// Finds the first byte order mark in a text that has none in front.
+/// Returns the offset of the first byte order mark in a text whose leading mark was removed.
 pub(crate) fn stray_mark(text: &str) -> Option<usize> {
     text.find(BYTE_ORDER_MARK)
 }
 
-/// Reads the start of an input as UTF-8, and removes the byte order mark.
+/// Reads an input as UTF-8, and removes the leading byte order mark.
 fn without_mark(bytes: &[u8]) -> Result<&str> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         bail!("expected UTF-8, got the byte order mark of UTF-16");
@@ -141,7 +140,7 @@ fn utf8(bytes: &[u8]) -> Result<&str> {
     std::str::from_utf8(bytes).context("expected UTF-8")
 }
 
-/// JSON in which no object has a key twice, at any depth: which of the two is meant nobody knows.
+/// JSON in which no object has a key twice, at any depth: a duplicate key is ambiguous.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {
@@ -224,7 +223,7 @@ mod tests {
             (r#"{"a":1,"a":1}"#, "a is given twice at column 10"),
             (r#"{"a":{"b":[{"c":1,"d":2,"c":3}]}}"#, "c is given twice at column 27"),
             (r#"[{"x":null,"x":null}]"#, "x is given twice at column 14"),
-            // One key in two spellings.
+            // One key, spelled with and without an escape.
             ("{\"target\":1,\n\"t\\u0061rget\":2}", "target is given twice at line 2, column 13"),
             (r#"{"a\nb":1,"a\nb":1}"#, "a\\nb is given twice at column 16"),
             (

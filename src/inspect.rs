@@ -1,4 +1,4 @@
-//! `inspect`: what the journal of a run holds, also while the run goes on.
+//! `inspect`: shows the content of a run's journal, also while the run is in progress.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Batch and index: step n folds batch n - 1.
+/// Batch and index of a group. Step n folds batch n - 1.
 #[derive(Clone, Copy, Debug)]
 struct GroupId {
     batch: u64,
@@ -59,7 +59,7 @@ fn show<T: Serialize>(found: &T, text: fn(&T) -> String, json: bool) -> Result<(
     if json { print(&serde_json::to_string(found)?) } else { print(&text(found)) }
 }
 
-/// Visits every record that can be read, in order; gives those that cannot.
+/// Visits every record that can be read, in order; returns those that cannot.
 fn read_journal(run: &Path, visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
     let journal = run.join("journal");
     if !journal.is_dir() {
@@ -77,17 +77,17 @@ struct Summary {
     num_groups: u64,
     num_rollouts: u64,
     is_free_running: bool,
-    /// What the last step made; absent before the first.
+    /// The last step; absent before the first.
     last_step: Option<LastStep>,
     evals: Vec<EvalRecord>,
-    /// The end of the run, where the clock fixed it.
+    /// The end of the run, if the clock fixed it.
     control: Option<Control>,
-    /// How often an actor said otherwise of a task that was done.
+    /// How often an actor's result contradicted that of a task already done.
     num_disputes: u64,
     bans: Vec<BanRecord>,
     size_bytes: u64,
     unreadable: Vec<RecordError>,
-    /// How many steps the journal had and has let go of.
+    /// How many steps were dropped from the journal.
     num_gone_steps: u64,
 }
 
@@ -104,7 +104,7 @@ impl Summary {
         let mut summary = Summary::default();
         let unreadable = read_journal(run, |record| match record {
             Record::Manifest(manifest) => summary.manifest = Some(manifest),
-            // It says what those before it do, which are there or not.
+            // An opening summarises the records before it. Skip it if those are still there.
             Record::Opening(_) if summary.manifest.is_some() || summary.num_groups > 0 => {}
             Record::Opening(opening) => {
                 let Opening { manifest, known } = *opening;
@@ -188,7 +188,7 @@ impl Summary {
     }
 }
 
-/// Says where a journal cannot be read.
+/// Describes the unreadable places of a journal.
 fn unreadable_lines(unreadable: &[RecordError]) -> String {
     let line = |RecordError { segment, offset, truncated, foreign }: &RecordError| {
         let what = match (truncated, foreign) {
@@ -201,7 +201,7 @@ fn unreadable_lines(unreadable: &[RecordError]) -> String {
     unreadable.iter().map(line).collect()
 }
 
-/// Ends a message of something that was not found, where it may be in what cannot be read.
+/// Returns the end of a not-found message: what is missing may be in the unreadable records.
 fn unreadable_hint(unreadable: &[RecordError]) -> String {
     match unreadable.len() {
         0 => String::new(),
@@ -209,13 +209,13 @@ fn unreadable_hint(unreadable: &[RecordError]) -> String {
     }
 }
 
-/// What a step folded, and what it made.
+/// The groups that a step folded, and its result.
 #[derive(Debug, Serialize)]
 struct Step {
     step: u64,
     weights_digest: Digest,
     state_digest: Digest,
-    /// In the order in which they were folded; a group that cannot be read is absent.
+    /// In folding order; unreadable groups are absent.
     groups: Vec<GroupLine>,
     unreadable: Vec<RecordError>,
 }
@@ -225,9 +225,9 @@ struct GroupLine {
     batch: u64,
     index: u32,
     digest: Digest,
-    /// The problem, or what was to be proposed.
+    /// The problem, or a description of the problem to propose.
     asked: String,
-    /// Absent where a problem was asked for.
+    /// Absent if the task was to propose a problem.
     origin: Option<ProblemOrigin>,
     family: String,
     num_correct: usize,
@@ -241,7 +241,7 @@ impl Step {
             gone.get_or_insert(if let Record::Opening(opening) = &record { opening.known.step } else { 0 });
             if let Record::Step(step) = record {
                 last = step.step;
-                // The newest: a run that is not reproducible plays steps anew when it goes on.
+                // Take the newest: a run that is not reproducible plays steps again when it resumes.
                 found = (step.step == number).then_some(step).or(found.take());
             }
         })?;
@@ -253,7 +253,7 @@ impl Step {
             };
             format!("--step: expected one of the {steps} of the journal{hint}, got {number}")
         })?;
-        // A group may come after its step: one that could not be read was played again.
+        // A group may come after its step: an unreadable group was played again.
         let wanted: BTreeSet<Digest> = digests.iter().copied().collect();
         let mut groups = BTreeMap::new();
         read_journal(run, |record| {
@@ -316,12 +316,12 @@ impl GroupLine {
 #[derive(Debug, Serialize)]
 struct Group {
     task: Task,
-    /// Which folded it; absent where none has yet.
+    /// The step that folded the group; absent if none has yet.
     step: Option<u64>,
-    /// Absent where actors have no names.
+    /// The actor; absent if actors have no names.
     played_by: Option<String>,
     asked: String,
-    /// In words of the vocabulary, as the network read it.
+    /// The prompt that the network read, in words of the vocabulary.
     prompt: String,
     answers: Vec<Answer>,
     examples: Vec<ExampleLine>,
@@ -331,13 +331,13 @@ struct Group {
 struct Answer {
     text: String,
     verdict: Verdict,
-    /// Which weights drew its tokens, from which one on.
+    /// The weights that sampled the tokens, each with the index of its first token.
     versions: Vec<VersionSpan>,
-    /// Of the whole answer under the behaviour policy.
+    /// Log-probability of the whole answer under the behaviour policy.
     logprob: f64,
     /// Tokens that were chosen rather than forced.
     num_choices: usize,
-    /// Whether it ran into the token limit.
+    /// Whether the answer reached the token limit.
     cut_short: bool,
 }
 
@@ -360,7 +360,7 @@ impl Group {
             Record::Group(group) if group.scored.group.task.id.batch == batch => {
                 let task = group.scored.group.task.id;
                 indices.insert(task.index);
-                // The last: an earlier one may have come too late.
+                // Take the last: an earlier one may have arrived too late.
                 found = (task.index == index).then_some(group).or(found.take());
             }
             Record::Step(step) => steps.extend(step.groups.into_iter().map(|digest| (digest, step.step))),
@@ -467,7 +467,7 @@ impl Group {
     }
 }
 
-/// Says what a task asks for.
+/// Describes what a task asks for.
 fn asked(request: &Request) -> Result<String> {
     Ok(match request {
         Request::Solve { problem, .. } => problem.text.clone(),

@@ -1,4 +1,4 @@
-//! `keys init`: who may do what on a NATS server. A key for each process, certificates, and the server's config.
+//! `keys init`: permissions on a NATS server. Makes a key for each process, certificates, and the server's config.
 
 use std::fs::{DirBuilder, File};
 use std::io::Write as _;
@@ -43,7 +43,7 @@ struct InitArgs {
 
 const MAX_KEYS: i64 = 10_000;
 
-/// The config of a server, and what a user of each role may do.
+/// The config of a server, and the permissions of each role.
 const SERVER: &str = include_str!("../deploy/nats/nats.conf");
 const LEARNER: &str = include_str!("../deploy/nats/learner.conf");
 const ACTOR: &str = include_str!("../deploy/nats/actor.conf");
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let folder = &args.folder;
     let is_free = folder.read_dir().map_or(true, |mut entries| entries.next().is_none());
     ensure!(is_free && !folder.is_file(), "{}: expected an empty or absent folder, found files", folder.display());
-    // Before anything is written: a name that is none changes nothing.
+    // Checked before anything is written: an invalid name must change nothing.
     let is_name = |host: &str| is_host(host) || host.parse::<Ipv6Addr>().is_ok();
     if let Some(host) = args.host.iter().find(|host| !is_name(host)) {
         bail!("--host: expected a host name or an address, got {host:?}");
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ))
 }
 
-/// Certificates in PEM: an authority that vouches for one server, and whose key nobody keeps.
+/// Certificates in PEM: a certificate authority for one server. The authority's key is not kept.
 struct Certificates {
     authority: String,
     server: String,
@@ -121,7 +121,7 @@ impl Certificates {
     }
 }
 
-/// Writes a file that only its owner may read.
+/// Writes a new file that only its owner may read.
 fn write_secret(path: &Path, text: &str) -> Result<()> {
     let write = || -> std::io::Result<()> {
         let mut file = File::options().create_new(true).write(true).mode(0o600).open(path)?;

@@ -1,7 +1,7 @@
 use anyhow::Result;
 use prometheus::{GaugeVec, Registry, register_gauge_vec_with_registry};
 
-/// A gauge that is absent until it has a value: a 0 that nobody measured reads like one that somebody did.
+/// A gauge that is absent until it has a value: an initial 0 would look like a measured 0.
 pub(crate) struct LateGauge(GaugeVec);
 
 impl LateGauge {
@@ -14,7 +14,7 @@ impl LateGauge {
         self.0.with_label_values::<&str>(&[]).set(value);
     }
 
-    /// Sets the value, or makes the gauge absent again where there is none.
+    /// Sets the value, or makes the gauge absent again if there is none.
     pub(crate) fn set_known(&self, value: Option<f64>) {
         match value {
             Some(value) => self.set(value),

@@ -1,6 +1,6 @@
-//! `autodidact`: trains a network on problems that a machine can check, from random weights. The command line.
+//! The command line of `autodidact`, which trains a network from random weights on problems that a machine can check.
 //!
-//! A library, and `main.rs` calls it: cargo compiles a library beside what it depends on, and a program after all of it.
+//! It is a library that `main.rs` calls: cargo compiles a library in parallel with its dependencies, but a program after them.
 
 #![deny(
     clippy::print_stderr,
@@ -11,9 +11,10 @@
 mod baselines;
 mod begun;
 mod bench;
+mod bus_meters;
 mod closing;
 mod cluster;
-mod counted;
+mod counting_bus;
 mod curves;
 mod display;
 mod endpoint;
@@ -24,8 +25,11 @@ mod input;
 mod inspect;
 mod keys;
 mod late;
+mod manifest;
 mod metrics;
 mod panics;
+mod plan;
+mod player;
 mod record;
 mod replay;
 mod report;
@@ -61,9 +65,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train from random weights, all roles in this process.
-    Train(train::Args),
+    Train(plan::Args),
     /// Train, with actors and verifiers that come and go over a NATS server.
-    Learner(cluster::LearnerArgs),
+    Learner(train::LearnerArgs),
     /// Play for a learner.
     Actor(cluster::ActorArgs),
     /// Judge for a learner.
@@ -103,10 +107,10 @@ struct ConfigArgs {
     overrides: Vec<String>,
 }
 
-/// What is said on standard error. What the NATS client says of its connection is said by the bus, in the words of a run.
+/// The default log filter for standard error. The NATS client is off: the bus reports connection events itself.
 const DEFAULT_LOG: &str = "warn,async_nats=off";
 
-/// Runs the command of the process's arguments.
+/// Runs the command that the process's arguments name.
 pub fn main() -> ExitCode {
     panics::end_the_process();
     let Cli { command } = Cli::parse();
@@ -134,7 +138,7 @@ fn log_to_standard_error() -> Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && !is_plain)
-        // It would panic where standard error is a terminal that went away.
+        // Otherwise it would panic if standard error is a closed terminal.
         .log_internal_errors(false)
         .init();
     Ok(())
@@ -144,7 +148,7 @@ fn run(command: Command) -> Result<()> {
     signals::listen_as_process_1()?;
     match command {
         Command::Train(args) => train::start(&args, None),
-        Command::Learner(args) => cluster::run_learner(args),
+        Command::Learner(args) => train::run_learner(args),
         Command::Actor(args) => cluster::run_actor(&args),
         Command::Verifier(args) => cluster::run_verifier(&args),
         Command::Runs(args) => runs::run(&args),
@@ -163,12 +167,12 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// The language in which runs ask and answer.
+/// Returns the language of prompts and answers in runs.
 fn language() -> Arc<dyn Language> {
     Arc::new(SymbolLanguage)
 }
 
-/// The learner's view of every domain that the language can ask about: wired here, so that the learner knows none of them.
+/// Returns a problem source for every domain of the language. It is wired here so that the learner depends on no domain.
 fn sources() -> Vec<Arc<dyn ProblemSource>> {
     Source::of_symbols()
 }

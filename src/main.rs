@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Keeps the pages of freed buffers: training makes and drops the same large ones again and again.
+/// Keeps the pages of freed buffers: training repeatedly allocates and frees the same large buffers.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,6 +1,6 @@
-//! Runs and workers as Prometheus sees them. `docs/metrics.md` has a row for each metric.
+//! Prometheus metrics of runs and workers. `docs/metrics.md` has a row for each metric.
 //!
-//! Counters begin at 0 with the process, as Prometheus expects of them; gauges are of the run.
+//! Counters start at 0 with the process, as Prometheus expects. Gauges describe the run.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,23 +16,23 @@ use prometheus::{
 };
 use proto::Role;
 
-use crate::counted::{Duty, Meters};
+use crate::bus_meters::{Duty, Meters};
 use crate::endpoint::Scraped;
 use crate::late::LateGauge;
 use crate::record::LastStep;
 use crate::report::{folder_bytes, word};
 
-/// The metrics of a run. A scrape sees whole events, so that its values are of one step.
+/// The metrics of a run. A scrape sees whole events only, so that its values belong to one step.
 pub(crate) struct Metrics {
     values: Mutex<Values>,
     traffic: Traffic,
 }
 
-/// What any process says and hears.
+/// Metrics of the messages that a process sends and receives.
 pub(crate) struct Traffic {
     registry: Registry,
     pub(crate) meters: Arc<Meters>,
-    /// Once it is connected; a run in one process never is.
+    /// Set once the process is connected; never set for a run in one process.
     pub(crate) server: OnceLock<Server>,
     is_alone: bool,
 }
@@ -85,11 +85,11 @@ impl Scraped for WorkerMetrics {
 
 struct Values {
     journal: PathBuf,
-    /// Whether the values are those of the run; a run that goes on is read first.
+    /// Whether the values describe the run. A resumed run must be read first.
     is_known: bool,
-    /// Why the run does not go on, if it does not.
+    /// Whether the run makes progress. The error is the reason why not.
     readiness: Result<(), String>,
-    /// Tokens that the run had trained on by the last step, earlier processes included.
+    /// Tokens that the run had trained on by the last step, including earlier processes.
     trained_tokens_before: Option<u64>,
 
     learner_step: LateGauge,
@@ -119,7 +119,7 @@ struct Values {
 }
 
 impl Metrics {
-    /// Makes the metrics of a run that plans tasks as these families; of one that goes on nothing is known before
+    /// Makes the metrics of a run with these task families. If the run `goes_on`, the values are unknown until
     /// [`Event::Resumed`].
     pub(crate) fn new(run_dir: &Path, duties: &[Duty], goes_on: bool, families: &[String]) -> Result<Metrics> {
         let traffic = Traffic::new(duties)?;
@@ -248,12 +248,12 @@ impl Metrics {
         Ok(Metrics { values: Mutex::new(values), traffic })
     }
 
-    /// What the run's process says and hears.
+    /// Returns the message metrics of the run's process.
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
-    /// Takes in what happened; `last_step` is the one that a run goes on from.
+    /// Updates the metrics with an event. `last_step` is the step that the run resumed from.
     pub(crate) fn observe(&self, event: &Event, last_step: Option<&LastStep>) {
         let mut values = self.values();
         match event {
@@ -289,7 +289,7 @@ impl Metrics {
 
 impl Scraped for Metrics {
     fn text(&self) -> Result<String> {
-        // Held until all is read: what is read is of one step.
+        // The lock is held until all values are read, so that they belong to one step.
         let values = self.values();
         if !values.is_known {
             return Err(anyhow!("the run is being read"));
@@ -321,7 +321,7 @@ impl Values {
             self.rollouts.with_label_values(&[family]).inc_by(*played);
             self.rollouts_solved.with_label_values(&[family]).inc_by(*solved);
         }
-        // Where the row of the step before is lost, what was trained on before is not told apart from this process' first step.
+        // If the row of the previous step is lost, the tokens of this process' first step are unknown and not counted.
         let before = self.trained_tokens_before.unwrap_or(if report.step == 1 { 0 } else { totals.num_trained_tokens });
         self.trained_tokens.inc_by(totals.num_trained_tokens - before);
         self.trained_tokens_before = Some(totals.num_trained_tokens);
@@ -334,7 +334,7 @@ impl Values {
         self.stale.inc_by(num_stale.saturating_sub(self.stale.get()));
     }
 
-    /// Sets what is known of the last step of the run, whichever process made it.
+    /// Sets the gauges of the run's last step, whichever process made it.
     fn report(&mut self, report: &StepReport) {
         self.learner_step.set(report.step as f64);
         let (solved, played) =
@@ -360,7 +360,7 @@ impl Values {
         self.exam_solved.with_label_values(&[&eval.exam]).set(share);
     }
 
-    /// Says in what role somebody has what is waited for.
+    /// Records what the run waits for, by the role of each task's holder.
     fn waiting(&mut self, waiting: &Waiting) {
         self.readiness = Err(waiting.to_string());
         self.waiting_seconds.reset();
@@ -372,7 +372,7 @@ impl Values {
     }
 }
 
-/// For people alone; no result depends on it.
+/// Returns the Unix time, for people only; no result depends on it.
 #[expect(clippy::disallowed_methods, reason = "no result depends on it")]
 fn unix_time() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
@@ -386,7 +386,7 @@ mod tests {
     use proto::Digest;
 
     use super::*;
-    use crate::counted::{ACKS, PUBLISH_RESULTS};
+    use crate::bus_meters::{ACKS, PUBLISH_RESULTS};
 
     fn metrics(duties: &[Duty], goes_on: bool) -> Metrics {
         Metrics::new(Path::new("absent"), duties, goes_on, &["countdown/1".to_owned()]).unwrap()
@@ -424,7 +424,7 @@ mod tests {
         }
     }
 
-    /// Labels that a run would give, and a value for every gauge.
+    /// Makes metrics with the labels of a run and a value for every gauge.
     fn with_labels() -> Metrics {
         let metrics = metrics(&Duty::ALL, false);
         let mut values = metrics.values();
@@ -445,7 +445,7 @@ mod tests {
         lines.filter_map(|line| line.rsplit_once(' ')).map(|(name, value)| (name, value.parse().unwrap())).collect()
     }
 
-    /// What describes a step is absent before there is one; 0 is a value.
+    /// Metrics of a step are absent before the first step: 0 would be a value.
     #[test]
     fn nothing_is_said_of_steps_before_there_is_one() {
         let metrics = metrics(&[Duty::Learn], false);
@@ -510,7 +510,7 @@ mod tests {
         assert!(metrics.readiness().is_err(), "it has made no step yet");
     }
 
-    /// The rate of a counter that appears with its first failure is 0.
+    /// A counter that appeared only with its first failure would have a rate of 0.
     #[test]
     fn failures_are_counted_from_zero() {
         for (duty, takes, publishes, others) in [
@@ -532,7 +532,7 @@ mod tests {
             for name in &expected {
                 assert_eq!(series.get(name.as_str()), Some(&0.0), "{name} in\n{text}");
             }
-            // No other queue is its own.
+            // The process has no metrics of other queues.
             let queues =
                 series.keys().filter(|name| name.contains("dead_letters") || name.contains("bus_publish_total"));
             assert_eq!(queues.count(), 1 + PUBLISH_RESULTS.len(), "{text}");

@@ -1,9 +1,9 @@
-//! A panic is a defect: whichever thread or task it is in, nobody waits for what it will not do.
+//! A panic is a defect. It ends the process in any thread or task, so that nothing waits for the failed one.
 
 /// The exit status of a process that panicked.
 const PANICKED: i32 = 101;
 
-/// Ends the process at the first panic, in whatever thread or task, once its text is on standard error.
+/// Makes the first panic in any thread or task end the process, after its message is on standard error.
 pub(crate) fn end_the_process() {
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -20,7 +20,7 @@ mod tests {
 
     const CHILD: &str = "AUTODIDACT_TEST_PANICS";
 
-    /// The test calls itself: a process that is to end is one of its own. There, nobody ever asks for what the task makes.
+    /// The test starts itself as a child process, which must end although nothing awaits the panicking task.
     #[test]
     fn a_panic_that_nobody_waits_for_ends_the_process() {
         if let Some(kind) = std::env::var_os(CHILD) {

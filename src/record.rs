@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: a row for every step and every exam of a run, across the processes that it took.
+//! `metrics.jsonl`: a row for every step and every exam of a run, across all processes of the run.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,24 +13,24 @@ use serde_json::Value;
 
 use crate::files::write_whole;
 
-/// Writes the rows as events come.
+/// Writes the rows as events arrive.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     path: PathBuf,
     file: File,
-    /// CPU time of earlier processes, as far as their steps count.
+    /// CPU time of earlier processes, up to the step that this one resumed from.
     cpu_before: Duration,
     last_step: Option<LastStep>,
 }
 
-/// The step from which a run goes on, as its row has it.
+/// The step from which a run resumes, read from its row.
 #[derive(Clone, Debug)]
 pub(crate) struct LastStep {
     pub(crate) report: StepReport,
     pub(crate) num_trained_tokens: u64,
 }
 
-/// How many steps stand for the end of a run.
+/// Number of last steps that are averaged.
 const LAST_STEPS: usize = 10;
 
 impl Recorder {
@@ -66,18 +66,18 @@ impl Recorder {
         }
     }
 
-    /// The last step before this process, once it goes on from it.
+    /// Returns the last step before this process, once the run has resumed from it.
     pub(crate) fn last_step(&self) -> Option<&LastStep> {
         self.last_step.as_ref()
     }
 
-    /// CPU time of the run, earlier processes included, once all rows are written.
+    /// Finishes the file after all rows. Returns the CPU time of the run, including earlier processes.
     pub(crate) fn finish(self) -> Result<Duration> {
         expect_in_place(&self.path, &self.file)?;
         self.cpu_time()
     }
 
-    /// CPU time of the run so far, earlier processes included.
+    /// Returns the CPU time of the run so far, including earlier processes.
     fn cpu_time(&self) -> Result<Duration> {
         let usage = getrusage(UsageWho::RUSAGE_SELF).context("ask for the CPU time of this process")?;
         let duration = |time: TimeVal| Duration::new(time.tv_sec() as u64, 1_000 * time.tv_usec() as u32);
@@ -86,20 +86,20 @@ impl Recorder {
 
     fn write(&mut self, row: &Value) -> Result<()> {
         expect_in_place(&self.path, &self.file)?;
-        // One call for the whole row: a kill comes between rows.
+        // Write the whole row in one call, so that a kill falls between rows.
         let line = format!("{row}\n");
         self.file.write_all(line.as_bytes()).with_context(|| format!("write {}", self.path.display()))
     }
 
-    /// Removes what an earlier process wrote past the state that this one goes on from; it will be written again. Exams
-    /// stay as the journal has them.
+    /// Removes the rows of steps after `step`, from which this process resumes; they will be written again. Exam rows are made
+    /// to match the journal.
     fn forget_rows_after(&mut self, step: u64, evals: &[EvalRecord]) -> Result<()> {
         let text = std::fs::read(&self.path).with_context(|| format!("read {}", self.path.display()))?;
         let text = String::from_utf8_lossy(&text);
         let mut missing: Vec<Value> = evals.iter().map(eval_row).collect();
         let mut kept = String::new();
         for line in text.lines() {
-            // The row in which a process was killed is none.
+            // Skip a row that was cut short by a kill.
             let Ok(row) = serde_json::from_str::<Value>(line) else { continue };
             let keep = if row.get("exam").is_some() {
                 let found = missing.iter().position(|exam| *exam == row);
@@ -129,7 +129,7 @@ impl LastStep {
     }
 }
 
-/// Averages the entropy of a run's policy over its last steps.
+/// Returns the mean entropy of a run's policy over its last steps.
 pub(crate) fn mean_entropy(run_dir: &Path) -> Result<f64> {
     let path = run_dir.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! `replay`: the run again, from its journal alone.
+//! `replay`: recomputes a run from its journal alone.
 
 use std::path::PathBuf;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     config.local.threads = args.threads.into();
     let num_threads = config.local.num_threads();
     let last_step = args.to.unwrap_or(u64::MAX);
-    let report = learner::replay(config.run, &args.run, crate::sources(), num_threads, last_step, |step| {
+    let report = learner::verify_journal(config.run, &args.run, crate::sources(), num_threads, last_step, |step| {
         if step.is_multiple_of(100) {
             note(format_args!("step {step} agrees"));
         }

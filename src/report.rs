@@ -1,4 +1,4 @@
-//! What people read: lines, tables, numbers.
+//! Output for people: lines, tables, numbers.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -10,14 +10,14 @@ use anyhow::Result;
 use nix::errno::Errno;
 use serde::Serialize;
 
-/// Writes to standard output; that nobody reads it any more is an error that `main` takes for the end.
+/// Writes to standard output. If its reader is gone, the error is `NoReader`, on which `main` exits successfully.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let written = write!(out, "{text}{end}").and_then(|()| out.flush());
     written.map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => NoReader.into(),
-        // What a disk says that fails, and what a terminal says that went away.
+        // EIO comes from a failing disk and from a closed terminal. Only the terminal counts as a lost reader.
         _ if error.raw_os_error() == Some(Errno::EIO as i32) && is_device(&out) => NoReader.into(),
         _ => anyhow::Error::new(error).context("write to standard output"),
     })
@@ -28,7 +28,7 @@ fn is_device(out: &impl AsFd) -> bool {
     file.and_then(|file| file.metadata()).is_ok_and(|metadata| metadata.file_type().is_char_device())
 }
 
-/// The reader of standard output has closed the pipe, or was a terminal that went away.
+/// The error when the reader of standard output has closed the pipe, or was a terminal that is closed.
 #[derive(Debug)]
 struct NoReader;
 
@@ -44,21 +44,20 @@ pub(crate) fn has_no_reader(error: &anyhow::Error) -> bool {
     error.is::<NoReader>()
 }
 
-/// Writes a line to standard error, as far as anybody is there to read it: a terminal that went away is no reason to stop.
+/// Writes a line to standard error. Ignores errors: a closed terminal is no reason to stop.
 pub(crate) fn note(line: std::fmt::Arguments<'_>) {
-    // One call for the whole line: other processes write theirs to the same place.
+    // Write the whole line in one call: other processes write to the same place.
     drop(std::io::stderr().lock().write_all(format!("{line}\n").as_bytes()));
 }
 
-/// Standard output for as long as somebody reads it. A reader that goes away misses the rest of what is said; what is
-/// being done is done to its end.
+/// Standard output for as long as it has a reader. After the reader is gone, output is discarded and the work continues.
 #[derive(Debug)]
 pub(crate) struct Screen {
     quiet: bool,
 }
 
 impl Screen {
-    /// With `quiet` nothing is said.
+    /// Makes a screen. If `quiet`, it prints nothing.
     pub(crate) fn new(quiet: bool) -> Screen {
         Screen { quiet }
     }
@@ -72,7 +71,7 @@ impl Screen {
     }
 }
 
-/// Writes a word as a shell reads it.
+/// Quotes a word for a shell.
 pub(crate) fn quoted(word: &str) -> String {
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=,:+".contains(letter);
     if !word.is_empty() && word.chars().all(is_plain) {
@@ -82,23 +81,23 @@ pub(crate) fn quoted(word: &str) -> String {
     }
 }
 
-/// Writes a path as a shell and this program read it.
+/// Quotes a path for a shell, as an argument of this program.
 pub(crate) fn quoted_path(path: &Path) -> String {
     quoted(&argument(path).display().to_string())
 }
 
-/// Names a path as an argument: none is taken for an option.
+/// Returns a path as an argument that cannot be mistaken for an option.
 pub(crate) fn argument(path: &Path) -> PathBuf {
     if path.as_os_str().as_encoded_bytes().starts_with(b"-") { Path::new(".").join(path) } else { path.to_owned() }
 }
 
-/// Writes an option with its value as a shell and this program read it.
+/// Returns an option with its value, quoted for a shell and this program.
 pub(crate) fn option(name: &str, value: &str) -> String {
     let between = if value.starts_with('-') { '=' } else { ' ' };
     format!("{name}{between}{}", quoted(value))
 }
 
-/// Sets rows in columns: the first flush left, the others flush right.
+/// Formats rows as columns: the first flush left, the others flush right.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let num_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -114,19 +113,19 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// `63.4 %`
+/// Formats a share: `63.4 %`.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-/// `1:04` or `2:03:59`
+/// Formats a duration: `1:04` or `2:03:59`.
 pub(crate) fn clock(duration: std::time::Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
-/// `987`, `12.3k`, `4.56M`
+/// Formats a count: `987`, `12.3k`, `4.56M`.
 pub(crate) fn count(number: f64) -> String {
     match number {
         n if n < 1e3 => format!("{n:.0}"),
@@ -135,18 +134,18 @@ pub(crate) fn count(number: f64) -> String {
     }
 }
 
-/// `1.5 MiB`
+/// Formats a size: `1.5 MiB`.
 pub(crate) fn bytes(size: u64) -> String {
     format!("{:.1} MiB", size as f64 / f64::from(1 << 20))
 }
 
-/// Adds up the files of a folder.
+/// Returns the total size of the files in a folder, in bytes.
 pub(crate) fn folder_bytes(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// Names a variant as files and tables do: `uniform-legal`.
+/// Returns an enum variant's name as in files and tables: `uniform-legal`.
 pub(crate) fn word(variant: &impl Serialize) -> String {
     let json = serde_json::to_value(variant).expect("a variant has a JSON form");
     json.as_str().unwrap_or_default().to_owned()

@@ -1,4 +1,4 @@
-//! Where a run's config comes from: a preset, then a file, then `--set`.
+//! Resolves a run's config from a preset, then a file, then `--set`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,9 +14,9 @@ use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
-use crate::eval::positions;
 use crate::input::{name_of_input, read_text, stray_mark};
 use crate::language;
+use crate::player::positions;
 
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 3] = [
@@ -25,56 +25,58 @@ pub(crate) const PRESETS: [(&str, &str); 3] = [
     ("smoke", include_str!("../deploy/configs/smoke.toml")),
 ];
 
-/// What `model.size` stands for.
+/// The keys that each `model.size` expands to.
 const SIZES: &str = "
 nano = { d_model = 64, num_layers = 3, num_heads = 4, num_kv_heads = 2, ff_dim = 192 }
 micro = { d_model = 96, num_layers = 3, num_heads = 6, num_kv_heads = 3, ff_dim = 288 }
 small = { d_model = 128, num_layers = 3, num_heads = 8, num_kv_heads = 4, ff_dim = 384 }
 ";
 
-/// What `train` runs when it is told nothing.
+/// The preset that `train` runs by default.
 pub(crate) const DEFAULT_PRESET: &str = "laptop";
 
-/// A resolved config: what is learned, and how this machine goes about it.
+/// A resolved config: the run's settings, and the settings of this machine.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RunConfig {
-    /// Names default run directories.
+    /// Used in the names of default run directories.
     pub(crate) name: String,
     pub(crate) run: learner::Config,
     pub(crate) local: LocalConfig,
 }
 
 impl RunConfig {
-    /// Names the domains that the run trains on.
+    /// Returns the names of the domains that the run trains on.
     pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
         self.run.domains.iter().map(|domain| domain.name.as_str())
     }
 
-    /// Gives an exam's problems as the run sits it.
+    /// Returns an exam's problems in the form that the run is examined on.
     pub(crate) fn exam(&self, name: &str, split: Split) -> Result<Vec<Problem>> {
         Ok(exam_problems(name, split, self.domains())?)
     }
 }
 
-/// Keys that change when things happen and never what; they are not part of a run's identity.
+/// Keys that affect timing only and never results. They are not part of a run's identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LocalConfig {
     /// Threads that play and train; 0 for all cores.
     pub(crate) threads: usize,
-    /// Sequences decoded side by side.
+    /// Sequences decoded in parallel.
     pub(crate) slots: usize,
     /// Steps between checkpoints.
     pub(crate) checkpoint_every: u64,
-    /// Checkpoints kept.
+    /// Number of checkpoints kept.
     pub(crate) keep_checkpoints: usize,
     /// How much of the journal is kept.
     pub(crate) keep_journal: KeepJournal,
     /// Seconds without an answer after which the run ends with an error.
     pub(crate) stall_seconds: u64,
-    /// Wall time after which the clock ends a run whose config has no number of steps; `--minutes`.
+    /// Seconds that a task may wait for a checker that is unavailable before the run ends with an error.
+    pub(crate) checker_seconds: u64,
+    /// Wall time in minutes after which a run without a number of steps ends; `--minutes`.
     pub(crate) minutes: Option<f64>,
-    /// How a run uses a NATS server, where it has one.
+    /// How a run uses a NATS server, if it has one.
     pub(crate) bus: BusConfig,
 }
 
@@ -82,17 +84,17 @@ pub(crate) struct LocalConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BusConfig {
-    /// Seconds without a word after which what a worker has taken goes to another.
+    /// Seconds without a sign of life from a worker after which the messages it took are redelivered to another.
     pub(crate) ack_wait_seconds: f64,
-    /// Seconds after which a task that nobody was heard of is asked for again.
+    /// Seconds without a sign of progress after which a task is reissued.
     pub(crate) reissue_seconds: f64,
     /// Seconds without a sign of life after which a learner has lost its run.
     pub(crate) lease_seconds: f64,
     /// Servers that keep a copy of each stream.
     pub(crate) num_replicas: usize,
-    /// Share of the tasks that two actors must agree on; 0 where all actors are trusted.
+    /// Share of the tasks that two actors must agree on; 0 if all actors are trusted.
     pub(crate) audit_share: f64,
-    /// What every process does wrong on purpose, to see that it changes nothing.
+    /// Faults that every process injects, to test that they change no result.
     pub(crate) fault: Option<Faults>,
 }
 
@@ -105,12 +107,12 @@ impl LocalConfig {
         std::thread::available_parallelism().map_or(1, usize::from)
     }
 
-    /// After how long a task that nobody was heard of is asked for again.
+    /// Returns the time without a sign of progress after which a task is reissued.
     pub(crate) fn reissue_after(&self) -> Duration {
         Duration::from_secs_f64(self.bus.reissue_seconds)
     }
 
-    /// Gives the share of the tasks that are audited, where any are.
+    /// Returns the share of the tasks that are audited, or `None` if it is 0.
     pub(crate) fn audit_share(&self) -> Option<f64> {
         Some(self.bus.audit_share).filter(|share| *share > 0.0)
     }
@@ -119,7 +121,7 @@ impl LocalConfig {
         Duration::from_secs(self.stall_seconds)
     }
 
-    /// `named` names a key and where it was set.
+    /// Checks the values. `named` returns a key's name with the place where it was set.
     fn validate(&self, named: &dyn Fn(&str) -> String) -> Result<()> {
         let check = |key: &str, expected: &str, got: u64, holds: bool| {
             let key = format!("local.{key}");
@@ -136,6 +138,7 @@ impl LocalConfig {
             check_minutes(&named("local.minutes"), minutes)?;
         }
         check("stall_seconds", "1 or more", self.stall_seconds, self.stall_seconds > 0)?;
+        check("checker_seconds", "1 or more", self.checker_seconds, self.checker_seconds > 0)?;
         check("bus.num_replicas", "1 to 5", self.bus.num_replicas as u64, (1..=5).contains(&self.bus.num_replicas))?;
         let BusConfig { ack_wait_seconds, reissue_seconds, lease_seconds, audit_share, fault, .. } = self.bus;
         let waits = [("ack_wait", ack_wait_seconds), ("reissue", reissue_seconds), ("lease", lease_seconds)];
@@ -156,15 +159,15 @@ impl LocalConfig {
     }
 }
 
-/// Checks a wall time; `named` is where it was set.
+/// Checks a wall time in minutes; `named` is where it was set.
 pub(crate) fn check_minutes(named: &str, minutes: f64) -> Result<()> {
     ensure!(minutes > 0.0 && minutes <= 1e6, "{named}: expected a number over 0, up to 1000000, got {minutes}");
     Ok(())
 }
 
-/// Resolves a preset's name or the path of a TOML file, `key=value` overrides on top, and what other options imply.
+/// Resolves a preset's name or the path of a TOML file, with `key=value` overrides and assignments implied by other options.
 ///
-/// A file states what it changes, and names what it starts from: `preset = "smoke"`. Without that it is a config in full.
+/// A file contains its changes and names its base: `preset = "smoke"`. Without a base it must be a full config.
 pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], implied: &[String]) -> Result<RunConfig> {
     let mut said: Vec<&String> = Vec::new();
     for assignment in overrides {
@@ -174,7 +177,7 @@ pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], implied: &[St
         }
         said.push(assignment);
     }
-    // What is said of a table comes before what is said of its keys, in whatever order they are given.
+    // Apply assignments to a table before those to its keys, in whatever order they are given.
     said.sort_by_key(|assignment| match key_of(assignment) {
         "model.size" => 1,
         key => key.split('.').count(),
@@ -195,24 +198,24 @@ pub(crate) fn resolve(config: Option<&Path>, overrides: &[String], implied: &[St
     from_table(name, table, &Origin { file, overrides })
 }
 
-/// Reads the config that a run directory holds, and lays overrides over it.
+/// Reads the config of a run directory, and applies overrides.
 pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> {
     resolve(Some(&path_in_run(run_dir)?), overrides, &[])
 }
 
-/// Reads a config in full, as [`to_toml`] writes it.
+/// Parses a full config, as [`to_toml`] writes it.
 pub(crate) fn from_toml(name: &str, text: &str) -> Result<RunConfig> {
     from_table(name.to_owned(), text.parse()?, &Origin { file: None, overrides: &[] })
 }
 
-/// Finds the config that a run directory holds.
+/// Returns the path of a run directory's config.
 pub(crate) fn path_in_run(run_dir: &Path) -> Result<PathBuf> {
     let path = run_dir.join("config.toml");
     ensure!(path.exists(), "{}: expected a run directory, with a config.toml", run_dir.display());
     Ok(path)
 }
 
-/// Names a config by its file; that of a run by the run directory, without seed and number.
+/// Returns a config's name: the file's name, or for a run the directory's name without seed and number.
 pub(crate) fn config_name(path: &Path) -> String {
     if path == Path::new("-") {
         return "stdin".to_owned();
@@ -229,30 +232,30 @@ pub(crate) fn config_name(path: &Path) -> String {
     }
 }
 
-/// Writes the config in full.
+/// Returns the full config as TOML.
 pub(crate) fn to_toml(config: &RunConfig) -> Result<String> {
     let mut table = Table::try_from(&config.run)?;
     table.insert("local".to_owned(), Value::try_from(&config.local)?);
     Ok(toml::to_string(&table)?)
 }
 
-/// Checks that a name is a preset's.
+/// Checks that a preset has this name.
 pub(crate) fn expect_preset(name: &str) -> Result<()> {
     let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
     ensure!(names.contains(&name), "preset: expected one of {}, got {name:?}", names.join(", "));
     Ok(())
 }
 
-/// A file of TOML.
+/// A TOML file.
 pub(crate) struct TomlFile {
     pub(crate) path: PathBuf,
     pub(crate) text: String,
 }
 
 impl TomlFile {
-    /// Reads the file as something else than a config that others are laid over.
+    /// Parses the file directly into `T`, without a preset or overrides.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
-        // The parser would take another one.
+        // The parser would accept a second mark.
         ensure!(
             stray_mark(&self.text) != Some(0),
             "{}: expected one byte order mark (U+FEFF) at most, got two",
@@ -273,7 +276,7 @@ impl TomlFile {
         anyhow!("{}{position}: {}{mark}", self.path.display(), error.message())
     }
 
-    /// Says where a byte stands: `, line 3, column 1`.
+    /// Describes the position of a byte: `, line 3, column 1`.
     fn position(&self, offset: usize) -> String {
         let before = &self.text[..offset];
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
@@ -281,7 +284,7 @@ impl TomlFile {
         format!(", line {line}, column {column}")
     }
 
-    /// Finds a key in the file.
+    /// Returns the byte offset of a key in the file.
     fn offset_of(&self, key: &[String]) -> Option<usize> {
         let document = DeTable::parse(&self.text).ok()?;
         let (first, rest) = key.split_first()?;
@@ -304,14 +307,14 @@ impl TomlFile {
     }
 }
 
-/// Where the keys of a config come from, as far as a person wrote them.
+/// The sources of a config's keys, as far as a person wrote them.
 struct Origin<'a> {
     file: Option<TomlFile>,
     overrides: &'a [String],
 }
 
 impl Origin<'_> {
-    /// Names a key and the place where it was set.
+    /// Returns a key's name with the place where it was set.
     fn name(&self, key: &[String]) -> String {
         let dotted = key.join(".");
         if self.overrides.iter().any(|assignment| key_of(assignment) == dotted) {
@@ -323,7 +326,7 @@ impl Origin<'_> {
         })
     }
 
-    /// Reads a table; `prefix` is where it stands in the config.
+    /// Deserializes a table; `prefix` is its path in the config.
     fn read<T: DeserializeOwned>(&self, table: Table, prefix: &str) -> Result<T> {
         serde_path_to_error::deserialize(Value::Table(table)).map_err(
             |error: serde_path_to_error::Error<toml::de::Error>| {
@@ -381,7 +384,7 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
     Ok(RunConfig { name, run, local })
 }
 
-/// Checks on a few problems of every level that their answers can be written in full, and their niches proposed.
+/// Checks on a few problems of every level that their answers fit in full, and that their niches can be proposed.
 fn validate_ladder(config: &learner::Config) -> Result<()> {
     let language = language();
     for entry in &config.domains {
@@ -438,7 +441,7 @@ fn preset(name: &str) -> Option<Table> {
     Some(table)
 }
 
-/// Reads a file, and lays it over the preset that it names.
+/// Reads a file, and merges it into the preset that it names.
 fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
     let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
     let text = read_text(path).with_context(|| {
@@ -449,7 +452,7 @@ fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
     Ok((table, file))
 }
 
-/// Lays a config over the preset that it names; without a name it must be there in full.
+/// Merges a config into the preset that it names. A config without a preset must be complete.
 fn complete(mut own: Table) -> Result<Table> {
     spell_out_size(&mut own)?;
     match own.remove("preset") {
@@ -461,7 +464,7 @@ fn complete(mut own: Table) -> Result<Table> {
         }
         Some(other) => bail!("preset: expected a name, got {other}"),
         None => {
-            // `ladder` has what every config has.
+            // `ladder` has the keys that every config needs.
             let needed = preset("ladder").expect("a preset");
             match needed.keys().find(|key| !own.contains_key(*key)) {
                 None => Ok(own),
@@ -480,7 +483,7 @@ fn overlay(base: &mut Table, over: Table) {
     }
 }
 
-/// Replaces `model.size` by the keys that it stands for; those beside it win.
+/// Replaces `model.size` with the keys that it expands to. Explicit keys take precedence.
 fn spell_out_size(config: &mut Table) -> Result<()> {
     let Some(model) = config.get_mut("model").and_then(Value::as_table_mut) else { return Ok(()) };
     let Some(size) = model.remove("size") else { return Ok(()) };
@@ -489,7 +492,7 @@ fn spell_out_size(config: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// Looks up a size.
+/// Returns the keys of a `model.size`.
 fn shape(size: &Value) -> Result<Table> {
     let sizes: Table = SIZES.parse().expect("a constant");
     let shape = size.as_str().and_then(|name| sizes.get(name)).and_then(Value::as_table);
@@ -497,7 +500,7 @@ fn shape(size: &Value) -> Result<Table> {
     shape.cloned().with_context(|| format!("model.size: expected one of {}, got {size}", names()))
 }
 
-/// Keys that a config can do without.
+/// Optional keys of a config.
 const MAY_BE_ABSENT: [&str; 6] = [
     "self_play",
     "learner.policy_gradient",
@@ -507,7 +510,7 @@ const MAY_BE_ABSENT: [&str; 6] = [
     "local.bus.fault",
 ];
 
-/// Whether an assignment is about this key: it names it, or a table with a value for it.
+/// Whether an assignment sets this key, directly or through a table with a value for it.
 pub(crate) fn sets(assignment: &str, key: &str) -> bool {
     let named = key_of(assignment);
     let Some(rest) = key.strip_prefix(named) else { return false };
@@ -524,17 +527,17 @@ fn key_of(assignment: &str) -> &str {
     assignment.split('=').next().unwrap_or_default()
 }
 
-/// Reads a value as TOML; a bare word is a string.
+/// Parses a value as TOML; a bare word is a string.
 fn parsed(value: &str) -> Value {
     let table = format!("value = {value}").parse::<Table>();
     table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(value.to_owned()))
 }
 
-/// Carries out `learner.learning_rate=1e-3`; an empty value removes the key.
+/// Applies an assignment such as `learner.learning_rate=1e-3`. An empty value removes the key.
 fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) =
         assignment.split_once('=').with_context(|| format!("--set: expected key=value, got {assignment:?}"))?;
-    // TOML would take the next line for another key.
+    // TOML would read the next line as another key.
     ensure!(!assignment.contains(['\n', '\r']), "--set: expected one key=value on one line, got {assignment:?}");
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().unwrap_or_default();
@@ -577,7 +580,7 @@ mod tests {
         }
     }
 
-    /// What `config` prints of a preset is that preset, with all that it does without.
+    /// The output of `config` for a preset reads back as that preset, including its absent keys.
     #[test]
     fn a_config_in_full_is_laid_over_nothing() {
         let folder = tempfile::tempdir().unwrap();

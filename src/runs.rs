@@ -1,4 +1,4 @@
-//! `runs`: what a NATS server holds of runs, who leads them, and how what nobody leads is removed.
+//! `runs`: lists the runs on a NATS server and their learners, and removes runs without a learner.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,20 +22,20 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What a server holds of a run.
+/// A run as a server stores it.
 #[derive(Debug, Serialize)]
 struct Run {
     id: String,
-    /// The name of its config; absent where no learner of this build announced it.
+    /// The name of its config; absent if no learner of this build announced it.
     config: Option<String>,
     is_over: bool,
-    /// Whether it has a learner.
+    /// Whether the run has a learner that is alive.
     lives: bool,
-    /// Machine, process and run directory of its learner, or of the last one that did not leave in order.
+    /// Machine, process and run directory of its learner, or of the last one that did not leave cleanly.
     learner: Option<String>,
-    /// For how long that has had the run.
+    /// For how long that learner has led the run.
     leads_for_seconds: Option<f64>,
-    /// How long ago the learner was there, or left.
+    /// Time since the learner was last seen, or left.
     last_alive_seconds_ago: Option<f64>,
     step: Option<u64>,
     num_bytes: u64,
@@ -43,7 +43,7 @@ struct Run {
     streams: Vec<String>,
 }
 
-/// How long a server may be away: somebody waits for the answer.
+/// Maximum time to wait for a server. Short, because a person waits for the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         let remover = identity("autodidact runs --remove".as_ref())?;
         match server.remove(id, streams, &remover).await {
-            // It began to live meanwhile.
+            // A learner took the run in the meantime.
             Err(error @ bus::Error::Taken { .. }) => match server.leader(id).await? {
                 Some(leader) if leader.lives => bail!(lives(&leader)),
                 _ => return Err(error.into()),
@@ -83,19 +83,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 type Found = (Run, Option<Leader>, Vec<StreamUse>);
 
-/// Finds all runs: those that are announced, and those of which only streams are left, which are known by their course.
+/// Finds all runs: announced runs, and runs of which only streams are left, which are identified by their fingerprint.
 async fn find(server: &Server) -> Result<Vec<Found>> {
     let announced: BTreeSet<String> = server.announced_runs().await?.into_iter().collect();
     let mut streams = BTreeMap::<String, Vec<StreamUse>>::new();
     for stream in server.stream_uses().await? {
-        streams.entry(run_of(&stream.course, &announced).to_owned()).or_default().push(stream);
+        streams.entry(run_of(&stream.fingerprint, &announced).to_owned()).or_default().push(stream);
     }
     let ids: BTreeSet<String> = announced.into_iter().chain(streams.keys().cloned()).collect();
     let mut found = Vec::new();
     for id in ids {
         let (announced, leader) = (read(server, &id).await?, server.leader(&id).await?);
         let streams = streams.remove(&id).unwrap_or_default();
-        // It was removed, or never begun: the server remembers the name alone.
+        // The run was removed or never started: the server keeps only its name.
         let has_learner = leader.as_ref().is_some_and(|leader| leader.name.is_some());
         if matches!(announced, Ok(None)) && !has_learner && streams.is_empty() {
             continue;
@@ -124,12 +124,12 @@ async fn find(server: &Server) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// Returns the run that takes a course, `RUN-DIGEST` or the digest alone; where it is not known, the course itself.
-fn run_of<'a>(course: &'a str, announced: &BTreeSet<String>) -> &'a str {
+/// Returns the run of a fingerprint, which is `RUN-DIGEST` or the digest alone; for an unknown run, the fingerprint itself.
+fn run_of<'a>(fingerprint: &'a str, announced: &BTreeSet<String>) -> &'a str {
     let is_digest = |digest: &str| digest.len() == 12 && digest.chars().all(|digit| digit.is_ascii_hexdigit());
-    match course.rsplit_once('-') {
+    match fingerprint.rsplit_once('-') {
         Some((run, digest)) if is_digest(digest) && announced.contains(run) => run,
-        _ => course,
+        _ => fingerprint,
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_course_is_of_the_run_that_takes_it() {
         let announced = BTreeSet::from(["mine", "a-0123456789ab", "0123456789ab"].map(str::to_owned));
-        for (course, run) in [
+        for (fingerprint, run) in [
             ("mine-0123456789ab", "mine"),
             ("0123456789ab", "0123456789ab"),
             ("a-0123456789ab-0123456789ab", "a-0123456789ab"),
@@ -179,7 +179,7 @@ mod tests {
             ("mine-x", "mine-x"),
             ("other-0123456789ab", "other-0123456789ab"),
         ] {
-            assert_eq!(run_of(course, &announced), run, "{course}");
+            assert_eq!(run_of(fingerprint, &announced), run, "{fingerprint}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! What asks this process to stop: Ctrl-C, SIGTERM, and SIGHUP, which a terminal sends that goes away.
+//! Signals that ask this process to stop: Ctrl-C, SIGTERM, and SIGHUP, which a closing terminal sends.
 //!
-//! One thread hears them, whatever the others are busy with. A command that has something to put in order says so before its
-//! first wait ([`stop_in_order`]); of any other command the first signal is the end, as it is by default.
+//! A separate thread receives them, so that busy threads do not delay them. A command that needs a clean shutdown calls
+//! [`stop_in_order`] before its first wait. For any other command the first signal ends the process, as by default.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,18 +14,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::report::note;
 
-/// What the first signal sets in motion; without it, it ends the process.
+/// The action of the first signal. If it is `None`, the first signal ends the process.
 static ORDER: Mutex<Option<Order>> = Mutex::new(None);
 
 struct Order {
     shutdown: CancellationToken,
     how: &'static str,
-    /// A process of ours that no terminal reaches.
+    /// A child process that gets no signals from the terminal.
     child: Option<Pid>,
 }
 
-/// Starts to listen for a command that stops in order: the first signal cancels the token, and a person is told `how` the
-/// command ends. A second one ends the process at once.
+/// Starts signal handling for a command that shuts down cleanly: the first signal cancels the token, and a note says `how`
+/// the command ends. A second signal ends the process at once.
 ///
 /// # Errors
 /// When the system refuses a handler or a thread.
@@ -37,8 +37,8 @@ pub(crate) fn stop_in_order(how: &'static str) -> Result<CancellationToken> {
     Ok(shutdown)
 }
 
-/// Listens for a command that has nothing to put in order, where it is process 1 of a container: that one has no default for
-/// signals, and the kernel drops each that nobody listens for.
+/// Starts signal handling for a command without a clean shutdown if it is process 1 of a container. Process 1 has no default
+/// signal actions: the kernel drops every signal without a handler.
 ///
 /// # Errors
 /// When the system refuses a handler or a thread.
@@ -46,7 +46,7 @@ pub(crate) fn listen_as_process_1() -> Result<()> {
     if std::process::id() == 1 { listen() } else { Ok(()) }
 }
 
-/// Passes signals on to a process for as long as the result lives.
+/// Forwards signals to a process until the result is dropped.
 pub(crate) fn pass_on_to(child: Pid) -> PassedOn {
     set_child(Some(child));
     PassedOn
@@ -81,7 +81,7 @@ fn listen() -> Result<()> {
         signal(SignalKind::from_raw(signal_ as i32)).with_context(|| format!("listen for {signal_}"))
     };
     let (mut interrupts, mut terminations) = (handle(Signal::SIGINT)?, handle(Signal::SIGTERM)?);
-    // Whoever starts a process with SIGHUP ignored, as nohup does, wants it to outlive the terminal.
+    // A process started with SIGHUP ignored, as by nohup, must outlive the terminal.
     let mut hangups = if is_ignored(Signal::SIGHUP) { None } else { Some(handle(Signal::SIGHUP)?) };
     let hear = async move {
         let mut is_first = true;
@@ -102,22 +102,22 @@ fn listen() -> Result<()> {
 fn obey(heard: Signal, is_first: bool) {
     let order = lock();
     if let Some(child) = order.as_ref().and_then(|order| order.child) {
-        // It may have ended just now.
+        // The child may have just ended.
         let _ = kill(child, heard);
     }
     match order.as_ref() {
         Some(Order { shutdown, how, .. }) if is_first => {
-            // Said first: what has nothing to put in order is gone at once.
+            // Print the note before cancelling: a command with nothing to clean up ends at once.
             note(format_args!("stopping: {how} (again quits at once)"));
             shutdown.cancel();
         }
-        // A terminal that goes away may say so twice: the shell does, and so does the kernel.
+        // A closing terminal may cause two SIGHUPs: one from the shell and one from the kernel.
         Some(_) if heard == Signal::SIGHUP => {}
         _ => std::process::exit(128 + heard as i32),
     }
 }
 
-/// Whether this process was started with a signal ignored. Linux alone says.
+/// Whether this process was started with a signal ignored. Known on Linux only; elsewhere false.
 fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

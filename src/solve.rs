@@ -1,4 +1,4 @@
-//! `solve`: one problem, answered by a run.
+//! `solve`: answers one problem with a run.
 
 use std::path::PathBuf;
 
@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result};
 use domains::{domain, problem_from_json};
 use proto::{Problem, TokenId, Verdict};
 
-use crate::eval::{Player, load};
 use crate::input::{json, strip_mark};
 use crate::language;
+use crate::player::{Player, load};
 use crate::report::{print, word};
 
 #[derive(clap::Args)]

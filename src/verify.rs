@@ -1,4 +1,4 @@
-//! `verify`: answers in, verdicts out, one line for one line.
+//! `verify`: reads answers and writes verdicts, one output line per input line.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ pub(crate) struct Args {
     file: Option<PathBuf>,
 }
 
-/// How much people are told of what is wrong with a line, which may be long.
+/// Maximum length of the error message about a line, which may be long.
 const MAX_ERROR_CHARS: usize = 600;
 
 pub(crate) fn run(args: &Args) -> Result<()> {

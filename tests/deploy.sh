@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks the files in deploy/ as far as that goes without a container engine, a cluster or a network. Needs the binary, for
-# its keys and its arguments.
+# Checks the files in deploy/ as far as possible without a container engine, a cluster or a network. Needs the binary, to
+# create keys and to check arguments.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -22,12 +22,12 @@ check kubernetes-validate --strict --quiet deploy/k8s/*.yaml deploy/k8s/gpu/*.ya
 
 check promtool check config deploy/prometheus/prometheus.yml
 check promtool test rules deploy/prometheus/rules_test.yml
-# Debian builds promtool without the discovery of pods: everything else of that file is checked.
+# Debian's promtool has no pod discovery, so this checks the rest of that file.
 cp deploy/prometheus/rules.yml "$scratch"
 check python3 tests/deploy.py without-discovery deploy/prometheus/kubernetes.yml "$scratch/kubernetes.yml"
 check promtool check config "$scratch/kubernetes.yml"
 
-# What the servers of the cluster read, with keys as docs/deploy.md has them made. /etc/nats is their folder.
+# Checks the config of the cluster's NATS servers, with keys created as in docs/deploy.md. Their folder is /etc/nats.
 check autodidact keys init "$scratch/keys" --actors 2 --verifiers 1 --host nats
 check python3 tests/deploy.py nats-config deploy/k8s/nats.yaml "$scratch"
 check env POD_NAME=nats-0 nats-server -t --config "$scratch/nats.conf"
@@ -35,7 +35,7 @@ check env POD_NAME=nats-0 nats-server -t --config "$scratch/nats.conf"
 check python3 tests/deploy.py arguments deploy/compose.yaml deploy/k8s/*.yaml deploy/k8s/gpu/*.yaml
 check python3 tests/deploy.py metrics deploy/prometheus/rules.yml docs/metrics.md
 
-# A run that is not there begins, one that is there goes on.
+# A new run begins; an existing run resumes.
 mkdir "$scratch/bin" "$scratch/run"
 printf '#!/bin/sh\necho "$*"\n' >"$scratch/bin/autodidact"
 chmod +x "$scratch/bin/autodidact"

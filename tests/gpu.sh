@@ -1,20 +1,33 @@
 #!/bin/sh
-# On a machine with an NVIDIA GPU and the CUDA toolkit: the test body of every backend, `smoke` with learner and actor on the GPU, and the benchmarks
-# beside those of the CPU. `sh tests/gpu.sh [OUT]` leaves the figures in OUT, by default target/gpu.
+# Runs the tests of the backends, `smoke` with learner and actor on the GPU, and the benchmarks of GPU and CPU. Needs an NVIDIA
+# GPU and the CUDA toolkit. `sh tests/gpu.sh [OUT]` writes the results to OUT, by default target/gpu.
 set -eu
+mkdir -p "${1:-.}"
+given=$(cd "${1:-.}" && pwd)
 cd "$(dirname "$0")/.."
-out=${1:-"${CARGO_TARGET_DIR:-$PWD/target}/gpu"}
+target="${CARGO_TARGET_DIR:-$PWD/target}"
+out="$target/gpu"
+[ $# -eq 0 ] || out=$given
 mkdir -p "$out"
 command -v nvidia-smi >/dev/null 2>&1 || { echo "expected a machine with an NVIDIA GPU, found no nvidia-smi" >&2; exit 1; }
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/gpu.txt"
+
+# Saves and prints the output of a command, and exits if the command fails.
+keep() {
+    file="$out/$1"
+    shift
+    "$@" >"$file" 2>&1 || { cat "$file" >&2; exit 1; }
+    cat "$file"
+}
+
 optimised="profile.release.package.candle-core.opt-level=3"
-cargo test --release --features cuda --config "$optimised" --package autodidact-policy --test backends 2>&1 | tee "$out/backends.txt"
+keep gpu.txt nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+keep backends.txt cargo test --release --features cuda --config "$optimised" --package autodidact-policy --test backends
 cargo build --release --features cuda --config "$optimised"
-autodidact="${CARGO_TARGET_DIR:-$PWD/target}/release/autodidact"
 rm -rf "$out/smoke"
-"$autodidact" train smoke --run-dir "$out/smoke" --set learner.device=cuda --set actor.device=cuda --json | tee "$out/smoke.json"
+keep smoke.json "$target/release/autodidact" train smoke --run-dir "$out/smoke" --set learner.device=cuda --set actor.device=cuda --json
 for what in decode train; do
     for device in cpu cuda; do
-        "$autodidact" bench "$what" --device "$device" --threads 0 --d-model 512 --batch 256 --json | tee "$out/bench-$what-$device.json"
+        keep "bench-$what-$device.json" \
+            "$target/release/autodidact" bench "$what" --device "$device" --threads 0 --d-model 512 --batch 256 --json
     done
 done

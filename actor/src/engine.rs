@@ -35,7 +35,7 @@ pub struct LoadedVersion {
 type Newest = Arc<Mutex<Option<LoadedVersion>>>;
 
 type GroupSender = mpsc::UnboundedSender<Result<Group, Error>>;
-/// Where finished groups come out.
+/// Receives finished groups.
 pub(crate) type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
 
 /// One rollout to play.
@@ -43,7 +43,7 @@ pub(crate) type GroupReceiver = mpsc::UnboundedReceiver<Result<Group, Error>>;
 struct Job {
     group: Arc<OpenGroup>,
     attempt: usize,
-    /// What was there to play it with when it came.
+    /// The version available when it was submitted.
     version: LoadedVersion,
 }
 
@@ -54,7 +54,7 @@ struct OpenGroup {
     played: Mutex<Vec<Option<Played>>>,
 }
 
-/// A rollout, its sets not yet entered in the group's dictionary.
+/// A rollout whose sets are not yet entered in the group's dictionary.
 #[derive(Debug)]
 struct Played {
     tokens: Vec<TokenId>,
@@ -65,8 +65,8 @@ struct Played {
 }
 
 impl Engine {
-    /// Starts the threads, which play in a language, as many as the weights to come are played in; groups come out of the receiver as they are finished, and so does the panic of a
-    /// thread.
+    /// Starts the threads, as many as the device plays with. The receiver returns each group when it is finished, and the error
+    /// or panic of a thread.
     pub fn start(config: Config, language: Arc<dyn Language>) -> (Engine, GroupReceiver) {
         let (jobs, job_receiver) = unbounded();
         let (groups, group_receiver) = mpsc::unbounded_channel();
@@ -92,15 +92,15 @@ impl Engine {
         (Engine { jobs, newest }, group_receiver)
     }
 
-    /// Takes a version for whatever is free-running, from the next token on.
+    /// Announces a version, which free-running rollouts use from the next token on.
     pub fn announce(&self, version: LoadedVersion) {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
     }
 
-    /// Takes a task to play.
+    /// Queues the rollouts of a task.
     ///
     /// # Errors
-    /// [`Error::EngineStopped`] when the threads are gone.
+    /// [`Error::EngineStopped`] when the threads have ended.
     pub fn submit(&self, task: Task, version: LoadedVersion) -> Result<(), Error> {
         let num_rollouts = task.num_rollouts as usize;
         let played = Mutex::new((0..num_rollouts).map(|_| None).collect());
@@ -113,7 +113,7 @@ impl Engine {
     }
 }
 
-/// Reads what a thread said when it panicked.
+/// Returns the message of a panic.
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("no text").to_owned()
@@ -127,11 +127,11 @@ struct Active {
     played: Played,
     /// Tokens that the network has not seen yet.
     pending: Vec<TokenId>,
-    /// What is legal next.
+    /// Legal next tokens.
     legal: LegalTokens,
 }
 
-/// The loop of one thread: fill slots, run the network once, draw one token for each slot.
+/// Runs the loop of one thread: fills slots, runs the network once, draws one token for each slot.
 fn play(
     language: &dyn Language,
     jobs: &Receiver<Job>,
@@ -224,23 +224,23 @@ fn newer(newest: &Newest, policy_version: u64) -> Option<LoadedVersion> {
 }
 
 impl Job {
-    /// Chooses the version to begin with.
+    /// Returns the version to begin with.
     fn version(&self, newest: &Newest) -> LoadedVersion {
         let newer = self.group.task.free_running.then(|| newer(newest, self.version.policy_version)).flatten();
         newer.unwrap_or_else(|| self.version.clone())
     }
 }
 
-/// A job that was taken up.
+/// A job that was started.
 enum Begun {
-    /// The network is to choose its next token.
+    /// The network chooses its next token.
     Playing(Box<Active>),
-    /// It was played without the network; with its group, if that is complete.
+    /// It ended without the network. Holds its group, if that is complete.
     Over(Option<Group>),
     Failed(Error),
 }
 
-/// Opens a rollout and plays it as far as it needs no network.
+/// Opens a rollout and plays it until it needs the network.
 fn begin(language: &dyn Language, job: Job, policy_version: u64, max_positions: usize) -> Begun {
     match open(language, job, policy_version, max_positions) {
         Ok(mut active) => {
@@ -281,7 +281,7 @@ fn open(language: &dyn Language, job: Job, policy_version: u64, max_positions: u
     Ok(Active { pending: episode.prompt().to_vec(), episode, rng, played, legal, job })
 }
 
-/// Draws a legal token, each as likely as the others; returns the log-probability of that with it.
+/// Draws a legal token uniformly and returns it with its log-probability.
 fn draw_uniformly(legal: &LegalTokens, vocabulary_size: usize, rng: &mut CounterRng) -> (TokenId, f32) {
     let num_legal = match legal {
         LegalTokens::Any => vocabulary_size,
@@ -296,13 +296,13 @@ fn draw_uniformly(legal: &LegalTokens, vocabulary_size: usize, rng: &mut Counter
 }
 
 impl Active {
-    /// Asks for the next token.
+    /// Returns the draw of the next token.
     fn draw(&mut self) -> Draw<'_> {
         let temperature = self.job.group.task.sampling.temperature;
         Draw { legal: &self.legal, temperature, rng: &mut self.rng }
     }
 
-    /// Appends a chosen token and whatever it forces. Returns whether the rollout is over.
+    /// Appends a chosen token and the tokens that it forces. Returns whether the rollout is over.
     fn choose(&mut self, token: TokenId, logprob: f32) -> bool {
         let legal = std::mem::replace(&mut self.legal, LegalTokens::Only(TokenSet::default()));
         self.played.choices.push((self.played.tokens.len(), legal));
@@ -330,7 +330,7 @@ impl Active {
         }
     }
 
-    /// Has the next token drawn by newer weights, which have to see everything.
+    /// Switches to newer weights, which must read the whole sequence again.
     fn go_on_with(&mut self, policy_version: u64) {
         let Played { tokens, choices, versions, .. } = &mut self.played;
         let last = versions.last_mut().expect("a rollout begins with a version");
@@ -354,7 +354,7 @@ impl Active {
 }
 
 impl OpenGroup {
-    /// Enters a rollout. Returns the group if it was the last one.
+    /// Records a finished rollout. Returns the group if it was the last one.
     fn finish(self: Arc<OpenGroup>, attempt: usize, rollout: Played) -> Option<Group> {
         let mut played = self.played.lock().unwrap_or_else(PoisonError::into_inner);
         played[attempt] = Some(rollout);

@@ -1,8 +1,8 @@
-//! The actor: turns tasks into groups of rollouts. Tokens only: it never sees a key or an expected answer.
+//! The actor: turns tasks into groups of rollouts. It handles only tokens, never a key or an expected answer.
 //!
-//! [`run`] takes tasks from the bus and hands their rollouts to the threads of an [`Engine`], which play
-//! many tasks at once and return each group when its last rollout ends. What a rollout says depends on its task, its
-//! number and the weights, and on nothing else: not on slots, threads, or what is played beside it.
+//! [`run`] takes tasks from the bus and hands their rollouts to the threads of an [`Engine`], which play many tasks at once and
+//! return each group when its last rollout ends. A rollout's content depends only on its task, its number and the weights: not on
+//! slots, threads, or other rollouts.
 
 pub mod engine;
 
@@ -21,18 +21,18 @@ use tokio_util::sync::CancellationToken;
 
 use engine::{Engine, GroupReceiver, LoadedVersion};
 
-/// How an actor uses its machine. But for the device, it changes when rollouts come, never what they say.
+/// How an actor uses its machine. Except for the device, the settings change when rollouts finish, never their content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where the policy plays.
+    /// The device that the policy plays on.
     pub device: Device,
-    /// Threads that play on the CPU; a device of candle has threads of its own.
+    /// Threads that play on the CPU; a candle device has its own threads.
     pub num_threads: usize,
     /// Sequences in flight, over all threads.
     pub num_slots: usize,
 }
 
-/// What an actor did.
+/// Counts of an actor's work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Groups returned.
@@ -41,45 +41,45 @@ pub struct Summary {
     pub num_tokens: u64,
 }
 
-/// What can go wrong in an actor.
+/// Errors of an actor.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    /// The weights are not what their digest says, or are no weights at all.
+    /// The weights do not match their digest, or cannot be read.
     #[error("weights {expected:?}: {reason}")]
     Weights {
         /// The digest that the task names.
         expected: Digest,
-        /// What is wrong.
+        /// Why they are rejected.
         reason: String,
     },
     /// The task cannot be played.
     #[error("task {task:?}: {reason}")]
     Task {
-        /// Which task.
+        /// The task.
         task: TaskId,
-        /// Why not.
+        /// Why it cannot be played.
         reason: String,
     },
     /// The device failed.
     #[error("thread {thread}: {source}")]
     Policy {
-        /// Which thread it failed in.
+        /// The thread in which it failed.
         thread: String,
-        /// How.
+        /// The cause.
         source: policy::Error,
     },
-    /// There is no such device.
+    /// The device cannot be opened, or cannot hold the weights.
     #[error(transparent)]
     Device(policy::Error),
-    /// A thread panicked; what it was playing is lost.
+    /// A thread panicked; the rollouts that it was playing are lost.
     #[error("thread {thread} panicked: {text}")]
     Panicked {
-        /// Which thread.
+        /// The thread.
         thread: String,
-        /// What it said.
+        /// The panic message.
         text: String,
     },
     /// The threads are gone.
@@ -87,16 +87,16 @@ pub enum Error {
     EngineStopped,
 }
 
-/// How many versions are kept unpacked: the one that is played, the next, and an exam's.
+/// How many versions are kept loaded: the one that is played, the next, and an exam's.
 const KEPT_VERSIONS: usize = 4;
 
-/// After how long a task is tried again whose weights could not be had.
+/// Delay before a task whose weights were unavailable is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// Plays tasks from the bus until told to stop; what is unfinished then goes to others.
+/// Plays tasks from the bus until told to stop, then hands unfinished tasks back for other actors.
 ///
 /// # Errors
-/// Any [`Error`]: a task that fails is a fault, never a rollout.
+/// Any [`Error`]: a failed task is a fault, never a rollout.
 pub async fn run(
     config: Config,
     language: Arc<dyn Language>,
@@ -130,20 +130,20 @@ struct Actor {
     backend: Backend,
     engine: Engine,
     groups: GroupReceiver,
-    /// Rollouts that are taken on at a time: those in slots, and as many to follow. What others could play is left to them.
+    /// Maximum number of rollouts held at a time: those in slots, and as many to follow. The rest is left to other actors.
     max_rollouts: usize,
-    /// Tasks that are being played, and then those whose weights are on the way.
+    /// Tasks being played (`held`), and tasks whose weights are being fetched (`parked`).
     held: Vec<Delivery<Task>>,
     parked: Vec<Delivery<Task>>,
     versions: VecDeque<(Digest, Weights)>,
     fetches: JoinSet<(Digest, Result<Weights, Error>)>,
     fetching: BTreeSet<Digest>,
-    /// Of a free-running run: the weights that were announced last, those of them that are on the way, and the newest that are
-    /// here.
+    /// In a free-running run: the version announced last, the announced version that is being fetched, and the newest loaded
+    /// version.
     announced: Option<Version>,
     coming: Option<Version>,
     newest: Option<LoadedVersion>,
-    /// The weights that could not be had last, and when that was.
+    /// The weights whose last fetch failed, and when.
     refused: Option<(Digest, Instant)>,
     summary: Summary,
 }
@@ -152,7 +152,7 @@ impl Actor {
     async fn run(mut self, shutdown: CancellationToken) -> Result<Summary, Error> {
         let bus = self.bus.clone();
         let mut beats = tokio::time::interval(BEAT_EVERY);
-        // Kept over the turns of the loop: a wait that is begun anew each time may never end.
+        // Kept across iterations: a wait that restarts in each of them may never end.
         let (mut next, mut versions) = (bus.next_task(), bus.next_version());
         loop {
             let has_room = self.num_rollouts() < self.max_rollouts;
@@ -161,7 +161,7 @@ impl Actor {
                 group = self.groups.recv() => {
                     let group = group.ok_or(Error::EngineStopped)??;
                     tokio::select! {
-                        // Unpublished, it is handed back with the rest.
+                        // The task of an unpublished group is handed back with the rest.
                         () = shutdown.cancelled() => break,
                         published = self.publish(group) => published?,
                     }
@@ -206,7 +206,7 @@ impl Actor {
         let digest = body.weights;
         let mut taken = self.held.iter_mut().chain(&mut self.parked);
         if let Some(taken) = taken.find(|taken| taken.message.body == *body) {
-            // Its group is on the way. The same message again takes the place of the first: what is said of one is said of both.
+            // Its group is in work. A redelivery of the same message replaces the first: acknowledging one acknowledges both.
             if taken.message.envelope == task.message.envelope {
                 *taken = task;
                 return Ok(());
@@ -229,7 +229,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Returns weights that are here.
+    /// Returns weights that are loaded already.
     fn weights(&self, digest: Digest) -> Option<Weights> {
         self.versions.iter().find(|(known, _)| *known == digest).map(|(_, weights)| weights.clone())
     }
@@ -241,8 +241,8 @@ impl Actor {
         }
     }
 
-    /// Has what is free-running played by the weights that were announced last, as soon as they are here. They are fetched one
-    /// version at a time: where that takes longer than a step, those that were announced meanwhile are skipped, not these.
+    /// Switches free-running tasks to the weights announced last, once these are loaded. Fetches one version at a time: if that
+    /// takes longer than a step, the versions announced meanwhile are skipped, not the one being fetched.
     fn play_newest(&mut self) {
         let Some(Version { policy_version, weights }) = self.announced else { return };
         if let Some(weights) = self.weights(weights) {
@@ -258,7 +258,7 @@ impl Actor {
         self.newest = Some(newest);
     }
 
-    /// Plays the tasks that waited for a version; without it, they wait elsewhere.
+    /// Submits the tasks that waited for a version, or hands them back if it is unavailable.
     async fn arrived(&mut self, digest: Digest, weights: Result<Weights, Error>) -> Result<(), Error> {
         self.fetching.remove(&digest);
         let came = self.coming.take_if(|coming| coming.weights == digest);
@@ -276,14 +276,14 @@ impl Actor {
                 }
                 self.versions.push_front((digest, weights));
                 self.versions.truncate(KEPT_VERSIONS);
-                // There may be newer ones by now.
+                // A newer version may be announced by now.
                 self.play_newest();
             }
             Err(
                 error @ (Error::Bus(bus::Error::NoWeights { .. } | bus::Error::BadWeights { .. })
                 | Error::Weights { .. }),
             ) => {
-                // The learner stores them again, or announces others; until then what is there already is played.
+                // The learner stores the weights again, or announces others. Until then the actor plays loaded versions.
                 if !waited.is_empty() || self.refused.is_none_or(|(refused, _)| refused != digest) {
                     tracing::warn!("{} tasks wait: {error}", waited.len());
                 }
@@ -300,7 +300,7 @@ impl Actor {
         Ok(())
     }
 
-    /// Sends a group on its way; only then is its task done.
+    /// Publishes a group, and only then acknowledges its task.
     async fn publish(&mut self, group: Group) -> Result<(), Error> {
         let Some(index) = self.held.iter().position(|held| held.message.body == group.task) else { return Ok(()) };
         let num_tokens = group.rollouts.iter().map(|rollout| rollout.tokens.len() as u64).sum::<u64>();
@@ -314,11 +314,11 @@ impl Actor {
 
 async fn fetch(bus: &dyn Bus, digest: Digest, backend: Backend) -> Result<Weights, Error> {
     let bytes = bus.get_weights(digest).await?;
-    // Large weights take a while, in which what is being played must be kept alive.
+    // Loading large weights takes a while, and heartbeats must continue meanwhile.
     run_blocking(move || load(digest, &bytes, &backend)).await
 }
 
-/// Reads weights, checks that they are the ones that were asked for, and places them where they are played.
+/// Reads weights, checks them against the requested digest, and places them on the device.
 ///
 /// # Errors
 /// [`Error::Weights`]; [`Error::Device`] when the device has no room.

@@ -27,7 +27,7 @@ fn config() -> ModelConfig {
     }
 }
 
-/// Weights of a seed, as version 5.
+/// Returns the weights of a seed, as version 5.
 fn weights(seed: u64) -> LoadedVersion {
     let weights = Backend::Cpu.load(&config(), &Params::init(&config(), seed)).unwrap();
     LoadedVersion { policy_version: 5, weights }
@@ -111,7 +111,7 @@ fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
     assert!(error.to_string().contains("model.max_positions = 32, got 7 + 30"), "{error}");
 }
 
-/// Weights of a network that knows fewer tokens than problems have: a fault of whoever made them, which nobody waits out.
+/// The vocabulary of the network is smaller than the one of problems. This is a bug, so the actor must not retry.
 #[test]
 fn a_thread_that_panics_is_a_fault_with_its_text() {
     let config = ModelConfig { vocabulary_size: 16, ..config() };
@@ -126,7 +126,7 @@ fn a_thread_that_panics_is_a_fault_with_its_text() {
     assert!(error.to_string().contains("panicked: range start index"), "{error}");
 }
 
-/// Bytes under a version's name that are not its weights: what is there already is played, and then the next version.
+/// The bytes stored under a version's digest are not its weights: the actor keeps its old weights until the next version.
 #[tokio::test(flavor = "multi_thread")]
 async fn newer_weights_that_are_refused_leave_the_old_ones() {
     let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
@@ -140,7 +140,7 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
         bus.put_weights(digest, bytes.into()).await.unwrap();
         digest
     };
-    // Large, so that they are still being read when the newest are announced.
+    // Large, so that the actor is still reading them when the newest are announced.
     let large = ModelConfig { d_model: 256, num_layers: 4, ff_dim: 1024, ..config() };
     let [old, spoilt, newest] =
         [store(&config(), 1, false).await, store(&large, 2, true).await, store(&config(), 3, false).await];
@@ -177,8 +177,8 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
     assert_eq!(actor.await.unwrap().unwrap().num_groups, u64::from(index));
 }
 
-/// Weights that are announced in the middle of a rollout draw its next tokens, as if they had read it from the start; and
-/// every token says whose it is.
+/// Weights announced in the middle of a rollout draw its next tokens, as if they had read it from the start. Every token
+/// names its version.
 #[test]
 fn newer_weights_take_over_what_is_free_running() {
     let config = config();

@@ -10,23 +10,23 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{Bus, Delivery, Error, Receipt};
+use crate::{Bus, Delivery, Error, Keys, Presence, Queues, Receipt, WeightStore};
 
-/// How often a bus misbehaves on purpose; each a share of the messages that are taken from a queue.
+/// Rates of injected faults, each a fraction of the messages that are taken from a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Faults {
-    /// Acknowledged and never seen again.
+    /// Messages that are acknowledged and never delivered.
     pub drop: f64,
-    /// Delivered twice.
+    /// Messages that are delivered twice.
     pub duplicate: f64,
-    /// Delivered after later ones.
+    /// Messages that are delivered after later ones.
     pub reorder: f64,
-    /// Which of them it hits; the order of messages has a say in that too.
+    /// Seed that selects the affected messages; their order has an influence too.
     pub seed: u64,
 }
 
-/// How often it did.
+/// Counts of injected faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultCounts {
     /// Messages dropped.
@@ -52,10 +52,10 @@ struct Dice {
     counts: FaultCounts,
 }
 
-/// What is delivered later.
+/// Messages that are delivered later, with their due times.
 type Late<T> = Mutex<Vec<(Instant, Delivery<T>)>>;
 
-/// How late a message may come, at most: long enough for others to overtake it.
+/// The longest delay of a message: long enough for others to overtake it.
 const MAX_DELAY: Duration = Duration::from_millis(100);
 
 type Next<'a, T> = Pin<Box<dyn Future<Output = Result<Delivery<T>, Error>> + Send + 'a>>;
@@ -81,7 +81,7 @@ impl Faulty {
         }
     }
 
-    /// Tells what it has done so far.
+    /// Returns the counts of faults so far.
     pub fn counts(&self) -> FaultCounts {
         self.dice.lock().unwrap_or_else(PoisonError::into_inner).counts
     }
@@ -104,7 +104,7 @@ impl Faulty {
         }
     }
 
-    /// Takes from a queue, or from what is late, whichever is due first.
+    /// Takes the next message from the queue or from the delayed ones, whichever is due first.
     async fn next<'a, T: Clone + Send + Sync + 'static>(
         &'a self,
         late: &'a Late<T>,
@@ -140,7 +140,7 @@ impl Faulty {
     }
 }
 
-/// Hands back what was to be delivered later.
+/// Hands back delayed messages.
 async fn hand_back<T: Send + Sync>(late: &Late<T>) {
     let late = std::mem::take(&mut *late.lock().unwrap_or_else(PoisonError::into_inner));
     for (_, delivery) in late {
@@ -148,7 +148,7 @@ async fn hand_back<T: Send + Sync>(late: &Late<T>) {
     }
 }
 
-/// The second delivery of a message; nobody waits to hear of it.
+/// The receipt of a message's second delivery, which needs no acknowledgement.
 struct Copy;
 
 #[async_trait]
@@ -161,26 +161,14 @@ impl<T: Send + Sync> Receipt<T> for Copy {
         Ok(())
     }
 
-    /// With the first delivery all is said.
+    /// Does nothing: the first delivery decides.
     async fn set_aside(&self) -> bool {
         true
     }
 }
 
 #[async_trait]
-impl Bus for Faulty {
-    async fn next_task(&self) -> Result<Delivery<Task>, Error> {
-        self.next(&self.tasks, || self.bus.next_task()).await
-    }
-
-    async fn next_group(&self) -> Result<Delivery<Group>, Error> {
-        self.next(&self.groups, || self.bus.next_group()).await
-    }
-
-    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
-        self.next(&self.scored, || self.bus.next_scored()).await
-    }
-
+impl Queues for Faulty {
     async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
         self.bus.publish_task(task).await
     }
@@ -193,12 +181,16 @@ impl Bus for Faulty {
         self.bus.publish_scored(scored).await
     }
 
-    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
-        self.bus.beat(role, tasks).await
+    async fn next_task(&self) -> Result<Delivery<Task>, Error> {
+        self.next(&self.tasks, || self.bus.next_task()).await
     }
 
-    async fn next_beat(&self) -> Result<Beat, Error> {
-        self.bus.next_beat().await
+    async fn next_group(&self) -> Result<Delivery<Group>, Error> {
+        self.next(&self.groups, || self.bus.next_group()).await
+    }
+
+    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
+        self.next(&self.scored, || self.bus.next_scored()).await
     }
 
     async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
@@ -208,7 +200,10 @@ impl Bus for Faulty {
     async fn next_refusal(&self) -> Result<Refusal, Error> {
         self.bus.next_refusal().await
     }
+}
 
+#[async_trait]
+impl Keys for Faulty {
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
         self.bus.put_key(task, key).await
     }
@@ -216,11 +211,10 @@ impl Bus for Faulty {
     async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
         self.bus.get_key(task).await
     }
+}
 
-    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
-        self.bus.forget_batch(kind, batch).await
-    }
-
+#[async_trait]
+impl WeightStore for Faulty {
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
         self.bus.put_weights(digest, bytes).await
     }
@@ -240,12 +234,30 @@ impl Bus for Faulty {
     async fn next_version(&self) -> Result<Version, Error> {
         self.bus.next_version().await
     }
+}
+
+#[async_trait]
+impl Presence for Faulty {
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
+        self.bus.beat(role, tasks).await
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        self.bus.next_beat().await
+    }
 
     async fn leave(&self) {
         hand_back(&self.tasks).await;
         hand_back(&self.groups).await;
         hand_back(&self.scored).await;
         self.bus.leave().await;
+    }
+}
+
+#[async_trait]
+impl Bus for Faulty {
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        self.bus.forget_batch(kind, batch).await
     }
 
     async fn restore(&self) -> Result<bool, Error> {

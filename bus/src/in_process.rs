@@ -6,18 +6,19 @@ use async_trait::async_trait;
 use proto::{Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, Task, TaskId, TaskKind, Version};
 use tokio::sync::{mpsc, watch};
 
-use crate::{Bus, Delivery, Error, Receipt};
+use crate::{Bus, Delivery, Error, Keys, Presence, Queues, Receipt, WeightStore};
 
-/// Queues in memory, for all roles in one process. What is in them is bounded by what the learner asks for.
+/// In-memory queues, for all roles in one process. The tasks that the learner requests bound their size.
 #[derive(Debug)]
 pub struct InProcess {
     tasks: Queue<Task>,
     groups: Queue<Group>,
     scored: Queue<ScoredGroup>,
+    refusals: (mpsc::UnboundedSender<Refusal>, tokio::sync::Mutex<mpsc::UnboundedReceiver<Refusal>>),
     keys: Mutex<BTreeMap<TaskId, ProblemKey>>,
     weights: Mutex<BTreeMap<Digest, Arc<[u8]>>>,
     newest: watch::Sender<Option<Version>>,
-    /// Of the one actor that there is.
+    /// The receiver of the only actor.
     announced: tokio::sync::Mutex<watch::Receiver<Option<Version>>>,
 }
 
@@ -29,15 +30,17 @@ struct Queue<T> {
 }
 
 impl InProcess {
-    /// Makes empty queues.
+    /// Creates empty queues.
     pub fn new() -> InProcess {
         let (newest, announced) = watch::channel(None);
+        let (refuse, refused) = mpsc::unbounded_channel();
         InProcess {
             newest,
             announced: tokio::sync::Mutex::new(announced),
             tasks: Queue::new("tasks"),
             groups: Queue::new("groups"),
             scored: Queue::new("scored groups"),
+            refusals: (refuse, tokio::sync::Mutex::new(refused)),
             keys: Mutex::default(),
             weights: Mutex::default(),
         }
@@ -66,7 +69,7 @@ impl<T: Clone + Send + Sync + 'static> Queue<T> {
     }
 }
 
-/// The queue that a delivery comes from. Threads of one process end together, so nothing is delivered again by itself.
+/// The queue that a delivery comes from. Threads of one process end together, so no message is redelivered automatically.
 struct Origin<T>(mpsc::UnboundedSender<Message<T>>);
 
 #[async_trait]
@@ -79,7 +82,7 @@ impl<T: Clone + Send + Sync + 'static> Receipt<T> for Origin<T> {
         let (sender, message) = (self.0.clone(), message.clone());
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
-            // Without the queue there is nobody to deliver it to.
+            // If the queue is closed, there is no receiver.
             drop(sender.send(message));
         });
         Ok(())
@@ -91,7 +94,7 @@ impl<T: Clone + Send + Sync + 'static> Receipt<T> for Origin<T> {
 }
 
 #[async_trait]
-impl Bus for InProcess {
+impl Queues for InProcess {
     async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
         self.tasks.push(task)
     }
@@ -116,22 +119,17 @@ impl Bus for InProcess {
         self.scored.pop().await
     }
 
-    async fn beat(&self, _role: Role, _tasks: Vec<TaskId>) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn next_beat(&self) -> Result<Beat, Error> {
-        std::future::pending().await
-    }
-
-    async fn refuse(&self, _refusal: Refusal) -> Result<(), Error> {
-        Ok(())
+    async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
+        self.refusals.0.send(refusal).map_err(|_| Error::Closed { queue: "refusals" })
     }
 
     async fn next_refusal(&self) -> Result<Refusal, Error> {
-        std::future::pending().await
+        self.refusals.1.lock().await.recv().await.ok_or(Error::Closed { queue: "refusals" })
     }
+}
 
+#[async_trait]
+impl Keys for InProcess {
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(task, key);
         Ok(())
@@ -141,13 +139,10 @@ impl Bus for InProcess {
         let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
         keys.get(&task).cloned().ok_or(Error::NoKey { task })
     }
+}
 
-    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        keys.retain(|task, _| (task.kind, task.batch) != (kind, batch));
-        Ok(())
-    }
-
+#[async_trait]
+impl WeightStore for InProcess {
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
         self.weights.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, bytes);
         Ok(())
@@ -177,8 +172,28 @@ impl Bus for InProcess {
             }
         }
     }
+}
+
+#[async_trait]
+impl Presence for InProcess {
+    async fn beat(&self, _role: Role, _tasks: Vec<TaskId>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        std::future::pending().await
+    }
 
     async fn leave(&self) {}
+}
+
+#[async_trait]
+impl Bus for InProcess {
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.retain(|task, _| (task.kind, task.batch) != (kind, batch));
+        Ok(())
+    }
 
     async fn restore(&self) -> Result<bool, Error> {
         Ok(false)

@@ -1,7 +1,7 @@
-//! What carries tasks, groups and weights between the roles.
+//! Transport of tasks, groups and weights between the roles.
 //!
-//! One process uses [`InProcess`], a cluster [`nats`]. A bus may deliver late, out of order, more than once or, when its
-//! store is lost, not at all: what is learned depends on none of that. [`Faulty`] does all of it on purpose.
+//! A single process uses [`InProcess`], a cluster uses [`nats`]. A bus may deliver late, out of order, more than once or, when
+//! its store is lost, not at all. The training result depends on none of that. [`Faulty`] injects these faults on purpose.
 
 mod fault;
 mod in_process;
@@ -19,11 +19,11 @@ use tokio::task::JoinError;
 pub use fault::{FaultCounts, Faults, Faulty};
 pub use in_process::InProcess;
 
-/// How often a worker says that it lives.
+/// How often a worker sends a heartbeat.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
 
-/// Runs work that takes a while on a blocking thread, so that the runtime goes on renewing leases, sending beats and serving its
-/// connection. A panic of the work unwinds in the caller. If the runtime shuts down before the work starts, the future never completes.
+/// Runs slow work on a blocking thread, so that the runtime continues to renew leases, send heartbeats and serve its connection.
+/// A panic of the work unwinds in the caller. If the runtime shuts down before the work starts, the future never completes.
 pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
         Ok(done) => done,
@@ -34,84 +34,100 @@ pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + '
 
 /// Carries messages between the roles.
 ///
-/// What is taken from a queue belongs to who holds the [`Delivery`]. Let go of, and neither acknowledged nor handed back, it is
-/// delivered again, to some worker.
+/// A message taken from a queue belongs to the holder of its [`Delivery`]. If the delivery is dropped without being acknowledged
+/// or handed back, the bus delivers the message again, to some worker.
 #[async_trait]
-pub trait Bus: Send + Sync + 'static {
-    /// Hands a task to some actor, to none of those that its envelope excludes, where actors have names. Two issues of a task
-    /// are two messages; a bus may drop copies of one issue only.
+pub trait Bus: Queues + Keys + WeightStore + Presence {
+    /// Deletes the keys and the obsolete messages of a sealed batch or of finished evaluations.
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error>;
+
+    /// Recreates queues and stores that the bus has lost. Returns whether any was missing: messages, keys and weights may then be
+    /// lost as well.
+    async fn restore(&self) -> Result<bool, Error>;
+}
+
+/// The queues of tasks, played groups and scored groups.
+#[async_trait]
+pub trait Queues: Send + Sync + 'static {
+    /// Sends a task to some actor. If actors have names, it skips those that the envelope excludes. Two issues of a task are two
+    /// messages; a bus may deduplicate only copies of one issue.
     async fn publish_task(&self, task: Message<Task>) -> Result<(), Error>;
 
-    /// Hands a played group to some verifier.
+    /// Sends a played group to some verifier.
     async fn publish_group(&self, group: Message<Group>) -> Result<(), Error>;
 
-    /// Hands a scored group to the learner.
+    /// Sends a scored group to the learner.
     async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error>;
 
-    /// Waits for a task. Loses nothing when the wait is given up.
+    /// Waits for a task. No message is lost if the wait is cancelled.
     async fn next_task(&self) -> Result<Delivery<Task>, Error>;
 
-    /// Waits for a played group, as [`Bus::next_task`] does. Who played it is the bus's to fill in.
+    /// Waits for a played group, as [`Queues::next_task`] does. The bus fills in the name of the actor that played it.
     async fn next_group(&self) -> Result<Delivery<Group>, Error>;
 
-    /// Waits for a scored group, as [`Bus::next_task`] does.
+    /// Waits for a scored group, as [`Queues::next_task`] does.
     async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error>;
 
-    /// Says that a worker lives, and what it has taken; nothing else is said of it. Its name is the bus's to fill in.
-    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error>;
-
-    /// Waits for a worker's sign of life; where workers do not live apart, for ever.
-    async fn next_beat(&self) -> Result<Beat, Error>;
-
-    /// Says that a group cannot be judged; whoever does not listen misses it.
+    /// Reports that a group has no verdicts; only current listeners receive it.
     async fn refuse(&self, refusal: Refusal) -> Result<(), Error>;
 
-    /// Waits for such a word of a verifier; where workers do not live apart, for ever.
+    /// Waits for a verifier's refusal.
     async fn next_refusal(&self) -> Result<Refusal, Error>;
+}
 
+/// Keys of problems, which verifiers alone may read.
+#[async_trait]
+pub trait Keys: Send + Sync + 'static {
     /// Stores the key of a task's problem; only verifiers may read it.
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error>;
 
     /// Fetches the key of a task's problem.
     async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error>;
+}
 
-    /// Forgets a batch that is sealed, or evaluations that are over: keys, and messages that nobody needs any more.
-    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error>;
-
+/// A store of weights by digest, and announcements of the newest version.
+#[async_trait]
+pub trait WeightStore: Send + Sync + 'static {
     /// Stores weights under their digest.
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error>;
 
     /// Fetches weights.
     async fn get_weights(&self, digest: Digest) -> Result<Arc<[u8]>, Error>;
 
-    /// Forgets all weights but these.
+    /// Deletes all weights except these.
     async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error>;
 
-    /// Says which weights are the newest; whoever does not listen misses it.
+    /// Announces the newest weights; only current listeners receive it.
     async fn announce(&self, version: Version) -> Result<(), Error>;
 
-    /// Waits until newer weights are announced than were when it was last called; perhaps the same again.
+    /// Waits for an announcement of weights after the previous call; it may repeat the same version.
     async fn next_version(&self) -> Result<Version, Error>;
-
-    /// Hands back what is on its way to this process, which ends.
-    async fn leave(&self);
-
-    /// Makes again what the bus has lost of its queues and stores; tells whether anything was missing, and with it perhaps
-    /// messages, keys and weights.
-    async fn restore(&self) -> Result<bool, Error>;
 }
 
-/// A message that was taken from a queue, and is kept for this process until it is answered or dropped.
+/// Heartbeats of workers.
+#[async_trait]
+pub trait Presence: Send + Sync + 'static {
+    /// Sends a worker's heartbeat with the tasks that it has taken. The bus fills in its name.
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error>;
+
+    /// Waits for a worker's heartbeat; never returns if all roles are in one process.
+    async fn next_beat(&self) -> Result<Beat, Error>;
+
+    /// Hands back messages that are in flight to this process, before it exits.
+    async fn leave(&self);
+}
+
+/// A message taken from a queue. It is reserved for this process until it is answered or dropped.
 pub struct Delivery<T> {
-    /// What it says.
+    /// The message.
     pub message: Message<T>,
-    /// Whether the bus says that it was delivered before.
+    /// Whether the bus reports an earlier delivery of it.
     pub is_redelivered: bool,
     receipt: Box<dyn Receipt<T>>,
 }
 
 impl<T: Send + Sync> Delivery<T> {
-    /// Says that its effect is safe: it is not delivered again.
+    /// Acknowledges that the effect of the message is durable: it is not delivered again.
     ///
     /// # Errors
     /// When the bus is gone; then it may be delivered again.
@@ -119,16 +135,16 @@ impl<T: Send + Sync> Delivery<T> {
         self.receipt.acknowledge().await
     }
 
-    /// Has it delivered again, to some worker, after a pause.
+    /// Returns the message to the queue, to be delivered again to some worker after a pause.
     ///
     /// # Errors
-    /// When the bus is gone; then it is delivered again when the bus has not heard of it for long enough.
+    /// When the bus is gone; then it is delivered again once its acknowledgement is overdue.
     pub async fn hand_back(&self, pause: Duration) -> Result<(), Error> {
         self.receipt.hand_back(&self.message, pause).await
     }
 
-    /// Has it kept for people to look at, and not delivered again; `false`, and nothing is done, where all workers are of one
-    /// process, and nobody is to be suspected.
+    /// Sets the message aside for people to inspect, so that it is not delivered again. Returns `false`, without any effect, if
+    /// all workers are in one process, so that none is suspect.
     pub async fn set_aside(&self) -> bool {
         self.receipt.set_aside().await
     }
@@ -140,7 +156,7 @@ impl<T: fmt::Debug> fmt::Debug for Delivery<T> {
     }
 }
 
-/// Where a bus hears what became of a delivery.
+/// Reports to a bus how a delivery ended.
 #[async_trait]
 trait Receipt<T>: Send + Sync {
     async fn acknowledge(&self) -> Result<(), Error>;
@@ -148,81 +164,81 @@ trait Receipt<T>: Send + Sync {
     async fn set_aside(&self) -> bool;
 }
 
-/// What can go wrong on a bus.
+/// Errors of a bus.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The other side is gone.
+    /// The other end is closed.
     #[error("bus: {queue} is closed")]
     Closed {
-        /// Which queue.
+        /// The name of the queue.
         queue: &'static str,
     },
     /// Nobody stored this key.
     #[error("bus: expected a key of task {task:?} in the store, found none")]
     NoKey {
-        /// Whose key was asked for.
+        /// The task whose key was requested.
         task: TaskId,
     },
     /// Nobody stored these weights.
     #[error("bus: expected weights {digest:?} in the store, found none")]
     NoWeights {
-        /// What was asked for.
+        /// The digest that was requested.
         digest: Digest,
     },
-    /// What is stored under a version's name is something else.
+    /// The data stored under the name of a version are not these weights.
     #[error("bus: weights {digest:?} are refused: {reason}")]
     BadWeights {
-        /// Which version.
+        /// The digest of the weights.
         digest: Digest,
-        /// What is wrong.
+        /// A description of the fault.
         reason: String,
     },
-    /// The server did not do it for too long.
+    /// The server did not complete an operation in time.
     #[error("bus: could not {what} within {seconds} s: {reason}")]
     Unreachable {
-        /// What was tried.
+        /// The operation.
         what: String,
-        /// For how long.
+        /// How long it was tried.
         seconds: u64,
-        /// What the last try ended with.
+        /// The error of the last attempt.
         reason: String,
     },
-    /// The server, or what it made of a request, is not what is needed.
+    /// The server, or the result of a request to it, does not meet the requirements.
     #[error("bus: {what}: expected {expected}, got {got}")]
     Unfit {
-        /// Of what.
+        /// What does not meet them.
         what: String,
         /// What is needed.
         expected: String,
-        /// What there is.
+        /// What was found.
         got: String,
     },
     /// The server has too little room for a run.
     #[error("bus: server {server}: {reason}")]
     NoRoom {
-        /// Which server.
+        /// The server.
         server: String,
-        /// What it said, how much is needed and what makes room.
+        /// The server's message, how much room is needed and how to make it.
         reason: String,
     },
     /// This user may not do that.
     #[error("bus: not permitted: {reason}")]
     Denied {
-        /// What the server said, which names the subject.
+        /// The server's message, which names the subject.
         reason: String,
     },
-    /// Another learner has the run.
+    /// Another learner holds the run.
     #[error("bus: run {run:?} has a learner ({holder}); one run has one learner at a time")]
     Taken {
         /// The run.
         run: String,
-        /// Who it is.
+        /// The learner that holds it.
         holder: String,
     },
-    /// A message is larger than the server takes.
+    /// A message is larger than the server accepts.
     #[error("bus: {what} has {size_bytes} bytes, the server takes messages of up to {limit_bytes} (max_payload)")]
     TooLarge {
-        /// What it is.
+        /// The kind of message.
         what: String,
         /// Its size.
         size_bytes: usize,

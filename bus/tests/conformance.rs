@@ -1,4 +1,4 @@
-//! What every bus promises.
+//! Guarantees of every bus.
 
 mod nats_server;
 
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bus::nats::{Credentials, Identity, Lease, Server, Settings, Terms};
-use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess};
+use bus::nats::{Credentials, Identity, Lease, Server, Settings, StreamLimits};
+use bus::{Bus, Delivery, Error, Faults, Faulty, InProcess, Keys as _, Queues as _};
 use futures_util::TryStreamExt as _;
 use nats_server::NatsServer;
 use proto::{
@@ -21,9 +21,9 @@ use tokio::time::timeout;
 const RUN: &str = "test";
 const ACK_WAIT: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(4);
-/// Long enough for a message to have come, if it comes.
+/// Long enough for a message to arrive, if there is one.
 const SOON: Duration = Duration::from_millis(500);
-/// The longest wait for something that must come.
+/// The longest wait for something that must arrive.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A bus as a learner and as two workers see it.
@@ -51,7 +51,7 @@ async fn nats() -> Seen {
     nats_with(terms()).await
 }
 
-async fn nats_with(terms: Terms) -> Seen {
+async fn nats_with(terms: StreamLimits) -> Seen {
     let server = NatsServer::start();
     let (lease, learner) = connect(&server).await.lead(RUN, RUN, &learner("learner"), terms).await.unwrap();
     let worker = async |name| connect(&server).await.join(RUN, name, terms.ack_wait);
@@ -68,20 +68,20 @@ async fn connect_to(url: &str) -> Result<Server, Error> {
     Server::connect(settings, "test").await
 }
 
-/// Another learner each time, whatever its name for people.
+/// Returns another learner on each call, even for the same name.
 fn learner(name: &str) -> Identity {
     static NUM_LEARNERS: AtomicUsize = AtomicUsize::new(0);
     let number = NUM_LEARNERS.fetch_add(1, Ordering::Relaxed);
     Identity { name: name.to_owned(), id: number.to_string(), before: None }
 }
 
-/// The learner that another becomes when its run directory is resumed.
+/// Returns the learner that resumes the run directory of another.
 fn after(learner: &Identity) -> Identity {
     Identity { before: Some(learner.id.clone()), ..self::learner(&learner.name) }
 }
 
-fn terms() -> Terms {
-    Terms { max_tasks: 64, ack_wait: ACK_WAIT, lease: LEASE, num_replicas: 1 }
+fn terms() -> StreamLimits {
+    StreamLimits { max_tasks: 64, ack_wait: ACK_WAIT, lease: LEASE, num_replicas: 1 }
 }
 
 fn task(index: u32) -> Task {
@@ -103,9 +103,9 @@ fn task(index: u32) -> Task {
     }
 }
 
-/// A task, as it is asked for the nth time.
+/// Returns the nth issue of a task.
 fn issued(index: u32, issue: u32) -> Message<Task> {
-    Message { envelope: Envelope { epoch: 1, issue, ..Envelope::default() }, body: task(index) }
+    Message { envelope: Envelope { term: 1, issue, ..Envelope::default() }, body: task(index) }
 }
 
 async fn take(bus: &Arc<dyn Bus>) -> Delivery<Task> {
@@ -146,8 +146,7 @@ async fn every_task_is_taken_by_one_of_many_workers() {
     }
 }
 
-/// A task that is asked for again is delivered again, also while the bus remembers the first time: it may not take it for a
-/// copy.
+/// A reissued task is delivered again, even while the bus remembers the first issue: it must not drop it as a duplicate.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reissue_is_delivered() {
     for bus in buses().await {
@@ -197,21 +196,21 @@ async fn a_reply_goes_in_the_envelope_of_its_task() {
         let group = Group { task: task(1), sets: Vec::new(), rollouts: Vec::new() };
         bus.workers[0].publish_group(delivery.message.reply(group.clone())).await.unwrap();
         let played = timeout(LIMIT, bus.workers[1].next_group()).await.unwrap().unwrap();
-        let Envelope { epoch, issue, .. } = played.message.envelope;
-        assert_eq!((epoch, issue, &played.message.body), (1, 3, &group), "{}", bus.name);
+        let Envelope { term, issue, .. } = played.message.envelope;
+        assert_eq!((term, issue, &played.message.body), (1, 3, &group), "{}", bus.name);
     }
 }
 
-/// An audit is played by another actor, and an actor cannot say that it is another.
+/// Another actor plays an audit, and an actor cannot claim to be another.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_audit_is_for_others_and_a_group_names_its_actor() {
     let bus = nats().await;
     let [one, two] = &bus.workers;
     let mut audit = issued(1, 1);
-    audit.envelope.not_by = vec!["one".to_owned()];
+    audit.envelope.excluded_actors = vec!["one".to_owned()];
     bus.learner.publish_task(audit.clone()).await.unwrap();
     expect_none(one, SOON).await;
-    // It asks for nothing more; what is on its way to it goes to another.
+    // It requests nothing more; messages on their way to it go to another.
     one.leave().await;
     bus.learner.publish_task(issued(2, 0)).await.unwrap();
     let mut taken = BTreeSet::new();
@@ -301,10 +300,10 @@ async fn what_a_dead_worker_held_goes_to_another_and_what_is_kept_does_not() {
     assert_eq!(take(two).await.message, issued(1, 0));
 }
 
-/// Nobody waits until the server gives a worker up that said that it leaves.
+/// Tasks of a worker that leaves are redelivered at once, not after the server's acknowledgement timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_on_the_way_to_a_worker_that_leaves_goes_to_another() {
-    let bus = nats_with(Terms { ack_wait: 10 * LIMIT, ..terms() }).await;
+    let bus = nats_with(StreamLimits { ack_wait: 10 * LIMIT, ..terms() }).await;
     let [one, two] = &bus.workers;
     for index in 0..8 {
         bus.learner.publish_task(issued(index, 0)).await.unwrap();
@@ -320,7 +319,7 @@ async fn what_is_on_the_way_to_a_worker_that_leaves_goes_to_another() {
     }
 }
 
-/// A publisher that did not hear that it was heard says it again.
+/// A publisher that receives no confirmation publishes again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_issue_is_delivered_once_however_often_it_is_published() {
     let bus = nats().await;
@@ -332,12 +331,12 @@ async fn an_issue_is_delivered_once_however_often_it_is_published() {
     expect_none(&bus.workers[0], SOON).await;
 }
 
-/// Nobody plays what nobody needs.
+/// Workers do not play tasks that are no longer needed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tasks_of_a_sealed_batch_are_forgotten() {
     let bus = nats().await;
     let (mut audit, mut of_next) = (issued(1, 1), issued(2, 0));
-    audit.envelope.not_by = vec!["two".to_owned()];
+    audit.envelope.excluded_actors = vec!["two".to_owned()];
     of_next.body.id.batch = 1;
     for message in [issued(1, 0), issued(2, 0), audit, of_next.clone()] {
         bus.learner.publish_task(message).await.unwrap();
@@ -363,7 +362,7 @@ async fn what_cannot_be_read_is_set_aside() {
     delivery.acknowledge().await.unwrap();
     assert_eq!(delivery.message, issued(2, 0));
     expect_none(&bus.workers[0], 2 * ACK_WAIT).await;
-    // People find them where they were put.
+    // They are in the dead-letter stream, for people to inspect.
     let jetstream = async_nats::jetstream::new(client);
     let dead = jetstream.get_stream(format!("autodidact_{RUN}_dead")).await.unwrap();
     for (index, bytes) in unreadable.into_iter().enumerate() {
@@ -382,7 +381,7 @@ async fn a_message_that_the_server_would_not_take_is_refused_with_both_sizes() {
     assert!(refused.contains("a task has 2097") && refused.contains("up to 1048576"), "{refused}");
 }
 
-/// A server that comes back, as it was or empty, is used again; what it has lost is made again, and that is said.
+/// A server that comes back, intact or empty, is used again. Lost streams are recreated, and `restore` reports it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_may_come_back_empty() {
     let mut bus = nats().await;
@@ -396,7 +395,7 @@ async fn a_server_may_come_back_empty() {
             server.wipe();
         }
         server.restart();
-        // A worker that waits finds the streams again by itself.
+        // A waiting worker finds the streams again by itself.
         let worker = bus.workers[0].clone();
         let taken = tokio::spawn(async move { take(&worker).await });
         bus.learner.publish_task(issued(1, issue + 1)).await.unwrap();
@@ -411,15 +410,15 @@ async fn a_server_may_come_back_empty() {
     }
 }
 
-/// What waits in a worker for its turn is neither lost nor delivered to another meanwhile.
+/// Messages that are queued in a worker are neither lost nor delivered to another meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_its_turn_is_kept() {
     let bus = nats().await;
     let [one, two] = &bus.workers;
-    // A task that comes when its wait has been given up.
+    // A task that arrives after its wait was cancelled.
     expect_none(one, Duration::from_millis(100)).await;
     bus.learner.publish_task(issued(1, 0)).await.unwrap();
-    // Groups that come beside the one that is asked for.
+    // Groups that arrive along with the requested one.
     for index in 0..4 {
         let group = Group { task: task(index), sets: Vec::new(), rollouts: Vec::new() };
         one.publish_group(issued(index, 0).reply(group)).await.unwrap();
@@ -449,22 +448,22 @@ async fn a_run_has_one_learner_at_a_time() {
     let refused = lead(&two).await.map(|_| ()).unwrap_err();
     assert!(matches!(&refused, Error::Taken { holder, .. } if holder == "first"), "{refused}");
     assert!(timeout(SOON, first.lost()).await.is_err(), "the other is unharmed");
-    // The same learner, started again: the run directory's lock says that its earlier process is gone.
+    // The same learner, restarted: the run directory's lock proves that its earlier process is gone.
     let resumed = after(&one);
     let (again, _) = timeout(LEASE / 2, lead(&resumed)).await.expect("it need not wait").unwrap();
-    assert!(again.epoch() > first.epoch());
+    assert!(again.term() > first.term());
     let lost = timeout(LIMIT, first.lost()).await.expect("the earlier one is told");
     assert!(matches!(lost, Error::Taken { .. }), "{lost}");
-    // Killed before the run directory had its id, it is known by the one that was there before.
+    // If killed before its id is in the run directory, the learner is recognised by the previous id.
     again.abandon();
     let (again, _) = timeout(LEASE / 2, lead(&after(&one))).await.expect("it need not wait").unwrap();
-    let epoch = again.epoch();
+    let term = again.term();
     again.release().await;
     let (second, _) = timeout(LEASE / 2, lead(&two)).await.expect("what was let go need not be waited for").unwrap();
-    assert!(second.epoch() > epoch);
+    assert!(second.term() > term);
 }
 
-/// Two machines of one name, with run directories of one path, are two: neither takes the run of the other.
+/// Two machines with the same name and run directory path are distinct: neither takes the run of the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn learners_that_are_called_the_same_are_told_apart() {
     let server = NatsServer::start();
@@ -482,12 +481,12 @@ async fn learners_that_are_called_the_same_are_told_apart() {
 async fn a_learner_that_is_gone_is_waited_for() {
     let server = NatsServer::start();
     let (first, _) = connect(&server).await.lead(RUN, RUN, &learner("first"), terms()).await.unwrap();
-    let epoch = first.epoch();
-    // Nothing renews it any more; nothing has let it go.
+    let term = first.term();
+    // Nothing renews the lease any more, and nothing has released it.
     first.abandon();
     let began = tokio::time::Instant::now();
     let (second, _) = connect(&server).await.lead(RUN, RUN, &learner("second"), terms()).await.unwrap();
-    assert!(second.epoch() > epoch && began.elapsed() >= LEASE, "it may have lived");
+    assert!(second.term() > term && began.elapsed() >= LEASE, "it may have lived");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -513,7 +512,7 @@ async fn what_is_announced_is_found_also_after_a_loss() {
     assert!(timeout(SOON, lease.lost()).await.is_err());
 }
 
-/// On a server that sends its answers wherever somebody asks for, also to where only a learner writes.
+/// The server lets anyone redirect its replies to any subject, even to those that only a learner writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_learner_wrote_is_replaced() {
     let server = NatsServer::start();
@@ -538,7 +537,7 @@ async fn what_no_learner_wrote_is_replaced() {
     timeout(LIMIT, lease.release()).await.unwrap();
 }
 
-/// What is left of a run that is over is what people are to look at.
+/// Of a finished run only the messages that were set aside remain, for people to inspect.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_streams_of_a_run_that_is_over_are_removed() {
     let server = NatsServer::start();
@@ -551,7 +550,7 @@ async fn the_streams_of_a_run_that_is_over_are_removed() {
     lease.end().await;
     assert_eq!(streams().await, bucket);
 
-    // The same run goes on, and something cannot be read.
+    // The same run is resumed, and one message cannot be read.
     let (lease, _) = lead().await;
     let subject = format!("autodidact.{RUN}.task.t0.0");
     jetstream.publish(subject, "no task".into()).await.unwrap().await.unwrap();
@@ -567,7 +566,7 @@ async fn the_streams_of_a_run_that_is_over_are_removed() {
     assert_eq!(streams().await, BTreeSet::from([dead, bucket.first().unwrap().clone()]));
 }
 
-/// A learner that does not know yet that its run is another's ends it for nobody.
+/// A learner that does not know yet that another has taken over its run cannot end the run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_was_overtaken_removes_nothing() {
     let server = NatsServer::start();
@@ -581,7 +580,7 @@ async fn a_learner_that_was_overtaken_removes_nothing() {
     assert!(!leads.restore().await.unwrap(), "its streams are there");
     assert_eq!(connect(&server).await.announcement(RUN).await.unwrap(), None);
 
-    // Nor does it take the run back when the other has left.
+    // Nor does it take the run back after the other has left.
     let three = after(&two);
     let (overtaken, _) = lead(&three).await;
     let (again, _) = lead(&after(&three)).await;
@@ -590,7 +589,7 @@ async fn a_learner_that_was_overtaken_removes_nothing() {
     assert!(matches!(lost, Error::Taken { .. }), "{lost}");
 }
 
-/// Somebody else made it, who did not know that leases must last.
+/// Someone else created the bucket, with an expiry, but leases must not expire.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_forgets_is_refused() {
     let server = NatsServer::start();
@@ -605,7 +604,7 @@ async fn a_bucket_that_forgets_is_refused() {
     assert!(refused.contains("got expiry after 60 s, "), "{refused}");
 }
 
-/// A server that is too old, as far as one can tell: it would leave out without a word what it does not know.
+/// A server that reports an old version: it would silently ignore options that it does not know.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_server_is_refused() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -623,14 +622,14 @@ async fn an_old_server_is_refused() {
     assert_eq!(refused, format!("bus: server {url}: expected nats-server 2.12 or newer, got 2.11.9"));
 }
 
-/// Who listens hears of the newest weights, who did not has missed them.
+/// Listeners receive the newest weights; announcements made before they listen are lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn newer_weights_are_announced_to_whoever_listens() {
     let version = |policy_version| Version { policy_version, weights: Digest::of_bytes(b"") };
     for bus in buses().await {
         let [worker, _] = &bus.workers;
         let mut next = worker.next_version();
-        // It may begin to listen after the first of them.
+        // It may begin to listen after the first announcement.
         let heard = async {
             loop {
                 bus.learner.announce(version(1)).await.unwrap();

@@ -1,17 +1,17 @@
-//! What a server must have and be told, and what one hears who cannot use it.
+//! Requirements on a server, its credentials, and the errors when it cannot be used.
 
 mod nats_server;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::nats::{Credentials, Identity, Server, Settings, Terms};
-use bus::{Bus as _, Error};
+use bus::nats::{Credentials, Identity, Server, Settings, StreamLimits};
+use bus::{Bus as _, Error, WeightStore as _};
 use nats_server::NatsServer;
 use proto::{Digest, TaskKind};
 use tokio::time::timeout;
 
-/// Longer than any wait here: what is refused is refused at once.
+/// Longer than any wait here: refusals are immediate.
 const PATIENCE: Duration = Duration::from_secs(600);
 const LIMIT: Duration = Duration::from_secs(30);
 const JETSTREAM: &str = r#"jetstream { store_dir: "store" }"#;
@@ -25,8 +25,8 @@ async fn refusal(url: &str) -> String {
     connect(url).await.err().expect("it is refused").to_string()
 }
 
-fn terms(lease: Duration) -> Terms {
-    Terms { max_tasks: 8, ack_wait: Duration::from_secs(2), lease, num_replicas: 1 }
+fn terms(lease: Duration) -> StreamLimits {
+    StreamLimits { max_tasks: 8, ack_wait: Duration::from_secs(2), lease, num_replicas: 1 }
 }
 
 fn learner(id: &str) -> Identity {
@@ -43,7 +43,7 @@ async fn a_user_and_password_or_a_token_are_used_and_not_shown() {
         let connected = connect(&server.url_of(login)).await.unwrap();
         assert_eq!(connected.announced_runs().await.unwrap(), Vec::<String>::new());
         let shown = server.url_of("***");
-        // Also with one that is away.
+        // Also if one of the servers is down.
         let away = format!("nats://{login}@127.0.0.1:1");
         connect(&format!("{away},{}", server.url_of(login))).await.unwrap();
         connect(&format!("{},{away}", server.url_of(login))).await.unwrap();
@@ -93,14 +93,14 @@ async fn a_server_without_jetstream_is_refused_at_once() {
     let refused = refusal(&without.url()).await;
     let url = without.url();
     assert!(refused.starts_with(&format!("bus: server {url}: expected a nats-server with JetStream (")), "{refused}");
-    // It has it, and this user has not.
+    // The server has JetStream, but not for this user's account.
     let accounts = "accounts { A { users: [{user: a, password: b}] }, SYS { users: [{user: s, password: s}] } }";
     let server = NatsServer::with_config(&format!("{JETSTREAM}\n{accounts}\nsystem_account: SYS"));
     let refused = refusal(&server.url_of("a:b")).await;
     assert!(refused.contains(": expected a nats-server with JetStream ("), "{refused}");
 }
 
-/// Whoever has too little room is told how much is needed, and where to say so.
+/// The error states how much storage is needed, and which setting to change.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_too_little_room_is_refused_with_what_is_needed() {
     let server = NatsServer::with_config(r#"jetstream { store_dir: "store", max_file_store: 32MB }"#);
@@ -113,7 +113,7 @@ async fn a_server_with_too_little_room_is_refused_with_what_is_needed() {
     assert!(refused.starts_with(&format!("bus: server {}: ", server.url())) && refused.contains(says), "{refused}");
 }
 
-/// The same when the store fills up later: that may pass, and is waited for.
+/// The same if the store fills up later: this may be temporary, so the call waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_full_says_what_is_needed() {
     const NUM_BYTES: usize = 80 << 20;
@@ -158,7 +158,7 @@ async fn who_leads_a_run_is_told_and_a_run_that_does_not_live_is_removed() {
     let names: Vec<&str> = found.iter().map(|stream| stream.name.as_str()).collect();
     let queues = ["dead", "group", "key", "scored", "task", "weights"];
     assert_eq!(names, queues.map(|queue| format!("autodidact_run-1_{queue}")));
-    assert!(found.iter().all(|stream| stream.course == "run-1"));
+    assert!(found.iter().all(|stream| stream.fingerprint == "run-1"));
 
     let refused = user.remove("run", &found, &learner("2")).await.unwrap_err();
     assert!(matches!(&refused, Error::Taken { holder, .. } if holder == "host:1:/run"), "{refused}");
@@ -170,7 +170,7 @@ async fn who_leads_a_run_is_told_and_a_run_that_does_not_live_is_removed() {
     user.remove("run", &found, &learner("2")).await.unwrap();
     assert_eq!((uses().await.len(), announced().await, user.leader("run").await.unwrap()), (0, vec![], None));
 
-    // One that has left in order is no obstacle, and one that was removed begins anew.
+    // A learner that released its lease does not prevent removal, and a removed run can start anew.
     let (lease, _bus) =
         connect(&server.url()).await.unwrap().lead("run", "run-1", &learner("1"), terms(LEASE)).await.unwrap();
     lease.release().await;

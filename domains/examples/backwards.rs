@@ -1,10 +1,10 @@
-//! A domain of text alone, whole, as docs/adding-a-domain.md describes it: words that are to be written backwards.
+//! A complete domain without symbols, as docs/adding-a-domain.md describes it: the task is to write words backwards.
 
-use domains::{Checker, Domain, Error, Forms, Judged, Ladder};
-use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
+use domains::{Checker, Domain, Error, Forms, Judged, Ladder, describe_json};
+use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
 use serde_json::{Value, json};
 
-/// Its problems are words of three small letters.
+/// A domain whose problems are words of three small letters.
 pub(crate) struct Backwards;
 
 impl Backwards {
@@ -55,7 +55,7 @@ impl Checker for Backwards {
         Ok(if is_right { Judged::correct() } else { Judged::because(Verdict::Incorrect, "is another word") })
     }
 
-    /// Whatever word is written is right for the word that it is backwards.
+    /// Returns the problem that the answer solves: the answer spelled backwards.
     fn hindsight(&self, _problem: &Problem, answer: &str) -> Result<Option<Problem>, Error> {
         Ok(Backwards::problem(&answer.trim().chars().rev().collect::<String>()).ok())
     }
@@ -64,12 +64,12 @@ impl Checker for Backwards {
         Backwards::problem(&problem.text).map(|_| Niche(0))
     }
 
-    fn admit(&self, _niche: Niche, proposal: &str) -> Option<KeyedProblem> {
-        Some(KeyedProblem { problem: Backwards::problem(proposal.trim()).ok()?, key: None })
+    fn admit(&self, _niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
+        Ok(Backwards::problem(proposal.trim()).ok().map(|problem| KeyedProblem { problem, key: None }))
     }
 
-    fn aim(&self, _problem: &Problem, _answer: Option<&str>) -> Result<Aim, Error> {
-        Ok(Aim { level: 1, goal: 0 })
+    fn balance_key(&self, _problem: &Problem, _answer: Option<&str>) -> Result<BalanceKey, Error> {
+        Ok(BalanceKey { level: 1, goal: 0 })
     }
 }
 
@@ -79,7 +79,9 @@ impl Forms for Backwards {
     }
 
     fn problem_from_json(&self, json: &Value) -> Result<Problem, Error> {
-        Backwards::problem(json["word"].as_str().unwrap_or_default())
+        let got = describe_json(&json["word"]);
+        let refusal = Error::Problem { domain: "backwards", expected: "a word in \"word\"".into(), got };
+        Backwards::problem(json["word"].as_str().ok_or(refusal)?)
     }
 
     fn problem_from_text(&self, text: &str) -> Result<Problem, Error> {

@@ -1,4 +1,4 @@
-//! Frozen evaluation sets: rebuilt by one function, committed as files, kept out of everything that trains.
+//! Frozen evaluation sets: rebuilt by one function, committed as files, excluded from all training.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
@@ -12,18 +12,18 @@ const DEV_SIZE: usize = 200;
 /// Problems for the start and the end of a run.
 const TEST_SIZE: usize = 1_000;
 
-/// Names an exam and the problems that it asks.
+/// The name of an exam and the source of its problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExamSpec {
     /// Name of the exam.
     pub name: &'static str,
     /// Domain of its problems.
     pub domain: &'static str,
-    /// Ladder level that its problems are drawn like.
+    /// Ladder level that its problems are modelled on.
     pub level: u32,
 }
 
-/// Which part of an exam.
+/// A part of an exam.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {
@@ -43,7 +43,7 @@ pub struct Exam {
 }
 
 impl Exam {
-    /// Gives one split.
+    /// Returns one split.
     pub fn split(&self, split: Split) -> &[Problem] {
         match split {
             Split::Dev => &self.dev,
@@ -56,10 +56,10 @@ impl Exam {
         Digest::of(&(&self.dev, &self.test))
     }
 
-    /// Draws the exam anew: candidates in order of index, solvable and without repeats, test first.
+    /// Draws the exam again from candidates in order of index: solvable, without repeats, the test split first.
     ///
     /// # Errors
-    /// [`Error::UnknownDomain`] when the spec names none of ours.
+    /// [`Error::UnknownDomain`] when the spec names no known domain.
     pub fn generate(spec: &ExamSpec) -> Result<Exam, Error> {
         let domain = domain(spec.domain)?;
         let exams = domain.exams().ok_or_else(|| Error::UnknownExam { got: spec.name.to_owned() })?;
@@ -73,7 +73,7 @@ impl Exam {
         Ok(Exam { dev, test: problems })
     }
 
-    /// Writes the exam as its file: one problem a line, test first, compressed.
+    /// Writes the exam as the content of its file: one problem per line, the test split first, compressed.
     ///
     /// # Errors
     /// [`Error::Problem`] when a problem is not in its language.
@@ -106,7 +106,7 @@ pub fn exam_specs() -> Vec<&'static ExamSpec> {
     registry().iter().filter_map(|domain| domain.exams()).flat_map(|exams| exams.specs()).collect()
 }
 
-/// Gives an exam as committed.
+/// Returns an exam as committed.
 ///
 /// # Errors
 /// [`Error::UnknownExam`].
@@ -119,13 +119,13 @@ pub fn exam(name: &str) -> Result<&'static Exam, Error> {
     EXAMS.get(name).ok_or_else(|| Error::UnknownExam { got: name.to_owned() })
 }
 
-/// Lists the exams that somebody can sit who trains on these domains.
+/// Lists the exams that a learner trained on these domains can take.
 pub fn exams_of<'a>(trained: impl IntoIterator<Item = &'a str>) -> Vec<&'static ExamSpec> {
     let known: HashSet<&str> = trained.into_iter().filter_map(|name| Some(domain(name).ok()?.exams()?.of())).collect();
     exam_specs().into_iter().filter(|spec| known.contains(spec.domain)).collect()
 }
 
-/// Gives the problems of an exam as somebody sits it who trains on these domains: in the variant that they train on.
+/// Returns the problems of an exam for a learner trained on these domains, in the variant on which it is trained.
 ///
 /// # Errors
 /// [`Error::UnknownExam`].
@@ -148,7 +148,7 @@ pub fn exam_problems<'a>(
     Ok(problems)
 }
 
-/// Returns the variant of a domain that is trained on, where the domain itself is not.
+/// Returns the trained variant of a domain; `None` when the domain itself is trained, or no variant is.
 pub fn trained_variant<'a>(name: &str, trained: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let trained: Vec<&str> = trained.into_iter().collect();
     let is_variant =
@@ -156,7 +156,7 @@ pub fn trained_variant<'a>(name: &str, trained: impl IntoIterator<Item = &'a str
     trained.iter().copied().find(is_variant).filter(|_| !trained.contains(&name))
 }
 
-/// Tells whether a canonical hash is one of a domain's exam problems, in either split.
+/// Whether a canonical hash belongs to one of a domain's exam problems, in either split.
 pub(crate) fn exam_contains(domain: &str, canonical_hash: &Digest) -> bool {
     EXAM_HASHES.get(domain).is_some_and(|hashes| hashes.contains(canonical_hash))
 }

@@ -1,13 +1,13 @@
-//! Problems in JSON, read field by field: what is wrong with a field is said of it, with what stands there.
+//! Problems in JSON, read field by field. An error names the field and quotes its value.
 
 use serde_json::Value;
 
 use crate::describe_json;
 
-/// What was expected, and what was there.
+/// What was expected, and what was found.
 pub(crate) type Refusal = (String, String);
 
-/// The fields of a problem that are not read yet.
+/// The fields of a problem that have not been read yet.
 pub(crate) struct Fields<'a>(Vec<(&'a str, &'a Value)>);
 
 impl<'a> Fields<'a> {
@@ -21,7 +21,7 @@ impl<'a> Fields<'a> {
         self.0.iter().any(|(other, value)| *other == name && !value.is_null())
     }
 
-    /// Takes a field; `null` is as good as none.
+    /// Takes a field; `null` counts as absent.
     pub(crate) fn take(&mut self, name: &str) -> Option<&'a Value> {
         let at = self.0.iter().position(|(other, _)| *other == name)?;
         let (_, value) = self.0.remove(at);
@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
         value.and_then(read).ok_or_else(refusal)
     }
 
-    /// Checks that no field is left; `known` names those that a problem has.
+    /// Checks that no field is left; `known` names the fields of a problem.
     pub(crate) fn end(self, known: &str) -> Result<(), Refusal> {
         match self.0.first() {
             None => Ok(()),
@@ -49,7 +49,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Reads a list, each of whose elements can be read.
+/// Reads a list; `None` unless every element can be read.
 pub(crate) fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     value.as_array()?.iter().map(read).collect()
 }

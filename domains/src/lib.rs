@@ -1,6 +1,6 @@
 //! Families of problems: their generators, checkers and exams, in text. A folder per domain.
 //!
-//! To add a domain, implement [`Domain`] and add it to [`registry`]; `tests/conformance.rs` then holds it to the contract.
+//! To add a domain, implement [`Domain`] and add it to [`registry`]; `tests/conformance.rs` then checks it against the contract.
 
 mod countdown;
 mod exam;
@@ -10,7 +10,7 @@ pub mod symbols;
 
 use std::sync::Arc;
 
-use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Verdict};
+use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Verdict};
 
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
@@ -19,43 +19,43 @@ pub use symbols::Symbols;
 
 /// A family of problems, in text.
 ///
-/// Everything here, and in what it is made of, is a function of its arguments: no clock, no hidden state, no randomness of its own.
+/// Everything here and in the supertraits is a function of its arguments: no clock, no hidden state, no randomness of its own.
 pub trait Domain: Ladder + Checker + Forms {
-    /// Returns how a network that reads symbols is asked; `None` for a domain of text alone.
+    /// Returns the interface for networks that read symbols; `None` for a domain of text alone.
     fn symbols(&self) -> Option<&dyn Symbols> {
         None
     }
 
-    /// Returns the domain's exams; `None` where it has none.
+    /// Returns the domain's exams; `None` when it has none.
     fn exams(&self) -> Option<&dyn Exams> {
         None
     }
 }
 
-/// Where problems come from: what a learner asks of a domain.
+/// The source of problems: the part of a domain that a learner uses.
 pub trait Ladder: Send + Sync {
-    /// Name in the registry.
+    /// Returns the name in the registry.
     fn name(&self) -> &'static str;
 
     /// Lists the ladder's levels, easiest first.
     fn ladder_levels(&self) -> &'static [LadderLevel];
 
-    /// Returns the level whose problems are of a niche; 0 where there is none.
+    /// Returns the level whose problems belong to a niche; 0 when there is none.
     fn level_of(&self, niche: Niche) -> u32;
 
-    /// Writes problem `index` of a level: a function of its arguments, never an exam problem.
+    /// Generates problem `index` of a level: a function of its arguments, never an exam problem.
     ///
     /// # Panics
     /// When the level is not one of [`Ladder::ladder_levels`].
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem;
 
-    /// Changes a problem into another one that would be admitted as a proposal; `None` when the draws led to none.
+    /// Changes a problem into another one that would be admitted as a proposal; `None` when no draw succeeds.
     fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem>;
 
-    /// Writes a niche for people.
+    /// Describes a niche for people.
     fn describe_niche(&self, niche: Niche) -> String;
 
-    /// Hashes what makes two problems the same problem.
+    /// Hashes the identity of a problem: two forms of the same problem have equal hashes.
     fn canonical_hash(&self, problem: &Problem) -> Digest;
 
     /// Whether a problem belongs to an exam, so that nothing may train on it.
@@ -64,29 +64,30 @@ pub trait Ladder: Send + Sync {
     }
 }
 
-/// What answers and proposals are worth: what a verifier asks of a domain.
+/// The judge of answers and proposals: the part of a domain that a verifier uses.
 pub trait Checker: Send + Sync {
-    /// Judges an answer, and says why where it is not correct. Without a key it is judged by what the problem shows; the keys of
-    /// exam problems are known.
+    /// Judges an answer, with a reason when it is not correct. Without a key, judges by what the problem shows; the keys of exam
+    /// problems are known.
     ///
     /// # Errors
-    /// [`Error::Problem`] when the problem or the key is not in its language.
+    /// [`Error::Problem`] when the problem or the key is not in its language; [`Error::Unavailable`] when the checker is not part
+    /// of this process and does not answer. A domain that calls a remote checker needs a timeout of its own: a verifier abandons
+    /// a call that takes too long, and its thread with it.
     fn judge(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error>;
 
-    /// Whether a search may ask the checker about answers, because being told that one is right gives nothing away that the
-    /// problem hides.
+    /// Whether a search may query the checker about answers, because a positive verdict reveals nothing that the problem hides.
     fn may_be_searched(&self, _problem: &Problem) -> bool {
         false
     }
 
-    /// Names the problem that an answer solves exactly, if there is one.
+    /// Returns the problem that an answer solves exactly, if there is one.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn hindsight(&self, problem: &Problem, answer: &str) -> Result<Option<Problem>, Error>;
 
-    /// Lists problems whose answers follow from running what a problem shows or what an answer is, with those answers; at most
-    /// one of a mode. Training on them is supervision by the machine that runs it, and is called so.
+    /// Lists problems whose answers follow from running a program that the problem shows or that the answer is, with those
+    /// answers; at most one per mode. Training on them is supervision by the machine that runs it, and is labelled as such.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
@@ -100,24 +101,27 @@ pub trait Checker: Send + Sync {
     /// [`Error::Problem`] when the problem or the key is not in its language.
     fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error>;
 
-    /// Reads a proposal that was asked for a niche; `None` unless it is a problem worth asking and of no exam. A function
-    /// of the text alone: whether the problem is new is for others to say.
-    fn admit(&self, niche: Niche, proposal: &str) -> Option<KeyedProblem>;
+    /// Reads a proposal that was requested for a niche; `None` unless it is a worthwhile problem that is in no exam. Depends on
+    /// the arguments alone: novelty is checked elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], as of [`Checker::judge`].
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error>;
 
-    /// Returns what examples of an answer are balanced by: the problem and, where the answer is a program, what it does. Without
-    /// an answer, by the problem alone.
+    /// Returns the key by which examples of an answer are balanced. It depends on the problem and, when the answer is a program,
+    /// on what the program does. Without an answer, it depends on the problem alone.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
-    fn aim(&self, problem: &Problem, answer: Option<&str>) -> Result<Aim, Error>;
+    fn balance_key(&self, problem: &Problem, answer: Option<&str>) -> Result<BalanceKey, Error>;
 }
 
-/// How people write problems.
+/// The forms in which people write problems: JSON and text.
 pub trait Forms: Send + Sync {
-    /// What the domain is, in one line.
+    /// Describes the domain in one line.
     fn description(&self) -> &'static str;
 
-    /// Whether a record that names no domain is a problem of this one, by the names of its fields.
+    /// Whether the field names of a record without a domain identify it as a problem of this domain.
     fn is_unnamed_form(&self, _fields: &serde_json::Map<String, serde_json::Value>) -> bool {
         false
     }
@@ -143,24 +147,24 @@ pub trait Forms: Send + Sync {
 
 /// Frozen evaluation sets of a domain.
 pub trait Exams: Send + Sync {
-    /// Names the domain whose exams these are: another where this is a variant of it, with the same problems.
+    /// Returns the name of the domain that owns these exams. For a variant, this is the other domain that has the same problems.
     fn of(&self) -> &'static str;
 
-    /// Lists the exams that are built from this domain; none for a variant of another.
+    /// Lists the exams that are built from this domain; none for a variant of another domain.
     fn specs(&self) -> &'static [ExamSpec];
 
     /// Draws candidate `index` of an exam: `None` when the draw is not a problem (no solution).
     fn candidate(&self, exam: &ExamSpec, index: u64) -> Option<Problem>;
 
-    /// Writes the keys of an exam's problems as their file; `None` where checking needs none.
+    /// Writes the keys of an exam's problems as the content of their file; `None` when checking needs none.
     ///
     /// # Panics
-    /// When the exam is not what [`Exam::generate`] gives.
+    /// When the exam is not the output of [`Exam::generate`].
     fn keys_file(&self, _spec: &ExamSpec, _exam: &Exam) -> Option<Vec<u8>> {
         None
     }
 
-    /// Whether what a problem is about is held out of every source of training, and not the problem alone.
+    /// Whether the subject of a problem, and not just the problem, is held out of every source of training.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
@@ -169,18 +173,18 @@ pub trait Exams: Send + Sync {
     }
 }
 
-/// What is said of an answer to whoever wrote it.
+/// The judgement of an answer, as its author sees it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Judged {
     /// The verdict.
     pub verdict: Verdict,
-    /// Why the verdict is not `correct`, for people. Never gives away what the problem hides.
+    /// Why the verdict is not `correct`, for people. Never reveals what the problem hides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
 impl Judged {
-    /// Returns the verdict that needs no reason.
+    /// Returns the verdict `correct`, which needs no reason.
     pub fn correct() -> Judged {
         Judged { verdict: Verdict::Correct, reason: None }
     }
@@ -201,7 +205,7 @@ pub enum Error {
         /// What was given.
         got: String,
     },
-    /// JSON that is no problem of any domain.
+    /// JSON that is not an object, so not a problem of any domain.
     #[error("problem: expected a JSON object, got {got}")]
     NoObject {
         /// What was given.
@@ -213,14 +217,22 @@ pub enum Error {
         /// The name that was given.
         got: String,
     },
+    /// The checker does not answer, so there is no judgement.
+    #[error("the checker of {domain} is unavailable: {reason}")]
+    Unavailable {
+        /// The domain.
+        domain: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A problem or a key that is not in its domain's language.
     #[error("{domain} problem: expected {expected}, got {got}")]
     Problem {
         /// The domain.
         domain: &'static str,
-        /// What the language asks for.
+        /// What the language requires.
         expected: String,
-        /// What was there.
+        /// What was found.
         got: String,
     },
 }
@@ -252,8 +264,8 @@ pub fn domain(name: &str) -> Result<&'static Arc<dyn Domain>, Error> {
     found.ok_or_else(|| Error::UnknownDomain { got: format!("{name:?}") })
 }
 
-/// Reads a problem from one JSON object such as `{"domain":"countdown","numbers":[3,7,25],"target":78}`. A record without
-/// a domain is of the one that its fields belong to.
+/// Reads a problem from one JSON object such as `{"domain":"countdown","numbers":[3,7,25],"target":78}`. Without `domain`, the
+/// names of the other fields determine the domain.
 ///
 /// # Errors
 /// [`Error::NoObject`], [`Error::UnknownDomain`] or [`Error::Problem`].
@@ -274,16 +286,16 @@ pub fn problem_from_json(json: &serde_json::Value) -> Result<Problem, Error> {
     }
 }
 
-/// Describes JSON that stands where something else was expected: as it is where it is short, else by its kind.
+/// Describes JSON that was found in place of something else: verbatim when it is short, else by its kind.
 pub fn describe_json(json: &serde_json::Value) -> String {
     use serde_json::Value;
     let text = json.to_string();
     match json {
-        // What stood there is lost.
+        // The original digits are lost.
         Value::Number(number) if number.as_f64().is_some_and(|number| number.abs() >= 2f64.powi(64)) => {
             "a number beyond 64 bits".to_owned()
         }
-        // A byte order mark cannot be seen.
+        // A byte order mark is invisible.
         _ if text.chars().count() <= MAX_DESCRIBED_CHARS => text.replace('\u{feff}', "\\ufeff"),
         Value::Array(elements) => format!("an array of {} elements", elements.len()),
         Value::Object(fields) => format!("an object of {} fields", fields.len()),
@@ -292,10 +304,10 @@ pub fn describe_json(json: &serde_json::Value) -> String {
     }
 }
 
-/// Most characters that a message quotes of what it found.
+/// Most characters of the input that a message quotes.
 const MAX_DESCRIBED_CHARS: usize = 60;
 
-/// Quotes a part of a text for a message, shortened where it is long; what cannot be seen is escaped.
+/// Quotes a part of a text for a message, shortened when it is long; invisible characters are escaped.
 pub(crate) fn quote(text: &str) -> String {
     let text = text.trim_matches([' ', '\t', '\r', '\n']);
     match text.char_indices().nth(MAX_DESCRIBED_CHARS) {

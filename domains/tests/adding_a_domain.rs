@@ -1,4 +1,4 @@
-//! Adding a domain: the one of docs/adding-a-domain.md, which has neither symbols nor exams, is a domain.
+//! The example of docs/adding-a-domain.md, which has neither symbols nor exams, is a valid domain.
 
 use domains::{Domain, Judged};
 use proto::Verdict;

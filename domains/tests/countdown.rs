@@ -1,4 +1,4 @@
-//! What countdown promises of text beyond the conformance suite: bounds, and answers that are after more than they earn.
+//! Guarantees of countdown on text beyond the conformance suite: bounds, and answers that try to cheat the checker.
 
 use domains::{Checker as _, Countdown, Forms, Judged, Ladder, Symbols as _, domain, problem_from_json};
 use proto::{CounterRng, Problem, Purpose, Verdict};
@@ -40,7 +40,7 @@ fn a_problem_that_names_no_bound_has_none() {
     assert_eq!(COUNTDOWN.problem_to_json(&free).unwrap(), json);
     assert_eq!(free.text, "40 25 20 -> 50 no max");
     assert_eq!(COUNTDOWN.problem_from_text(&free.text).unwrap(), free);
-    // What no policy can write is judged all the same.
+    // Problems beyond the symbols of a policy are judged all the same.
     let large = problem(json!({"nums": [1_000, 70_000, 3, 4, 5, 6, 7], "target": 70_000_003u64}));
     assert_eq!(judged(&large, "70000 * 1000 + 3 + 4 + 5 - 6 - 7").1, "ends in 69999999, not 70000003");
     assert_eq!(judged(&large, "1000 * 70000 + 3 + (4 + 5) + 6 - 7 - (7 + 1)").0, Incorrect);
@@ -52,7 +52,7 @@ fn a_problem_that_names_no_bound_has_none() {
     }
 }
 
-/// What a run poses is asked as it always was: the same text, hash, prompt and bound.
+/// A problem without a bound gets the prompt, answer length and verdicts of the smallest bound that fits.
 #[test]
 fn a_policy_is_asked_in_the_smallest_bound_that_fits() {
     for (json, bounded) in [
@@ -69,7 +69,7 @@ fn a_policy_is_asked_in_the_smallest_bound_that_fits() {
             assert_eq!(judged(&free, &text).0, judged(&bounded, &text).0, "{text}");
         }
     }
-    // Typed for a policy.
+    // Problems that a person types for a policy.
     for (typed, text) in [
         ("3 7 25 -> 78", "25 7 3 -> 78"),
         ("3 7 25 -> 78 max 99", "25 7 3 -> 78"),
@@ -92,7 +92,7 @@ fn what_the_run_poses_states_its_bound() {
     for name in ["countdown-3", "countdown-4", "countdown-sos"] {
         for problem in &domains::exam(name).unwrap().dev {
             assert!(COUNTDOWN.problem_to_json(problem).unwrap()["max_intermediate"].is_u64(), "{problem:?}");
-            // A problem of an exam is one too when it names no bound.
+            // An exam problem is still recognised if it names no bound.
             let mut free = COUNTDOWN.problem_to_json(problem).unwrap();
             free.as_object_mut().unwrap().remove("max_intermediate");
             assert!(COUNTDOWN.is_exam(&self::problem(free)), "{problem:?}");
@@ -100,7 +100,7 @@ fn what_the_run_poses_states_its_bound() {
     }
 }
 
-/// The columns of the public Countdown data sets, and what is wrong with records that look like them.
+/// Columns of the public Countdown data sets are accepted, and errors name the fault in similar records.
 #[test]
 fn records_of_others() {
     let ours = problem(json!({"domain": "countdown", "numbers": [3, 7, 25], "target": 82}));
@@ -145,7 +145,7 @@ fn records_of_others() {
     }
 }
 
-/// What a checker could be talked into. Each line would be right, or be worth trying, under a laxer reading.
+/// Attacks on the checker: each line would be right, or worth trying, under laxer parsing.
 #[test]
 fn attacks_get_their_verdicts() {
     let json = json!({"numbers": [3, 7, 25], "target": 82});
@@ -157,7 +157,7 @@ fn attacks_get_their_verdicts() {
     let (huge, long, padded) =
         ("9".repeat(1_000), "25 * 3 + 7 + ".repeat(100), format!("25 * 3 + 7{}", " ".repeat(1_024)));
     let malformed = [
-        // Nothing, or nothing that is an answer.
+        // Empty, or not an answer.
         "",
         " ",
         "\n\n",
@@ -172,12 +172,12 @@ fn attacks_get_their_verdicts() {
         "82 = 82",
         "25",
         "\0",
-        // The answer in other words.
+        // The answer with other text around it.
         "the answer is 82",
         "25 * 3 + 7 # right",
         "25 * 3 + 7 -- grader: correct",
         "<answer>25 * 3 + 7</answer>",
-        // Steps that are missing.
+        // Missing steps.
         "25 * 3 = 75;; 75 + 7 = 82",
         "; 25 * 3 = 75; 75 + 7 = 82",
         "25 * 3 = 75; 75 + 7 = 82;",
@@ -185,7 +185,7 @@ fn attacks_get_their_verdicts() {
         "25 * 3 = 75,, 75 + 7 = 82",
         "25 * 3 = 75; ; 75 + 7 = 82",
         "25 * 3 = 75;\n;75 + 7 = 82",
-        // Steps that are more or less than a step.
+        // Malformed steps.
         "25 * 3 = 75; 75 + 7",
         "25 * 3; 75 + 7 = 82",
         "25 * 3 = 75; 82",
@@ -216,7 +216,7 @@ fn attacks_get_their_verdicts() {
         "25 * 3 = 75; 75 + 7 = +82",
         "−25 * 3",
         "25 * (−3)",
-        // Operators that there are none of.
+        // Unknown operators.
         "25 ** 3",
         "25 // 3",
         "25 ^ 3",
@@ -235,7 +235,7 @@ fn attacks_get_their_verdicts() {
         "25 | 3",
         "25 ~ 3",
         "25 !",
-        // Operands that stand side by side.
+        // Adjacent operands without an operator.
         "25(3) + 7",
         "(25)(3) + 7",
         "(25) 3 + 7",
@@ -273,7 +273,7 @@ fn attacks_get_their_verdicts() {
         "25 * 0 + 3 + 7",
         "25 * 3 + 7 + 0",
         "25 - 25 = 0; 3 + 7 = 10",
-        // Parentheses that do not pair.
+        // Unbalanced or misplaced parentheses.
         "(25 * 3 + 7",
         "25 * 3 + 7)",
         ")25 * 3 + 7(",
@@ -285,14 +285,14 @@ fn attacks_get_their_verdicts() {
         "25 * () 3",
         "25 * (3 +) 7",
         "（25 * 3） + 7",
-        // Ends where an operand is missing.
+        // Missing operands.
         "25 * 3 +",
         "* 3 + 7",
         "25 * * 3",
         "25 * 3 + 7 +",
         "+",
         "25 +* 3",
-        // What cannot be seen.
+        // Invisible characters.
         "\u{feff}25 * 3 + 7",
         "25\u{a0}* 3 + 7",
         "25\u{200b} * 3 + 7",
@@ -311,7 +311,7 @@ fn attacks_get_their_verdicts() {
         "sum([25, 57])",
         "25 if 1 else 3",
         "82; rm -rf /",
-        // Longer than anything that is read.
+        // Over the length limits.
         &huge,
         &long,
         &padded,
@@ -321,7 +321,7 @@ fn attacks_get_their_verdicts() {
         assert_eq!(judged(&bounded, answer).0, Malformed, "{answer:?}");
     }
     let incorrect = [
-        // Arithmetic that wraps, rounds or leaves the integers on its way.
+        // Arithmetic that wraps, rounds or leaves the positive integers.
         "25 / 3 * 7",
         "25 / 7 * 3",
         "(3 - 25) * 7",
@@ -329,7 +329,7 @@ fn attacks_get_their_verdicts() {
         "(25 - 25) + 82",
         "7 / 25 * 3",
         "3 / 7 = 1; 25 + 57 = 82",
-        // The target for a number, numbers twice, numbers not at all.
+        // The target used as a number, and numbers that are reused, unused or not given.
         "82 * 1",
         "82 / 1 = 82",
         "82 + 25 - 25",
@@ -342,7 +342,7 @@ fn attacks_get_their_verdicts() {
         "25 * 3 = 82",
         "253 + 7",
         "25 + 3 + 7 + 7 * 7 - 2",
-        // Lies about results.
+        // False results.
         "25 * 3 = 82; 82 + 7 = 82",
         "25 + 3 + 7 = 82",
         "25 * 3 = 75; 75 + 7 = 83",

@@ -1,5 +1,5 @@
-//! What programs promise beyond the conformance suite: meaning by hand and by a second evaluator, hostile answers,
-//! keys, held-out behaviours, and exams that are what they say.
+//! Guarantees of programs beyond the conformance suite: semantics by hand and by a second evaluator, hostile answers,
+//! keys, held-out behaviours, and the composition of exams.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -31,7 +31,7 @@ fn verdict(domain: Programs, problem: &Problem, answer: &str) -> Verdict {
     domain.judge(problem, None, answer).unwrap().verdict
 }
 
-// Meaning.
+// Semantics.
 
 #[test]
 fn every_operation_by_hand() {
@@ -121,8 +121,7 @@ fn every_operation_by_hand() {
     }
 }
 
-/// A second evaluator, from text and with lists that are never changed in place: slow, and written apart from the
-/// first.
+/// A second evaluator, on text and with immutable lists: slow, and written independently of the first.
 mod evaluator {
     use domains::programs::Dialect;
 
@@ -145,7 +144,7 @@ mod evaluator {
         Some(data)
     }
 
-    /// Applies the first operation; gives what comes out and the words after it.
+    /// Applies the first operation. Returns its result and the words after it.
     fn apply<'a>(dialect: Dialect, words: &'a [&'a str], data: &Data) -> (Option<Data>, &'a [&'a str]) {
         let (word, rest) = (words[0], &words[1..]);
         if dialect == Dialect::Digits && ["+", "*"].contains(&word) {
@@ -187,7 +186,7 @@ mod evaluator {
                 other => panic!("a lambda gave {other:?}"),
             })
             .collect();
-        // The lambda is read once more for its length: an empty list gives it nothing to do.
+        // The lambda is parsed once more for its length: on an empty list it never ran.
         let after = bare(dialect, words, 0).1;
         (results.map(Data::Numbers), after)
     }
@@ -299,7 +298,7 @@ fn data_text(data: &Data) -> String {
     }
 }
 
-/// Random programs of up to four operations on random inputs: both evaluators agree on every value, and on having none.
+/// On random programs of up to four operations and random inputs, both evaluators agree on the value or its absence.
 #[test]
 fn a_second_evaluator_agrees() {
     let mut num_undefined = 0;
@@ -376,7 +375,7 @@ fn prompts_tell_problems_apart() {
     assert_eq!(prompts.len(), problems.len());
 }
 
-/// Legal play is the first policy: its programs and lists must be worth learning from.
+/// Training starts from random legal play: its programs and lists must be worth learning from.
 #[test]
 fn random_play_is_diverse() {
     for (domain, level) in [(FULL, 12), (FULL, 11), (DIGITS, 9), (DIGITS, 8)] {
@@ -489,7 +488,7 @@ fn refuses_what_is_not_a_problem() {
     }
 }
 
-/// The attack list: what can be said in these languages, with its verdict. Asked 10,000 times in random order.
+/// The attack list: answers in these languages, with their verdicts. Judged 10,000 times in random order.
 #[test]
 fn hostile_answers_get_their_verdicts() {
     use Verdict::{Correct, Incorrect, Malformed, Resource, Timeout};
@@ -503,7 +502,7 @@ fn hostile_answers_get_their_verdicts() {
     let dups = "dup ".repeat(40);
     let too_many = "rev ".repeat(200);
     let cases: Vec<(&str, &str, Verdict)> = vec![
-        // P1, P2: no loops to run for ever; the longest work that can be asked for runs out of fuel.
+        // P1, P2: there are no unbounded loops; the longest computation runs out of fuel.
         (induction, &sorts, Timeout),
         // P3, P4: an integer that grows too large leaves no value to compare.
         (induction, "map (sq) map (sq) map (sq)", Incorrect),
@@ -517,11 +516,11 @@ fn hostile_answers_get_their_verdicts() {
         (induction, &too_many, Malformed),
         (list_deduction, &brackets, Malformed),
         (list_deduction, &megabyte, Malformed),
-        // P14 to P19, A8: there are no words for it.
+        // P14 to P19, A8: the language has no words for these.
         (induction, "__import__('os').system('id')", Malformed),
         (induction, "open('/etc/passwd')", Malformed),
         (deduction, "int('9' * 5000000)", Malformed),
-        // P28, P22: no constants to memorise outputs with; what fits the pairs is right without a key.
+        // P28, P22: no constants can memorise outputs; without a key, any program that fits the pairs is right.
         (induction, "take 1", Correct),
         (induction, "uniq", Correct),
         (induction, "head", Incorrect),
@@ -538,7 +537,7 @@ fn hostile_answers_get_their_verdicts() {
         (deduction, "1e999999", Malformed),
         (deduction, "-0", Malformed),
         (deduction, "4/2", Malformed),
-        // A4: the question for the answer.
+        // A4: the question as the answer.
         (deduction, "1 + 1", Malformed),
         (list_deduction, "sort [2 1]", Malformed),
         (list_deduction, "[2 1]", Incorrect),
@@ -547,7 +546,7 @@ fn hostile_answers_get_their_verdicts() {
         (deduction, "[1 2 3]", Incorrect),
         (list_deduction, "[1 2] [2 1]", Malformed),
         (list_deduction, "[1 2 2]", Incorrect),
-        // A comma that separates nothing.
+        // Commas that separate nothing.
         (list_deduction, "[1,,2]", Malformed),
         (list_deduction, "[,1 2]", Malformed),
         (list_deduction, "[1,2,]", Malformed),
@@ -570,7 +569,7 @@ fn hostile_answers_get_their_verdicts() {
         let (text, answer, expected) = cases[rng.below(cases.len() as u64) as usize];
         assert_eq!(verdict(FULL, &problem(FULL, text), answer), expected, "{text} / {answer:.40}");
     }
-    // A person may ask about a program that needs more than there is.
+    // A person may ask about a program that can exceed the limits.
     let hungry = problem(FULL, "sum range dup dup dup : ? -> [1]");
     assert_eq!(verdict(FULL, &hungry, "[9 9 9 9 9 9]"), Incorrect);
     assert_eq!(verdict(FULL, &problem(FULL, "sum * 5 range dup dup dup : ? -> [1]"), "[9 9]"), Resource);
@@ -585,7 +584,7 @@ fn token_noise_is_judged_and_never_panics() {
         let domain = if rng.below(2) == 0 { FULL } else { DIGITS };
         let problem = problem(domain, problems[rng.below(5) as usize]);
         let len = rng.below(12);
-        // Mostly words of the language, so that noise gets past the first token.
+        // Mostly words of the language, so that noise is legal beyond the first token.
         let noise = |rng: &mut CounterRng| match rng.below(8) {
             0 => rng.below(1 << 16) as TokenId,
             1..4 => rng.below(10) as TokenId,
@@ -593,7 +592,7 @@ fn token_noise_is_judged_and_never_panics() {
             _ => 128 + rng.below(36) as TokenId,
         };
         let answer: Vec<TokenId> = (0..len).map(|_| noise(&mut rng)).collect();
-        // What has a text is an answer; whatever else the tokens are, they are shown.
+        // Tokens that have a text are judged as an answer; any tokens can be shown.
         if let Some(text) = domain.answer_text(&problem, &answer) {
             domain.judge(&problem, None, &text).unwrap();
             domain.hindsight(&problem, &text).unwrap();
@@ -603,7 +602,7 @@ fn token_noise_is_judged_and_never_panics() {
     }
 }
 
-// Keys and what is held out.
+// Keys and held-out behaviours.
 
 #[test]
 fn a_key_tells_programs_apart_that_visible_pairs_do_not() {
@@ -615,7 +614,7 @@ fn a_key_tells_programs_apart_that_visible_pairs_do_not() {
     assert!(FULL.judge(&induction, Some(&key("summ")), "sum").is_err());
 }
 
-/// Whatever a problem about a held-out function looks like, no source may train on it.
+/// No source may train on a problem about a held-out function, in any form.
 #[test]
 fn held_out_behaviors_are_recognised_in_every_mode_and_spelling() {
     for (domain, name) in [(FULL, "programs-induction"), (DIGITS, "programs-digits")] {
@@ -685,20 +684,20 @@ fn descriptors_say_what_kind_of_problem_it_is() {
     let known = describe("? max 4 : [1 2] -> 3", Some("sum"));
     assert_eq!((known.length, known.operations.count_ones(), known.output_bucket), (1, 1, 2));
     assert_eq!(describe("sum neg : [1 2] -> ?", None).output_bucket, 0);
-    // Problems of one goal differ in their givens only.
-    let aim = |text| FULL.aim(&problem(FULL, text), None).unwrap();
-    assert_eq!(aim("sum : [1 2] -> ?"), aim("sum : [3 4] -> ?"));
-    assert_ne!(aim("sum : [1 2] -> ?"), aim("max : [1 2] -> ?"));
-    assert_eq!([aim("sum : [1 2] -> ?").level, aim("sort rev : ? -> [2 1]").level], [1, 5]);
-    // Of a program that was asked for, the answer tells what it does.
+    // Problems with the same goal differ only in their givens.
+    let balance_key = |text| FULL.balance_key(&problem(FULL, text), None).unwrap();
+    assert_eq!(balance_key("sum : [1 2] -> ?"), balance_key("sum : [3 4] -> ?"));
+    assert_ne!(balance_key("sum : [1 2] -> ?"), balance_key("max : [1 2] -> ?"));
+    assert_eq!([balance_key("sum : [1 2] -> ?").level, balance_key("sort rev : ? -> [2 1]").level], [1, 5]);
+    // The goal of an induction problem is the behaviour of the answer.
     let induction = problem(FULL, "? max 2 : [1 2] -> 3 ; [4] -> 4");
-    let aim = |answer| FULL.aim(&induction, Some(answer)).unwrap();
-    assert_eq!(aim("sum").level, 6);
-    assert_ne!(aim("sum"), aim("rev sum"));
+    let balance_key = |answer| FULL.balance_key(&induction, Some(answer)).unwrap();
+    assert_eq!(balance_key("sum").level, 6);
+    assert_ne!(balance_key("sum"), balance_key("rev sum"));
 }
 
-/// A program that a problem shows is also to be induced, by pairs that it has, whatever the answer; other inputs for another
-/// answer. Programs that are held out are not shown that way either.
+/// A program that a problem shows also becomes an induction problem from its input-output pairs, whatever the answer. Another
+/// answer leads to other inputs. Held-out programs are not used this way.
 #[test]
 fn programs_that_were_run_make_induction_problems() {
     for domain in [FULL, DIGITS] {
@@ -715,13 +714,16 @@ fn programs_that_were_run_make_induction_problems() {
                     let reference = key(program);
                     assert!(drawn.problem.text.starts_with(&format!("{} : ", reference.text)));
                     assert_eq!(domain.judge(induction, Some(&reference), program).unwrap().verdict, Verdict::Correct);
-                    assert_eq!(domain.aim(induction, Some(program)).unwrap().level, level.level.next_multiple_of(3));
+                    assert_eq!(
+                        domain.balance_key(induction, Some(program)).unwrap().level,
+                        level.level.next_multiple_of(3)
+                    );
                     assert!(prompt_len(induction) <= 40);
                     num_distinct += usize::from(texts.insert(induction.text.clone()));
                 }
             }
         }
-        // Of three levels, one shows no program.
+        // One in three levels shows no program.
         assert!(num_made > 700 && num_made <= 800 && num_distinct > 400, "{num_made}, {num_distinct}");
     }
     let held_out = exam("programs-digits").unwrap().test.iter().find_map(|problem| {
@@ -764,7 +766,7 @@ fn exams_hold_their_strata_in_equal_parts() {
     });
 }
 
-/// A sample, because drawing every exam again is the conformance suite's work.
+/// Checks a sample, because the conformance suite already regenerates every exam.
 #[test]
 fn keys_are_what_the_generator_writes() {
     for_each_exam(|domain, spec, exam| {
@@ -777,7 +779,7 @@ fn keys_are_what_the_generator_writes() {
     });
 }
 
-/// Searches all shorter programs of a sample, by the grammar and the checker rather than by the catalogue.
+/// For a sample, searches all shorter programs with the grammar and the checker instead of the catalogue.
 #[test]
 fn no_shorter_program_does_what_an_exam_program_does() {
     for_each_exam(|domain, spec, exam| {
@@ -806,7 +808,7 @@ fn no_shorter_program_does_what_an_exam_program_does() {
     });
 }
 
-/// The share of exam problems that random legal play and blind enumeration solve: what any policy must beat.
+/// Bounds the number of exam problems that random legal play and blind enumeration solve: any policy must beat it.
 #[test]
 fn exams_are_out_of_reach_of_play_without_learning() {
     for_each_exam(|domain, spec, exam| {
@@ -829,7 +831,7 @@ fn exams_are_out_of_reach_of_play_without_learning() {
     });
 }
 
-/// Where no catalogue tells programs of four operations apart, the reference itself must.
+/// No catalogue covers programs of four operations, so the reference itself decides whether they are held out.
 #[test]
 fn nothing_held_out_is_proposed_or_made_by_a_change() {
     let mut num_admitted = 0;
@@ -840,7 +842,7 @@ fn nothing_held_out_is_proposed_or_made_by_a_change() {
         let mut made: Vec<_> = FULL.mutate(&parent, &mut rng).into_iter().collect();
         for _ in 0..40 {
             let proposal = random(&propose("programs", niche), &mut rng);
-            made.extend(FULL.admit(niche, &proposal));
+            made.extend(FULL.admit(niche, &proposal).unwrap());
         }
         num_admitted += made.len();
         for keyed in made {

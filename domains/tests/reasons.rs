@@ -1,4 +1,4 @@
-//! What programs say of answers in text that are not correct, and what they keep to themselves.
+//! Reasons that the programs domain gives for wrong answers in text, and information that it must not reveal.
 
 use std::collections::BTreeSet;
 
@@ -51,7 +51,7 @@ fn reasons_by_hand() {
     }
 }
 
-/// A reason is the same whatever a problem hides, so that nothing can be read off it.
+/// A reason does not depend on what a problem hides, so it reveals nothing about it.
 #[test]
 fn reasons_do_not_give_hidden_answers_away() {
     // Deduction: other programs on other inputs, with other outputs of either type.
@@ -72,7 +72,7 @@ fn reasons_do_not_give_hidden_answers_away() {
             .collect();
         assert_eq!(reasons.len(), 1, "{answer}: {reasons:?}");
     }
-    // The keys of exams: of what fits the pairs that are shown and is not asked for, no more is said.
+    // The keys of exams: if a wrong program fits the visible pairs, the reason tells no more than that.
     let mut num_hidden = 0;
     for problem in exam("programs-induction").unwrap().dev.iter().take(20) {
         for answer in enumerated(problem).take(20_000) {

@@ -1,7 +1,7 @@
 //! How a policy reads a request and writes its answer.
 //!
-//! A [`Language`] opens an [`Episode`] for each request: it gives the prompt, says what may follow, and takes one token after the
-//! other. Actors, search and verifiers know nothing else of a language, and domains know nothing of tokens.
+//! A [`Language`] opens an [`Episode`] for each request. The episode has the prompt, lists the legal next tokens, and accepts one
+//! token at a time. Actors, search and verifiers use nothing else of a language, and domains know nothing of tokens.
 
 mod source;
 pub mod symbols;
@@ -13,103 +13,103 @@ pub use source::Source;
 pub use symbols::SymbolLanguage;
 pub use walk::{enumerate_answers, random_answer, trace};
 
-/// A tokenizer with the prompts and the answer languages that are written in it.
+/// A tokenizer, with the prompts and the answer languages written in its tokens.
 pub trait Language: Send + Sync {
     /// Returns the number of tokens, unused ids included.
     fn vocabulary_size(&self) -> usize;
 
-    /// Names a token for people.
+    /// Returns the human-readable name of a token.
     fn token_name(&self, token: TokenId) -> String;
 
     /// Opens the episode in which a request is answered.
     ///
     /// # Errors
-    /// [`Error::Domain`] when the request is none of its domain, [`Error::NoSymbols`] when the domain cannot be asked so.
+    /// [`Error::Domain`] when the request is not valid in its domain, [`Error::NoSymbols`] when the domain has no symbols.
     fn open(&self, request: &Request) -> Result<Box<dyn Episode>, Error>;
 
     /// Writes the prompt that asks for a problem of a niche and a difficulty.
     ///
     /// # Errors
-    /// [`Error::NoSymbols`] when the domain cannot be asked so.
+    /// [`Error::NoSymbols`] when the domain has no symbols.
     fn propose_prompt(&self, domain: &str, niche: Niche, difficulty: Difficulty) -> Result<Vec<TokenId>, Error>;
 
-    /// Returns the lengths of the longest prompt that relabelling or changing a problem can lead to, and of the longest answer to it,
-    /// forced tokens included.
+    /// Returns the length of the longest prompt that relabelling or changing a problem can produce, and of the longest answer to
+    /// it, forced tokens included.
     ///
     /// # Errors
     /// As [`Language::open`].
     fn room(&self, problem: &Problem) -> Result<Room, Error>;
 
-    /// Returns the same for problems of a niche that are asked for.
+    /// Returns the same lengths for a request to propose a problem of a niche.
     ///
     /// # Errors
     /// As [`Language::propose_prompt`].
     fn proposal_room(&self, domain: &str, niche: Niche) -> Result<Room, Error>;
 
-    /// Reads a complete answer, or a complete proposal, as the text that is judged; `None` where the tokens are none.
+    /// Converts a complete answer, or a complete proposal, to the text that is judged; `None` if the tokens are neither.
     ///
     /// # Errors
     /// As [`Language::open`].
     fn text(&self, request: &Request, answer: &[TokenId]) -> Result<Option<String>, Error>;
 
-    /// Spells an answer that is given in text; `None` where it has no spelling.
+    /// Tokenizes an answer given as text; `None` if no tokens express it.
     ///
     /// # Errors
     /// As [`Language::open`].
     fn spell(&self, problem: &Problem, answer: &str) -> Result<Option<Vec<TokenId>>, Error>;
 
-    /// Writes an answer of a domain for people, also one that is not complete.
+    /// Formats an answer of a domain for people; the answer may be incomplete.
     fn show(&self, domain: &str, answer: &[TokenId]) -> String;
 
-    /// Writes tokens for people.
+    /// Formats tokens for people.
     fn show_tokens(&self, tokens: &[TokenId]) -> String {
         tokens.iter().map(|token| self.token_name(*token)).collect::<Vec<_>>().join(" ")
     }
 }
 
-/// How many tokens a request takes at most.
+/// The most tokens that a request takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Of its prompt.
+    /// Tokens of its prompt.
     pub prompt: usize,
-    /// Of its answer.
+    /// Tokens of its answer.
     pub answer: usize,
 }
 
 /// A request that is being answered.
 pub trait Episode: Send {
-    /// Returns what the policy reads before it answers.
+    /// Returns the tokens that the policy reads before it answers.
     fn prompt(&self) -> &[TokenId];
 
-    /// Returns what may follow.
+    /// Returns the legal continuations.
     fn next(&self) -> Next;
 
-    /// Appends a token; `false` when it is not legal, and nothing changes.
+    /// Appends a token. Returns `false` and changes nothing if it is illegal.
     fn push(&mut self, token: TokenId) -> bool;
 
-    /// Copies the episode where it stands.
+    /// Copies the episode in its current state.
     fn fork(&self) -> Box<dyn Episode>;
 
-    /// Names who chooses next, from 0 on; of a request that one answers alone it is always 0.
+    /// Returns the player who chooses next, counted from 0; always 0 if one player answers the request alone.
     fn to_move(&self) -> usize {
         0
     }
 
-    /// Returns what each player has won, in [-1, 1], where the episode is over and its rules say so. A checker says more: see
+    /// Returns the payoff of each player, in [-1, 1], if the episode is over and its rules define one. A checker says more: see
     /// [`Episode::check`].
     fn returns(&self) -> Option<Vec<f64>> {
         None
     }
 
-    /// Hashes all that what follows depends on: two histories with one hash can be continued alike.
+    /// Hashes everything that the continuation depends on: two histories with equal hashes have the same continuations.
     fn state_hash(&self) -> Digest;
 
-    /// Asks the checker about a complete answer; `None` where that would give away what the problem hides, and of an answer that is
-    /// not complete.
+    /// Asks the checker about a complete answer. Returns `None` if the answer is incomplete, or if a verdict would reveal what
+    /// the problem hides.
     fn check(&self) -> Option<Verdict>;
 }
 
-/// What may follow a prefix of an answer.
+/// The legal continuations of a prefix of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing: the answer is complete.
@@ -120,13 +120,13 @@ pub enum Next {
     Choice(LegalTokens),
 }
 
-/// What can go wrong in a language.
+/// Errors of a language.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What was asked is not of its domain.
+    /// The domain rejects the request, or fails.
     #[error(transparent)]
     Domain(#[from] domains::Error),
-    /// The domain has text alone.
+    /// The domain has only text, no symbols.
     #[error("domain {domain}: expected one with symbols for networks from random weights, got one of text alone")]
     NoSymbols {
         /// The domain.

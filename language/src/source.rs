@@ -5,14 +5,14 @@ use proto::{CounterRng, Difficulty, Digest, KeyedProblem, LadderLevel, Niche, Pr
 
 use crate::{Language, SymbolLanguage};
 
-/// A domain as a learner sees it, with the language in which its problems are asked for.
+/// A domain as a learner's source of problems, with the language of its proposal prompts.
 pub struct Source {
     domain: Arc<dyn Domain>,
     language: Arc<dyn Language>,
 }
 
 impl Source {
-    /// Lists the domains of the registry that can be asked about in symbols.
+    /// Lists the domains of the registry that have symbols.
     pub fn of_symbols() -> Vec<Arc<dyn ProblemSource>> {
         let language: Arc<dyn Language> = Arc::new(SymbolLanguage);
         let asked = registry().iter().filter(|domain| domain.symbols().is_some());

@@ -1,4 +1,5 @@
-//! The language of networks from random weights: a closed vocabulary of 256 symbols, and a grammar for each domain that has one.
+//! The language of networks that start from random weights: a closed vocabulary of 256 symbols, and a grammar for each domain
+//! that has one.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, V
 
 use crate::{Episode, Error, Language, Next, Room};
 
-/// Symbols of all domains that have them.
+/// The symbols of every domain that has them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SymbolLanguage;
 
@@ -50,7 +51,7 @@ impl Language for SymbolLanguage {
 
     fn proposal_room(&self, name: &str, niche: Niche) -> Result<Room, Error> {
         let symbols = symbols_of(domain(name)?.as_ref())?;
-        // All difficulties are one token.
+        // Every difficulty is one token.
         let prompt = symbols.propose_prompt(niche, Difficulty::Hard).len();
         Ok(Room { prompt, answer: symbols.max_proposal_tokens(niche) as usize })
     }

@@ -2,9 +2,9 @@ use proto::{Choices, CounterRng, LegalTokens, SetDictionary, TokenId};
 
 use crate::{Episode, Next};
 
-/// Walks an answer through its episode and returns the choices in it, their sets entered in `sets`.
+/// Replays an answer in its episode and returns its choices. Enters their sets in `sets`.
 ///
-/// `None` when the answer is not complete, or not legal.
+/// Returns `None` when the answer is incomplete or illegal.
 pub fn trace(mut episode: Box<dyn Episode>, answer: &[TokenId], sets: &mut SetDictionary) -> Option<Choices> {
     let mut choices = Vec::new();
     for (position, token) in answer.iter().enumerate() {
@@ -18,10 +18,10 @@ pub fn trace(mut episode: Box<dyn Episode>, answer: &[TokenId], sets: &mut SetDi
     (episode.next() == Next::Done).then(|| Choices::new(answer.len(), choices))
 }
 
-/// Plays uniformly random legal tokens to the end.
+/// Plays uniformly random legal tokens until the answer is complete.
 ///
 /// # Panics
-/// Where anything may follow: such an answer has no end.
+/// When any token is legal: such an answer has no end.
 pub fn random_answer(mut episode: Box<dyn Episode>, rng: &mut CounterRng) -> Vec<TokenId> {
     let mut answer = Vec::new();
     loop {
@@ -42,7 +42,7 @@ pub fn random_answer(mut episode: Box<dyn Episode>, rng: &mut CounterRng) -> Vec
 /// Lists complete answers in canonical order: depth first, tokens ascending. This is the blind baseline.
 ///
 /// # Panics
-/// Where anything may follow.
+/// When any token is legal.
 pub fn enumerate_answers(episode: Box<dyn Episode>) -> impl Iterator<Item = Vec<TokenId>> {
     let mut open = vec![(episode, Vec::new())];
     std::iter::from_fn(move || {

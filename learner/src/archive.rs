@@ -5,13 +5,13 @@ use proto::{CounterRng, KeyedProblem, Niche};
 use serde::{Deserialize, Serialize};
 
 use crate::curriculum::learnability;
-use crate::plan::draw;
+use crate::draw::draw;
 
 /// Problems worth keeping, a few of each niche (quality-diversity: Mouret and Clune 2015).
 ///
-/// What was measured of a problem holds until it is measured again, however long ago that was: age makes another measurement
-/// more likely, and decides between problems of equal learnability. Nothing that all or none of the rollouts solve takes the
-/// place of a problem that some of them solve.
+/// A measurement stays valid until the problem is measured again, at any age. Age only makes another measurement more likely,
+/// and breaks ties between problems of equal learnability. A problem that all or none of the rollouts solve never replaces
+/// one that some of them solve.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Archive {
     domains: BTreeMap<String, BTreeMap<Niche, Vec<Entry>>>,
@@ -20,24 +20,24 @@ pub(crate) struct Archive {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Entry {
     keyed: KeyedProblem,
-    /// When it was measured last.
+    /// As of its latest measurement.
     learnability: f64,
-    /// The step that measured it.
+    /// Step of that measurement.
     measured_at: u64,
 }
 
-/// Problems of a niche.
+/// Maximum number of problems of a niche.
 const CAPACITY: usize = 8;
-/// Problems of a domain.
+/// Maximum number of problems of a domain.
 const MAX_PROBLEMS: usize = 8_192;
-/// Share of the problems posed again that are drawn by age.
+/// Share of the problems to pose again that are drawn by age.
 ///
 /// Source: the staleness coefficient of Jiang et al. 2021 (prioritized level replay, arXiv 2010.03934).
 const STALENESS_SHARE: f64 = 0.1;
 
 impl Archive {
-    /// Takes in the measurement of a problem: a known one takes it over, or leaves when all or none of the rollouts solve it;
-    /// a new one is kept unless its niche or its domain is full of better ones.
+    /// Records the measurement of a problem. A known problem is updated, or removed when all or none of the rollouts solve it.
+    /// A new one is kept unless its niche or its domain is full of better ones.
     pub(crate) fn measure(&mut self, keyed: &KeyedProblem, niche: Niche, solve_rate: f64, step: u64) {
         let niches = self.domains.entry(keyed.problem.domain.clone()).or_default();
         let entries = niches.entry(niche).or_default();
@@ -61,8 +61,8 @@ impl Archive {
         }
     }
 
-    /// Draws a problem among the domain's niches that are wanted: a niche in proportion to its mean learnability, so that
-    /// none wins by number, then one of its problems in proportion to theirs. `None` when there is none.
+    /// Draws a problem from the wanted niches of the domain: first a niche in proportion to its mean learnability, so that
+    /// its size does not matter, then one of its problems in proportion to theirs. Returns `None` when there is none.
     pub(crate) fn draw(
         &self,
         domain: &str,
@@ -74,8 +74,8 @@ impl Archive {
         Some(&draw(rng, entries, |entry| entry.learnability).keyed)
     }
 
-    /// Draws a problem to pose again, which measures it again: as [`Archive::draw`] does, or with probability
-    /// [`STALENESS_SHARE`] in proportion to the steps since it was measured.
+    /// Draws a problem to pose and measure again: with probability [`STALENESS_SHARE`] in proportion to the steps since its
+    /// measurement, else as [`Archive::draw`] does.
     pub(crate) fn draw_again(
         &self,
         domain: &str,
@@ -96,7 +96,7 @@ impl Archive {
         niches.fold((0, 0), |(num_niches, num_problems), entries| (num_niches + 1, num_problems + entries.len()))
     }
 
-    /// Lists the niches that are wanted, in order; `None` when there are none.
+    /// Returns the wanted niches, in order; `None` when there are none.
     fn wanted(&self, domain: &str, is_wanted: impl Fn(Niche) -> bool) -> Option<Vec<&Vec<Entry>>> {
         let niches = self.domains.get(domain)?.iter().filter(|(niche, _)| is_wanted(**niche));
         let niches: Vec<&Vec<Entry>> = niches.map(|(_, entries)| entries).collect();
@@ -104,7 +104,7 @@ impl Archive {
     }
 }
 
-/// Orders problems by what they are worth: by learnability, and among equals the one that was measured later is worth more.
+/// Orders problems by value: by learnability, and among equals the one that was measured later is worth more.
 fn by_worth(left: &Entry, right: &Entry) -> Ordering {
     left.learnability.total_cmp(&right.learnability).then(left.measured_at.cmp(&right.measured_at))
 }
@@ -145,7 +145,7 @@ mod tests {
         CounterRng::new(0, Purpose::Plan, 0, index, 0)
     }
 
-    /// Problems that nobody or everybody solves come for 200 steps, in their niche and in others, until the domain is full.
+    /// For 200 steps, problems that no or all rollouts solve arrive in this and other niches, until the domain is full.
     #[test]
     fn what_can_be_learned_outlives_any_number_of_problems_that_cannot() {
         let mut archive = Archive::default();
@@ -164,9 +164,9 @@ mod tests {
         assert_eq!(archive.size().1, MAX_PROBLEMS);
         let kept = texts(&archive);
         assert!(learnable.iter().all(|text| kept.contains(&text.as_str())), "{kept:?}");
-        // Where there is room, what was not solved yet is kept for a policy that may solve it later; the newest of it.
+        // The remaining room is for problems that were not solved yet, newest first: a later policy may solve them.
         assert!(kept.contains(&"200 49") && !kept.contains(&"1 1"));
-        // Better ones are what pushes them out.
+        // Only better ones push them out.
         for number in 0..CAPACITY {
             archive.measure(&keyed(&format!("better {number}")), Niche(1), 0.5, 201);
         }
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!((archive.size(), learnability_of(&archive)), ((1, 1), learnability(0.25)));
         archive.measure(&keyed("a"), Niche(1), 1.0, 2);
         assert_eq!(archive.size(), (0, 0), "nothing is left to learn from it, and its niche is gone");
-        // Nobody solves it: kept where there is room, until it is known a second time.
+        // No rollout solves it: it is kept while there is room, until it is measured a second time.
         archive.measure(&keyed("b"), Niche(1), 0.0, 3);
         assert_eq!(archive.size(), (1, 1));
         archive.measure(&keyed("b"), Niche(1), 0.0, 4);
@@ -258,7 +258,7 @@ mod tests {
         assert!((share - expected).abs() < 0.01, "{share}, expected {expected}");
     }
 
-    /// Draws depend on what is in the archive and on the generator; a checkpoint keeps both orders.
+    /// Draws depend on the order of the archive, which a checkpoint keeps, and on the generator.
     #[test]
     fn draws_are_the_same_after_a_checkpoint() {
         let mut archive = Archive::default();

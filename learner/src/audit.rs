@@ -1,7 +1,7 @@
-//! Audits: whether what actors say is what their tasks give.
+//! Audits: checks that actors return the groups that follow from their tasks.
 //!
 //! A group is a function of its task, so two honest actors play the same one, byte for byte. An audited task is done when two
-//! actors agree on it; so is any task of which different groups have come in. Who says otherwise is banned.
+//! actors agree on it; so is any task with differing groups. Actors that disagree with them are banned.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,53 +11,53 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::journal::GroupRecord;
 
-/// Which tasks are audited: a share of them, that nobody foresees who does not know the secret. Changes who plays again, never
-/// what.
+/// Which tasks are audited: a share of them, unpredictable without the secret. Changes which actors play a task again, never the
+/// result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Audit {
     /// Share of the tasks of batches; 0 to 1.
     pub share: f64,
-    /// Drawn for this process, from nothing that actors know; a run's seed they do know.
+    /// Drawn for this process, independently of anything that actors know; they do know the run's seed.
     pub secret: [u8; 32],
 }
 
-/// What is known of actors, and of tasks that are not done yet.
+/// The state of audits: actors, and tasks that are not done yet.
 #[derive(Debug, Default)]
 pub(crate) struct Audits {
     audit: Option<Audit>,
-    /// Groups of tasks on which nobody has agreed yet, one of each actor, in order of arrival.
+    /// Groups of tasks on which no two actors agree yet, one per actor, in order of arrival.
     undecided: BTreeMap<TaskId, Vec<GroupRecord>>,
     banned: BTreeSet<String>,
     trained: Trained,
-    /// Tasks that two actors must agree on, drawn or not: an earlier process heard different things.
+    /// Tasks that two actors must agree on, drawn or not: an earlier process received differing groups.
     disputed: BTreeSet<TaskId>,
     num_audited: u64,
 }
 
-/// What was trained on of every actor's groups: how many of them, in which first and last step.
+/// For every actor, the number of its groups that were trained on, and the first and last step that did so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Trained(BTreeMap<String, (u64, u64, u64)>);
 
-/// What another group of a task changes.
+/// The effect of another group of a task.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Heard {
-    /// Nothing: its actor had said the same.
+pub(crate) enum AuditOutcome {
+    /// None: its actor had already sent the same group.
     Known,
     /// Another actor must play the task too.
     Undecided,
-    /// The task is done with this group. What others have said is not so.
-    Agreed(Box<GroupRecord>, Vec<Lie>),
-    /// An actor has said two things of one task.
-    Contradiction(Lie),
+    /// The task is done with this group. Groups of other actors that differ are mismatches.
+    Agreed(Box<GroupRecord>, Vec<Mismatch>),
+    /// An actor has sent two different groups for one task.
+    Contradiction(Mismatch),
 }
 
-/// What gives an actor away.
+/// Evidence against an actor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Lie {
+pub(crate) struct Mismatch {
     pub(crate) player: String,
-    /// The group that it said.
+    /// The group that it sent.
     pub(crate) said: Digest,
-    /// The group that two others agree on, or that it had said itself before.
+    /// The group that two others agree on, or that it had sent itself before.
     pub(crate) agreed: Digest,
 }
 
@@ -71,7 +71,7 @@ impl Audits {
         Audits { audit, banned, trained, disputed, ..Audits::default() }
     }
 
-    /// Tells whether actors are audited at all, and so may be wrong.
+    /// Whether actors are audited at all; otherwise they are trusted.
     pub(crate) fn is_on(&self) -> bool {
         self.audit.is_some()
     }
@@ -80,27 +80,27 @@ impl Audits {
         &self.banned
     }
 
-    /// How many tasks two actors agreed on in this process.
+    /// Returns the number of tasks on which two actors agreed in this process.
     pub(crate) fn num_audited(&self) -> u64 {
         self.num_audited
     }
 
-    /// Names the actors that have played a task on which nobody has agreed yet.
+    /// Returns the names of the actors that have played a task on which no two agree yet.
     pub(crate) fn players(&self, task: TaskId) -> Vec<String> {
         let groups = self.undecided.get(&task).into_iter().flatten();
         groups.map(|group| group.played_by.clone()).collect()
     }
 
-    /// Takes back that a task is done with a group: another one has come.
+    /// Reopens a task that was done with this group: a different one has arrived.
     pub(crate) fn dispute(&mut self, group: GroupRecord) {
         self.undecided.insert(group.task(), vec![group]);
     }
 
-    /// Takes in a group of a task that is not done.
+    /// Adds a group of a task that is not done.
     ///
     /// # Errors
-    /// [`Error::Integrity`] when verifiers said different things of one group.
-    pub(crate) fn hear(&mut self, group: GroupRecord) -> Result<Heard, Error> {
+    /// [`Error::Integrity`] when verifiers gave different verdicts on one group.
+    pub(crate) fn hear(&mut self, group: GroupRecord) -> Result<AuditOutcome, Error> {
         let task = group.task();
         let is_audited = self.is_audited(task);
         let groups = self.undecided.entry(task).or_default();
@@ -109,41 +109,41 @@ impl Audits {
         }
         if let Some(before) = groups.iter().find(|before| before.played_by == group.played_by) {
             let [agreed, said] = [before, &group].map(GroupRecord::digest);
-            let lie = Lie { player: group.played_by, said, agreed };
-            return Ok(if said == agreed { Heard::Known } else { Heard::Contradiction(lie) });
+            let mismatch = Mismatch { player: group.played_by, said, agreed };
+            return Ok(if said == agreed { AuditOutcome::Known } else { AuditOutcome::Contradiction(mismatch) });
         }
         groups.push(group);
-        let Some(agreed) = agreed(groups, is_audited) else { return Ok(Heard::Undecided) };
+        let Some(agreed) = agreed(groups, is_audited) else { return Ok(AuditOutcome::Undecided) };
         let mut groups = self.undecided.remove(&task).expect("it was just added to");
         self.num_audited += u64::from(groups.len() > 1);
         let agreed = groups.remove(agreed);
         if groups.is_empty() {
-            return Ok(Heard::Agreed(Box::new(agreed), Vec::new()));
+            return Ok(AuditOutcome::Agreed(Box::new(agreed), Vec::new()));
         }
         let digest = agreed.digest();
         let others =
             groups.into_iter().map(|group| (group.digest(), group.played_by)).filter(|(said, _)| *said != digest);
-        let lies = others.map(|(said, player)| Lie { player, said, agreed: digest }).collect();
-        Ok(Heard::Agreed(Box::new(agreed), lies))
+        let mismatches = others.map(|(said, player)| Mismatch { player, said, agreed: digest }).collect();
+        Ok(AuditOutcome::Agreed(Box::new(agreed), mismatches))
     }
 
-    /// Notes that a group was trained on.
+    /// Records that a group was trained on.
     pub(crate) fn train_on(&mut self, group: &GroupRecord, step: u64) {
         self.trained.note(&group.played_by, step);
     }
 
-    /// Returns what was trained on.
+    /// Returns the counts of groups that were trained on.
     pub(crate) fn trained(&self) -> &Trained {
         &self.trained
     }
 
-    /// Gives how many groups of an actor were trained on, in which first and last step.
+    /// Returns how many groups of an actor were trained on, in which first and last step.
     pub(crate) fn trained_on(&self, player: &str) -> (u64, u64, u64) {
         self.trained.0.get(player).copied().unwrap_or_default()
     }
 
-    /// Takes an actor's word for nothing any more. Gives the undecided tasks of which it had played a group, and the groups with
-    /// which others are done, now that nobody contradicts them.
+    /// Bans an actor and drops its groups of undecided tasks. Returns those of the tasks that stay undecided, and the groups that
+    /// complete the others, now that nothing contradicts them.
     pub(crate) fn ban(&mut self, player: &str) -> (Vec<TaskId>, Vec<GroupRecord>) {
         self.banned.insert(player.to_owned());
         let (mut tasks, mut done) = (Vec::new(), Vec::new());
@@ -169,7 +169,7 @@ impl Audits {
     fn is_audited(&self, task: TaskId) -> bool {
         let Some(Audit { share, secret }) = &self.audit else { return false };
         let hash = Digest::from_bytes(*blake3::keyed_hash(secret, &wire::encode(&task)).as_bytes());
-        // 53 bits are what a float of [0, 1) holds.
+        // A double in [0, 1) holds 53 bits.
         let draw = (hash.head() >> 11) as f64 / (1_u64 << 53) as f64;
         task.kind == TaskKind::Train && (draw < *share || self.disputed.contains(&task))
     }
@@ -182,7 +182,7 @@ impl Trained {
     }
 }
 
-/// Finds the first group on which two actors agree; the only one will do where nothing asks for another.
+/// Finds the first group on which two actors agree; a single group is enough if the task is not audited.
 fn agreed(groups: &[GroupRecord], is_audited: bool) -> Option<usize> {
     if let ([_], false) = (groups, is_audited) {
         return Some(0);
@@ -194,8 +194,8 @@ fn agreed(groups: &[GroupRecord], is_audited: bool) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proto::{
-        Aim, Behavior, Choices, Group, Legal, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling, ScoredGroup,
-        StopReason, Task, Verdict,
+        BalanceKey, Behavior, Choices, Group, Legal, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling,
+        ScoredGroup, StopReason, Task, Verdict,
     };
 
     use super::*;
@@ -204,7 +204,7 @@ mod tests {
         TaskId { kind: TaskKind::Train, batch: 3, index }
     }
 
-    /// A group that says one number.
+    /// Returns a group with one log-probability.
     fn says(played_by: &str, index: u32, logprob: f32) -> GroupRecord {
         let problem = Problem { domain: "countdown".to_owned(), text: "2 1 -> 3".to_owned() };
         let task = Task {
@@ -232,7 +232,7 @@ mod tests {
             group: Group { task, sets: vec![[1, 2].into_iter().collect()], rollouts: vec![rollout] },
             prompt: vec![120],
             niche: Niche(0),
-            aim: Aim { level: 1, goal: 3 },
+            balance_key: BalanceKey { level: 1, goal: 3 },
             verdicts: vec![Verdict::Incorrect],
             example_sets: Vec::new(),
             examples: Vec::new(),
@@ -245,20 +245,20 @@ mod tests {
         Audits::new(Some(Audit { share, secret: [7; 32] }), BTreeSet::new(), Trained::default(), BTreeSet::new())
     }
 
-    fn lie(player: &str, said: f32, agreed: f32) -> Lie {
+    fn mismatch(player: &str, said: f32, agreed: f32) -> Mismatch {
         let [said, agreed] = [said, agreed].map(|number| says("", 0, number).digest());
-        Lie { player: player.to_owned(), said, agreed }
+        Mismatch { player: player.to_owned(), said, agreed }
     }
 
-    fn agreed(group: GroupRecord, lies: Vec<Lie>) -> Heard {
-        Heard::Agreed(Box::new(group), lies)
+    fn agreed(group: GroupRecord, mismatches: Vec<Mismatch>) -> AuditOutcome {
+        AuditOutcome::Agreed(Box::new(group), mismatches)
     }
 
     #[test]
     fn two_actors_that_agree_are_enough_and_one_that_says_it_twice_is_not() {
         let mut audits = audits(1.0);
-        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Undecided);
-        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Known);
+        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), AuditOutcome::Undecided);
+        assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), AuditOutcome::Known);
         assert_eq!(audits.players(task(0)), ["a"]);
         assert_eq!(audits.hear(says("b", 0, -1.0)).unwrap(), agreed(says("a", 0, -1.0), vec![]));
         assert_eq!((audits.players(task(0)), audits.num_audited()), (vec![], 1));
@@ -268,10 +268,10 @@ mod tests {
     fn a_third_decides() {
         for (last, liar) in [(-1.0, "b"), (-2.0, "a")] {
             let mut audits = audits(1.0);
-            assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), Heard::Undecided);
-            assert_eq!(audits.hear(says("b", 0, -2.0)).unwrap(), Heard::Undecided);
+            assert_eq!(audits.hear(says("a", 0, -1.0)).unwrap(), AuditOutcome::Undecided);
+            assert_eq!(audits.hear(says("b", 0, -2.0)).unwrap(), AuditOutcome::Undecided);
             let honest = if liar == "b" { "a" } else { "b" };
-            let expected = agreed(says(honest, 0, last), vec![lie(liar, -3.0 - last, last)]);
+            let expected = agreed(says(honest, 0, last), vec![mismatch(liar, -3.0 - last, last)]);
             assert_eq!(audits.hear(says("c", 0, last)).unwrap(), expected);
         }
     }
@@ -280,11 +280,11 @@ mod tests {
     fn actors_are_asked_until_two_agree() {
         let mut audits = audits(1.0);
         for (player, number) in [("a", -1.0), ("b", -2.0), ("c", -3.0)] {
-            assert_eq!(audits.hear(says(player, 0, number)).unwrap(), Heard::Undecided);
+            assert_eq!(audits.hear(says(player, 0, number)).unwrap(), AuditOutcome::Undecided);
         }
         assert_eq!(audits.players(task(0)), ["a", "b", "c"]);
-        let lies = vec![lie("a", -1.0, -2.0), lie("c", -3.0, -2.0)];
-        assert_eq!(audits.hear(says("d", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), lies));
+        let mismatches = vec![mismatch("a", -1.0, -2.0), mismatch("c", -3.0, -2.0)];
+        assert_eq!(audits.hear(says("d", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), mismatches));
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
         let mut audits = audits(1.0);
         audits.hear(says("a", 0, -1.0)).unwrap();
         audits.hear(says("b", 0, -2.0)).unwrap();
-        assert_eq!(audits.hear(says("a", 0, -2.0)).unwrap(), Heard::Contradiction(lie("a", -2.0, -1.0)));
+        assert_eq!(audits.hear(says("a", 0, -2.0)).unwrap(), AuditOutcome::Contradiction(mismatch("a", -2.0, -1.0)));
         assert_eq!(audits.ban("a"), (vec![task(0)], vec![]));
         assert_eq!(audits.players(task(0)), ["b"], "what it said counts for nothing");
         assert_eq!(audits.hear(says("c", 0, -2.0)).unwrap(), agreed(says("b", 0, -2.0), vec![]));
@@ -304,9 +304,12 @@ mod tests {
         for index in 0..2 {
             assert_eq!(audits.hear(says("a", index, -1.0)).unwrap(), agreed(says("a", index, -1.0), vec![]));
             audits.dispute(says("a", index, -1.0));
-            assert_eq!(audits.hear(says("b", index, -2.0)).unwrap(), Heard::Undecided);
+            assert_eq!(audits.hear(says("b", index, -2.0)).unwrap(), AuditOutcome::Undecided);
         }
-        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), agreed(says("a", 0, -1.0), vec![lie("b", -2.0, -1.0)]));
+        assert_eq!(
+            audits.hear(says("c", 0, -1.0)).unwrap(),
+            agreed(says("a", 0, -1.0), vec![mismatch("b", -2.0, -1.0)])
+        );
         assert_eq!(audits.ban("b"), (vec![], vec![says("a", 1, -1.0)]), "nobody contradicts the other one any more");
         assert!(audits.banned().contains("b") && audits.num_audited() == 1);
     }
@@ -319,15 +322,15 @@ mod tests {
         }
         assert_eq!(audits.ban("b"), (vec![task(0)], vec![]));
         assert_eq!(audits.ban("a"), (vec![task(0)], vec![]));
-        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), Heard::Undecided);
+        assert_eq!(audits.hear(says("c", 0, -1.0)).unwrap(), AuditOutcome::Undecided);
     }
 
     /// Equal numbers are not always equal bytes.
     #[test]
     fn groups_are_compared_byte_for_byte() {
         let mut audits = audits(1.0);
-        assert_eq!(audits.hear(says("a", 0, 0.0)).unwrap(), Heard::Undecided);
-        assert_eq!(audits.hear(says("b", 0, -0.0)).unwrap(), Heard::Undecided);
+        assert_eq!(audits.hear(says("a", 0, 0.0)).unwrap(), AuditOutcome::Undecided);
+        assert_eq!(audits.hear(says("b", 0, -0.0)).unwrap(), AuditOutcome::Undecided);
         let mut other_verdict = says("c", 0, 0.0);
         other_verdict.scored.verdicts[0] = Verdict::Correct;
         let error = audits.hear(other_verdict).unwrap_err().to_string();

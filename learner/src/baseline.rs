@@ -1,11 +1,11 @@
-//! What rewards of proposals are compared with.
+//! Baselines for the rewards of proposals.
 
 use std::collections::BTreeMap;
 
 use proto::{Difficulty, Niche};
 use serde::{Deserialize, Serialize};
 
-/// Running means of rewards: of a domain, of what is asked for by level and difficulty, and by niche and difficulty.
+/// Running means of rewards, by domain, by requested level and difficulty, and by requested niche and difficulty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Baselines {
     domains: BTreeMap<String, RunningMean>,
@@ -13,32 +13,32 @@ pub(crate) struct Baselines {
     niches: BTreeMap<(String, Niche, Difficulty), RunningMean>,
 }
 
-/// A running mean that begins at whatever coarser one it refines.
+/// A running mean that starts at the value of the next coarser mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct RunningMean {
-    /// What its own rewards have brought.
+    /// The weighted sum of its own rewards.
     own: f64,
-    /// What is left of the coarser mean.
+    /// The remaining weight of the coarser mean.
     rest: f64,
 }
 
-/// What proposals were asked to be.
+/// The niche and the difficulty that a proposal was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Asked {
     pub(crate) niche: Niche,
     pub(crate) difficulty: Difficulty,
 }
 
-/// What a reward leaves of the mean before it (Liu et al. 2025, SPIRAL, whose roles are not split further).
+/// Weight of the previous mean in each update (Liu et al. 2025, SPIRAL, whose roles are not split further).
 const DECAY: f64 = 0.95;
 
 impl Baselines {
-    /// Computes the advantage of a reward over those of proposals that were asked for the same, and takes the reward in.
+    /// Computes the advantage of a reward over the mean of proposals with the same request, and updates the means with it.
     ///
     /// After n rewards r_1 .. r_n a mean is `b = 0.95^n c + 0.05 (0.95^(n-1) r_1 + .. + r_n)`, where c is the next coarser
-    /// mean: niche and difficulty, level and difficulty, domain, 0. So what was rarely asked for is compared with what is like it.
+    /// mean: niche and difficulty, level and difficulty, domain, 0. So rare requests are compared with similar ones.
     ///
-    /// Source: role-conditioned advantage estimation (Liu et al. 2025, SPIRAL), which has one such mean a role, with c = 0.
+    /// Source: role-conditioned advantage estimation (Liu et al. 2025, SPIRAL), which has one such mean per role, with c = 0.
     pub(crate) fn advantage(&mut self, domain: &str, level: u32, asked: Asked, reward: f64) -> f64 {
         let Asked { niche, difficulty } = asked;
         let means = [
@@ -90,7 +90,7 @@ mod tests {
         }
     }
 
-    /// By hand. A reward of 1 moves every mean of its own from c to 0.95 c + 0.05.
+    /// By hand. A reward of 1 moves each of its means from c to 0.95 c + 0.05.
     #[test]
     fn what_was_never_asked_for_is_compared_with_what_is_like_it() {
         let mut baselines = Baselines::default();
@@ -98,11 +98,11 @@ mod tests {
             &mut baselines,
             &[
                 ("d", 1, asked(1, HARD), 1.0, 0.0),
-                // Domain 0.05; level and niche have 0.05 of their own and 0.95 of what is coarser.
+                // Domain 0.05; level and niche have 0.05 of their own and 0.95 of the next coarser mean.
                 ("d", 1, asked(1, HARD), 1.0, 0.05 + 0.95 * (0.05 + 0.95 * 0.05)),
-                // Domain 0.0975, and of the level 0.0975 and 0.9025 of that; the niche is new.
+                // Domain 0.0975; the level has 0.0975 of its own and 0.9025 of the domain's mean; the niche is new.
                 ("d", 1, asked(2, HARD), 0.0, 0.0975 + 0.9025 * 0.0975),
-                // The difficulty is new: the domain's mean, after the reward of 0 just before.
+                // The difficulty is new: the baseline is the domain's mean, after the reward of 0 just before.
                 ("d", 1, asked(1, EASY), 0.0, 0.95 * 0.0975),
                 // So is the level.
                 ("d", 2, asked(3, HARD), 0.0, 0.95 * 0.95 * 0.0975),
@@ -111,7 +111,7 @@ mod tests {
         );
     }
 
-    /// Hard proposals of niche 1 always bring 0.8, easy ones of niche 2 always 0.2: neither is held against the other.
+    /// Hard proposals of niche 1 always earn 0.8, easy ones of niche 2 always 0.2: neither affects the other's advantage.
     #[test]
     fn what_is_often_asked_for_has_a_mean_of_its_own() {
         let mut baselines = Baselines::default();

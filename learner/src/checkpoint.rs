@@ -11,35 +11,35 @@ use proto::wire::Format;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::fold::{State, Totals};
-use crate::journal::sync_folder;
+use crate::journal::{forget_before, sync_folder};
 use crate::plan::Plans;
 use crate::point::Point;
+use crate::replay_buffers::{ReplayBuffers, Saved};
 use crate::self_play::SelfPlay;
-use crate::window::{Saved, Windows};
+use crate::state::{State, Totals};
 use crate::{Config, Control, Error};
 
-/// What is in the files of a checkpoint that are no tensors. A checkpoint of another version is not used.
+/// The format of a checkpoint's files without tensors. A checkpoint of another version is not used.
 const FORMAT: Format = Format { name: "checkpoint", version: 6 };
 
-/// A state as read from disk, with what it needs to go on.
+/// A state as read from disk, with the data to resume from it.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The state.
     pub state: State,
-    /// Its weights, and how they go on.
+    /// Its weights, their average and the optimizer state.
     pub training: TrainingState,
-    /// Tasks that were planned and not folded.
+    /// Tasks that are planned and not folded.
     pub planned: Plans,
-    /// Weights that those tasks name, besides the state's own.
+    /// Weights that those tasks refer to, besides the state's own.
     pub versions: Vec<(Digest, Vec<u8>)>,
     /// The end of the run, if it was fixed by then.
     pub control: Option<Control>,
-    /// Where the journal goes on from here. Where its file is not whole, why not: the journal can be read from its beginning.
+    /// The point from which the journal continues, or why its file is unreadable: the journal can be read from its beginning.
     pub(crate) point: Result<Point, Error>,
 }
 
-/// A state as it is written to disk, with what it needs to go on.
+/// A state as it is written to disk, with the data to resume from it.
 pub(crate) struct Snapshot<'a> {
     pub(crate) state: &'a State,
     pub(crate) training: &'a TrainingState,
@@ -56,7 +56,7 @@ struct Rest {
     num_updates: u64,
     totals: Totals,
     history: Digest,
-    windows: Saved,
+    replay_buffers: Saved,
     self_play: SelfPlay,
     planned: Plans,
     versions: Vec<(Digest, Vec<u8>)>,
@@ -69,12 +69,12 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.postcard";
 const POINT: &str = "journal.postcard";
 
-/// Names a checkpoint; names are in the order of steps.
+/// Returns the name of a checkpoint; names sort in the order of steps.
 fn name(step: u64) -> String {
     format!("step_{step:08}")
 }
 
-/// Writes a checkpoint under `folder`; a crash leaves the earlier ones alone.
+/// Writes a checkpoint under `folder`; a crash leaves the earlier ones intact.
 pub(crate) fn save(
     folder: &Path,
     config: &Config,
@@ -87,7 +87,7 @@ pub(crate) fn save(
         num_updates: training.num_updates,
         totals: state.totals.clone(),
         history: state.history,
-        windows: state.windows.save(),
+        replay_buffers: state.replay_buffers.save(),
         self_play: state.self_play.clone(),
         planned: planned.clone(),
         versions,
@@ -124,8 +124,8 @@ pub(crate) fn save(
     Ok(complete)
 }
 
-/// Removes all but `keep` checkpoints up to `saved`, and those after it: the run went on from before them since they were
-/// refused.
+/// Removes all but the last `keep` checkpoints up to `saved`, and those after it: they were refused, and the run resumed before
+/// them.
 pub(crate) fn prune(folder: &Path, saved: &Path, keep: usize) -> Result<(), Error> {
     let mut checkpoints = list_checkpoints(folder)?;
     let refused = checkpoints.split_off(checkpoints.partition_point(|path| path.as_path() <= saved));
@@ -136,7 +136,15 @@ pub(crate) fn prune(folder: &Path, saved: &Path, keep: usize) -> Result<(), Erro
     Ok(())
 }
 
-/// Lists complete-looking checkpoints, oldest first.
+/// Removes the segments of a journal that no checkpoint needs.
+pub(crate) fn forget_passed(journal: &Path, checkpoints: &Path) -> Result<(), Error> {
+    let points = list_checkpoints(checkpoints)?.into_iter().map(|checkpoint| load_point(&checkpoint));
+    // An unreadable checkpoint may need any segment.
+    let needed = points.map(|point| point.ok()?.place.map(|place| place.segment())).min().flatten();
+    needed.map_or(Ok(()), |needed| forget_before(journal, needed))
+}
+
+/// Lists checkpoints that look complete, oldest first.
 pub(crate) fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     if !folder.exists() {
         return Ok(Vec::new());
@@ -153,8 +161,7 @@ pub(crate) fn list_checkpoints(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Reads the newest checkpoint that is whole, of step `newest` at most; `None` when there is none. `refused` hears of each
-/// that is not.
+/// Reads the newest intact checkpoint of at most step `newest`; `None` if there is none. Calls `refused` for each damaged one.
 ///
 /// # Errors
 /// [`Error::Io`] when the folder cannot be listed.
@@ -173,7 +180,7 @@ pub(crate) fn load_latest(
     Ok(None)
 }
 
-/// Reads a checkpoint and checks every byte of what cannot be found elsewhere.
+/// Reads a checkpoint and verifies every byte that cannot be recovered from elsewhere.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::File`] or [`Error::Policy`].
@@ -192,7 +199,7 @@ pub fn load_checkpoint(folder: &Path) -> Result<(ModelConfig, Checkpoint), Error
     let state = State {
         step: rest.step,
         totals: rest.totals,
-        windows: Windows::load(rest.windows),
+        replay_buffers: ReplayBuffers::load(rest.replay_buffers),
         self_play: rest.self_play,
         history: rest.history,
     };
@@ -200,12 +207,12 @@ pub fn load_checkpoint(folder: &Path) -> Result<(ModelConfig, Checkpoint), Error
     Ok((config, Checkpoint { state, training, planned, versions, control, point }))
 }
 
-/// Reads where the journal goes on from a checkpoint, and nothing else.
+/// Reads only the point from which the journal continues after a checkpoint.
 pub(crate) fn load_point(folder: &Path) -> Result<Point, Error> {
     Files::open(folder)?.decode(POINT)
 }
 
-/// The files of a checkpoint, each with the digest that it must have.
+/// The files of a checkpoint, each with its expected digest.
 struct Files<'a> {
     folder: &'a Path,
     digests: BTreeMap<String, Digest>,
@@ -334,7 +341,7 @@ mod tests {
                     continue;
                 }
                 assert_eq!(used.state.step, 1, "{name:?}");
-                // Without its list a folder is no checkpoint.
+                // A folder without its `COMPLETE` file is not a checkpoint.
                 let is_none = is_missing && name == COMPLETE;
                 assert_eq!(refused.len(), usize::from(!is_none), "{name:?}");
                 assert!(refused.iter().all(|error| error.contains("step_00000002/")), "{refused:?}");

@@ -1,10 +1,14 @@
+mod policy_gradient;
+
 use policy::{Device, ModelConfig};
 use proto::{Behavior, Digest, ProblemSource, Task};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, PolicyGradientConfig};
+use crate::Error;
 
-/// Everything that decides what a run learns. Two runs with equal configs have equal weights at every step.
+pub use self::policy_gradient::{PolicyGradientConfig, PolicyGradientKind};
+
+/// Everything that determines what a run learns. Two runs with equal configs have equal weights at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -14,13 +18,13 @@ pub struct Config {
     pub model: ModelConfig,
     /// Size and timing of batches.
     pub batch: BatchConfig,
-    /// How actors draw tokens.
+    /// How actors sample tokens.
     pub actor: ActorConfig,
-    /// What is asked about.
+    /// The domains of the problems, with their shares.
     pub domains: Vec<DomainShare>,
     /// Problems that the run makes itself; absent for the ladder alone.
     pub self_play: Option<SelfPlayConfig>,
-    /// The optimizer and what it is fed.
+    /// The optimizer and its training data.
     pub learner: LearnerConfig,
     /// Learning rate over steps.
     pub schedule: ScheduleConfig,
@@ -32,52 +36,52 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchConfig {
-    /// Tasks a batch (B); 1 or more.
+    /// Tasks per batch (B); 1 or more.
     pub num_tasks: u32,
-    /// Rollouts a task (k); 1 or more.
+    /// Rollouts per task (k); 1 or more.
     pub num_rollouts: u32,
-    /// Batch n is planned from state n - lag: 0 generates and trains in turn, 1 does both at once. 1 to 8 where
-    /// `max_staleness` is given, and no more than that.
+    /// Batch n is planned from state n - lag: 0 alternates generation and training, 1 overlaps them. With `max_staleness`: 1
+    /// to 8, and at most `max_staleness`.
     pub lag: u64,
-    /// Absent in a `pipelined` run: step n folds batch n, whoever is slow. With it the run is `free-running`: a step folds the
-    /// first `num_tasks` groups that are in, played by the newest weights that their actor had, none of whose tokens is older
-    /// than so many steps; 1 to 1000.
+    /// Maximum age of a token in steps; 1 to 1000. If absent, the run is `pipelined`: step n folds batch n, even if an actor is
+    /// slow. If present, the run is `free-running`: a step folds the first `num_tasks` groups that have arrived, played by the
+    /// newest weights that their actor had, without older tokens.
     pub max_staleness: Option<u64>,
 }
 
-/// How actors draw tokens.
+/// How actors sample tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ActorConfig {
-    /// Where the policy plays: `cpu`, `candle-cpu` or `cuda[:N]`. An actor that is started with `--device` plays there.
+    /// Device of the policy: `cpu`, `candle-cpu` or `cuda[:N]`. An actor's `--device` overrides it.
     pub device: Device,
-    /// `policy`, or `uniform-legal` for the control that plays at random.
+    /// `policy`, or `uniform-legal` for the control experiment that plays at random.
     pub behavior: Behavior,
-    /// Divides the logits when training; over 0.
+    /// Divides the logits when sampling for training; over 0.
     pub temperature: f32,
-    /// Most tokens of an answer, forced ones included; with the prompt it must fit `model.max_positions`.
+    /// Maximum number of tokens of an answer, forced ones included; with the prompt it must fit `model.max_positions`.
     pub max_answer_tokens: u32,
 }
 
-/// A domain, its share of the training, and the levels of its ladder that are asked.
+/// A domain, its share of the training, and the levels of its ladder that are used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DomainShare {
     /// Name of the domain.
     pub name: String,
-    /// Weight among all domains, of the tasks asked and of the input tokens trained on; over 0.
+    /// Weight among all domains, for tasks and for input tokens trained on; over 0.
     pub share: f64,
-    /// What is asked and trained on.
+    /// The levels to pose and train on.
     pub levels: Vec<LevelWeight>,
 }
 
-/// A level of a ladder, how often it is asked, and how much it is trained on.
+/// A level of a ladder, and how much it is posed and trained on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LevelWeight {
     /// The level.
     pub level: u32,
-    /// Weight among the domain's levels, of tasks and of input tokens trained on; over 0.
+    /// Weight among the domain's levels, for tasks and for input tokens trained on; over 0.
     pub weight: f64,
 }
 
@@ -85,50 +89,50 @@ pub struct LevelWeight {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SelfPlayConfig {
-    /// Steps in which all problems to solve come from the ladder; proposals are made from the start.
+    /// Number of initial steps in which all problems to solve come from the ladder; proposals are made from the start.
     pub bootstrap_steps: u64,
-    /// Tasks of a batch that ask for problems instead of answers, `batch.num_rollouts` problems each; 0 to below
+    /// Tasks per batch that ask for problems instead of answers, `batch.num_rollouts` problems each; 0 to below
     /// `batch.num_tasks`.
     pub propose_tasks: u32,
-    /// How proposals train the policy that wrote them, once their problems were tried.
+    /// How proposals train the policy after their problems were tried.
     pub proposer_loss: ProposerLoss,
-    /// Share of the input tokens trained on that teach how to propose; by policy gradient, the weight of that loss. 0 to below 1.
+    /// Share of the trained input tokens that are proposals; with policy gradient, the weight of that loss. 0 to below 1.
     pub proposer_share: f64,
-    /// Where the problems to solve come from after the bootstrap.
+    /// Sources of the problems to solve after the bootstrap.
     pub problems: ProblemShares,
 }
 
-/// How proposals train the policy that wrote them.
+/// How proposals train the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProposerLoss {
-    /// As answers to a prompt that asks for the niche and the difficulty that they turned out to have.
+    /// As answers to a prompt that asks for their measured niche and difficulty.
     CrossEntropy,
-    /// By how much there is to learn from them, 1 - solve rate, and 0 where all or none succeed (Zhao et al. 2025, equation 4); half
-    /// of it for the niche that was asked for, and half for the difficulty.
+    /// By a reward of 1 - solve rate, or 0 if all or none of the rollouts succeed (Zhao et al. 2025, equation 4). Half of it is
+    /// for the requested niche, and half for the requested difficulty.
     PolicyGradient,
 }
 
-/// Weights of the sources of problems; 0 or more each, not all 0. A source that has none to offer leaves its turn to the
-/// next one in this order.
+/// Weights of the sources of problems; 0 or more each, not all 0. If a source has no problem to offer, the next one in this
+/// order is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProblemShares {
-    /// Proposals that nobody has tried yet.
+    /// Proposals that were not tried yet.
     pub proposer: f64,
-    /// Changed problems of the archive.
+    /// Mutated problems of the archive.
     pub mutation: f64,
-    /// The archive's problems again.
+    /// Problems of the archive, posed again.
     pub archive: f64,
     /// The ladder.
     pub ladder: f64,
 }
 
-/// The optimizer and what it is fed.
+/// The optimizer and its training data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LearnerConfig {
-    /// Where updates are computed: `cpu`, or `cuda` in a build with that feature. Policies play on the CPU in either case.
+    /// Device that computes updates: `cpu`, `candle-cpu` or `cuda[:N]`. Actors use `actor.device`.
     pub device: Device,
     /// Peak learning rate of AdamW; over 0.
     pub learning_rate: f64,
@@ -138,27 +142,27 @@ pub struct LearnerConfig {
     pub beta2: f64,
     /// Decoupled weight decay on matrices; 0 or more.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this Euclidean norm; over 0.
+    /// Maximum Euclidean norm of the gradient; larger ones are scaled down to it; over 0.
     pub max_grad_norm: f64,
     /// Decay of the averaged weights (for exams and export) at each update; in [0, 1).
     pub ema_decay: f64,
-    /// Examples that a domain's replay windows hold to solve, and as many to propose; every level has its share of them. No two
-    /// are alike, first in first out. 1 or more.
+    /// Capacity of a domain's replay buffers for solving, in examples, and as much again for proposing; every level has its
+    /// share. Without duplicates, first in first out. 1 or more.
     pub window_examples: usize,
-    /// Input tokens that a step trains on, over those of all examples that its groups brought, repeated ones included; over 0. A
-    /// step does as many updates as that fills, rounded, and one at least once there is anything to train on.
+    /// Ratio of the input tokens that a step trains on to those of all its groups' examples, repeated ones included; over 0. A
+    /// step makes as many updates as these tokens fill, rounded, and at least one once there is anything to train on.
     pub reuse: f64,
-    /// Input tokens of an update: examples are drawn until they have so many; 1 to 16777216.
+    /// Input tokens of an update: examples are drawn until their tokens reach this number; 1 to 16777216.
     pub update_tokens: u64,
-    /// Most that an example of a rare goal counts, min(this, sqrt(mean count / count of its goal)); 1 weighs all alike.
+    /// Maximum weight of an example, min(this, sqrt(mean count / count of its goal)); 1 gives rare goals no extra weight.
     pub max_goal_weight: f64,
-    /// Whether rollouts that miss train as solutions of what they solve.
+    /// Whether rollouts that fail their problem train as solutions of the problem that they do solve.
     pub hindsight: bool,
     /// Whether problems whose givens or answers a machine computed train as well.
     pub executor_labels: bool,
-    /// A control: verdicts are permuted within a batch, and prompts among its examples of equal shape.
+    /// A control experiment: verdicts are permuted within a batch, and prompts among its examples of equal shape.
     pub shuffle_labels: bool,
-    /// Parts of an update whose gradients are computed apart and added in order; more parts feed more threads.
+    /// Parts of an update whose gradients are computed separately and added in order; more parts can use more threads.
     pub num_shards: usize,
     /// Policy gradients on the rollouts of each batch; absent for none.
     pub policy_gradient: Option<PolicyGradientConfig>,
@@ -168,7 +172,7 @@ pub struct LearnerConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScheduleConfig {
-    /// Last step; absent when the clock decides (`--minutes`).
+    /// Number of steps; absent if a time limit ends the run (`--minutes`).
     pub num_steps: Option<u64>,
     /// Steps of warm-up.
     pub warmup_steps: u64,
@@ -180,13 +184,13 @@ pub struct ScheduleConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExamsConfig {
-    /// Which exams' dev sets are sat.
+    /// Names of the exams whose dev sets are used.
     pub names: Vec<String>,
-    /// Every how many steps, besides the first and the last; 0 for those two alone.
+    /// Steps between exams, besides those at the start and at the end; 0 for these two alone.
     pub every_steps: u64,
 }
 
-/// The part of the schedule that a clock or a config fixes.
+/// The part of the schedule that a time limit or the config fixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Control {
     /// First step of the decay.
@@ -196,12 +200,12 @@ pub struct Control {
 }
 
 impl Config {
-    /// Whether every device of the run promises the same bits twice.
+    /// Whether every device of the run is reproducible bit by bit.
     pub fn is_reproducible(&self) -> bool {
         self.learner.device.is_reproducible() && self.actor.device.is_reproducible()
     }
 
-    /// Tells whether groups depend on when they were played.
+    /// Whether the run is free-running, so that groups depend on when they are played.
     pub fn is_free_running(&self) -> bool {
         self.batch.max_staleness.is_some()
     }
@@ -209,7 +213,7 @@ impl Config {
     /// Checks ranges.
     ///
     /// # Errors
-    /// [`Error::Config`] names the first key that does not fit, what it may be and what it is.
+    /// [`Error::Config`] names the first invalid key, its allowed values and its actual value.
     pub fn validate(&self, sources: &[&dyn ProblemSource]) -> Result<(), Error> {
         self.model.validate()?;
         let learner = &self.learner;
@@ -296,18 +300,18 @@ impl Config {
         )
     }
 
-    /// Hashes the config: the name of what the run learns.
+    /// Hashes the config. The hash identifies what the run learns.
     pub fn digest(&self) -> Digest {
         Digest::of_bytes(serde_json::to_string(self).expect("a config has a JSON form").as_bytes())
     }
 
-    /// Gives the end of the schedule, where the config fixes it.
+    /// Returns the end of the schedule if the config fixes it.
     pub fn control(&self) -> Option<Control> {
         let stop_at = self.schedule.num_steps?;
         Some(Control { decay_from: self.schedule.decay_from.unwrap_or(stop_at - stop_at / 5), stop_at })
     }
 
-    /// Gives the learning rate of a step, 0 being the first.
+    /// Returns the learning rate of a step, 0 being the first.
     pub fn learning_rate(&self, step: u64, control: Option<Control>) -> f64 {
         let warmup = ((step + 1) as f64 / (self.schedule.warmup_steps + 1) as f64).min(1.0);
         let decay = match control {
@@ -321,7 +325,7 @@ impl Config {
 }
 
 impl LearnerConfig {
-    /// Returns the updates of a step whose groups brought examples of so many input tokens.
+    /// Returns the number of updates of a step whose groups' examples have this many input tokens.
     pub(crate) fn num_updates(&self, num_example_tokens: u64) -> u32 {
         ((self.reuse * num_example_tokens as f64 / self.update_tokens as f64).round() as u32).max(1)
     }

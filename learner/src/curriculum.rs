@@ -3,15 +3,15 @@ use std::collections::BTreeMap;
 use proto::{CounterRng, Niche};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::draw;
+use crate::draw::draw;
 
-/// How much there is to learn from problems with a solve rate: most where half of the rollouts succeed, and a little
-/// everywhere, so that nothing is given up for good.
+/// Returns the learnability of problems with a solve rate: highest when half of the rollouts succeed, and positive
+/// everywhere, so that no problem is abandoned for good.
 pub(crate) fn learnability(solve_rate: f64) -> f64 {
     solve_rate * (1.0 - solve_rate) + 0.05
 }
 
-/// A running solve rate for every niche that was ever played.
+/// A running solve rate for every niche that was played.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Curriculum {
     domains: BTreeMap<String, BTreeMap<Niche, SolveRate>>,
@@ -23,11 +23,11 @@ struct SolveRate {
     num_groups: u64,
 }
 
-/// The newest group counts at least this much: rates follow a policy that learns.
+/// Minimum weight of the newest group, so that rates follow a policy that learns.
 const MIN_WEIGHT: f64 = 0.1;
 
 impl Curriculum {
-    /// Takes in a group's solve rate.
+    /// Records a group's solve rate.
     pub(crate) fn observe(&mut self, domain: &str, niche: Niche, solve_rate: f64) {
         let rates = match self.domains.get_mut(domain) {
             Some(rates) => rates,
@@ -38,7 +38,7 @@ impl Curriculum {
         rate.mean += (solve_rate - rate.mean) * (1.0 / rate.num_groups as f64).max(MIN_WEIGHT);
     }
 
-    /// Draws a niche that `is_wanted`, in proportion to what there is to learn; `None` when none was played yet.
+    /// Draws a niche that `is_wanted`, in proportion to learnability; `None` when none was played yet.
     pub(crate) fn draw(&self, domain: &str, is_wanted: impl Fn(Niche) -> bool, rng: &mut CounterRng) -> Option<Niche> {
         let rates: Vec<(&Niche, &SolveRate)> =
             self.domains.get(domain)?.iter().filter(|(niche, _)| is_wanted(**niche)).collect();

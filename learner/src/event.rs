@@ -8,30 +8,30 @@ use crate::journal::{EvalRecord, RecordError};
 use crate::waiting::Waiting;
 use crate::{Control, StepReport, Totals};
 
-/// Whoever is told what happens, when it happens: a checkpoint is written when all before it has been taken in. A failure ends
-/// the run as it is.
+/// A callback that receives events as they happen. A checkpoint is written after the callback has returned for all earlier
+/// events. An error ends the run in its current state.
 pub type Observer<'a> =
     &'a mut (dyn FnMut(Event) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync);
 
-/// Something to show.
+/// An event of a run.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A run goes on.
+    /// A run is resumed.
     Resumed {
-        /// From which state.
+        /// Number of the state from which it resumes.
         step: u64,
-        /// The end of the run, where it is fixed.
+        /// The end of the run, if it is fixed.
         control: Option<Control>,
         /// Bytes of a bad record that were removed from the journal's end.
         truncated_bytes: u64,
         /// Records in the middle of the journal that could not be read.
         unreadable: Vec<RecordError>,
-        /// Exams that are in the journal and will not be sat again.
+        /// Exam results in the journal; these exams are not repeated.
         evals: Vec<EvalRecord>,
-        /// Actors that are banned.
+        /// Banned actors.
         banned: Vec<String>,
     },
-    /// A checkpoint is broken, or of another course than the journal's; an earlier one is used.
+    /// A checkpoint is damaged or does not match the journal; an earlier one is used.
     CheckpointRefused(String),
     /// A step is done.
     Step(Box<StepEvent>),
@@ -39,30 +39,30 @@ pub enum Event {
     Eval(EvalRecord),
     /// The clock fixed the end of the run.
     Control(Control),
-    /// A checkpoint is about to be written: what was to be kept of the events before it must be on the disk.
+    /// A checkpoint is about to be written: the observer must make durable what it keeps of earlier events.
     Saving,
     /// A checkpoint is written.
     Checkpoint(PathBuf),
-    /// Nothing has come for a while.
+    /// The run has made no progress for a while.
     Waiting(Box<Waiting>),
-    /// An actor is believed nothing from now on.
+    /// An actor is banned: its later results are ignored.
     Ban(Box<Ban>),
 }
 
-/// How an actor gave itself away, and what it had done by then.
+/// Why an actor is banned, and how its groups had been used by then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ban {
     /// The actor.
     pub player: String,
-    /// Which task it was.
+    /// The task that exposed it.
     pub task: TaskId,
-    /// What it said of that, and what others said.
+    /// What was wrong with its group of that task.
     pub reason: String,
-    /// How many of its groups were trained on; that stays.
+    /// Number of its groups that were trained on; this is not undone.
     pub num_trained: u64,
     /// The first and the last step that trained on them.
     pub steps: (u64, u64),
-    /// How many of its groups were not, and are played again.
+    /// Number of its groups that were not trained on, and are played again.
     pub num_again: usize,
 }
 
@@ -79,24 +79,24 @@ impl fmt::Display for Ban {
     }
 }
 
-/// A step, as it is shown.
+/// A finished step, for display.
 #[derive(Clone, Debug)]
 pub struct StepEvent {
-    /// What it did.
+    /// The report of the step.
     pub report: StepReport,
-    /// Since the start of the run, earlier processes included.
+    /// Wall time since the start of the run, earlier processes included.
     pub elapsed: Duration,
     /// How long the learner waited for the batch and for exams.
     pub waited: Duration,
     /// How long it trained.
     pub trained: Duration,
-    /// Counts so far.
+    /// Totals so far.
     pub totals: Totals,
-    /// Tasks of which this process had two actors agree, so far.
+    /// Number of tasks on which two actors agreed in this process, so far.
     pub num_audited: u64,
-    /// Groups of a free-running run that came too late, since this process began.
+    /// Number of groups of a free-running run that came too late, since this process began.
     pub num_stale: u64,
-    /// A look into the batch.
+    /// A sample of the batch.
     pub sample: Option<Sample>,
 }
 
@@ -109,17 +109,17 @@ pub struct Sample {
     pub origin: ProblemOrigin,
     /// The answer.
     pub answer: Vec<TokenId>,
-    /// What it is worth.
+    /// The verdict on the answer.
     pub verdict: Verdict,
 }
 
-/// Picks a problem of the batch, one that the policy wrote if there is one, with a right answer if there is one.
+/// Picks a problem of the batch, preferably one that the policy wrote, with a correct answer if there is one.
 pub(crate) fn sample(groups: &[ScoredGroup]) -> Option<Sample> {
     let posed = groups.iter().filter_map(|scored| match &scored.group.task.request {
         Request::Solve { problem, origin, .. } => Some((scored, problem, *origin)),
         Request::Propose { .. } => None,
     });
-    // Origins are in this order: what the run made itself comes first.
+    // Origins sort in this order: problems that the run made itself come first.
     let (scored, problem, origin) = posed.min_by_key(|(_, _, origin)| *origin)?;
     let solved = scored.verdicts.iter().position(|verdict| *verdict == Verdict::Correct).unwrap_or(0);
     let answer = scored.group.rollouts.get(solved)?.tokens.clone();

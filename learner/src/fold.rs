@@ -1,7 +1,7 @@
-//! The run as a function: state n + 1 from state n and batch n, nothing else.
+//! The run as a function: state n + 1 depends on state n and batch n, and on nothing else.
 //!
-//! [`Fold`] plans batches and folds them. The live loop and `replay` both call it; neither a clock, nor a thread count,
-//! nor the order in which groups arrived can be seen from here.
+//! [`Fold`] plans batches and folds them. The live loop and `replay` both call it. Its results do not depend on a clock, the
+//! number of threads, or the order in which groups arrived.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,43 +18,16 @@ use serde::{Deserialize, Serialize};
 use crate::config::ProposerLoss;
 use crate::plan::{Planned, Plans, plan_batch};
 use crate::policy_gradient::{Minibatch, NO_ROLLOUTS, PolicyGradientReport, minibatches, played_sequence};
-use crate::self_play::{SelfPlay, StoredProposal, proposer_minibatch};
+use crate::replay_buffers::{Labelled, Stored};
+use crate::self_play::{StoredProposal, proposer_minibatch};
 use crate::shuffle::shuffled;
-use crate::window::{Labelled, Stored, Windows};
+use crate::state::State;
 use crate::{Config, Control, Error};
 
-/// Everything after n steps but what the trainer has: version n of the weights, and how they go on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct State {
-    /// n
-    pub step: u64,
-    /// Counts over the whole run.
-    pub totals: Totals,
-    pub(crate) windows: Windows,
-    pub(crate) self_play: SelfPlay,
-    /// Hash chain over every group that was folded.
-    pub(crate) history: Digest,
-}
-
-/// Counts over a run.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Totals {
-    /// Answers folded; problems that the policy wrote are not among them.
-    pub num_rollouts: u64,
-    /// Of these, solved as posed.
-    pub num_correct: u64,
-    /// Sequences trained on, with repeats.
-    pub num_trained_sequences: u64,
-    /// Input tokens trained on, with repeats.
-    pub num_trained_tokens: u64,
-    /// Where the tokens of trained examples came from: problem origin, label origin, chosen tokens times weight.
-    pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
-}
-
-/// What one step did.
+/// Statistics of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
-    /// Number of the state that the step made.
+    /// Number of the state after the step.
     pub step: u64,
     /// Hash of its weights.
     pub weights_digest: Digest,
@@ -66,65 +39,65 @@ pub struct StepReport {
     pub loss: f64,
     /// Mean gradient norm before clipping.
     pub grad_norm: f64,
-    /// What the policy gradient did with answers; absent where it is off or no rollout had an advantage.
+    /// The policy gradient on answers; absent if it is off or no rollout had an advantage.
     pub policy_gradient: Option<PolicyGradientReport>,
-    /// What it did with proposals; absent where the proposer's loss is another or no proposal had an advantage.
+    /// The policy gradient on proposals; absent if the proposer has another loss or no proposal had an advantage.
     pub proposer: Option<PolicyGradientReport>,
     /// Share of the batch's answers that solve their problem.
     pub solve_rate: f64,
-    /// By family (domain and source, as planned): solved, played; of proposals: admitted, written.
+    /// By family (domain and source, as planned): answers that solve and all answers, or proposals admitted and all proposals.
     pub solved_by_family: BTreeMap<String, (u64, u64)>,
-    /// Where the run makes problems itself.
+    /// Present if the run makes problems itself.
     pub self_play: Option<SelfPlayReport>,
     /// Mean negative log-probability of the batch's chosen tokens under the behaviour policy: an estimate of its entropy.
     pub entropy: f64,
-    /// Rollouts by the steps between the oldest version that drew one of their tokens and the state that they train.
+    /// Number of rollouts by staleness: steps between the oldest version that sampled one of their tokens and the trained state.
     pub rollouts_by_staleness: BTreeMap<u64, u64>,
-    /// Examples that the batch brought, of levels that the config lists.
+    /// Examples of the batch whose levels the config lists.
     pub num_examples: u64,
-    /// Of these, those that the replay windows did not hold.
+    /// Of these, the ones that the replay buffers did not hold yet.
     pub num_new_examples: u64,
-    /// Input tokens of the examples that the batch brought, new or not.
+    /// Input tokens of the batch's examples, new or not.
     pub num_example_tokens: u64,
     /// Optimizer updates.
     pub num_updates: u64,
-    /// Mean |log-probability of the actor - of the learner| at equal version, of the first group and the first that
-    /// answers a problem, whichever is larger; absent where versions differ.
+    /// Mean absolute difference between actor and learner log-probabilities at equal version, for the first group and the
+    /// first that answers a problem, whichever is larger; absent if versions differ.
     pub logprob_mismatch: Option<f64>,
 }
 
-/// How the making of problems stands after a step.
+/// Statistics of self-play after a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelfPlayReport {
-    /// Admitted proposals of the batch that nobody had posed or proposed before.
+    /// Admitted proposals of the batch that were not posed or proposed before.
     pub num_new_proposals: u64,
-    /// Proposals that wait to be tried.
+    /// Proposals whose problems have not been tried yet.
     pub num_pending: u64,
-    /// Niches that the archive knows.
+    /// Niches in the archive.
     pub num_niches: u64,
     /// Problems in the archive.
     pub num_archived: u64,
-    /// How hard the batch's own proposals turned out to be: unsolved, hard, easy, trivial.
+    /// Tried proposals of the batch by measured difficulty: unsolved, hard, easy, trivial.
     pub difficulties: [u64; 4],
-    /// Of these, the ones of the niche and the difficulty that they were asked for.
+    /// Of these, the ones with the requested niche and difficulty.
     pub num_as_asked: u64,
-    /// Steps between the version that wrote a proposal and the one that tried it, added up over the batch's own proposals.
+    /// Steps between the version that wrote a proposal and the one that tried it, summed over the batch's tried proposals.
     pub sum_ages: u64,
 }
 
-/// What the groups of a batch brought.
+/// The contributions of the groups of a batch.
 #[derive(Default)]
 struct Brought {
     num_examples: u64,
     num_new_examples: u64,
     /// Input tokens of all examples, repeated ones included.
     num_example_tokens: u64,
-    /// Proposals whose problems were tried, with their advantages, where those train the proposer.
+    /// Proposals whose problems were tried, with their advantages; empty unless the proposer trains by policy gradient.
     rewarded: Vec<(StoredProposal, f64)>,
     self_play: Option<SelfPlayReport>,
 }
 
-/// What the updates of a step did.
+/// Statistics of the updates of a step.
 struct Trained {
     num_updates: u64,
     /// Mean cross-entropy of the updates.
@@ -140,29 +113,16 @@ pub struct Fold {
     sources: Vec<Arc<dyn ProblemSource>>,
     trainer: Box<dyn Trainer>,
     state: State,
-    /// Weights of the current state, encoded once.
+    /// Digest of the current state's weights, computed once.
     weights_digest: Digest,
     planned: Plans,
 }
 
-impl State {
-    /// Returns state 0 of a run.
-    pub fn initial() -> State {
-        State {
-            step: 0,
-            totals: Totals::default(),
-            windows: Windows::default(),
-            self_play: SelfPlay::default(),
-            history: Digest::of_bytes(b""),
-        }
-    }
-}
-
 impl Fold {
-    /// Continues from a state; `planned` is what earlier states had planned already.
+    /// Continues from a state. `planned` holds the tasks that earlier states planned.
     ///
     /// # Errors
-    /// [`Error::Config`] when the config is not legal; [`Error::Policy`] when there is no such device.
+    /// [`Error::Config`] when the config is invalid; [`Error::Policy`] when the device does not exist.
     pub fn new(
         config: Config,
         sources: Vec<Arc<dyn ProblemSource>>,
@@ -182,27 +142,27 @@ impl Fold {
         &self.state
     }
 
-    /// Returns what the current state's weights are in.
+    /// Returns the trainer, which holds the current state's weights.
     pub fn trainer(&self) -> &dyn Trainer {
         self.trainer.as_ref()
     }
 
-    /// Gives the config.
+    /// Returns the config.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Names the weights of the current state.
+    /// Returns the digest of the current state's weights.
     pub fn weights_digest(&self) -> Digest {
         self.weights_digest
     }
 
-    /// Gives the tasks that are planned and not folded.
+    /// Returns the tasks that are planned and not folded.
     pub fn planned(&self) -> &Plans {
         &self.planned
     }
 
-    /// Plans every batch that may be planned from the current state, and names its tasks.
+    /// Plans every batch that the current state allows, and returns the new tasks' ids.
     pub fn plan(&mut self) -> Vec<TaskId> {
         let mut new = Vec::new();
         while self.planned.num_batches() <= self.state.step + self.config.batch.lag {
@@ -214,7 +174,7 @@ impl Fold {
         new
     }
 
-    /// Tells whether some token of a free-running group is too old for the step that is next, or of weights that there are not
+    /// Whether some token of a free-running group is too old for the next step, or comes from a version that does not exist
     /// yet.
     pub(crate) fn is_stale(&self, scored: &ScoredGroup) -> bool {
         let step = self.state.step;
@@ -222,7 +182,7 @@ impl Fold {
         scored.group.versions().any(|version| version > step || version + limit < step)
     }
 
-    /// Writes the tasks of an exam sat by the current state's averaged weights.
+    /// Returns the tasks of an exam for the current state's averaged weights.
     pub fn exam_tasks(&self, ema_digest: Digest, problems: &[Problem]) -> Vec<Task> {
         let tasks = problems.iter().enumerate().map(|(index, problem)| Task {
             id: TaskId { kind: TaskKind::Evaluate, batch: self.state.step, index: index as u32 },
@@ -239,7 +199,7 @@ impl Fold {
         tasks.collect()
     }
 
-    /// Folds the groups that the next step takes, in order, and trains.
+    /// Folds the groups of the next step, in order, and trains.
     ///
     /// # Errors
     /// [`Error::Integrity`] when a group does not answer its task; [`Error::NotFinite`] when training diverges.
@@ -278,7 +238,7 @@ impl Fold {
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
             self_play: brought.self_play,
-            entropy: mean_surprise(groups),
+            entropy: sampled_entropy(groups),
             rollouts_by_staleness,
             num_examples: brought.num_examples,
             num_new_examples: brought.num_new_examples,
@@ -288,8 +248,8 @@ impl Fold {
         })
     }
 
-    /// Hashes the state. The replay windows and what makes problems are functions of the history, and are covered by it; so is the
-    /// optimizer where the device promises nothing, and stays there.
+    /// Hashes the state. The history covers the replay buffers and the self-play state, which are functions of it. On a device
+    /// that is not reproducible it covers the optimizer state too, which then stays on the device.
     fn state_digest(&self) -> Result<Digest, Error> {
         let State { step, totals, history, .. } = &self.state;
         let mut parts = vec![Digest::of(&(step, self.trainer.num_updates(), totals)), self.weights_digest];
@@ -302,7 +262,7 @@ impl Fold {
         Ok(Digest::of_digests(&parts))
     }
 
-    /// Takes what was planned for the groups of a step off the plans.
+    /// Removes the tasks of a step's groups from the plans and returns them.
     fn take_planned(&mut self, groups: &[ScoredGroup]) -> Result<Vec<Planned>, Error> {
         let step = self.state.step;
         let refuse = |reason: String| Err(Error::Integrity { what: "batch", step, reason });
@@ -325,7 +285,7 @@ impl Fold {
         Ok(taken)
     }
 
-    /// Takes in what the groups brought, in their order: examples, measurements, problems.
+    /// Records the groups' examples, measurements and problems, in order.
     fn take_groups(&mut self, groups: &[ScoredGroup], planned: Vec<Planned>) -> Brought {
         let mut examples = Vec::new();
         let mut brought = Brought::default();
@@ -355,7 +315,7 @@ impl Fold {
             examples = shuffled(groups, examples, &mut rng);
         }
         for labelled in examples {
-            let made = self.state.windows.push(labelled, &self.config);
+            let made = self.state.replay_buffers.push(labelled, &self.config);
             brought.num_examples += u64::from(made.num_tokens > 0);
             brought.num_new_examples += u64::from(made.is_new);
             brought.num_example_tokens += made.num_tokens;
@@ -368,7 +328,7 @@ impl Fold {
         brought
     }
 
-    /// Gives a group's examples, as far as the config takes their kind.
+    /// Returns the examples of a group whose kind the config accepts.
     fn wanted_examples(&self, scored: &ScoredGroup) -> Vec<Labelled> {
         let learner = &self.config.learner;
         let is_wanted = |label_origin| match label_origin {
@@ -385,8 +345,8 @@ impl Fold {
         wanted.map(label).collect()
     }
 
-    /// Measures the problem that was posed, or queues those that were written. Returns the proposal that the problem came
-    /// from, how hard it turned out to be, and the share of answers that were right.
+    /// Measures the posed problem, or queues the proposed ones. Returns the proposal that the posed problem came from, its
+    /// measured difficulty, and its solve rate.
     fn make_problems(
         &mut self,
         scored: &ScoredGroup,
@@ -410,7 +370,7 @@ impl Fold {
         Some((proposal, difficulty, solve_rate))
     }
 
-    /// Teaches a proposal as what its problem turned out to be.
+    /// Makes an example of a proposal, with its problem's measured difficulty.
     fn proposer_example(&self, domain: &str, proposal: StoredProposal, difficulty: Difficulty) -> Labelled {
         let (example, legal) = proposal.into_example(self.source(domain).as_ref(), difficulty);
         Labelled { domain: domain.to_owned(), example, legal }
@@ -421,8 +381,8 @@ impl Fold {
         source.expect("every planned domain is known").clone()
     }
 
-    /// Trains on examples drawn from the windows, in as many updates as `reuse` times the tokens that the batch brought fill;
-    /// and where the policy gradient is on, on the groups.
+    /// Trains on examples from the replay buffers, for as many updates as `reuse` times the example tokens of the batch fill, and
+    /// on the groups if the policy gradient is on.
     fn train(
         &mut self,
         groups: &[ScoredGroup],
@@ -448,13 +408,13 @@ impl Fold {
         for update in 0..updates {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, u64::from(update), 0);
             let num_tokens = if update < num_draws { learner.update_tokens } else { 0 };
-            let drawn = self.state.windows.sample(&self.config, num_tokens, &mut rng);
+            let drawn = self.state.replay_buffers.sample(&self.config, num_tokens, &mut rng);
             num_drawn += u64::from(!drawn.is_empty());
             let chosen = |(stored, weight): &(&Stored, f64)| stored.sequence.chosen.len() as f64 * weight;
             let total: f64 = drawn.iter().map(chosen).sum();
             let losses = drawn.iter().map(|(_, weight)| CrossEntropy { weight: (weight / total) as f32 });
             let losses: Vec<CrossEntropy> = losses.collect();
-            // Proposals are few: one update takes them all.
+            // Proposals are few, so the first update trains on all of them.
             let proposals = proposer_minibatch.take().unwrap_or_default();
             let answers = minibatches.get(update as usize).unwrap_or(&NO_ROLLOUTS);
             let mut batch = LossBatch::default();
@@ -502,8 +462,8 @@ impl Fold {
         })
     }
 
-    /// Compares log-probabilities of actors with what the learner computes, in the first group that the current weights played
-    /// and the first of those that answers a problem; gives the larger difference.
+    /// Compares the actors' log-probabilities with the learner's, in the first group that the current weights played and in the
+    /// first such group that answers a problem. Returns the larger difference.
     fn logprob_mismatch(&self, groups: &[ScoredGroup]) -> Result<Option<f64>, Error> {
         let sampling = Sampling { behavior: Behavior::Policy, temperature: 1.0 };
         let is_comparable = |scored: &&ScoredGroup| {
@@ -536,32 +496,14 @@ impl Fold {
     }
 }
 
-impl Totals {
-    fn count_sequence(&mut self, sequence: &Sequence) {
-        self.num_trained_sequences += 1;
-        self.num_trained_tokens += sequence.tokens.len() as u64;
-    }
-
-    fn count_example(&mut self, stored: &Stored, weight: f64) {
-        self.count_sequence(&stored.sequence);
-        let (problem_origin, label_origin) = stored.origins();
-        let weighted = stored.sequence.chosen.len() as f64 * weight;
-        let cell = self.trained_by_origin.iter_mut().find(|cell| (cell.0, cell.1) == (problem_origin, label_origin));
-        match cell {
-            Some(cell) => cell.2 += weighted,
-            None => self.trained_by_origin.push((problem_origin, label_origin, weighted)),
-        }
-    }
-}
-
-/// Counts right answers and answers; `None` where problems were asked for.
+/// Returns the number of correct answers and of all answers; `None` if the task asked for problems.
 fn solved(scored: &ScoredGroup) -> Option<(u64, u64)> {
     scored.group.task.request.problem()?;
     let num_correct = scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
     Some((num_correct as u64, scored.verdicts.len() as u64))
 }
 
-fn mean_surprise(groups: &[ScoredGroup]) -> f64 {
+fn sampled_entropy(groups: &[ScoredGroup]) -> f64 {
     let rollouts = groups.iter().flat_map(|scored| &scored.group.rollouts);
     let logprobs = rollouts.flat_map(|rollout| &rollout.logprobs).map(|logprob| f64::from(*logprob));
     let (sum, count) = logprobs.fold((0.0, 0u64), |(sum, count), logprob| (sum - logprob, count + 1));

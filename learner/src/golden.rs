@@ -1,6 +1,6 @@
-//! What is on the disk is a promise: files of the present versions are read as what they were, and written as they are.
+//! File formats are stable: files of the current versions are read as before, and written with the same bytes.
 //!
-//! Whatever changes their bytes needs another version in `journal.rs` or `checkpoint.rs`, which refuses what was written before;
+//! A change of their bytes needs a new version in `journal.rs` or `checkpoint.rs`, which refuses older files.
 //! `AUTODIDACT_WRITE_GOLDEN=1 cargo test -p autodidact-learner golden` then writes the files again.
 
 use std::path::PathBuf;
@@ -12,12 +12,13 @@ use proto::{
 };
 
 use crate::checkpoint::{Checkpoint, Snapshot, load_checkpoint, save};
+use crate::journal::Known;
 use crate::journal::{
     BanRecord, Damage, EvalRecord, Journal, Opening, Place, Record, StepRecord, read_journal, unpacked,
 };
-use crate::point::{Known, Point};
+use crate::point::Point;
+use crate::replay_buffers::Labelled;
 use crate::test_run::{answer, by, config};
-use crate::window::Labelled;
 use crate::{Control, Planned, Plans, State, test_manifest, test_problem};
 
 fn golden(name: &str) -> PathBuf {
@@ -75,7 +76,7 @@ fn records() -> Vec<Record> {
     ]
 }
 
-/// Packed bytes are the library's to choose; what they unpack to is ours.
+/// The compression library may change the packed bytes, so the test compares the unpacked ones.
 #[test]
 fn the_golden_journal() {
     let folder = tempfile::tempdir().unwrap();
@@ -94,7 +95,7 @@ fn the_golden_journal() {
     assert_eq!(read, records());
 }
 
-/// As version 5 was written: it can be looked at, group by group, and no run goes on from it.
+/// A journal of version 5 can be inspected, group by group, but no run can continue from it.
 #[test]
 fn the_golden_journal_of_version_5() {
     let folder = tempfile::tempdir().unwrap();
@@ -125,15 +126,15 @@ fn the_golden_journal_of_version_5() {
     );
 }
 
-/// `COMPLETE` has the digests of all files, weights included; two of the files are there in full. Nothing is trained, so that
-/// arithmetic changes none of them.
+/// `COMPLETE` has the digests of all files, weights included; two more files are stored in full. Nothing is trained, so the
+/// files do not depend on the arithmetic.
 #[test]
 fn the_golden_checkpoint() {
     let config = config();
     let scored = scored();
     let mut state = State::initial();
     let (example, legal) = (scored.examples[0].clone(), vec![Legal::Set(0).tokens(&scored.example_sets)]);
-    state.windows.push(Labelled { domain: "countdown".to_owned(), example, legal }, &config);
+    state.replay_buffers.push(Labelled { domain: "countdown".to_owned(), example, legal }, &config);
     state.self_play.measure(&test_problem("countdown", "kept"), Niche(1), 0.5, 0);
     let key = Some(ProblemKey { text: "7 - 3".to_owned() });
     let mut planned = Plans::default();

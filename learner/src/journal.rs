@@ -1,175 +1,53 @@
-//! The truth of a run: append-only segments of records `[length | type | blake3 | zstd(postcard)]`.
+//! The journal, a run's source of truth: append-only segments of records `[length | type | blake3 | zstd(postcard)]`.
 //!
-//! A record is whole or it is not there: a bad one at the end, which a crash left or the disk damaged, is dropped when the
-//! journal is opened for appending; one whose hash does not fit before others is reported and passed over.
+//! Records are atomic. Opening the journal for appending drops a bad record at its end, left by a crash or disk damage. A record
+//! whose hash does not match and that others follow is reported and skipped.
 
 mod reader;
+mod records;
 mod version5;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use proto::Digest;
 use proto::wire::Format;
-use proto::{Digest, ScoredGroup, TaskId};
 use serde::{Deserialize, Serialize};
 
 use self::reader::{Segments, has_opening, list_segments};
-use crate::point::Known;
-use crate::{Control, Error, Manifest, expect_in_place};
+use crate::Error;
+use crate::run_lock::expect_in_place;
 
 pub(crate) use self::reader::read_manifest;
 pub use self::reader::{JournalReader, read_journal};
+pub use self::records::{BanRecord, EvalRecord, GroupRecord, Known, Opening, Record, StepRecord};
 
-/// What a record's body is, unpacked. Of older versions, 5 is read for people; others are refused.
+/// The format of an uncompressed record body. Of older versions, 5 is read for inspection; others are refused.
 pub(crate) const FORMAT: Format = Format { name: "journal", version: 6 };
-
-/// One entry of the journal.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Record {
-    /// What the run depends on; the first record.
-    Manifest(Manifest),
-    /// A scored group, in order of arrival; of several for one task the last counts.
-    Group(GroupRecord),
-    /// An exam result.
-    Eval(EvalRecord),
-    /// A finished step.
-    Step(StepRecord),
-    /// The one decision of the clock.
-    Control(Control),
-    /// An actor that is believed nothing from here on.
-    Ban(BanRecord),
-    /// Another group has come of a task of a batch that is not sealed, by an actor that may be right: the one that is here is as
-    /// if it had not come.
-    Dispute(TaskId),
-    /// The first record of a segment that was begun at a checkpoint: it stands for the segments before it, which may be gone.
-    Opening(Box<Opening>),
-}
-
-impl Record {
-    /// Returns what the run depends on, of a record that a journal may begin with.
-    pub fn manifest(&self) -> Option<&Manifest> {
-        match self {
-            Record::Manifest(manifest) => Some(manifest),
-            Record::Opening(opening) => Some(&opening.manifest),
-            _ => None,
-        }
-    }
-}
-
-/// What stands for the segments before one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Opening {
-    /// What the run depends on.
-    pub manifest: Manifest,
-    /// What their records say, besides the groups.
-    pub known: Known,
-}
-
-/// A group that came in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GroupRecord {
-    /// The actor that played it; empty where actors have no names.
-    pub played_by: String,
-    /// The group, with its verdicts.
-    pub scored: ScoredGroup,
-    /// What its digest was in the version that it was written in, where that is an older one.
-    #[serde(skip)]
-    pub(crate) written_as: Option<Digest>,
-}
-
-impl GroupRecord {
-    /// Records who played a group.
-    pub fn new(played_by: String, scored: ScoredGroup) -> GroupRecord {
-        GroupRecord { played_by, scored, written_as: None }
-    }
-
-    /// Returns the digest by which a step names the group.
-    pub fn name(&self) -> Digest {
-        self.written_as.unwrap_or_else(|| Digest::of(&self.scored))
-    }
-
-    pub(crate) fn task(&self) -> TaskId {
-        self.scored.group.task.id
-    }
-
-    /// Hashes what the actor said: groups with one digest are the same to the last byte.
-    pub(crate) fn digest(&self) -> Digest {
-        Digest::of(&self.scored.group)
-    }
-
-    /// Checks that two copies of a group have the same verdicts.
-    pub(crate) fn expect_same_verdicts(&self, other: &GroupRecord) -> Result<(), Error> {
-        let [first, second] = [self, other].map(|group| Digest::of(&group.scored));
-        if first == second || self.digest() != other.digest() {
-            return Ok(());
-        }
-        let TaskId { batch, index, .. } = self.task();
-        let [first, second] = [first.short(), second.short()];
-        let reason = format!("task {index}: verdicts on one group differ: {first} came first, then {second}");
-        Err(Error::Integrity { what: "group", step: batch, reason })
-    }
-}
-
-/// An actor that is banned.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BanRecord {
-    /// Its name.
-    pub player: String,
-    /// Tasks of batches that are not sealed: its groups of them are as if they had not come.
-    pub tasks: Vec<TaskId>,
-}
-
-/// An exam sat by the averaged weights of a step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EvalRecord {
-    /// Number of the state whose weights sat it.
-    pub step: u64,
-    /// Which exam.
-    pub exam: String,
-    /// Problems solved, greedily, in one attempt.
-    pub num_correct: u64,
-    /// Problems asked.
-    pub num_problems: u64,
-}
-
-/// What a step made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepRecord {
-    /// Number of the state that the step made.
-    pub step: u64,
-    /// Digests of the groups that were folded, in index order.
-    pub groups: Vec<Digest>,
-    /// Hash of the weights.
-    pub weights_digest: Digest,
-    /// Hash of the state.
-    pub state_digest: Digest,
-    /// Wall time of the run so far; never part of a digest.
-    pub elapsed_ms: u64,
-}
 
 /// A record that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RecordError {
-    /// In which segment.
+    /// Path of the segment.
     pub segment: PathBuf,
-    /// At which byte.
+    /// Byte offset in the segment.
     pub offset: u64,
-    /// Whether the journal ends inside the record; otherwise its bytes do not fit its hash or its length is wrong.
+    /// Whether the journal ends inside the record; otherwise its bytes do not match its hash or its length is wrong.
     pub truncated: bool,
-    /// Whether its bytes are those that were written: a build with another format wrote them.
+    /// Whether its bytes are intact, but a build with another format wrote them.
     pub foreign: bool,
 }
 
-/// The end of a record.
+/// The position of a record; reading can continue at its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Number of the segment.
     segment: u64,
-    /// Where the record begins and ends, in bytes.
+    /// Byte offsets of the record's start and end.
     start: u64,
     end: u64,
-    /// The record's hash: another journal has another record there.
+    /// The record's hash: another journal has a different record there.
     hash: Digest,
 }
 
@@ -185,12 +63,12 @@ impl Place {
     }
 }
 
-/// What of a journal cannot be read.
+/// The records of a journal that cannot be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Damage {
-    /// A bad record that no other follows, and that [`Journal::open`] removes.
+    /// A bad record at the end, which [`Journal::open`] removes.
     pub tail: Option<RecordError>,
-    /// The others.
+    /// All others.
     pub unreadable: Vec<RecordError>,
 }
 
@@ -207,15 +85,15 @@ pub struct Journal {
     path: PathBuf,
     file: BufWriter<File>,
     size_bytes: u64,
-    /// The last record.
+    /// Position of the last record.
     last: Option<Place>,
-    /// Whether the segment holds its opening and nothing else.
+    /// Whether the segment holds only its opening record.
     is_new: bool,
 }
 
 impl Journal {
-    /// Starts a journal in an empty folder, or continues the one that is there, of which [`JournalReader::read`] gave the damage,
-    /// behind its last record. Returns how many bytes were removed from its end besides.
+    /// Creates a journal in an empty folder, or opens the existing one for appending after its last record. `damage` is the
+    /// result of [`JournalReader::read`]. Also returns the number of bytes removed from its end.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::File`] when a segment is missing.
@@ -237,7 +115,7 @@ impl Journal {
         &self.path
     }
 
-    /// Returns the last record, once there is one.
+    /// Returns the position of the last record, if there is one.
     pub(crate) fn last(&self) -> Option<Place> {
         self.last
     }
@@ -268,15 +146,15 @@ impl Journal {
     /// Makes everything durable; starts a new segment when this one is full.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::File`] when the segment was moved or removed: nothing since the last success may be taken as
-    /// written.
+    /// [`Error::Io`], or [`Error::File`] when the segment was moved or removed: records since the last success must not be taken
+    /// as written.
     pub fn sync(&mut self) -> Result<(), Error> {
         self.write_out()?;
         if self.size_bytes >= SEGMENT_BYTES { self.begin_segment() } else { Ok(()) }
     }
 
-    /// Starts a new segment with what stands for those before it, and makes everything durable. Where nothing has come since the
-    /// last one was started, that will do.
+    /// Starts a new segment with an opening record that replaces the earlier segments, and makes everything durable. Starts none
+    /// if the current segment holds only its opening.
     ///
     /// # Errors
     /// As [`Journal::sync`].
@@ -291,7 +169,7 @@ impl Journal {
         self.write_out()
     }
 
-    /// Writes what was added to the file at its path, which must be the one that is open, and hold all that was written to it.
+    /// Makes added records durable. The file at the path must be the open one and hold exactly what was written to it.
     fn write_out(&mut self) -> Result<(), Error> {
         expect_in_place(&self.path, self.file.get_ref())?;
         self.file.flush().map_err(Error::io("write", &self.path))?;
@@ -311,7 +189,7 @@ impl Journal {
     }
 }
 
-/// Removes segments that no record from `needed` on leads to: those before the last segment up to there that stands for them.
+/// Removes the segments before the last one, up to segment `needed`, that has an opening record.
 pub(crate) fn forget_before(folder: &Path, needed: u64) -> Result<(), Error> {
     let segments = Segments::of(folder)?;
     let mut first = None;
@@ -329,7 +207,7 @@ pub(crate) fn forget_before(folder: &Path, needed: u64) -> Result<(), Error> {
     if old.is_empty() { Ok(()) } else { sync_folder(folder) }
 }
 
-/// Cuts a file to its first bytes; gives how many went.
+/// Truncates a file to `size_bytes`; returns the number of bytes removed.
 fn cut(path: &Path, size_bytes: u64) -> Result<u64, Error> {
     let file = OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;
     let size_before = file.metadata().map_err(Error::io("inspect", path))?.len();
@@ -390,6 +268,7 @@ fn record_type(record: &Record) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Control;
 
     fn control(stop_at: u64) -> Record {
         Record::Control(Control { decay_from: 1, stop_at })
@@ -426,7 +305,7 @@ mod tests {
         }
     }
 
-    /// What a power failure leaves: the file is as long as it was to be, and its end was not written.
+    /// A power failure may leave a file of full length whose end was not written.
     #[test]
     fn a_tail_that_was_not_written_is_cut() {
         let folder = tempfile::tempdir().unwrap();
@@ -442,7 +321,7 @@ mod tests {
         assert_eq!(read(folder.path()).0, [control(0), control(1), control(7)]);
     }
 
-    /// Writes a record of these bytes behind what is there.
+    /// Appends a record with this body.
     fn write_bytes(folder: &Path, unpacked: &[u8]) -> Vec<u8> {
         let path = folder.join("00000000.log");
         let body = zstd::bulk::compress(unpacked, 1).unwrap();
@@ -455,7 +334,7 @@ mod tests {
         bytes
     }
 
-    /// What another build wrote is whole, and stays.
+    /// A record of another build is intact and is kept.
     #[test]
     fn a_record_of_another_format_is_not_cut() {
         let folder = tempfile::tempdir().unwrap();
@@ -483,7 +362,7 @@ mod tests {
         Opening { manifest: crate::test_manifest(), known: Known { step, ..Known::default() } }
     }
 
-    /// Three segments: the last two begin with what stands for those before.
+    /// Writes three segments; the last two begin with an opening record.
     fn write_segments(folder: &Path) -> Vec<Place> {
         let (mut journal, _) = Journal::open(folder, &Damage::default(), None).unwrap();
         let mut places = Vec::new();
@@ -559,7 +438,7 @@ mod tests {
         }
     }
 
-    /// A segment that was full has no opening: it goes with those before it, in whatever order the disk has done it.
+    /// A segment begun because another was full has no opening. It is removed with those before it, in any order.
     #[test]
     fn what_an_interrupted_removal_leaves_is_not_read() {
         for left in [&[][..], &[0], &[1], &[0, 1]] {

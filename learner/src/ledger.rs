@@ -4,37 +4,49 @@ use std::time::Duration;
 use proto::{Refusal, TaskId, TaskKind};
 use tokio::time::Instant;
 
-/// Which tasks are out, and since when: whatever the bus loses is asked for again from here.
+/// Outstanding tasks and when they were issued. Tasks that the bus loses are reissued from here.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     issued: BTreeMap<TaskId, Issued>,
-    /// How long the tasks took that are in, by the batch or the exams that they were asked for with.
+    /// Durations of finished tasks, by the batch or the exams that they were issued with.
     took: BTreeMap<(TaskKind, u64), Vec<Duration>>,
-    /// Groups of tasks that are out of which nothing could be made, one an issue.
+    /// Groups of outstanding tasks that could not be judged, one per issue.
     refused: BTreeMap<TaskId, Vec<Refusal>>,
+    /// Outstanding tasks whose checker is unavailable.
+    unavailable: BTreeMap<TaskId, Unavailable>,
     num_reissued: u64,
+}
+
+/// A checker that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unavailable {
+    /// When the wait for its verdicts on a task began.
+    pub(crate) since: Instant,
+    /// The last reported reason.
+    pub(crate) reason: String,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Issued {
-    /// How often it was asked for before.
+    /// Number of the latest issue, from 0.
     number: u32,
-    /// Since when its next group is waited for.
+    /// When the wait for its next group began.
     first: Instant,
     last: Instant,
-    /// Kept for the number: an issue that had an earlier one's would be taken for its copy.
+    /// Done tasks are kept for the number: an issue with an earlier one's number would be treated as its copy.
     is_done: bool,
 }
 
-/// The slowest share of what is asked for together, which is asked for again before it is overdue.
+/// The slowest share of the tasks of a batch, which is reissued before it is overdue.
 const SLOWEST: f64 = 0.02;
 
-/// How many times as long as the rest they take by then.
+/// A slow task has taken this many times as long as the slowest of the others.
 const SLOWNESS: u32 = 2;
 
 impl Ledger {
-    /// Notes that a task is asked for; gives the number of the issue.
+    /// Records that a task is issued; returns the number of the issue.
     pub(crate) fn issue(&mut self, task: TaskId, now: Instant) -> u32 {
+        self.unavailable.remove(&task);
         match self.issued.get_mut(&task) {
             Some(issued) => {
                 issued.number += 1;
@@ -52,14 +64,15 @@ impl Ledger {
         }
     }
 
-    /// Tells whether the issue of this number is the last that is out of a task that is not done.
+    /// Whether this is the latest issue of an outstanding task.
     pub(crate) fn is_last(&self, task: TaskId, issue: u32) -> bool {
         self.issued.get(&task).is_some_and(|issued| !issued.is_done && issued.number == issue)
     }
 
-    /// Notes that nothing could be made of a group; gives all such of its task, where it is of the last issue that is out.
+    /// Records that a group could not be judged. Returns all such groups of its task if it answers the latest issue.
     pub(crate) fn refuse(&mut self, refusal: Refusal) -> Option<&[Refusal]> {
         let (task, issue) = (refusal.task, refusal.envelope.issue);
+        self.unavailable.remove(&task);
         let refused = self.refused(task);
         if !self.is_last(task, issue) || refused.last().is_some_and(|last| last.envelope.issue == issue) {
             return None;
@@ -68,32 +81,60 @@ impl Ledger {
         Some(self.refused(task))
     }
 
-    /// Gives the groups of a task that is out of which nothing could be made.
+    /// Records that the checker of an outstanding task was unavailable for its latest issue. Returns whether this is the first task to
+    /// wait.
+    pub(crate) fn wait_for_checker(&mut self, task: TaskId, issue: u32, reason: String, now: Instant) -> bool {
+        if !self.is_last(task, issue) {
+            return false;
+        }
+        if let Some(issued) = self.issued.get_mut(&task) {
+            // A verifier has its group.
+            issued.last = now;
+        }
+        let is_first = self.unavailable.is_empty();
+        let unavailable = self.unavailable.entry(task);
+        unavailable.or_insert_with(|| Unavailable { since: now, reason: String::new() }).reason = reason;
+        is_first
+    }
+
+    /// Records that the checker of a task has answered.
+    pub(crate) fn checker_answered(&mut self, task: TaskId) {
+        self.unavailable.remove(&task);
+    }
+
+    /// Returns what is known of the checker of a task if it is unavailable.
+    pub(crate) fn unavailable(&self, task: TaskId) -> Option<&Unavailable> {
+        self.unavailable.get(&task)
+    }
+
+    /// Returns the groups of an outstanding task that could not be judged.
     pub(crate) fn refused(&self, task: TaskId) -> &[Refusal] {
         self.refused.get(&task).map_or(&[], Vec::as_slice)
     }
 
-    /// Notes that a task is done, or that a group of it has come and another is needed: when it is asked for next, it begins anew.
-    /// Tells whether it was out.
+    /// Closes a task that is done, or of which another group is needed after one has arrived: its next issue starts its time
+    /// anew. Returns whether it was outstanding.
     pub(crate) fn close(&mut self, task: TaskId, now: Instant) -> bool {
         let Some(issued) = self.issued.get_mut(&task).filter(|issued| !issued.is_done) else { return false };
         issued.is_done = true;
         self.took.entry((task.kind, task.batch)).or_default().push(now - issued.first);
         self.refused.remove(&task);
+        self.unavailable.remove(&task);
         true
     }
 
-    /// Forgets tasks that are not asked for any more.
+    /// Removes tasks that are no longer needed.
     pub(crate) fn forget(&mut self, tasks: &[TaskId]) {
         for task in tasks {
             self.issued.remove(task);
             self.refused.remove(task);
+            self.unavailable.remove(task);
         }
         let are_out: BTreeSet<(TaskKind, u64)> = self.issued.keys().map(|task| (task.kind, task.batch)).collect();
         self.took.retain(|batch, _| are_out.contains(batch));
     }
 
-    /// Names every task that is out.
+    /// Lists the outstanding tasks.
     pub(crate) fn open(&self) -> Vec<TaskId> {
         self.iter().map(|(task, _)| task).collect()
     }
@@ -102,12 +143,12 @@ impl Ledger {
         self.issued.iter().filter(|(_, issued)| !issued.is_done).map(|(task, issued)| (*task, issued))
     }
 
-    /// Names the tasks to ask for again: those that nobody was heard of for `limit`, and the slowest few of a batch when all
-    /// others of it took less than half of what they have taken.
+    /// Lists the tasks to reissue: those without a sign of progress for `limit`, and the slowest few of a batch once they have
+    /// taken more than twice as long as any other task of it.
     pub(crate) fn due(&self, limit: Duration, now: Instant) -> Vec<TaskId> {
         let mut num_open = BTreeMap::<(TaskKind, u64), usize>::new();
         self.iter().for_each(|(task, _)| *num_open.entry((task.kind, task.batch)).or_default() += 1);
-        // What is slow in a batch of which only the slowest few are out.
+        // The duration that counts as slow, for batches of which only the slowest few are outstanding.
         let slow = num_open.iter().filter_map(|(batch, num_open)| {
             let took = self.took.get(batch)?;
             let num_slow = ((num_open + took.len()) as f64 * SLOWEST).ceil() as usize;
@@ -121,12 +162,12 @@ impl Ledger {
         self.iter().filter(is_due).map(|(task, _)| task).collect()
     }
 
-    /// Tells whether nobody was heard of some task for `limit`.
+    /// Whether some task has been without a sign of progress for `limit`.
     pub(crate) fn is_overdue(&self, limit: Duration, now: Instant) -> bool {
         self.iter().any(|(_, issued)| now - issued.last >= limit)
     }
 
-    /// How often a task was asked for again.
+    /// Returns how often a task was reissued.
     pub(crate) fn num_reissued(&self) -> u64 {
         self.num_reissued
     }
@@ -134,7 +175,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use proto::Envelope;
+    use proto::{Envelope, RefusalCause};
 
     use super::*;
 
@@ -204,7 +245,8 @@ mod tests {
         let mut ledger = issued(2, began);
         let refuse = |ledger: &mut Ledger, issue| {
             let envelope = Envelope { issue, ..Envelope::default() };
-            let refusal = Refusal { envelope, task: task(1), reason: "no sense".to_owned() };
+            let (cause, reason) = (RefusalCause::Group, "no sense".to_owned());
+            let refusal = Refusal { envelope, task: task(1), cause, reason };
             ledger.refuse(refusal).map(<[Refusal]>::len)
         };
         assert_eq!(refuse(&mut ledger, 1), None, "nobody asked for that");
@@ -215,7 +257,29 @@ mod tests {
         assert_eq!((refuse(&mut ledger, 1), ledger.refused(task(1)).len()), (None, 0));
     }
 
-    /// The bus takes two messages of one number for one.
+    #[test]
+    fn a_task_waits_for_its_checker_until_it_answers() {
+        let began = Instant::now();
+        let mut ledger = issued(3, began);
+        ledger.close(task(2), began);
+        let wait = |ledger: &mut Ledger, index, issue, seconds, reason: &str| {
+            ledger.wait_for_checker(task(index), issue, reason.to_owned(), began + seconds * SECOND)
+        };
+        assert!(wait(&mut ledger, 1, 0, 30, "no route") && !wait(&mut ledger, 0, 0, 40, "no route"));
+        assert!(!wait(&mut ledger, 1, 0, 50, "refused") && !wait(&mut ledger, 2, 0, 50, "late"));
+        assert_eq!(ledger.unavailable(task(2)), None, "it is done");
+        let expected = Unavailable { since: began + 30 * SECOND, reason: "refused".to_owned() };
+        assert_eq!(ledger.unavailable(task(1)), Some(&expected));
+        assert_eq!(ledger.due(LIMIT, began + LIMIT), [], "verifiers have reported on them");
+        assert!(ledger.refused(task(1)).is_empty(), "it is not the group's fault");
+        ledger.checker_answered(task(1));
+        assert_eq!(ledger.unavailable(task(1)), None);
+        assert_eq!(ledger.issue(task(0), began + LIMIT), 1);
+        assert!(!wait(&mut ledger, 0, 0, 70, "late"), "a group of an earlier issue");
+        assert_eq!(ledger.unavailable(task(0)), None);
+    }
+
+    /// The bus treats two messages with the same number as one.
     #[test]
     fn what_is_asked_for_after_it_was_done_begins_anew_and_has_another_number() {
         let began = Instant::now();

@@ -1,6 +1,6 @@
-//! The learner: plans batches, folds what comes back, trains, and remembers everything in a journal.
+//! The learner: plans batches, folds the groups that come back, trains, and records everything in a journal.
 //!
-//! Start at [`main_loop`](run); the run as a function is [`Fold`].
+//! Start at [`main_loop`](run). [`Fold`] is the run as a function.
 
 mod archive;
 mod audit;
@@ -8,6 +8,7 @@ mod baseline;
 mod checkpoint;
 mod config;
 mod curriculum;
+mod draw;
 mod event;
 mod fold;
 #[cfg(test)]
@@ -20,14 +21,16 @@ mod plan;
 mod point;
 mod policy_gradient;
 mod received;
-mod replay;
+mod replay_buffers;
 mod run_dir;
+mod run_lock;
 mod self_play;
 mod shuffle;
+mod state;
 #[cfg(test)]
 mod test_run;
+mod verify_journal;
 mod waiting;
-mod window;
 mod writer;
 
 use std::path::PathBuf;
@@ -35,38 +38,39 @@ use std::path::PathBuf;
 pub use audit::Audit;
 pub use checkpoint::{Checkpoint, load_checkpoint};
 pub use config::{
-    ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight, ProblemShares,
-    ProposerLoss, ScheduleConfig, SelfPlayConfig,
+    ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight,
+    PolicyGradientConfig, PolicyGradientKind, ProblemShares, ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
 pub use event::{Ban, Event, Observer, Sample, StepEvent};
-pub use fold::{Fold, SelfPlayReport, State, StepReport, Totals};
+pub use fold::{Fold, SelfPlayReport, StepReport};
 pub use journal::{
-    BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Opening, Place, Record, RecordError,
+    BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Known, Opening, Place, Record, RecordError,
     StepRecord, read_journal,
 };
 pub use main_loop::{Exam, KeepJournal, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::{Planned, Plans, families};
-pub use point::Known;
-pub use policy_gradient::{PolicyGradientConfig, PolicyGradientKind, PolicyGradientReport};
-pub use replay::{ReplayReport, replay};
-pub use run_dir::{RunLock, expect_begun_with, expect_in_place, expect_known, load_newest};
+pub use policy_gradient::PolicyGradientReport;
+pub use run_dir::{expect_begun_with, expect_known, load_newest};
+pub use run_lock::{RunLock, expect_in_place};
+pub use state::{State, Totals};
+pub use verify_journal::{ReplayReport, verify_journal};
 pub use waiting::{Holder, Missing, Waiting};
 
-/// What can go wrong in a learner.
+/// Errors of a learner.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A key that is out of range.
+    /// A key of the config is out of range.
     #[error("{key}: expected {expected}, got {got}")]
     Config {
         /// The key.
         key: &'static str,
-        /// What it may be.
+        /// The allowed values.
         expected: &'static str,
-        /// What it is.
+        /// The actual value.
         got: String,
     },
-    /// The network refused.
+    /// The policy failed.
     #[error(transparent)]
     Policy(#[from] policy::Error),
     /// The bus failed.
@@ -75,44 +79,44 @@ pub enum Error {
     /// A file operation failed.
     #[error("{operation} {}: {reason}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On which file or folder.
+        /// Its file or folder.
         path: PathBuf,
-        /// Why it failed; not named `source`, since the message has it already.
+        /// Why it failed. Not named `source`, because the message includes it already.
         reason: std::io::Error,
     },
-    /// A file is not what it should be.
+    /// A file does not have the expected content.
     #[error("{}: expected {expected}, got {got}", path.display())]
     File {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What belongs there.
+        /// The expected content.
         expected: String,
-        /// What is there.
+        /// The actual content.
         got: String,
     },
-    /// Something was computed twice with different results, or does not belong to this run.
+    /// A result differs when it is computed again, or does not belong to this run.
     #[error("integrity: {what} of step {step}: {reason}")]
     Integrity {
-        /// What disagrees.
+        /// The item that disagrees.
         what: &'static str,
-        /// At which step.
+        /// Its step.
         step: u64,
         /// How it disagrees.
         reason: String,
     },
-    /// A resumed run is not the run that was started.
+    /// A resumed run differs from the run that was started.
     #[error("manifest: {field} was {was}, is {is}; `--fork` starts a new run from this config")]
     Manifest {
-        /// Which field changed, down to the key of a table.
+        /// The field that changed, down to the key of a table.
         field: String,
         /// Its value in the run directory.
         was: String,
         /// Its value now.
         is: String,
     },
-    /// A run that cannot be computed again.
+    /// The run cannot be replayed, because it uses a device that is not reproducible.
     #[error(
         "replay: expected a run on devices whose results are the same twice (learner.device and actor.device = \"cpu\"), got another"
     )]
@@ -120,27 +124,39 @@ pub enum Error {
     /// Training diverged.
     #[error("training diverged: expected a finite {what}, got {got}")]
     NotFinite {
-        /// Which figure.
+        /// The quantity that is not finite.
         what: &'static str,
         /// Its value.
         got: f64,
     },
-    /// Whoever was told of an event could not take it in.
+    /// An observer of events failed.
     #[error(transparent)]
     Observer(#[from] Box<dyn std::error::Error + Send + Sync>),
-    /// Nothing can be made of any group of a task, whoever plays it.
+    /// No group of a task could be judged, whichever actor played it.
     #[error("task {} of batch {}: {num_tries} groups in turn could not be judged, played by {}: {reason}", task.index, task.batch, players.join(" and "))]
     Unjudged {
         /// The task.
         task: proto::TaskId,
-        /// How often it was asked for.
+        /// How many of its groups could not be judged.
         num_tries: usize,
-        /// Who played it.
+        /// The actors that played it.
         players: Vec<String>,
-        /// What the last verifier said.
+        /// The reason that the last verifier gave.
         reason: String,
     },
-    /// Nothing came back for too long.
+    /// A checker was unavailable for too long.
+    #[error("step {step}: {task} has waited {waited_seconds} s for its checker (local.checker_seconds): {reason}")]
+    CheckerUnavailable {
+        /// The step that cannot continue.
+        step: u64,
+        /// The task.
+        task: String,
+        /// How long it has waited, in seconds.
+        waited_seconds: u64,
+        /// The latest reason that a verifier gave.
+        reason: String,
+    },
+    /// No result came back for too long.
     #[error("stalled: {0}")]
     Stalled(Box<Waiting>),
 }
@@ -154,7 +170,7 @@ impl Error {
     }
 }
 
-/// A manifest of nothing in particular.
+/// Returns a manifest with arbitrary values.
 #[cfg(test)]
 fn test_manifest() -> Manifest {
     Manifest {
@@ -221,8 +237,8 @@ fn test_config() -> Config {
     }
 }
 
-/// A domain whose problems are numbers: mutants follow their parents, proposals are what they say, and the last digit of a
-/// niche is its level.
+/// A domain for tests. A mutant appends a number to its parent's text, a proposal's prompt is its niche and difficulty, and
+/// the last digit of a niche is its level.
 #[cfg(test)]
 struct TestSource(&'static str);
 

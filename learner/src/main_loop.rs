@@ -1,4 +1,8 @@
+mod asking;
+mod exams;
 mod intake;
+mod open;
+mod publishing;
 mod saving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,62 +11,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Delivery};
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use policy::{TrainingState, write_weights};
-use proto::{
-    Digest, Envelope, Message, Problem, ProblemKey, ProblemSource, ScoredGroup, Task, TaskId, TaskKind, Version,
-};
-use tokio::task::{JoinHandle, block_in_place};
+use proto::{Digest, Problem, ProblemSource, ScoredGroup, TaskId, TaskKind};
+use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Audit, Audits};
-use crate::checkpoint::Checkpoint;
 use crate::event::{Event, Observer, StepEvent, sample};
-use crate::journal::{EvalRecord, GroupRecord, Journal, Record, StepRecord};
-use crate::ledger::Ledger;
-use crate::plan::Plans;
-use crate::point::{Known, Point};
+use crate::journal::Known;
+use crate::journal::{EvalRecord, GroupRecord, Record, StepRecord};
+use crate::ledger::{Ledger, Unavailable};
+use crate::point::Point;
 use crate::received::Received;
-use crate::run_dir::Recovered;
-use crate::waiting::{Missing, Workers};
+use crate::waiting::{Missing, Workers, describe};
 use crate::writer::Writer;
-use crate::{Config, Control, Error, Fold, Manifest, RunLock, State, Totals};
+use crate::{Config, Control, Error, Fold, Manifest, RunLock, Totals};
 
-pub use saving::KeepJournal;
+use self::exams::Sitting;
+use self::publishing::Published;
 
-/// How this process runs; changes when things happen, never what.
+pub use self::saving::KeepJournal;
+
+/// Options of this process. They change when things happen, never what is computed.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// Where the run lives.
+    /// The run directory.
     pub run_dir: PathBuf,
     /// Whether an earlier process began the run.
     pub resume: bool,
-    /// Threads that train.
+    /// Number of training threads.
     pub num_threads: usize,
-    /// Wall time after which the clock ends the run, where the config does not.
+    /// Wall time after which the clock ends the run, if the config does not fix the end.
     pub time_limit: Option<Duration>,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
-    /// Checkpoints that are kept.
+    /// Number of checkpoints to keep.
     pub keep_checkpoints: usize,
-    /// How much of the journal is kept.
+    /// How much of the journal to keep.
     pub keep_journal: KeepJournal,
-    /// How long nothing may come back before the run ends with an error.
+    /// Time without progress after which the run ends with an error.
     pub stall_limit: Duration,
-    /// How long nothing may come back before people are told, again and again.
+    /// Time without progress after which `Event::Waiting` is reported, again and again.
     pub tell_after: Duration,
-    /// Which life of the run's learner this is; grows from one to the next.
-    pub epoch: u64,
-    /// After how long a task that nobody was heard of is asked for again; `None` where nothing is lost.
+    /// How long a task may wait for a checker that is unavailable before the run ends.
+    pub checker_limit: Duration,
+    /// Fencing token of this learner process: larger than that of every process before it.
+    pub term: u64,
+    /// Time without a sign of progress after which a task is reissued; `None` if tasks cannot be lost.
     pub reissue_after: Option<Duration>,
-    /// Which tasks two actors must agree on; `None` where all actors are trusted.
+    /// Which tasks two actors must agree on; `None` if all actors are trusted.
     pub audit: Option<Audit>,
-    /// Names of the tokens, written beside the weights.
+    /// Content of `tokenizer.json` with the token names, written beside the weights.
     pub tokenizer_json: String,
 }
 
-/// Problems of an exam that is sat during the run.
+/// An exam that is evaluated during the run.
 #[derive(Clone, Debug)]
 pub struct Exam {
     /// Its name.
@@ -74,13 +77,13 @@ pub struct Exam {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// At the end of its schedule.
+    /// The run reached the end of its schedule.
     Finished,
-    /// It was told to stop; it can go on.
+    /// The run was told to stop; it can be resumed.
     Interrupted,
 }
 
-/// What a run did.
+/// Summary of a run.
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// How it ended.
@@ -97,26 +100,26 @@ pub struct Summary {
     pub totals: Totals,
     /// Wall time, earlier processes included.
     pub elapsed: Duration,
-    /// How often this process asked for a task again.
+    /// Number of times this process reissued a task.
     pub num_reissued: u64,
-    /// Groups that came more than once to this process; all alike, or the run had ended or was free-running.
+    /// Groups that this process received more than once: identical copies, or the run had ended or was free-running.
     pub num_duplicates: u64,
-    /// Tasks of which this process had two actors agree.
+    /// Number of tasks on which two actors agreed in this process.
     pub num_audited: u64,
-    /// Actors that are banned, also by earlier processes.
+    /// Banned actors, including those that earlier processes banned.
     pub banned: Vec<String>,
-    /// What banned actors sent to this process.
+    /// Number of groups that banned actors sent to this process.
     pub num_refused: u64,
     /// Groups of a free-running run that were older than `batch.max_staleness` allows.
     pub num_stale: u64,
 }
 
-/// Runs the learner until its schedule ends or `shutdown` is cancelled, from wherever the run directory left off.
+/// Runs the learner from the last state in the run directory until its schedule ends or `shutdown` is cancelled.
 ///
-/// Whoever has the lock keeps it for as long as others may take the run for his.
+/// The caller keeps the lock for as long as others may assume that it owns the run.
 ///
 /// # Errors
-/// Any [`Error`]; whatever was synced to the journal stays.
+/// Any [`Error`]; records that were synced to the journal stay.
 #[expect(clippy::too_many_arguments, reason = "the run as a function of its inputs")]
 pub async fn run<'a>(
     config: Config,
@@ -132,23 +135,20 @@ pub async fn run<'a>(
     let mut learner = Learner::open(config, options, lock, manifest, sources, exams, bus, observer).await?;
     let outcome = learner.main_loop(&shutdown).await;
     if outcome.is_err() {
-        // What was decided is said, as far as it is on the disk. What matters is what has ended the run.
+        // Report the decisions that reach the disk. Ignore an error here: the one that ended the run matters.
         drop(learner.settle().await);
     }
     Ok(learner.summary(outcome?))
 }
 
-/// How often what came over a network is put on the disk: one sync for all of it.
+/// Interval at which received groups are synced to the disk, with one sync for all of them.
 const ROUND: Duration = Duration::from_millis(50);
 
-/// How often the learner looks after what is out.
+/// Interval at which the learner checks outstanding tasks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest time that it takes for that, in which nothing is received.
+/// Time limit of such a check: the learner receives nothing meanwhile.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
-
-/// Tasks that are handed to the bus side by side.
-const MAX_IN_FLIGHT: usize = 64;
 
 struct Learner<'a> {
     options: RunOptions,
@@ -158,181 +158,65 @@ struct Learner<'a> {
     observer: Observer<'a>,
     fold: Fold,
     manifest: Manifest,
-    journal: Writer,
-    /// What the journal says, to its end.
-    known: Known,
-    /// What this process began with.
-    begun_at: Point,
+    records: Records,
+    recovery: Recovery,
     control: Option<Control>,
     received: Received,
-    /// Steps that the journal knows beyond the checkpoint: computed again, they must come out the same.
-    expected_steps: BTreeMap<u64, StepRecord>,
-    /// The exams that are being sat.
+    /// The exams in progress.
     sitting: Option<Sitting>,
     evals: Vec<EvalRecord>,
     elapsed_before: Duration,
     started: Instant,
-    last_checkpoint: Option<u64>,
-    /// Until the first batches are issued: whether an earlier process may have issued some.
-    resumes: bool,
-    /// Encoded weights that planned batches name.
-    versions: BTreeMap<Digest, Arc<[u8]>>,
+    published: Published,
     ledger: Ledger,
     audits: Audits,
-    /// Tasks that are to be asked for again in the next round: another copy is needed, or what came is of no use.
+    /// Tasks to reissue in the next round: another copy is needed, or the received group is unusable.
     wanted: BTreeSet<TaskId>,
+    workers: Workers,
+    /// When the run last made progress.
+    got_further: Instant,
+    counts: Counts,
+}
+
+/// The journal, and the data that waits for its next sync.
+struct Records {
+    journal: Writer,
+    /// Summary of the journal, up to its end.
+    known: Known,
     /// Groups whose records are not on the disk yet: the bus keeps them until they are.
     unsynced: Vec<Delivery<ScoredGroup>>,
-    /// What is told when its record is on the disk.
+    /// Events to report once their records are on the disk.
     untold: Vec<Event>,
-    /// What stores weights again that the bus may have lost.
-    repair: Option<Repair>,
-    workers: Workers,
-    /// When the run last got further.
-    got_further: Instant,
+}
+
+/// Progress of the run when this process began.
+struct Recovery {
+    /// The point in the journal from which this process began.
+    begun_at: Point,
+    /// Steps in the journal after the checkpoint. They are computed again and must come out the same.
+    expected_steps: BTreeMap<u64, StepRecord>,
+    last_checkpoint: Option<u64>,
+    /// Whether an earlier process may have issued batches; cleared when the first batches are issued.
+    resumes: bool,
+}
+
+/// Counts of this process, for its summary.
+#[derive(Default)]
+struct Counts {
     num_duplicates: u64,
     num_refused: u64,
     num_stale: u64,
 }
 
-/// Work beside the main loop that ends with it.
-struct Repair(JoinHandle<()>);
-
-impl Drop for Repair {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Exams sat by one version.
-struct Sitting {
-    step: u64,
-    weights: (Digest, Arc<[u8]>),
-    tasks: Vec<Task>,
-    /// Name and number of problems, in order of the tasks.
-    parts: Vec<(String, usize)>,
-    correct: Vec<Option<bool>>,
-}
-
 impl<'a> Learner<'a> {
-    #[expect(clippy::too_many_arguments, reason = "as of `run`")]
-    async fn open(
-        config: Config,
-        options: RunOptions,
-        lock: &'a RunLock,
-        manifest: Manifest,
-        sources: Vec<Arc<dyn ProblemSource>>,
-        exams: Vec<Exam>,
-        bus: Arc<dyn Bus>,
-        observer: Observer<'a>,
-    ) -> Result<Learner<'a>, Error> {
-        let is_reproducible = manifest.reproducible;
-        let mut refusals = Vec::new();
-        let recovered =
-            block_in_place(|| Recovered::read(&options.run_dir, is_reproducible, |reason| refusals.push(reason)));
-        let refusals = refusals.into_iter().map(Event::CheckpointRefused);
-        refusals.into_iter().try_for_each(|refusal| block_in_place(|| observer(refusal)))?;
-        let Recovered {
-            checkpoint,
-            known,
-            received,
-            banned,
-            trained,
-            mut steps,
-            elapsed_ms,
-            manifest: was,
-            damage,
-            last,
-        } = recovered?;
-        // Before anybody hears that the run goes on: a refused config must change nothing.
-        if let Some(was) = &was {
-            was.expect_same(&manifest)?;
-        }
-        let resumes = checkpoint.is_some();
-        // One that has lost its place in the journal is written again.
-        let last_checkpoint = checkpoint.as_ref().filter(|found| found.point.is_ok()).map(|found| found.state.step);
-        let control = config.control().or(known.control);
-        let (state, training, planned, versions, begun_at) = match checkpoint {
-            Some(Checkpoint { state, training, planned, versions, point, .. }) => {
-                (state, training, planned, versions, point.unwrap_or_default())
-            }
-            None => {
-                let training = block_in_place(|| TrainingState::initial(&config.model, config.seed));
-                (State::initial(), training, Plans::default(), Vec::new(), Point::default())
-            }
-        };
-        let versions: BTreeMap<Digest, Arc<[u8]>> =
-            versions.into_iter().map(|(digest, bytes)| (digest, bytes.into())).collect();
-        for (digest, bytes) in &versions {
-            bus.put_weights(*digest, bytes.clone()).await?;
-        }
-        let mut evals = known.evals.clone();
-        if !is_reproducible {
-            steps.clear();
-            evals.retain(|eval| eval.step <= state.step);
-        }
-        let folder = options.run_dir.join("journal");
-        let (journal, truncated_bytes) = block_in_place(|| Journal::open(&folder, &damage, last))?;
-        if options.resume {
-            let (step, unreadable, evals) = (state.step, damage.unreadable, evals.clone());
-            let banned = banned.iter().cloned().collect();
-            let resumed = Event::Resumed { step, control, truncated_bytes, unreadable, evals, banned };
-            block_in_place(|| observer(resumed))?;
-        }
-        let audits = Audits::new(options.audit, banned, trained, known.disputed.clone());
-        let fold = block_in_place(|| Fold::new(config, sources, options.num_threads, (state, training), planned))?;
-        let mut learner = Learner {
-            options,
-            lock,
-            exams,
-            bus,
-            observer,
-            fold,
-            manifest: manifest.clone(),
-            journal: Writer::start(journal),
-            known,
-            begun_at,
-            control,
-            received,
-            expected_steps: steps,
-            sitting: None,
-            evals,
-            elapsed_before: Duration::from_millis(elapsed_ms),
-            started: Instant::now(),
-            last_checkpoint,
-            resumes,
-            versions,
-            ledger: Ledger::default(),
-            audits,
-            wanted: BTreeSet::new(),
-            unsynced: Vec::new(),
-            untold: Vec::new(),
-            repair: None,
-            workers: Workers::default(),
-            got_further: Instant::now(),
-            num_duplicates: 0,
-            num_refused: 0,
-            num_stale: 0,
-        };
-        if was.is_none() {
-            learner.append(Record::Manifest(manifest));
-            learner.journal.sync().await?;
-        }
-        if let Some(last) = learner.fold.state().step.checked_sub(1) {
-            // So the bus knows how far the run is, too.
-            learner.bus.forget_batch(TaskKind::Train, last).await?;
-        }
-        Ok(learner)
-    }
-
-    /// One turn a step: publish the version, ask for what it plans, wait for the batch, fold it.
+    /// Runs one iteration per step: publishes the weights, issues the planned tasks, waits for the batch, folds it.
     async fn main_loop(&mut self, shutdown: &CancellationToken) -> Result<Outcome, Error> {
         loop {
             let step = self.fold.state().step;
             let ends = self.control.is_some_and(|control| step >= control.stop_at);
             let asked = Instant::now();
             let sealed = tokio::select! {
-                // What was asked for is planned, and asked for again by whoever goes on.
+                // The outstanding tasks are planned: a resumed process reissues them.
                 () = shutdown.cancelled() => false,
                 sealed = self.play_batch(step, ends) => { sealed?; true }
             };
@@ -354,7 +238,7 @@ impl<'a> Learner<'a> {
         }
     }
 
-    /// Asks for the batch of a step and for exams, and waits until all of it is in.
+    /// Issues the tasks of a step and its exams, and waits until all their groups are in.
     async fn play_batch(&mut self, step: u64, ends: bool) -> Result<(), Error> {
         self.publish_weights().await?;
         self.begin_sitting(step, ends).await?;
@@ -370,152 +254,13 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// Stores the current version and forgets those that no task names.
-    async fn publish_weights(&mut self) -> Result<(), Error> {
-        let digest = self.fold.weights_digest();
-        let (model, trainer) = (&self.fold.config().model, self.fold.trainer());
-        let written = block_in_place(|| trainer.weights().map(|weights| write_weights(model, &[("", &weights)])));
-        let bytes: Arc<[u8]> = written?.into();
-        self.bus.put_weights(digest, bytes.clone()).await?;
-        self.versions.insert(digest, bytes);
-        self.announce().await?;
-        let named: BTreeSet<Digest> = self.fold.planned().iter().map(|planned| planned.task.weights).collect();
-        self.versions.retain(|version, _| *version == digest || named.contains(version));
-        let needed: Vec<Digest> = self.versions.keys().copied().collect();
-        Ok(self.bus.retain_weights(&needed).await?)
-    }
-
-    /// Tells those who play a free-running run that there are newer weights.
-    async fn announce(&self) -> Result<(), Error> {
-        if self.fold.config().is_free_running() {
-            let version = Version { policy_version: self.fold.state().step, weights: self.fold.weights_digest() };
-            self.bus.announce(version).await?;
-        }
-        Ok(())
-    }
-
-    /// Asks for the exams that are due and not in the journal yet.
-    async fn begin_sitting(&mut self, step: u64, ends: bool) -> Result<(), Error> {
-        let every = self.fold.config().exams.every_steps;
-        let due = step == 0 || ends || (every > 0 && step.is_multiple_of(every));
-        let done: BTreeSet<&str> =
-            self.evals.iter().filter(|eval| eval.step == step).map(|eval| eval.exam.as_str()).collect();
-        let open: Vec<&Exam> = self.exams.iter().filter(|exam| due && !done.contains(exam.name.as_str())).collect();
-        if open.is_empty() {
-            return Ok(());
-        }
-        let model = &self.fold.config().model;
-        let weights: (Digest, Arc<[u8]>) = block_in_place(|| {
-            let average = self.fold.trainer().average()?;
-            Ok::<_, Error>((average.digest(model), write_weights(model, &[("", &average)]).into()))
-        })?;
-        let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
-        let tasks = self.fold.exam_tasks(weights.0, &problems);
-        let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();
-        self.bus.put_weights(weights.0, weights.1.clone()).await?;
-        let issued = tasks.iter().map(|task| (task.clone(), None)).collect();
-        self.sitting = Some(Sitting { step, weights, correct: vec![None; tasks.len()], tasks, parts });
-        self.issue(issued).await
-    }
-
-    /// Asks for every batch that may be planned now, except what is in already.
-    async fn issue_batches(&mut self) -> Result<(), Error> {
-        let mut tasks = block_in_place(|| self.fold.plan());
-        if std::mem::take(&mut self.resumes) {
-            // What was planned before the checkpoint may have been lost with the process that asked for it.
-            tasks = self.fold.planned().iter().map(|planned| planned.task.id).collect();
-        }
-        let missing = tasks.into_iter().filter(|id| !self.received.contains(*id)).filter_map(|id| self.planned(id));
-        let missing = missing.collect();
-        self.issue(missing).await
-    }
-
-    /// Gives a task of a batch, with the key of its problem.
-    fn planned(&self, id: TaskId) -> Option<(Task, Option<ProblemKey>)> {
-        let planned = self.fold.planned().get(id)?;
-        Some((planned.task.clone(), planned.key.clone()))
-    }
-
-    /// Asks for tasks, with the keys of their problems; side by side, for a bus may be far away.
-    async fn issue(&mut self, tasks: Vec<(Task, Option<ProblemKey>)>) -> Result<(), Error> {
-        let now = Instant::now();
-        let epoch = self.options.epoch;
-        let bus = self.bus.as_ref();
-        let issues = tasks.into_iter().map(|(task, key)| {
-            let (issue, not_by) = (self.ledger.issue(task.id, now), self.audits.players(task.id));
-            let envelope = Envelope { epoch, issue, not_by, played_by: String::new() };
-            async move {
-                if let Some(key) = key {
-                    bus.put_key(task.id, key).await?;
-                }
-                bus.publish_task(Message { envelope, body: task }).await
-            }
-        });
-        let issues: Vec<_> = issues.collect();
-        futures_util::stream::iter(issues).buffer_unordered(MAX_IN_FLIGHT).try_collect::<()>().await?;
-        Ok(())
-    }
-
-    /// Asks again for tasks, as far as they are not done.
-    async fn issue_again(&mut self, tasks: Vec<TaskId>) -> Result<(), Error> {
-        let find = |id: &TaskId| match id.kind {
-            TaskKind::Train if self.received.contains(*id) => None,
-            TaskKind::Train => self.planned(*id),
-            TaskKind::Evaluate => {
-                let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
-                let index = id.index as usize;
-                sitting.correct.get(index)?.is_none().then(|| (sitting.tasks[index].clone(), None))
-            }
-        };
-        let tasks = tasks.iter().filter_map(find).collect();
-        self.issue(tasks).await
-    }
-
-    /// Looks after what is out: what the bus has lost, and what nobody was heard of for too long, is asked for again.
-    async fn look_after(&mut self, limit: Duration) -> Result<(), Error> {
-        // Again and again: nobody keeps it.
-        self.announce().await?;
-        if self.bus.restore().await? {
-            self.put_weights();
-            return self.issue_again(self.ledger.open()).await;
-        }
-        let now = Instant::now();
-        let due = self.ledger.due(limit, now);
-        if due.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(num_tasks = due.len(), first = ?due[0], "asking again");
-        if self.ledger.is_overdue(limit, now) {
-            // The weights may be why: what is stored in their place is overwritten.
-            self.put_weights();
-        }
-        self.issue_again(due).await
-    }
-
-    /// Stores all weights again that tasks name and the bus has not. Takes its time, beside everything else: they may be large.
-    fn put_weights(&mut self) {
-        if self.repair.as_ref().is_some_and(|repair| !repair.0.is_finished()) {
-            return;
-        }
-        let sat = self.sitting.iter().map(|sitting| (&sitting.weights.0, &sitting.weights.1));
-        let weights = self.versions.iter().chain(sat).map(|(digest, bytes)| (*digest, bytes.clone()));
-        let (bus, weights) = (self.bus.clone(), weights.collect::<Vec<_>>());
-        self.repair = Some(Repair(tokio::spawn(async move {
-            for (digest, bytes) in weights {
-                if let Err(error) = bus.put_weights(digest, bytes).await {
-                    // It is tried again when tasks are overdue again.
-                    tracing::warn!(%error, "weights could not be stored again");
-                }
-            }
-        })));
-    }
-
     /// Waits until the next step has its groups and the exams are over.
     async fn collect(&mut self, step: u64, ends: bool) -> Result<(), Error> {
         let bus = self.bus.clone();
-        // Kept over the turns of the loop: a wait that is begun anew each time may never end.
+        // Kept across iterations: a wait that restarts each time may never end.
         let (mut next, mut beats, mut refusals) = (bus.next_scored(), bus.next_beat(), bus.next_refusal());
-        let [mut looked, mut told] = [Instant::now(); 2];
+        let began = Instant::now();
+        let [mut looked, mut told] = [began; 2];
         self.got_further = looked;
         let mut rounds = tokio::time::interval(ROUND);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -539,9 +284,9 @@ impl<'a> Learner<'a> {
                 _ = rounds.tick() => {
                     self.expect_in_place()?;
                     let wanted = std::mem::take(&mut self.wanted).into_iter();
-                    // In the end exams alone are waited for.
+                    // At the end of the run only exams are outstanding.
                     let wanted = wanted.filter(|id| !ends || id.kind == TaskKind::Evaluate).collect();
-                    // What a bus is too slow for now is looked after the next time.
+                    // If the bus is too slow now, the tasks are handled the next time.
                     tokio::time::timeout(LOOK_LIMIT, self.issue_again(wanted)).await.unwrap_or(Ok(()))?;
                     if let Some(limit) = self.options.reissue_after {
                         self.sync().await?;
@@ -551,7 +296,9 @@ impl<'a> Learner<'a> {
                         }
                     }
                     let (waited, now) = (self.got_further.elapsed(), Instant::now());
-                    let is_over = waited >= self.options.stall_limit;
+                    self.expect_checkers(step, ends, began)?;
+                    // Tasks that wait for a checker have their own limit.
+                    let is_over = waited >= self.options.stall_limit && self.longest_unavailable(step, ends).is_none();
                     if is_over || waited.min(told.elapsed()) >= self.options.tell_after {
                         let num_tasks = match (ends, self.fold.config().is_free_running()) {
                             (true, _) => 0,
@@ -574,21 +321,38 @@ impl<'a> Learner<'a> {
         }
     }
 
-    /// Names the groups that the next step folds, in order; `None` while they are not all in.
+    /// Returns the task, of those that the step waits for, that has waited longest for an unavailable checker.
+    fn longest_unavailable(&self, step: u64, ends: bool) -> Option<(TaskId, &Unavailable)> {
+        let waiting = self.missing(step, ends).filter_map(|task| Some((task, self.ledger.unavailable(task)?)));
+        waiting.min_by_key(|(_, unavailable)| unavailable.since)
+    }
+
+    /// Checks that no task has waited too long for its checker since the step began to wait.
+    fn expect_checkers(&self, step: u64, ends: bool, began: Instant) -> Result<(), Error> {
+        let Some((task, unavailable)) = self.longest_unavailable(step, ends) else { return Ok(()) };
+        let waited = unavailable.since.max(began).elapsed();
+        if waited < self.options.checker_limit {
+            return Ok(());
+        }
+        let (task, reason) = (describe(task), unavailable.reason.clone());
+        Err(Error::CheckerUnavailable { step, task, waited_seconds: waited.as_secs(), reason })
+    }
+
+    /// Returns the tasks whose groups the next step folds, in order; `None` while some groups are missing.
     fn sealed(&self, step: u64) -> Result<Option<Vec<TaskId>>, Error> {
         let config = &self.fold.config().batch;
         if config.max_staleness.is_none() {
             let batch = self.fold.planned().batch(step).map(|planned| planned.task.id);
             return Ok(batch.map(|id| self.received.contains(id).then_some(id)).collect());
         }
-        // What was played for a step comes out differently when it is played again.
+        // A group of a free-running run comes out differently when its task is played again.
         let lacks = |what: &str| {
             let reason = format!("the journal goes further and lacks {what} of the next step; --fork starts a new run");
             Error::Integrity { what: "batch", step, reason }
         };
-        match self.expected_steps.get(&(step + 1)) {
+        match self.recovery.expected_steps.get(&(step + 1)) {
             Some(expected) => self.received.named(&expected.groups).ok_or_else(|| lacks("some groups")).map(Some),
-            None if !self.expected_steps.is_empty() => Err(lacks("the record")),
+            None if !self.recovery.expected_steps.is_empty() => Err(lacks("the record")),
             None => {
                 let num_tasks = config.num_tasks as usize;
                 let is_enough = self.received.len() >= num_tasks;
@@ -597,10 +361,10 @@ impl<'a> Learner<'a> {
         }
     }
 
-    /// Gives up groups that have become too old for the next step of a free-running run.
+    /// Drops groups that have become too old for the next step of a free-running run. Their tasks are reissued.
     fn refuse_stale(&mut self) {
-        if !self.expected_steps.is_empty() {
-            // Later steps of the journal take them.
+        if !self.recovery.expected_steps.is_empty() {
+            // Later steps of the journal fold them.
             return;
         }
         let stale: Vec<TaskId> =
@@ -610,11 +374,11 @@ impl<'a> Learner<'a> {
     }
 
     fn note_stale(&mut self, stale: &[TaskId]) {
-        self.num_stale += stale.len() as u64;
+        self.counts.num_stale += stale.len() as u64;
         self.wanted.extend(stale);
     }
 
-    /// Names the tasks that the step waits for; in a free-running run, those of which it needs some.
+    /// Lists the tasks that the step waits for; in a free-running run, the step needs only some of them.
     fn missing(&self, step: u64, ends: bool) -> impl Iterator<Item = TaskId> {
         let unsat = self.sitting.iter().flat_map(|sitting| {
             sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
@@ -629,10 +393,11 @@ impl<'a> Learner<'a> {
     fn what_is_known_of(&self, task: TaskId) -> Missing {
         let refused = self.ledger.refused(task);
         let refused = refused.last().map(|last| (refused.len(), last.reason.clone()));
-        Missing { task, holder: None, played_by: self.audits.players(task), refused }
+        let unavailable = self.ledger.unavailable(task).map(|unavailable| unavailable.reason.clone());
+        Missing { task, holder: None, played_by: self.audits.players(task), refused, unavailable }
     }
 
-    /// Folds what is sealed, and names it.
+    /// Folds the sealed batch and returns its tasks.
     async fn fold_step(&mut self, step: u64, waited: Duration) -> Result<Vec<TaskId>, Error> {
         let ids = self.sealed(step)?.expect("it was waited for");
         let (digests, groups): (Vec<Digest>, Vec<GroupRecord>) = self.received.take(&ids).into_iter().unzip();
@@ -643,7 +408,7 @@ impl<'a> Learner<'a> {
         let trained = began.elapsed();
         let elapsed = self.elapsed();
         self.expect_in_place()?;
-        match self.expected_steps.remove(&report.step) {
+        match self.recovery.expected_steps.remove(&report.step) {
             Some(expected) => expect_step(&expected, report.weights_digest, report.state_digest)?,
             None => {
                 self.append(Record::Step(StepRecord {
@@ -658,13 +423,13 @@ impl<'a> Learner<'a> {
         }
         let totals = self.fold.state().totals.clone();
         let sample = sample(&groups);
-        let (num_audited, num_stale) = (self.audits.num_audited(), self.num_stale);
+        let (num_audited, num_stale) = (self.audits.num_audited(), self.counts.num_stale);
         let event = StepEvent { report, elapsed, waited, trained, totals, num_audited, num_stale, sample };
         self.tell(Event::Step(Box::new(event)))?;
         Ok(ids)
     }
 
-    /// Forgets tasks that are folded, and on the bus the batches of which nothing is left.
+    /// Forgets folded tasks, and removes batches without planned tasks from the bus.
     async fn forget(&mut self, folded: &[TaskId]) -> Result<(), Error> {
         self.ledger.forget(folded);
         let batches: BTreeSet<u64> = folded.iter().map(|id| id.batch).collect();
@@ -676,8 +441,8 @@ impl<'a> Learner<'a> {
         Ok(())
     }
 
-    /// Checks that the run directory at its path is the one that the run writes: what takes its place is another's. The journal
-    /// looks after its own files.
+    /// Checks that the run directory at its path is still the one that this run writes: a replacement is another run's. The
+    /// journal checks its own files.
     fn expect_in_place(&self) -> Result<(), Error> {
         self.lock.expect_in_place()
     }
@@ -696,11 +461,11 @@ impl<'a> Learner<'a> {
             totals: self.fold.state().totals.clone(),
             evals: self.evals,
             num_reissued: self.ledger.num_reissued(),
-            num_duplicates: self.num_duplicates,
+            num_duplicates: self.counts.num_duplicates,
             num_audited: self.audits.num_audited(),
             banned: self.audits.banned().iter().cloned().collect(),
-            num_refused: self.num_refused,
-            num_stale: self.num_stale,
+            num_refused: self.counts.num_refused,
+            num_stale: self.counts.num_stale,
         }
     }
 }

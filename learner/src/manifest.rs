@@ -7,26 +7,26 @@ use serde_json::Value;
 
 use crate::Error;
 
-/// What code runs: blake3 over the compiled sources and `Cargo.lock`, in hexadecimal.
+/// Identifies the code: blake3 over the compiled sources and `Cargo.lock`, in hexadecimal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BuildId(pub String);
 
-/// Everything that a run's results depend on. The first record of its journal.
+/// Everything that a run's results depend on. It is the first record of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Hash of the config.
     pub config: Digest,
-    /// Which code.
+    /// Id of the code.
     pub build: BuildId,
-    /// Which checkers, by domain.
+    /// Versions of the checkers, by domain.
     pub verifiers: BTreeMap<String, String>,
-    /// Which exam files, by exam.
+    /// Hashes of the exam files, by exam.
     pub exams: BTreeMap<String, Digest>,
-    /// Which arithmetic.
+    /// The arithmetic.
     pub numerics: Numerics,
-    /// Whether every component promises the same result twice: then steps can be computed again from their groups. That
-    /// groups come out the same is for the schedule to promise, which the config names.
+    /// Whether every component is reproducible, so that steps can be computed again from their groups. Whether groups are
+    /// reproducible too depends on the schedule in the config.
     pub reproducible: bool,
 }
 
@@ -34,7 +34,7 @@ impl Manifest {
     /// Checks that `now` continues the run that `self` started.
     ///
     /// # Errors
-    /// [`Error::Manifest`] names the first field that differs, down to its key, and both values.
+    /// [`Error::Manifest`] with the first field that differs, down to its key, and both values.
     pub fn expect_same(&self, now: &Manifest) -> Result<(), Error> {
         let [was, is] = [self, now].map(|manifest| serde_json::to_value(manifest).expect("a manifest has a JSON form"));
         let fields = ["config", "build", "verifiers", "exams", "numerics", "reproducible"];
@@ -45,7 +45,7 @@ impl Manifest {
     }
 }
 
-/// Finds the first key that differs, and both values.
+/// Returns the first key that differs, and both values.
 fn difference(field: String, was: &Value, is: &Value) -> Option<(String, String, String)> {
     match (was, is) {
         (Value::Object(was_of), Value::Object(is_of)) => {

@@ -1,4 +1,4 @@
-//! What a batch asks for: a function of the state, the batch and the index.
+//! The tasks of a batch: each is a function of the state, the batch and the index.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,52 +9,54 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::Config;
 use crate::config::{DomainShare, SelfPlayConfig};
+use crate::draw::draw;
 use crate::self_play::{SelfPlay, StoredProposal};
-use crate::{Config, State};
+use crate::state::State;
 
-/// A task with what its actor may not know.
+/// A task with the information that is hidden from its actor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Planned {
     /// The task.
     pub task: Task,
-    /// Its problem's key, where it has one.
+    /// Its problem's key, if it has one.
     pub key: Option<ProblemKey>,
     /// The proposal that its problem comes from.
     pub(crate) proposal: Option<StoredProposal>,
 }
 
-/// Tasks that are planned and not folded.
+/// Tasks that are planned and not folded yet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plans {
-    /// Batches that were planned so far.
+    /// Number of batches planned so far.
     num_batches: u64,
     tasks: BTreeMap<TaskId, Planned>,
 }
 
 impl Plans {
-    /// Gives a task that is planned.
+    /// Returns a task that is planned.
     pub fn get(&self, id: TaskId) -> Option<&Planned> {
         self.tasks.get(&id)
     }
 
-    /// Gives all of them, in order.
+    /// Returns all of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Planned> {
         self.tasks.values()
     }
 
-    /// Gives those of a batch, in order of index.
+    /// Returns those of a batch, in order of index.
     pub fn batch(&self, batch: u64) -> impl Iterator<Item = &Planned> {
         let id = |index| TaskId { kind: TaskKind::Train, batch, index };
         self.tasks.range(id(0)..=id(u32::MAX)).map(|(_, planned)| planned)
     }
 
-    /// Tells whether a task is planned, or will be.
+    /// Whether a task is planned, or will be.
     pub(crate) fn may_hold(&self, id: TaskId) -> bool {
         id.batch >= self.num_batches || self.tasks.contains_key(&id)
     }
 
-    /// Tells how many batches were planned so far.
+    /// Returns how many batches have been planned.
     pub(crate) fn num_batches(&self) -> u64 {
         self.num_batches
     }
@@ -70,7 +72,7 @@ impl Plans {
     }
 }
 
-/// Plans a batch from a state. Proposals that it poses leave the state's queue.
+/// Plans a batch from a state. Removes the proposals that it poses from the state's queue.
 pub(crate) fn plan_batch(
     config: &Config,
     sources: &[Arc<dyn ProblemSource>],
@@ -109,14 +111,14 @@ pub(crate) fn plan_batch(
     (0..config.batch.num_tasks).map(&mut plan_task).collect()
 }
 
-/// What one task is planned with.
+/// The inputs for planning one task.
 struct Planner<'a> {
     config: &'a Config,
     domain: &'a DomainShare,
-    /// What the problem is to be like, wherever it comes from.
+    /// Level of the problem, whatever its source.
     level: u32,
     source: &'a dyn ProblemSource,
-    /// Number of the task in the run.
+    /// Number of the task within the run.
     number: u64,
     /// Number of the state that plans it.
     step: u64,
@@ -124,7 +126,7 @@ struct Planner<'a> {
     is_bootstrap: bool,
 }
 
-/// What a task asks for.
+/// The request of a task.
 struct Asked {
     request: Request,
     family: String,
@@ -133,13 +135,13 @@ struct Asked {
     proposal: Option<StoredProposal>,
 }
 
-/// What the problems of a domain come from, besides the levels of its ladder, where a run makes problems itself.
+/// Families of a domain besides the levels of its ladder, in a run that makes problems itself.
 const OWN_FAMILIES: [&str; 3] = [PROPOSALS, OWN, ARCHIVE];
 const PROPOSALS: &str = "proposals";
 const OWN: &str = "own";
 const ARCHIVE: &str = "archive";
 
-/// Lists what tasks can be planned as: domain and level, or domain and source.
+/// Returns all families of tasks: domain and level, or domain and source.
 pub fn families(config: &Config) -> Vec<String> {
     let own = if config.self_play.is_some() { &OWN_FAMILIES[..] } else { &[] };
     let of_domain = |domain: &DomainShare| {
@@ -150,7 +152,7 @@ pub fn families(config: &Config) -> Vec<String> {
     config.domains.iter().flat_map(of_domain).collect()
 }
 
-/// In the order in which they stand in for one another.
+/// Sources of problems. One that has none to offer is replaced by the next in this order.
 const SOURCES: [ProblemOrigin; 4] =
     [ProblemOrigin::Proposer, ProblemOrigin::Mutation, ProblemOrigin::Archive, ProblemOrigin::Ladder];
 
@@ -161,8 +163,8 @@ impl Planner<'_> {
         problems.or_else(|| self.own_problem(own, state, rng)).unwrap_or_else(|| self.ladder(state))
     }
 
-    /// Asks for problems, once there are niches to ask for: hard and easy ones by turns of a coin, since there is nothing
-    /// to learn from trivial ones and little from those that nobody solves.
+    /// Asks for problems, once a niche was measured. Hard and easy ones are equally likely, since there is nothing to learn
+    /// from trivial ones and little from unsolved ones.
     fn problems(&self, state: &SelfPlay, rng: &mut CounterRng) -> Option<Asked> {
         let niche = state.curriculum.draw(&self.domain.name, |niche| self.is_wanted(niche), rng)?;
         let difficulty = if rng.below(2) == 0 { Difficulty::Hard } else { Difficulty::Easy };
@@ -175,7 +177,7 @@ impl Planner<'_> {
         })
     }
 
-    /// Poses a problem that the run made itself; `None` when it is the ladder's turn or there is none.
+    /// Poses a problem that the run made itself; `None` if the ladder was drawn or there is no such problem.
     fn own_problem(&self, own: &SelfPlayConfig, state: &mut SelfPlay, rng: &mut CounterRng) -> Option<Asked> {
         if self.is_bootstrap {
             return None;
@@ -236,23 +238,11 @@ impl Planner<'_> {
     }
 }
 
-/// Draws in proportion to weights that are not all 0.
-pub(crate) fn draw<'a, T>(rng: &mut CounterRng, items: &'a [T], weight: impl Fn(&T) -> f64) -> &'a T {
-    let total: f64 = items.iter().map(&weight).sum();
-    let mut at = rng.unit_f64() * total;
-    let drawn = items.iter().find(|item| {
-        at -= weight(item);
-        at < 0.0
-    });
-    // Rounding may leave a rest: it goes to the last item that can be drawn.
-    drawn.or(items.iter().rfind(|item| weight(item) > 0.0)).expect("some weight is over 0")
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use proto::{Aim, Choices, Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
+    use proto::{BalanceKey, Choices, Group, Proposal, Rollout, ScoredGroup, StopReason, Verdict};
 
     use super::*;
     use crate::config::{LevelWeight, ProblemShares, ProposerLoss};
@@ -322,7 +312,7 @@ mod tests {
                 group: Group { task, sets: Vec::new(), rollouts: (0..num_proposals).map(rollout).collect() },
                 prompt: Vec::new(),
                 niche: Niche(1),
-                aim: Aim { level: 1, goal: 1 },
+                balance_key: BalanceKey { level: 1, goal: 1 },
                 verdicts: vec![Verdict::Correct; num_proposals as usize],
                 example_sets: Vec::new(),
                 examples: Vec::new(),
@@ -365,7 +355,7 @@ mod tests {
         fill(&mut state, 200);
         let (planned, counts) = plan(&config, &mut state);
         let count = |kind| ["a", "b"].iter().filter_map(|name| counts.get(&((*name).to_owned(), kind))).sum::<usize>();
-        // 900 tasks solve: b has its 112 proposals, a only 200 of the 338 that it asks for; mutants stand in.
+        // 900 tasks solve: b needs 112 proposals and has 200, a needs 338 and has 200; mutants fill the gap.
         assert!(count("proposer").abs_diff(312) < 30, "{counts:?}");
         assert!(count("mutation").abs_diff(270 + 138) < 50, "{counts:?}");
         assert!(count("archive").abs_diff(90) < 30 && count("ladder").abs_diff(90) < 30, "{counts:?}");
@@ -377,7 +367,7 @@ mod tests {
         assert_eq!(counts.get(&("a".to_owned(), "proposer")), None, "every proposal is posed once");
     }
 
-    /// Everything that was made is of level 1: where level 2 is drawn, its ladder stands in.
+    /// All problems that the run made have level 1, so tasks of level 2 use the ladder.
     #[test]
     fn own_problems_are_of_the_level_that_was_drawn() {
         let mut config = test_config_of_one("a");

@@ -1,61 +1,28 @@
-//! Policy gradients on fresh groups: rewards from verdicts, advantages from rewards, an objective for every rollout.
+//! Policy gradients on fresh groups: rewards from verdicts, advantages from rewards, a loss for every rollout.
 //!
-//! [`minibatches`] is what the fold trains on; everything here is a function of the groups.
+//! The fold trains on the result of [`minibatches`]. Everything here is a function of the groups.
 
 use policy::{ClippedSurrogate, LossBatch, Scores, Sequence, SurrogateStats};
-use proto::{Behavior, Rollout, ScoredGroup, Verdict};
+use proto::{Rollout, ScoredGroup, Verdict};
 use serde::{Deserialize, Serialize};
 
-use crate::config::check;
-use crate::{Config, Error};
+use crate::config::{PolicyGradientConfig, PolicyGradientKind};
 
-/// How rollouts of the behaviour policy train it besides, or instead of, the cross-entropy on examples.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PolicyGradientConfig {
-    /// Where advantages come from and what the loss is divided by: `dr-grpo` or `reinforce-plus-plus`.
-    pub kind: PolicyGradientKind,
-    /// How much its loss counts beside the cross-entropy; over 0. Ours; 1 in an update without cross-entropy.
-    pub weight: f64,
-    /// Importance ratios below 1 minus this move nothing further down; over 0, up to 1. 0.2 in PPO and DAPO.
-    pub clip_low: f64,
-    /// Importance ratios over 1 plus this move nothing further up; over 0, up to 100. 0.28 in DAPO.
-    pub clip_high: f64,
-    /// How much a nat of entropy of a token counts beside its surrogate; 0 to 1. 0 in Dr.GRPO, REINFORCE++ and DAPO.
-    pub entropy_bonus: f64,
-    /// The first so many updates of a step each train an equal part of the fresh groups; 1 to 1000. A step has so many updates at
-    /// least. Ours: the later an update, the further the weights are from those that played.
-    pub updates_per_step: u32,
-    /// Whether examples train by cross-entropy as well; false is the policy gradient alone.
-    pub cross_entropy: bool,
-}
-
-/// Where advantages come from and what the loss is divided by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PolicyGradientKind {
-    /// Reward minus the mean of the group; the loss is divided by a constant, rollouts times the longest answer allowed
-    /// (Liu et al. 2025).
-    DrGrpo,
-    /// Return, whitened over the tokens of the batch; the loss is a mean over tokens (Hu 2025).
-    ReinforcePlusPlus,
-}
-
-/// What the policy gradient did in one step with the rollouts of one role, the solver's or the proposer's. Means are over their
+/// Statistics of the policy gradient in one step, for the rollouts of one role: solver or proposer. Means are over their
 /// trained tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyGradientReport {
-    /// Mean loss of its updates, entropy bonus included, the weight of the loss not.
+    /// Mean loss of its updates, with the entropy bonus but without the weight of the loss.
     pub loss: f64,
     /// Share of tokens whose surrogate was clipped.
     pub clip_fraction: f64,
-    /// Share of tokens that count less than the proximal policy would have it; 0 unless the run is free-running.
+    /// Share of tokens whose proximal-to-behaviour ratio was truncated; 0 unless the run is free-running.
     pub truncated_fraction: f64,
-    /// Mean probability of a token now over its probability when it was drawn.
+    /// Mean ratio of a token's current probability to its probability when it was sampled.
     pub importance_ratio: f64,
     /// Mean entropy over the legal tokens, in nats.
     pub entropy: f64,
-    /// Rollouts that had an advantage, and trained.
+    /// Rollouts that had a nonzero advantage and were trained on.
     pub num_rollouts: u64,
 }
 
@@ -69,45 +36,12 @@ pub(crate) struct Minibatch {
 /// An update without rollouts.
 pub(crate) static NO_ROLLOUTS: Minibatch = Minibatch { sequences: Vec::new(), losses: Vec::new() };
 
-impl PolicyGradientConfig {
-    /// Checks ranges, and that the rest of the config gives it what it trains on.
-    pub(crate) fn validate(&self, config: &Config) -> Result<(), Error> {
-        let within = |value: f64, last: f64| value > 0.0 && value <= last;
-        check("learner.policy_gradient.weight", "over 0, up to 1000", self.weight, within(self.weight, 1_000.0))?;
-        check("learner.policy_gradient.clip_low", "over 0, up to 1", self.clip_low, within(self.clip_low, 1.0))?;
-        check("learner.policy_gradient.clip_high", "over 0, up to 100", self.clip_high, within(self.clip_high, 100.0))?;
-        let bonus = self.entropy_bonus;
-        check("learner.policy_gradient.entropy_bonus", "0 to 1", bonus, (0.0..=1.0).contains(&bonus))?;
-        check(
-            "learner.policy_gradient.updates_per_step",
-            "1 to 1000",
-            self.updates_per_step,
-            (1..=1_000).contains(&self.updates_per_step),
-        )?;
-        let is_shuffled = config.learner.shuffle_labels;
-        let expected = "false where learner.policy_gradient is on, which would still see the verdicts";
-        check("learner.shuffle_labels", expected, is_shuffled, !is_shuffled)?;
-        let (behavior, temperature, num_rollouts) =
-            (config.actor.behavior, config.actor.temperature, config.batch.num_rollouts);
-        // Importance ratios compare the network with the network, at the temperature at which the learner computes.
-        check(
-            "actor.behavior",
-            "policy where learner.policy_gradient is on",
-            "uniform-legal",
-            behavior == Behavior::Policy,
-        )?;
-        check("actor.temperature", "1 where learner.policy_gradient is on", temperature, temperature == 1.0)?;
-        let is_enough = num_rollouts > 1 || self.kind != PolicyGradientKind::DrGrpo;
-        check("batch.num_rollouts", "2 or more where learner.policy_gradient is dr-grpo", num_rollouts, is_enough)
-    }
-}
-
 impl Minibatch {
     pub(crate) fn add_to<'a>(&'a self, batch: &mut LossBatch<'a>) {
         self.sequences.iter().zip(&self.losses).for_each(|(sequence, loss)| batch.push([sequence], loss));
     }
 
-    /// Adds up what the losses are made of; takes the scores of the minibatch's sequences.
+    /// Sums the statistics of the losses. Takes the scores of the minibatch's sequences from the iterator.
     pub(crate) fn stats<'a>(&self, scores: &mut impl Iterator<Item = Scores<'a>>) -> SurrogateStats {
         let mut sum = SurrogateStats::default();
         self.losses.iter().zip(scores).for_each(|(loss, scores)| sum.add(&loss.stats(scores)));
@@ -116,7 +50,7 @@ impl Minibatch {
 }
 
 impl PolicyGradientReport {
-    /// Reports what the solver's minibatches cost; `None` where no rollout had an advantage.
+    /// Reports on the solver's minibatches. Returns `None` if no rollout had an advantage.
     pub(crate) fn of_solver(
         config: &PolicyGradientConfig,
         minibatches: &[Minibatch],
@@ -126,7 +60,7 @@ impl PolicyGradientReport {
         PolicyGradientReport::new(loss, config.weight * minibatches.len() as f64, num_rollouts)
     }
 
-    /// Reports what `num_rollouts` rollouts cost whose loss adds up to `weight` times what it is reported as.
+    /// Reports on `num_rollouts` rollouts, whose summed loss is divided by `weight`. Returns `None` if either is 0.
     pub(crate) fn new(loss: &SurrogateStats, weight: f64, num_rollouts: usize) -> Option<Self> {
         let mean = |sum: f64| sum / loss.num_tokens as f64;
         (num_rollouts > 0 && weight > 0.0).then(|| PolicyGradientReport {
@@ -140,17 +74,17 @@ impl PolicyGradientReport {
     }
 }
 
-/// Deals the groups of a step out to `updates_per_step` updates, in order, and gives each rollout its loss.
+/// Divides the groups of a step among `updates_per_step` updates, in order, and computes the loss of each rollout.
 ///
-/// Rollouts without an advantage are left out: with them go all groups that agree, whose surrogate has no gradient. They
-/// still count in what the loss is divided by, so that leaving them out makes no other rollout count more.
+/// Rollouts with zero advantage have no gradient and are left out; with `dr-grpo`, so are whole groups of equal rewards.
+/// They still count in the divisor of the loss, so that leaving them out gives no other rollout more weight.
 pub(crate) fn minibatches(
     config: &PolicyGradientConfig,
     max_answer_tokens: u32,
     (step, num_updates): (u64, u32),
     groups: &[ScoredGroup],
 ) -> Vec<Minibatch> {
-    // Problems that were written have no reward before somebody tries them.
+    // Groups of proposals have no reward until their problems are tried.
     let is_answered = |scored: &&ScoredGroup| scored.group.task.request.problem().is_some();
     let groups: Vec<&ScoredGroup> = groups.iter().filter(is_answered).collect();
     let advantages: Vec<Vec<f64>> = match config.kind {
@@ -166,7 +100,7 @@ pub(crate) fn minibatches(
     minibatches.collect()
 }
 
-/// Gives the sequence of a rollout as it was played.
+/// Returns the sequence of a rollout as it was played.
 pub(crate) fn played_sequence(scored: &ScoredGroup, rollout: &Rollout) -> Sequence {
     let choices = rollout.choices.iter().map(|(position, legal)| (position, legal.tokens(&scored.group.sets)));
     Sequence::new(&scored.prompt, &rollout.tokens, choices)
@@ -206,9 +140,9 @@ fn minibatch(
     minibatch
 }
 
-/// Places the proximal policy, which is that of the step before its updates, between the behaviour policy and the current one,
-/// by their versions; `done` is the share of the step's updates that the current one is ahead. Before the first update the two
-/// are one. In a pipelined run it is the behaviour policy, as far behind for every token.
+/// Returns the place of the proximal policy between the behaviour policy (0) and the current one (1), by their versions. The
+/// proximal policy is the step's policy before its updates, and `done` is the share of these updates that were made. In a
+/// pipelined run it is the behaviour policy, which is equally old for every token.
 fn proximal(scored: &ScoredGroup, rollout: &Rollout, position: usize, step: u64, done: f64) -> f32 {
     if !scored.group.task.free_running {
         return 0.0;
@@ -217,12 +151,12 @@ fn proximal(scored: &ScoredGroup, rollout: &Rollout, position: usize, step: u64,
     if age == 0.0 { 0.0 } else { (age / (age + done)) as f32 }
 }
 
-/// 1 for a right answer, else 0. Only verdicts feed rewards.
+/// Returns 1 for each correct answer, else 0. Rewards depend on verdicts alone.
 fn rewards(scored: &ScoredGroup) -> Vec<f64> {
     scored.verdicts.iter().map(|verdict| if *verdict == Verdict::Correct { 1.0 } else { 0.0 }).collect()
 }
 
-/// Advantages within a group: reward minus mean, and no division by the deviation.
+/// Computes advantages within a group: reward minus mean, without division by the standard deviation.
 ///
 /// Source: Liu et al. 2025 (Dr.GRPO), section 3.2.
 fn centred(rewards: &[f64]) -> Vec<f64> {
@@ -230,8 +164,8 @@ fn centred(rewards: &[f64]) -> Vec<f64> {
     rewards.iter().map(|reward| reward - mean).collect()
 }
 
-/// Advantages within a batch, by group and rollout. A rollout is rewarded at its end and nothing is discounted, so each of
-/// its tokens has its reward as return, and the same advantage.
+/// Computes advantages within a batch, by group and rollout. A rollout is rewarded at its end, without discount, so all of
+/// its tokens have the reward as their return, and the same advantage.
 fn whitened_over_tokens(groups: &[&ScoredGroup]) -> Vec<Vec<f64>> {
     let returns: Vec<f64> = groups.iter().flat_map(|scored| rewards(scored)).collect();
     let rollouts = groups.iter().flat_map(|scored| &scored.group.rollouts);
@@ -240,9 +174,9 @@ fn whitened_over_tokens(groups: &[&ScoredGroup]) -> Vec<Vec<f64>> {
     groups.iter().map(|scored| advantages.by_ref().take(scored.verdicts.len()).collect()).collect()
 }
 
-/// Shifts values to mean 0 and scales them to variance 1, each counted so many times; the variance is the unbiased one.
+/// Shifts values to mean 0 and scales them to variance 1, each weighted by its count. The variance is the unbiased one.
 ///
-/// Source: `masked_whiten` of verl, which REINFORCE++ (Hu 2025) is computed with there.
+/// Source: `masked_whiten` of verl, as its REINFORCE++ (Hu 2025) uses it.
 fn whitened(values: &[f64], counts: &[f64]) -> Vec<f64> {
     let total: f64 = counts.iter().sum();
     let sum = |term: fn(f64) -> f64, shift: f64| -> f64 {
@@ -256,8 +190,8 @@ fn whitened(values: &[f64], counts: &[f64]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use proto::{
-        Aim, Choices, Digest, Group, Legal, Niche, Problem, ProblemOrigin, Request, Sampling, StopReason, Task, TaskId,
-        TaskKind, VersionSpan,
+        BalanceKey, Behavior, Choices, Digest, Group, Legal, Niche, Problem, ProblemOrigin, Request, Sampling,
+        StopReason, Task, TaskId, TaskKind, VersionSpan,
     };
 
     use super::*;
@@ -277,7 +211,7 @@ mod tests {
         }
     }
 
-    /// A group of answers that were judged so and have so many choices.
+    /// Returns a group of answers with these verdicts and numbers of choices.
     fn group(answers: &[(Verdict, u32)]) -> ScoredGroup {
         let rollout = |(_, num_choices): &(Verdict, u32)| Rollout {
             tokens: (0..*num_choices).collect(),
@@ -309,7 +243,7 @@ mod tests {
             group: Group { task, sets, rollouts: answers.iter().map(rollout).collect() },
             prompt: vec![9],
             niche: Niche(0),
-            aim: Aim { level: 1, goal: 0 },
+            balance_key: BalanceKey { level: 1, goal: 0 },
             verdicts: answers.iter().map(|(verdict, _)| *verdict).collect(),
             example_sets: Vec::new(),
             examples: Vec::new(),
@@ -317,7 +251,7 @@ mod tests {
         }
     }
 
-    /// Advantage and weight of every rollout.
+    /// Returns the advantage and the weight of every rollout.
     fn figures(minibatch: &Minibatch) -> Vec<(f32, f32)> {
         minibatch.losses.iter().map(|loss| (loss.advantage, loss.weight)).collect()
     }
@@ -331,7 +265,7 @@ mod tests {
             group(&[(RIGHT, 2), (RIGHT, 3), (RIGHT, 1), (RIGHT, 1)]),
         ];
         let minibatches = minibatches(&config(PolicyGradientKind::DrGrpo), 20, (0, 2), &groups);
-        // 0.5 / (2 groups x 4 rollouts x 20 tokens), groups that agree included.
+        // 0.5 / (2 groups x 4 rollouts x 20 tokens), groups of equal rewards included.
         let weight = 0.5 / 160.0;
         let expected = [
             vec![(0.75, weight), (-0.25, weight), (-0.25, weight), (-0.25, weight)],
@@ -348,7 +282,7 @@ mod tests {
         let groups = [group(&[(RIGHT, 4), (WRONG, 1)]), group(&[(RIGHT, 3), (RIGHT, 2)])];
         let minibatches = minibatches(&config(PolicyGradientKind::ReinforcePlusPlus), 20, (0, 2), &groups);
         let (good, bad) = (0.1 / 0.1f64.sqrt(), -0.9 / 0.1f64.sqrt());
-        // 0.5 / 5 tokens in either update. A group that agrees has an advantage here: the baseline is the batch's.
+        // 0.5 / 5 tokens in either update. A group of equal rewards has an advantage here: the baseline is the batch's.
         let expected = [[(good, 0.1), (bad, 0.1)], [(good, 0.1), (good, 0.1)]];
         for (minibatch, expected) in minibatches.iter().zip(expected) {
             let figures = figures(minibatch);
@@ -373,7 +307,7 @@ mod tests {
         }
     }
 
-    /// Five groups for two updates: three and two, each played rollout as it was played.
+    /// Five groups for two updates: three and two, with every rollout as it was played.
     #[test]
     fn groups_are_dealt_out_in_order() {
         let groups: Vec<ScoredGroup> = (1..6).map(|length| group(&[(RIGHT, length), (WRONG, length + 1)])).collect();
@@ -387,7 +321,7 @@ mod tests {
         assert_eq!((loss.clip_low, loss.clip_high, loss.entropy_bonus), (0.2, 0.28, 0.01));
     }
 
-    /// At step 7, with four updates: the current policy is the proximal one at first, and then half a step ahead of it.
+    /// Step 7, two updates: the current policy is the proximal one at first, and half a step ahead of it in the second.
     #[test]
     fn the_proximal_policy_is_placed_by_version() {
         let mut groups = [(); 4].map(|()| group(&[(RIGHT, 3), (WRONG, 2)]));

@@ -4,11 +4,11 @@ use proto::{Digest, TaskId};
 
 use crate::journal::GroupRecord;
 
-/// Groups that are in and not folded.
+/// Groups that have arrived and are not folded yet.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     groups: BTreeMap<TaskId, (Digest, GroupRecord)>,
-    /// As they came.
+    /// In order of arrival.
     order: Vec<TaskId>,
 }
 
@@ -21,7 +21,7 @@ impl Received {
         self.groups.contains_key(&id)
     }
 
-    /// Gives all of them as they came.
+    /// Returns all of them in order of arrival.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = &GroupRecord> {
         self.order.iter().map(|id| &self.groups[id].1)
     }
@@ -30,7 +30,7 @@ impl Received {
         self.order.len()
     }
 
-    /// Adds a group, in the place of an earlier one of its task.
+    /// Adds a group, which replaces an earlier one of its task and becomes the last to arrive.
     pub(crate) fn insert(&mut self, group: GroupRecord) {
         let id = group.task();
         self.take(&[id]);
@@ -38,7 +38,7 @@ impl Received {
         self.order.push(id);
     }
 
-    /// Gives away the groups of tasks, as far as they are in, in this order.
+    /// Removes the groups of tasks and returns those that have arrived, in the order of `ids`.
     pub(crate) fn take(&mut self, ids: &[TaskId]) -> Vec<(Digest, GroupRecord)> {
         let taken: Vec<_> = ids.iter().filter_map(|id| self.groups.remove(id)).collect();
         if !taken.is_empty() {
@@ -47,7 +47,7 @@ impl Received {
         taken
     }
 
-    /// Finds the tasks whose groups have these digests; `None` where one is not in.
+    /// Returns the tasks whose groups have these digests; `None` if one has not arrived.
     pub(crate) fn named(&self, digests: &[Digest]) -> Option<Vec<TaskId>> {
         let ids: BTreeMap<Digest, TaskId> = self.groups.iter().map(|(id, (digest, _))| (*digest, *id)).collect();
         digests.iter().map(|digest| ids.get(digest).copied()).collect()

@@ -1,99 +1,21 @@
-//! What a run leaves in its directory, and who may work there.
+//! Reading the state of a run from its directory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, Metadata};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use policy::ModelConfig;
 use proto::TaskId;
 
 use crate::audit::Trained;
 use crate::checkpoint::{Checkpoint, load_latest};
-use crate::journal::{Damage, JournalReader, Place, Record, StepRecord, read_manifest};
+use crate::journal::{Damage, JournalReader, Known, Place, Record, StepRecord, read_manifest};
 use crate::plan::Plans;
-use crate::point::{Known, Point};
+use crate::point::Point;
 use crate::received::Received;
 use crate::{Error, Manifest};
 
-/// A run directory, taken for this process: a second learner is refused.
-#[derive(Debug)]
-pub struct RunLock {
-    path: PathBuf,
-    file: File,
-}
-
-impl RunLock {
-    /// Takes a run directory, which is made where there is none.
-    ///
-    /// # Errors
-    /// When another learner has it, or it cannot be made.
-    pub fn take(run_dir: &Path) -> Result<RunLock, Error> {
-        let path = run_dir.join(RunLock::FILE_NAME);
-        let mut num_tries = 0;
-        loop {
-            num_tries += 1;
-            std::fs::create_dir_all(run_dir).map_err(Error::io("create", run_dir))?;
-            let file = File::options().create(true).truncate(false).write(true).open(&path);
-            let file = file.map_err(Error::io("open", &path))?;
-            match file.try_lock() {
-                Ok(()) => match expect_in_place(&path, &file) {
-                    Ok(()) => return Ok(RunLock { path, file }),
-                    // Whoever had it has removed it just now, and what is removed keeps nobody out.
-                    Err(_) if num_tries < MAX_TRIES => {}
-                    Err(error) => return Err(error),
-                },
-                Err(std::fs::TryLockError::WouldBlock) => {
-                    let (expected, got) = ("no other learner in this run directory", "one that is running");
-                    return Err(Error::File { path, expected: expected.to_owned(), got: got.to_owned() });
-                }
-                Err(std::fs::TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-            }
-        }
-    }
-
-    /// Checks that the run directory at its path is still the one that was taken.
-    ///
-    /// # Errors
-    /// [`Error::File`] when it was moved, replaced or removed.
-    pub fn expect_in_place(&self) -> Result<(), Error> {
-        expect_in_place(&self.path, &self.file)
-    }
-
-    /// The file that is locked; empty.
-    pub const FILE_NAME: &str = "LOCK";
-
-    /// Lets go of a run directory in which nothing has begun.
-    pub fn discard(self) {
-        if self.expect_in_place().is_ok() {
-            // What cannot be removed is in nobody's way.
-            drop(std::fs::remove_file(&self.path));
-            drop(self.path.parent().map(std::fs::remove_dir));
-        }
-    }
-}
-
-/// How often a lock is taken anew that others remove.
-const MAX_TRIES: usize = 100;
-
-/// Checks that a path still leads to the file that is open. What is written by path, and what is written to an open file, then
-/// comes to lie together.
-///
-/// # Errors
-/// [`Error::File`] when the file, or a folder that it is in, was moved, replaced or removed.
-pub fn expect_in_place(path: &Path, file: &File) -> Result<(), Error> {
-    let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-    let open = identity(file.metadata().map_err(Error::io("inspect", path))?);
-    let got = match std::fs::metadata(path).map(identity) {
-        Ok(found) if found == open => return Ok(()),
-        Ok(_) => "another file: it was moved or replaced meanwhile".to_owned(),
-        Err(error) => format!("{error}: it was moved or removed meanwhile"),
-    };
-    Err(Error::File { path: path.to_owned(), expected: "the file that this process has open".to_owned(), got })
-}
-
-/// Reads the newest checkpoint of a run that is whole and that its journal leads to; `None` when there is none. `refuse` hears
-/// why those after it are not used.
+/// Reads the newest intact checkpoint of a run that matches its journal; `None` if there is none. Calls `refuse` with the reason
+/// why each later one is not used.
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::File`] when a segment of the journal is missing.
@@ -101,7 +23,7 @@ pub fn load_newest(run_dir: &Path, refuse: impl FnMut(String)) -> Result<Option<
     Ok(newest_known(run_dir, refuse)?.map(|(model, checkpoint, _)| (model, checkpoint)))
 }
 
-/// Checks that the journal of a run leads to a checkpoint that lies in its directory.
+/// Checks that a checkpoint in the directory of a run matches the run's journal.
 ///
 /// # Errors
 /// [`Error::File`] when another run wrote it, or the journal was lost.
@@ -116,7 +38,7 @@ pub fn expect_known(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint
     }
 }
 
-/// Reads the newest checkpoint as [`load_newest`] does, and opens the journal behind what it has folded.
+/// Reads the newest checkpoint as [`load_newest`] does, and opens the journal after the records that it covers.
 fn newest_known(
     run_dir: &Path,
     mut refuse: impl FnMut(String),
@@ -135,8 +57,8 @@ fn newest_known(
     Ok(None)
 }
 
-/// Opens the journal of a run behind what a checkpoint has folded, or at its beginning where the checkpoint has lost the place;
-/// `None` where it does not lead there. The journal is the truth of a run.
+/// Opens the journal of a run after the records that a checkpoint covers, or at its beginning if the checkpoint's point is
+/// unreadable; `None` if the checkpoint does not match the journal, which is the source of truth.
 fn open_behind(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> Result<Option<JournalReader>, Error> {
     let journal = run_dir.join("journal");
     if read_manifest(&journal)?.is_none() {
@@ -152,7 +74,7 @@ fn open_behind(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> 
             let mut leads_there = step == 0;
             if let Some(mut reader) = whole()? {
                 reader.read(|record| match record {
-                    // The last one counts: what is not reproducible may have made the step more than once.
+                    // The last one counts: a run that is not reproducible may have made the step more than once.
                     Record::Step(done) if done.step == step => leads_there = done.weights_digest == weights,
                     _ => {}
                 })?;
@@ -162,29 +84,29 @@ fn open_behind(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> 
     }
 }
 
-/// What a run directory holds of a run. Reading it changes nothing.
+/// The content of a run directory. Reading it changes nothing.
 pub(crate) struct Recovered {
-    /// Absent where the run begins with its first step.
+    /// Absent if the run begins with its first step.
     pub(crate) checkpoint: Option<Checkpoint>,
-    /// What the journal says, to its end.
+    /// Summary of the journal, up to its end.
     pub(crate) known: Known,
     /// Groups that the checkpoint has not folded.
     pub(crate) received: Received,
     pub(crate) banned: BTreeSet<String>,
-    /// Of batches that the checkpoint has folded.
+    /// Training counts of the batches that the checkpoint has folded.
     pub(crate) trained: Trained,
-    /// Steps that the checkpoint has not made.
+    /// Records of the steps after the checkpoint.
     pub(crate) steps: BTreeMap<u64, StepRecord>,
     /// Wall time of the run up to the checkpoint.
     pub(crate) elapsed_ms: u64,
     pub(crate) manifest: Option<Manifest>,
     pub(crate) damage: Damage,
-    /// The journal's last record.
+    /// Position of the journal's last record.
     pub(crate) last: Option<Place>,
 }
 
 impl Recovered {
-    /// Reads the newest checkpoint that is whole and that the journal leads to: the journal is the truth of a run.
+    /// Reads the newest intact checkpoint that matches the journal, which is the source of truth, and the journal after it.
     pub(crate) fn read(run_dir: &Path, is_reproducible: bool, refuse: impl FnMut(String)) -> Result<Recovered, Error> {
         let journal = run_dir.join("journal");
         let manifest = read_manifest(&journal)?;
@@ -206,7 +128,7 @@ impl Recovered {
         Ok(Recovered { manifest, ..found })
     }
 
-    /// Reads the journal from a point on, as far as a run needs it that goes on from a step with these plans.
+    /// Reads the journal from a point on, for a run that resumes from a step with these plans.
     fn after(
         step: u64,
         planned: &Plans,
@@ -231,8 +153,7 @@ impl Recovered {
                 Record::Group(group) => {
                     let id = group.task();
                     players.entry(id.batch).or_default().insert(id.index, group.played_by.clone());
-                    // Where steps cannot be computed again, what was played for them is of no use: the run goes on from its
-                    // checkpoint.
+                    // If steps cannot be computed again, their groups are of no use: the run resumes from its checkpoint alone.
                     if is_reproducible && planned.may_hold(id) {
                         received.insert(group);
                     }
@@ -266,7 +187,7 @@ impl Recovered {
     }
 }
 
-/// Checks that a run directory holds no run, or one that began with this manifest, as far as its first record tells.
+/// Checks that a run directory holds no run, or one that began with this manifest, according to its first record.
 ///
 /// # Errors
 /// [`Error::Manifest`] names the first field that differs.
@@ -286,18 +207,6 @@ mod tests {
     use crate::{Control, Known};
 
     #[test]
-    fn a_run_directory_is_one_learners() {
-        let folder = tempfile::tempdir().unwrap();
-        let run_dir = folder.path().join("run");
-        let lock = RunLock::take(&run_dir).unwrap();
-        let error = RunLock::take(&run_dir).unwrap_err().to_string();
-        assert!(error.ends_with("LOCK: expected no other learner in this run directory, got one that is running"));
-        drop(lock);
-        RunLock::take(&run_dir).unwrap().discard();
-        assert!(!run_dir.exists(), "nothing had begun");
-    }
-
-    #[test]
     fn only_the_run_that_began_goes_on() {
         let folder = tempfile::tempdir().unwrap();
         let manifest = test_manifest();
@@ -309,7 +218,7 @@ mod tests {
         assert!(error.starts_with("manifest: reproducible was true, is false"), "{error}");
     }
 
-    /// Two steps and part of a batch, with all that can happen in between, and where the second step ends.
+    /// Returns a run of two steps and part of a batch, with every kind of record, and the index at which the second step ends.
     fn eventful() -> (TestRun, Vec<Record>, usize) {
         let mut run = TestRun::new();
         run.step();
@@ -342,7 +251,7 @@ mod tests {
         found.received.in_order().cloned().collect()
     }
 
-    /// Wherever it is taken, a point stands for all that comes before.
+    /// A point replaces all earlier records, wherever it is taken.
     #[test]
     fn reading_from_a_point_finds_what_reading_everything_finds() {
         let (run, records, end) = eventful();
@@ -418,7 +327,7 @@ mod tests {
             run.write_checkpoint(&checkpoints, &point);
         }
         crate::checkpoint::prune(&checkpoints, &checkpoints.join("step_00000003"), 2).unwrap();
-        crate::point::forget_passed(&journal, &checkpoints).unwrap();
+        crate::checkpoint::forget_passed(&journal, &checkpoints).unwrap();
         let left: Vec<bool> = (0..4).map(|index| journal.join(format!("{index:08}.log")).exists()).collect();
         assert_eq!(left, [false, false, true, true]);
         let (found, refused) = read(folder.path());

@@ -1,10 +1,10 @@
-//! Problems that the run makes itself: what is measured, what is kept, and what waits to be tried.
+//! Problems that the run makes itself: measurements, the archive, and the queue of proposals to try.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use policy::{ClippedSurrogate, Sequence};
 use proto::{
-    Aim, Choices, Difficulty, Digest, Example, KeyedProblem, LabelOrigin, LegalTokens, Niche, ProblemOrigin,
+    BalanceKey, Choices, Difficulty, Digest, Example, KeyedProblem, LabelOrigin, LegalTokens, Niche, ProblemOrigin,
     ProblemSource, Request, ScoredGroup, TokenId,
 };
 use serde::{Deserialize, Serialize};
@@ -20,37 +20,37 @@ pub(crate) struct SelfPlay {
     pub(crate) curriculum: Curriculum,
     pub(crate) archive: Archive,
     pub(crate) seen: Seen,
-    /// Admitted proposals that nobody has tried, by domain, oldest first.
+    /// Admitted proposals that were not tried yet, by domain, oldest first.
     pending: BTreeMap<String, VecDeque<(KeyedProblem, StoredProposal)>>,
-    /// What rewards of proposals are compared with.
+    /// Baselines for the rewards of proposals.
     baselines: Baselines,
 }
 
-/// A proposal that waits for its problem to be tried: then it is known how hard it is, and it trains the proposer.
+/// A proposal in the queue. Once its problem is tried, its difficulty is known, and it trains the proposer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredProposal {
     /// The version that wrote it.
     pub(crate) policy_version: u64,
     asked: Asked,
-    /// The niche that it turned out to be of.
+    /// The actual niche of its problem.
     niche: Niche,
     tokens: Vec<TokenId>,
-    /// The choices in it when it is asked for its niche.
+    /// Its choices when the prompt asks for its actual niche.
     choices: Choices,
-    /// What was legal at each of them.
+    /// The legal tokens at each of them.
     legal: Vec<LegalTokens>,
     played: PlayedProposal,
 }
 
-/// The rollout as it was played, for the prompt that was given then.
+/// The rollout as it was played, with its original prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct PlayedProposal {
     prompt: Vec<TokenId>,
-    /// Position, what was legal, log-probability under the behaviour policy.
+    /// Position, legal tokens, log-probability under the behaviour policy.
     choices: Vec<(u32, LegalTokens, f32)>,
 }
 
-/// Problems that were posed or proposed, by the head of their canonical hash; the newest of them.
+/// The newest problems that were posed or proposed, by the head of their canonical hash.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "VecDeque<u64>", into = "VecDeque<u64>")]
 pub(crate) struct Seen {
@@ -59,14 +59,14 @@ pub(crate) struct Seen {
     hashes: BTreeSet<u64>,
 }
 
-/// Proposals of a domain that wait at most; the oldest are given up, since they suit an older policy.
+/// Maximum length of a domain's queue of proposals. The oldest are dropped, since they suit an older policy.
 const MAX_PENDING: usize = 256;
 const MAX_SEEN: usize = 1 << 17;
-/// Bounds of importance ratios, as in DAPO (Yu et al. 2025).
+/// Clip range of importance ratios, below and above 1, as in DAPO (Yu et al. 2025).
 const CLIP: (f32, f32) = (0.2, 0.28);
 
 impl SelfPlay {
-    /// Takes the newest proposal that waits and is wanted: it is nearest to the policy that it will train.
+    /// Removes and returns the newest wanted proposal of the queue: it is nearest to the policy that it will train.
     pub(crate) fn next_proposal(
         &mut self,
         domain: &str,
@@ -77,7 +77,7 @@ impl SelfPlay {
         pending.remove(place)
     }
 
-    /// Queues the new ones among a group's proposals; gives their number.
+    /// Queues those proposals of a group that are new, and returns their number.
     pub(crate) fn take_proposals(&mut self, scored: &ScoredGroup, source: &dyn ProblemSource) -> u64 {
         let Request::Propose { niche, difficulty, .. } = scored.group.task.request else { return 0 };
         let asked = Asked { niche, difficulty };
@@ -111,17 +111,17 @@ impl SelfPlay {
         num_new
     }
 
-    /// Takes in how a problem fared in the batch of a step.
+    /// Records the solve rate of a problem in the batch of a step.
     pub(crate) fn measure(&mut self, keyed: &KeyedProblem, niche: Niche, solve_rate: f64, step: u64) {
         self.curriculum.observe(&keyed.problem.domain, niche, solve_rate);
         self.archive.measure(keyed, niche, solve_rate, step);
     }
 
-    /// Rewards a proposal by how much there is to learn from its problem, 1 - `solve_rate` where some rollouts solve it and some
-    /// do not, and by how much of what was asked for it is: niche and difficulty make half each. Computes its advantage over
-    /// others that were asked for the same.
+    /// Returns the advantage of a proposal over others with the same request, and updates their baselines. The reward is 1 -
+    /// `solve_rate` if some but not all rollouts solve its problem, else 0. Half of it is for the requested niche, and half for
+    /// the requested difficulty.
     ///
-    /// Source: Zhao et al. 2025 (Absolute Zero), equation 4. Differs: by what was asked for.
+    /// Source: Zhao et al. 2025 (Absolute Zero), equation 4. Differs: the reward depends on the request.
     pub(crate) fn reward(
         &mut self,
         source: &dyn ProblemSource,
@@ -143,12 +143,12 @@ impl SelfPlay {
 }
 
 impl StoredProposal {
-    /// Whether a proposal whose problem turned out to be of a difficulty is what it was asked to be.
+    /// Whether a proposal has the requested niche, and its problem's measured difficulty is the requested one.
     pub(crate) fn is_as_asked(&self, difficulty: Difficulty) -> bool {
         self.asked == Asked { niche: self.niche, difficulty }
     }
 
-    /// Makes an example that asks for what the proposal turned out to be, with what was legal at its choices.
+    /// Makes an example whose prompt asks for the proposal's actual niche and difficulty. Returns the legal tokens with it.
     pub(crate) fn into_example(
         self,
         source: &dyn ProblemSource,
@@ -160,14 +160,14 @@ impl StoredProposal {
             choices: self.choices,
             problem_origin: ProblemOrigin::Proposer,
             label_origin: LabelOrigin::Proposal,
-            aim: Aim { level: source.level_of(self.niche), goal: self.niche.0 },
+            balance_key: BalanceKey { level: source.level_of(self.niche), goal: self.niche.0 },
         };
         (example, self.legal)
     }
 }
 
-/// Makes the losses of rewarded proposals: a mean over their tokens, times `weight`. Those without an advantage are left
-/// out; they still count in the mean.
+/// Makes the losses of rewarded proposals: a mean over their tokens, times `weight`. Proposals without an advantage are left
+/// out, but still count in the mean.
 pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f64) -> Minibatch {
     let num_tokens: usize = rewarded.iter().map(|(stored, _)| stored.played.choices.len()).sum();
     let (sequences, losses) = rewarded
@@ -191,7 +191,7 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
 }
 
 impl Seen {
-    /// Enters a problem; `false` when it is there already.
+    /// Adds a problem. Returns `false` if it is present already.
     pub(crate) fn insert(&mut self, canonical_hash: &Digest) -> bool {
         let head = canonical_hash.head();
         let is_new = self.hashes.insert(head);
@@ -226,7 +226,7 @@ mod tests {
     const HARD: Difficulty = Difficulty::Hard;
     const EASY: Difficulty = Difficulty::Easy;
 
-    /// A proposal that was asked for niche 1, of three tokens.
+    /// Returns a proposal of three tokens that was asked for niche 1.
     fn stored(asked: Difficulty, niche: u64, num_choices: u32) -> StoredProposal {
         let legal: LegalTokens = [4, 7].into_iter().collect();
         StoredProposal {
@@ -249,25 +249,25 @@ mod tests {
             (HARD, 1, 2, 0.75),
             (EASY, 1, 4, 0.5),
             (EASY, 1, 7, 0.125),
-            // Of another niche, of another difficulty, and of both.
+            // Wrong niche; wrong difficulty, twice; both wrong.
             (HARD, 2, 2, 0.375),
             (HARD, 1, 4, 0.25),
             (EASY, 1, 2, 0.375),
             (EASY, 2, 2, 0.0),
-            // Nobody or everybody solves them.
+            // None or all of the rollouts solve them.
             (HARD, 1, 0, 0.0),
             (EASY, 1, 8, 0.0),
         ] {
             let (difficulty, solve_rate) = (Difficulty::of(num_correct, 8), num_correct as f64 / 8.0);
             let proposal = stored(asked, niche, 3);
-            // The first reward is compared with nothing.
+            // The baseline of the first reward is 0.
             let advantage = SelfPlay::default().reward(&crate::TestSource("d"), &proposal, difficulty, solve_rate);
             assert_eq!(advantage, reward, "asked {asked:?} of niche 1, is {difficulty:?} of niche {niche}");
             assert_eq!(proposal.is_as_asked(difficulty), reward == 1.0 - solve_rate && reward > 0.0);
         }
     }
 
-    /// What a proposal turned out to be does not choose what it is compared with.
+    /// The baseline depends on the request, not on the actual niche and difficulty of a proposal.
     #[test]
     fn rewards_are_compared_with_those_of_what_was_asked_for() {
         let mut own = SelfPlay::default();
@@ -277,7 +277,7 @@ mod tests {
         }
         let missed = own.reward(&source, &stored(HARD, 2, 3), HARD, 0.25);
         assert!((missed - (0.375 - 0.75)).abs() < 1e-4, "{missed}");
-        // Easy ones have had no reward yet: they are compared with the domain's mean, after that.
+        // Easy ones have had no reward yet: their baseline is the domain's mean after the reward above.
         let easy = own.reward(&source, &stored(EASY, 1, 3), EASY, 0.5);
         assert!((easy - (0.5 - (0.95 * 0.75 + 0.05 * 0.375))).abs() < 1e-4, "{easy}");
     }

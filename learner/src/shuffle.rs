@@ -1,37 +1,38 @@
-//! The control `learner.shuffle_labels`: as many examples, on labels that say nothing. Fewer of them repeat, so somewhat more is
-//! trained on.
+//! The control experiment `learner.shuffle_labels`: as many examples, with uninformative labels. Fewer of them repeat, so
+//! somewhat more is trained on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{CounterRng, Example, LabelOrigin, ProblemOrigin, Request, ScoredGroup, TokenId, Verdict};
 
-use crate::window::Labelled;
+use crate::replay_buffers::Labelled;
 
-/// Permutes verdicts among the rollouts of a batch, so that as many answers as were right are taken for right; and gives
-/// every other example the prompt, with what it aims at, of another one of equal level, label and lengths. Masks stay with
-/// their answers. An example is left out where the prompt that it would get is one that its answer is known to be right for.
+/// Permutes verdicts among the rollouts of a batch, which keeps the number of answers labelled correct. Every example that is
+/// not `Solved` gets the prompt and the balance key of another of equal domain, level, label and lengths. Masks stay with
+/// their answers. An example is left out if its answer is known to be correct for its new prompt.
 pub(crate) fn shuffled(groups: &[ScoredGroup], examples: Vec<Labelled>, rng: &mut CounterRng) -> Vec<Labelled> {
     let mut by_shape = BTreeMap::<_, BTreeMap<Vec<TokenId>, Vec<Labelled>>>::new();
     for labelled in examples.into_iter().filter(|it| it.example.label_origin != LabelOrigin::Solved) {
-        let Example { prompt, answer, label_origin, aim, .. } = &labelled.example;
-        let shape = (labelled.domain.clone(), aim.level, *label_origin, prompt.len(), answer.len());
+        let Example { prompt, answer, label_origin, balance_key, .. } = &labelled.example;
+        let shape = (labelled.domain.clone(), balance_key.level, *label_origin, prompt.len(), answer.len());
         by_shape.entry(shape).or_default().entry(answer.clone()).or_default().push(labelled);
     }
     let mut relabelled = Vec::new();
     for by_answer in by_shape.into_values() {
         let mut by_answer: Vec<Vec<Labelled>> = by_answer.into_values().collect();
         rng.shuffle(&mut by_answer);
-        // Examples of one answer stand together: as all inputs that a program was run on are right for it, a shift by the
-        // longest such run brings each a prompt of another answer.
+        // Examples of one answer are adjacent. A program, for example, is correct for all inputs that it was run on. A shift by
+        // the longest such run gives each example a prompt of another answer.
         let longest = by_answer.iter().map(Vec::len).max().unwrap_or(0);
         let mut examples: Vec<Labelled> = by_answer.into_iter().flatten().collect();
         let shift = longest % examples.len();
         let label = |it: &Labelled| (it.example.prompt.clone(), it.example.answer.clone());
         let right: BTreeSet<_> = examples.iter().map(label).collect();
-        let mut labels: Vec<_> = examples.iter().map(|it| (it.example.prompt.clone(), it.example.aim)).collect();
+        let mut labels: Vec<_> =
+            examples.iter().map(|it| (it.example.prompt.clone(), it.example.balance_key)).collect();
         labels.rotate_left(shift);
-        for (labelled, (prompt, aim)) in examples.iter_mut().zip(labels) {
-            (labelled.example.prompt, labelled.example.aim) = (prompt, aim);
+        for (labelled, (prompt, balance_key)) in examples.iter_mut().zip(labels) {
+            (labelled.example.prompt, labelled.example.balance_key) = (prompt, balance_key);
         }
         relabelled.extend(examples.into_iter().filter(|labelled| !right.contains(&label(labelled))));
     }
@@ -59,7 +60,7 @@ fn taken_for_right(groups: &[ScoredGroup], rng: &mut CounterRng) -> Vec<Labelled
     examples
 }
 
-/// Makes an example of a rollout as if it solved what was posed.
+/// Makes an example of a rollout as if it solved the posed problem.
 fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: ProblemOrigin) -> Option<Labelled> {
     let rollout = &scored.group.rollouts[number];
     let example = Example {
@@ -68,7 +69,7 @@ fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: Prob
         choices: rollout.choices.clone(),
         problem_origin,
         label_origin: LabelOrigin::Solved,
-        aim: scored.aim,
+        balance_key: scored.balance_key,
     };
     let legal = rollout.choices.iter().map(|(_, legal)| legal.tokens(&scored.group.sets)).collect();
     (!example.choices.is_empty()).then(|| Labelled { domain: domain.to_owned(), example, legal })
@@ -77,8 +78,8 @@ fn posed(scored: &ScoredGroup, number: usize, domain: &str, problem_origin: Prob
 #[cfg(test)]
 mod tests {
     use proto::{
-        Aim, Behavior, Choices, Digest, Group, Legal, Niche, Problem, Purpose, Rollout, Sampling, StopReason, Task,
-        TaskId, TaskKind,
+        BalanceKey, Behavior, Choices, Digest, Group, Legal, Niche, Problem, Purpose, Rollout, Sampling, StopReason,
+        Task, TaskId, TaskKind,
     };
 
     use super::*;
@@ -111,7 +112,7 @@ mod tests {
             group: Group { task, sets: vec![[1, 2].into_iter().collect()], rollouts: (0..10).map(rollout).collect() },
             prompt: vec![200, index],
             niche: Niche(7),
-            aim: Aim { level: 1, goal: 7 },
+            balance_key: BalanceKey { level: 1, goal: 7 },
             verdicts: (0..10).map(verdict).collect(),
             example_sets: Vec::new(),
             examples: Vec::new(),
@@ -126,7 +127,7 @@ mod tests {
             choices: Choices::new(answer.len(), []),
             problem_origin: ProblemOrigin::Ladder,
             label_origin,
-            aim: Aim { level: 1, goal },
+            balance_key: BalanceKey { level: 1, goal },
         };
         Labelled { domain: "d".to_owned(), example, legal: Vec::new() }
     }
@@ -141,7 +142,7 @@ mod tests {
             examples.push(labelled(&[number / 2, 0], &[number], u64::from(number / 2), LabelOrigin::Hindsight));
             examples.push(labelled(&[number, 0], &[number / 5], u64::from(number), LabelOrigin::Executor));
         }
-        // Alone in its shape, two of one prompt, two of one answer: nobody to trade with.
+        // Alone in its shape, two of one prompt, two of one answer: no example to exchange prompts with.
         examples.push(labelled(&[7, 7, 7], &[7], 7, LabelOrigin::Hindsight));
         examples.extend(vec![labelled(&[8], &[8], 8, LabelOrigin::Executor); 2]);
         examples.extend([8, 9].map(|number| labelled(&[number], &[8, 8, 8], 8, LabelOrigin::Executor)));
@@ -151,7 +152,7 @@ mod tests {
             shuffled.iter().partition(|labelled| labelled.example.label_origin == LabelOrigin::Solved);
         assert_eq!(right.len(), 10);
         assert!(moved.len() > 140 && moved.len() <= 150, "{}", moved.len());
-        // All right answers were of one group; now they are of many, each under the prompt that it was given.
+        // All correct answers were in one group; now they are in many, each with its original prompt.
         let prompts: BTreeSet<_> = right.iter().map(|labelled| &labelled.example.prompt).collect();
         assert!(prompts.len() > 4, "{prompts:?}");
         assert!(right.iter().all(|labelled| labelled.example.prompt[1] == labelled.example.answer[1]));
@@ -163,7 +164,7 @@ mod tests {
                 _ => prompt == answer / 2,
             };
             assert!(!is_true, "no label stays true: {example:?}");
-            assert_eq!(u64::from(prompt), example.aim.goal, "a prompt keeps its goal");
+            assert_eq!(u64::from(prompt), example.balance_key.goal, "a prompt keeps its goal");
             assert_eq!(example.prompt.len() + example.answer.len(), 3, "shapes are kept");
         }
     }

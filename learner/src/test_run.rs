@@ -1,23 +1,24 @@
-//! A run without actors and a verifier, for tests: groups that anybody can write down.
+//! A run without actors and verifier, for tests: its groups are made up.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use policy::TrainingState;
 use proto::{
-    Aim, Choices, Example, Group, LabelOrigin, Legal, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
+    BalanceKey, Choices, Example, Group, LabelOrigin, Legal, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
     StopReason, Task, TokenId, TokenSet, Verdict, VersionSpan,
 };
 
 use crate::checkpoint::{Snapshot, save};
+use crate::journal::Known;
 use crate::journal::{Damage, EvalRecord, GroupRecord, Journal, Record, StepRecord};
-use crate::point::{Known, Point};
+use crate::point::Point;
 use crate::{Config, Fold, Plans, State, TestSource, test_config, test_manifest};
 
-/// The run as it stands, with all that came of it.
+/// The current run and its journal records.
 pub(crate) struct TestRun {
     pub(crate) fold: Fold,
-    /// What its journal holds.
+    /// The records of its journal.
     pub(crate) records: Vec<Record>,
 }
 
@@ -46,7 +47,7 @@ impl TestRun {
         self.fold.planned().batch(step).map(|planned| answer(&planned.task, -1.0)).collect()
     }
 
-    /// Makes the next step; its groups come last to first.
+    /// Makes the next step. Its groups arrive in reverse order.
     pub(crate) fn step(&mut self) {
         let groups = self.play();
         let record = |scored: &ScoredGroup| Record::Group(by("a", scored));
@@ -63,7 +64,7 @@ impl TestRun {
         self.records.push(Record::Eval(eval));
     }
 
-    /// Writes all records so far, and returns where they end.
+    /// Writes all records so far, and returns the point after them.
     pub(crate) fn write_journal(&self, folder: &Path) -> Point {
         let (mut journal, _) = Journal::open(folder, &Damage::default(), None).unwrap();
         self.records.iter().for_each(|record| journal.append(record).unwrap());
@@ -87,7 +88,7 @@ pub(crate) fn by(player: &str, scored: &ScoredGroup) -> GroupRecord {
     GroupRecord::new(player.to_owned(), scored.clone())
 }
 
-/// Answers a task with rollouts of two tokens, all alike, and makes one example of them.
+/// Answers a task with identical rollouts of two tokens, and makes one example of them.
 pub(crate) fn answer(task: &Task, logprob: f32) -> ScoredGroup {
     let first = 10 + (task.id.batch * 7 + u64::from(task.id.index)) as TokenId % 100;
     let set: TokenSet = [first, 200].into_iter().collect();
@@ -102,12 +103,12 @@ pub(crate) fn answer(task: &Task, logprob: f32) -> ScoredGroup {
         versions: vec![VersionSpan { first_token: 0, policy_version: task.policy_version }],
     };
     let num_rollouts = task.num_rollouts as usize;
-    let aim = Aim { level: 1, goal: 3 };
+    let balance_key = BalanceKey { level: 1, goal: 3 };
     ScoredGroup {
         group: Group { task: task.clone(), sets: vec![set.clone()], rollouts: vec![rollout; num_rollouts] },
         prompt: vec![120, 4],
         niche: Niche(1),
-        aim,
+        balance_key,
         verdicts: vec![Verdict::Correct; num_rollouts],
         example_sets: vec![set],
         examples: vec![Example {
@@ -116,7 +117,7 @@ pub(crate) fn answer(task: &Task, logprob: f32) -> ScoredGroup {
             choices,
             problem_origin: ProblemOrigin::Ladder,
             label_origin: LabelOrigin::Solved,
-            aim,
+            balance_key,
         }],
         proposals: Vec::new(),
     }

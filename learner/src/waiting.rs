@@ -5,38 +5,40 @@ use std::time::Duration;
 use proto::{Beat, Role, TaskId, TaskKind};
 use tokio::time::Instant;
 
-/// What a learner waits for when nothing comes.
+/// A wait without progress: the outstanding tasks and the connected workers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// For how long nothing has come.
+    /// Time without progress.
     pub waited: Duration,
-    /// Which step cannot go on.
+    /// The step that is blocked.
     pub step: u64,
-    /// How many tasks are outstanding.
+    /// Number of outstanding tasks.
     pub num_missing: usize,
-    /// Of how many.
+    /// Total number of tasks.
     pub num_tasks: usize,
-    /// The first of those that are outstanding.
+    /// The first few outstanding tasks.
     pub first: Vec<Missing>,
-    /// How many workers are connected: heard from lately.
+    /// Number of connected actors: those heard from recently.
     pub num_actors: usize,
-    /// Judges among them are counted apart.
+    /// Number of connected verifiers.
     pub num_verifiers: usize,
-    /// Whether workers say that they live at all; threads of one process do not.
+    /// Whether workers send heartbeats at all; threads of one process do not.
     pub hears_workers: bool,
 }
 
-/// A task that is out.
+/// An outstanding task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// The task.
     pub task: TaskId,
-    /// Who is known to have it.
+    /// The worker that is known to have it.
     pub holder: Option<Holder>,
-    /// Actors that have played it and do not agree, or are too few to be believed.
+    /// Actors that have played it and disagree, or are too few to decide.
     pub played_by: Vec<String>,
-    /// How many of its groups in turn no verifier could judge, and why the last one not.
+    /// Number of its consecutive groups that no verifier could judge, and the reason for the last one.
     pub refused: Option<(usize, String)>,
+    /// Why its checker is unavailable, if it is.
+    pub unavailable: Option<String>,
 }
 
 /// A worker that has a task.
@@ -44,22 +46,22 @@ pub struct Missing {
 pub struct Holder {
     /// Its name.
     pub worker: String,
-    /// What it is.
+    /// Its role.
     pub role: Role,
-    /// When it was last heard from.
+    /// Time since it was last heard from.
     pub silent: Duration,
 }
 
-/// How many tasks are named.
+/// Maximum number of tasks that are named.
 const NUM_NAMED: usize = 3;
 
-/// After this long without a sign of life a worker is not counted.
+/// Time without a heartbeat after which a worker is not counted.
 const LIVES_FOR: Duration = Duration::from_secs(10);
 
-/// After this long it is forgotten.
+/// Time without a heartbeat after which a worker is forgotten.
 const KNOWN_FOR: Duration = Duration::from_secs(600);
 
-/// What was last heard from every worker.
+/// The last heartbeat of every worker, and when it arrived.
 #[derive(Debug, Default)]
 pub(crate) struct Workers(BTreeMap<String, (Instant, Beat)>);
 
@@ -69,13 +71,13 @@ impl Workers {
         self.0.insert(beat.worker.clone(), (now, beat));
     }
 
-    /// Names those that are connected: heard from lately.
+    /// Returns the names of the connected workers: those heard from recently.
     pub(crate) fn living(&self, role: Role, now: Instant) -> impl Iterator<Item = &str> {
         let is_living = move |(last, beat): &&(Instant, Beat)| beat.role == role && now - *last < LIVES_FOR;
         self.0.values().filter(is_living).map(|(_, beat)| beat.worker.as_str())
     }
 
-    /// Says what is waited for, and who has it.
+    /// Describes the missing tasks and the workers that have them.
     pub(crate) fn waiting(
         &self,
         step: u64,
@@ -107,15 +109,22 @@ impl Workers {
     }
 }
 
+/// Names a task for people.
+pub(crate) fn describe(TaskId { kind, batch, index }: TaskId) -> String {
+    let kind = if kind == TaskKind::Train { "task" } else { "exam task" };
+    format!("{kind} {index} of batch {batch}")
+}
+
 impl fmt::Display for Waiting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (missing, total) = (self.num_missing, self.num_tasks);
         write!(formatter, "nothing for {} s at step {}: ", self.waited.as_secs(), self.step)?;
         write!(formatter, "{missing} of {total} tasks are outstanding")?;
-        for (index, Missing { task, holder, played_by, refused }) in self.first.iter().enumerate() {
-            let TaskId { kind, batch, index: task } = task;
-            let kind = if *kind == TaskKind::Train { "task" } else { "exam task" };
-            write!(formatter, "{} {kind} {task} of batch {batch}", if index == 0 { ":" } else { "," })?;
+        for (index, Missing { task, holder, played_by, refused, unavailable }) in self.first.iter().enumerate() {
+            write!(formatter, "{} {}", if index == 0 { ":" } else { "," }, describe(*task))?;
+            if let Some(reason) = unavailable {
+                write!(formatter, " (waits: {reason})")?;
+            }
             if let Some((num_refused, reason)) = refused {
                 write!(formatter, " ({num_refused} of its groups could not be judged: {reason})")?;
             }
@@ -159,7 +168,7 @@ mod tests {
         workers.heard(held("gone", Role::Actor, vec![task(TaskKind::Train, 1)]), began);
         workers.heard(held("slow", Role::Verifier, vec![task(TaskKind::Train, 2)]), began + 25 * second);
         workers.heard(held("idle", Role::Actor, vec![]), began + 29 * second);
-        let out = |task| Missing { task, holder: None, played_by: Vec::new(), refused: None };
+        let out = |task| Missing { task, holder: None, played_by: Vec::new(), refused: None, unavailable: None };
         let missing = (1..5).map(|index| out(task(TaskKind::Train, index))).collect();
         let now = began + 30 * second;
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();

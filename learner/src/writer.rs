@@ -1,4 +1,4 @@
-//! The journal's own thread: whoever waits for the disk holds up nothing else.
+//! The journal's own thread: waiting for the disk blocks nothing else.
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use crate::Error;
 use crate::journal::{Journal, Opening, Place, Record};
 
-/// A journal that is written by a thread, in the order in which it is told.
+/// A journal that a thread writes, in the order of the calls.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    /// Absent when the thread is to end. As many records wait as come between two syncs.
+    /// Absent when the thread is to end. The queue is unbounded: it may hold all records between two syncs.
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     folder: PathBuf,
@@ -22,7 +22,7 @@ pub(crate) struct Writer {
 enum Job {
     Append(Box<Record>),
     Cut(Box<Opening>),
-    /// Makes everything durable, and says where the journal ends.
+    /// Makes everything durable, and returns the position of the last record.
     Sync(oneshot::Sender<Result<Option<Place>, Error>>),
     #[cfg(test)]
     Call(Box<dyn FnOnce() + Send>),
@@ -37,23 +37,23 @@ impl Writer {
         Writer { jobs: Some(jobs), thread: Some(thread.expect("the system can start a thread")), folder }
     }
 
-    /// Adds a record. It is durable after the next [`Writer::sync`], which also says what went wrong.
+    /// Adds a record. It is durable after the next [`Writer::sync`], which also returns any error.
     pub(crate) fn append(&mut self, record: Record) {
         self.tell(Job::Append(Box::new(record)));
     }
 
-    /// Has what comes next written to a new segment, as [`Journal::cut`] does; durable as a record is.
+    /// Starts a new segment, as [`Journal::cut`] does; durable after the next [`Writer::sync`].
     pub(crate) fn cut(&mut self, opening: Opening) {
         self.tell(Job::Cut(Box::new(opening)));
     }
 
-    /// Waits until all that was added is durable; returns the last record.
+    /// Waits until all added records are durable; returns the position of the last one.
     ///
     /// # Errors
-    /// [`Error::Io`]: nothing since the last success may be taken as written, and nothing is written any more.
+    /// [`Error::Io`]: records since the last success must not be taken as written, and nothing is written any more.
     ///
     /// # Panics
-    /// When the thread has, with its message.
+    /// When the thread has panicked, with its message.
     pub(crate) async fn sync(&mut self) -> Result<Option<Place>, Error> {
         let (done, synced) = oneshot::channel();
         self.tell(Job::Sync(done));
@@ -68,7 +68,7 @@ impl Writer {
     }
 
     fn tell(&self, job: Job) {
-        // A thread that has ended is missed at the next sync.
+        // The next sync reports a thread that has ended.
         drop(self.jobs.as_ref().map(|jobs| jobs.send(job)));
     }
 }
@@ -76,12 +76,12 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.jobs = None;
-        // Before the run directory is another's, the journal is written out. Of a panic nobody waits to hear.
+        // The journal is written out before another process can take the run directory. A panic is ignored here.
         drop(self.thread.take().map(JoinHandle::join));
     }
 }
 
-/// Does what it is told until something fails.
+/// Runs jobs until one fails.
 fn write(mut journal: Journal, jobs: &Receiver<Job>) {
     let mut written = Ok(());
     for job in jobs {
@@ -94,7 +94,7 @@ fn write(mut journal: Journal, jobs: &Receiver<Job>) {
                 written = match done.send(synced.map(|()| journal.last())) {
                     Ok(()) if has_failed => return,
                     Ok(()) => Ok(()),
-                    // Nobody waits for it any more: the next one is told.
+                    // The caller no longer waits: the next sync reports the error.
                     Err(unheard) => unheard.map(drop),
                 };
             }

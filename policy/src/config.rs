@@ -36,23 +36,23 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// Gives the width of a packed row: queries, then keys, then values.
+    /// Returns the width of a packed row: queries, then keys, then values.
     pub fn qkv_dim(&self) -> usize {
         (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
     }
 
-    /// The query heads that share a key-value head.
+    /// Returns the query heads that share a key-value head.
     pub fn heads_of(&self, kv_head: usize) -> Range<usize> {
         let per_kv_head = self.num_heads / self.num_kv_heads;
         kv_head * per_kv_head..(kv_head + 1) * per_kv_head
     }
 
-    /// Where keys of a key-value head begin in a packed row.
+    /// Returns the offset of a key-value head's keys in a packed row.
     pub fn key_offset(&self, kv_head: usize) -> usize {
         (self.num_heads + kv_head) * self.head_dim
     }
 
-    /// Where values of a key-value head begin in a packed row.
+    /// Returns the offset of a key-value head's values in a packed row.
     pub fn value_offset(&self, kv_head: usize) -> usize {
         (self.num_heads + self.num_kv_heads + kv_head) * self.head_dim
     }
@@ -68,7 +68,7 @@ pub struct TensorSpec {
 }
 
 impl ModelConfig {
-    /// Checks that the numbers describe a network.
+    /// Checks that the shape is valid.
     ///
     /// # Errors
     /// [`Error::Config`] names the first key that does not fit.
@@ -101,12 +101,12 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Gives the width of a head.
+    /// Returns the width of a head.
     pub fn head_dim(&self) -> usize {
         self.d_model / self.num_heads
     }
 
-    /// Gives the shape of the attention layers.
+    /// Returns the shape of the attention layers.
     pub fn attention_shape(&self) -> AttentionShape {
         AttentionShape { num_heads: self.num_heads, num_kv_heads: self.num_kv_heads, head_dim: self.head_dim() }
     }
@@ -128,14 +128,14 @@ impl ModelConfig {
         specs.into_iter().map(|(name, shape)| TensorSpec { name, shape }).collect()
     }
 
-    /// Counts the weights.
+    /// Returns the number of weights.
     pub fn num_parameters(&self) -> usize {
         self.tensors().iter().map(TensorSpec::num_elements).sum()
     }
 }
 
 impl TensorSpec {
-    /// Counts the elements.
+    /// Returns the number of elements.
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }

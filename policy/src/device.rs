@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::candle::{CandlePolicy, CandleTrainer, CandleWeights};
 use crate::cpu::{CpuPolicy, CpuTrainer, PackedWeights};
-use crate::{Error, ModelConfig, Params, Policy, Trainer, TrainingState};
+use crate::weights::Placed;
+use crate::{Division, Error, ModelConfig, Params, Policy, Trainer, TrainingState, Weights};
 
-/// Where a network plays or trains: `cpu`, `candle-cpu` or `cuda[:N]`.
+/// The device that a network plays or trains on: `cpu`, `candle-cpu` or `cuda[:N]`.
 ///
 /// ```
 /// let device: policy::Device = "cuda:1".parse().unwrap();
@@ -18,10 +19,9 @@ use crate::{Error, ModelConfig, Params, Policy, Trainer, TrainingState};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Device {
-    /// The CPU, in kernels of our own, whose results are the same on every machine.
+    /// The CPU, in our own kernels, whose results are the same on every machine.
     Cpu,
-    /// The CPU, in the operations of candle that run on GPUs too. Its results depend on the machine and on what is computed
-    /// together.
+    /// The CPU, in the candle operations that also run on GPUs. Its results depend on the machine and on the batch.
     CandleCpu,
     /// The NVIDIA GPU of this number, in candle operations, in a build with the feature `cuda`.
     Cuda(usize),
@@ -30,36 +30,17 @@ pub enum Device {
 /// A device that has been opened.
 #[derive(Clone, Debug)]
 pub enum Backend {
-    /// The CPU, in kernels of our own.
+    /// The CPU, in our own kernels.
     Cpu,
     /// Any device of candle.
     Candle(candle_core::Device),
-}
-
-/// One version of the weights, where they are played. Clones share them.
-#[derive(Clone, Debug)]
-pub struct Weights(Placed);
-
-#[derive(Clone, Debug)]
-enum Placed {
-    Cpu(Arc<PackedWeights>),
-    Candle(Arc<CandleWeights>),
-}
-
-/// How a trainer divides a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Division {
-    /// Parts whose gradients are computed apart and added up in order: their number has a part in the last bits.
-    pub num_shards: usize,
-    /// Threads that compute them on the CPU; any number gives the same bits.
-    pub num_threads: usize,
 }
 
 impl Device {
     /// Opens the device.
     ///
     /// # Errors
-    /// [`Error::Device`] when this build or this machine has none.
+    /// [`Error::Device`] when this build or this machine has no such device.
     pub fn open(self) -> Result<Backend, Error> {
         match self {
             Device::Cpu => Ok(Backend::Cpu),
@@ -76,7 +57,7 @@ impl Device {
         if self == Device::Cpu { num_threads } else { 1 }
     }
 
-    /// Whether the same inputs give the same bits again, on every machine.
+    /// Whether the same inputs produce the same bits on every machine.
     pub fn is_reproducible(self) -> bool {
         self == Device::Cpu
     }
@@ -86,16 +67,17 @@ impl Backend {
     /// Places a version of the weights on the device.
     ///
     /// # Errors
-    /// [`Error::Config`] when the shape is none; [`Error::Tensor`] when the device has no room.
+    /// [`Error::Config`] when the shape is invalid; [`Error::Tensor`] when the device has no room.
     pub fn load(&self, config: &ModelConfig, params: &Params) -> Result<Weights, Error> {
         config.validate()?;
-        Ok(Weights(match self {
+        let placed = match self {
             Backend::Cpu => Placed::Cpu(Arc::new(PackedWeights::new(config, params))),
             Backend::Candle(device) => Placed::Candle(Arc::new(CandleWeights::new(config, params, device)?)),
-        }))
+        };
+        Ok(Weights { placed })
     }
 
-    /// Goes on training from a state.
+    /// Returns a trainer that resumes from a state.
     ///
     /// # Errors
     /// As [`Backend::load`].
@@ -114,40 +96,15 @@ impl Backend {
 }
 
 impl Weights {
-    /// Returns the shape of the network.
-    pub fn config(&self) -> &ModelConfig {
-        match &self.0 {
-            Placed::Cpu(weights) => &weights.config,
-            Placed::Candle(weights) => &weights.config,
-        }
-    }
-
-    /// Whether these are clones of the same weights.
-    pub fn is_same(&self, other: &Weights) -> bool {
-        match (&self.0, &other.0) {
-            (Placed::Cpu(own), Placed::Cpu(other)) => Arc::ptr_eq(own, other),
-            (Placed::Candle(own), Placed::Candle(other)) => Arc::ptr_eq(own, other),
-            _ => false,
-        }
-    }
-
-    /// Makes room to play `num_slots` sequences.
+    /// Creates a policy with `num_slots` slots.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device has no room.
     pub fn policy(&self, num_slots: usize) -> Result<Box<dyn Policy>, Error> {
-        Ok(match &self.0 {
+        Ok(match &self.placed {
             Placed::Cpu(weights) => Box::new(CpuPolicy::new(weights.clone(), num_slots)),
             Placed::Candle(weights) => Box::new(CandlePolicy::new(weights.clone(), num_slots)?),
         })
-    }
-
-    pub(crate) fn on_cpu(&self) -> Option<&Arc<PackedWeights>> {
-        if let Placed::Cpu(weights) = &self.0 { Some(weights) } else { None }
-    }
-
-    pub(crate) fn in_candle(&self) -> Option<&Arc<CandleWeights>> {
-        if let Placed::Candle(weights) = &self.0 { Some(weights) } else { None }
     }
 }
 

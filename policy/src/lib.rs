@@ -1,9 +1,9 @@
-//! The network: a Llama-family decoder that plays and trains, on the CPU in kernels of our own whose results do not depend on who
-//! computes them, and on the devices of candle.
+//! The network: a Llama-family decoder for playing and training. It runs on the CPU in our own kernels, which are
+//! bit-reproducible, and on the devices of candle.
 //!
-//! [`ModelConfig`] and [`Params`] say what the weights are. A [`Device`] is opened as a [`Backend`]; that has a [`Policy`], which plays with a
-//! key-value cache, and a [`Trainer`], which moves the weights against a [`Loss`]. Each is there twice, in `cpu` and in `candle`, and
-//! `tests/backends.rs` holds the two to each other. Dims: N rows (tokens of all sequences, packed), D model width, V
+//! [`ModelConfig`] and [`Params`] define the weights. A [`Device`] is opened as a [`Backend`]. A backend has a [`Policy`], which
+//! plays with a key-value cache, and a [`Trainer`], which trains the weights on a [`Loss`]. Both have two implementations, in
+//! `cpu` and in `candle`, and `tests/backends.rs` compares them. Dims: N rows (tokens of all sequences, packed), D model width, V
 //! vocabulary, M chosen tokens.
 
 mod candle;
@@ -15,25 +15,27 @@ mod numerics;
 mod params;
 mod sampler;
 mod sequence;
+mod weights;
 
 use std::borrow::Cow;
 
 use proto::{CounterRng, LegalTokens, TokenId};
 
 pub use config::{AttentionShape, ModelConfig, TensorSpec};
-pub use device::{Backend, Device, Division, Weights};
+pub use device::{Backend, Device};
 pub use losses::{BatchScores, ClippedSurrogate, CrossEntropy, Loss, LossBatch, LossGrad, Scores, SurrogateStats};
 pub use numerics::Numerics;
 pub use params::{Params, TrainingState, read_weights, write_weights};
 pub use sampler::{masked_logprob, sample};
 pub use sequence::{ChosenToken, Sequence};
+pub use weights::Weights;
 
-/// A version of the weights that plays: a key-value cache for a fixed number of sequences, the slots.
+/// A version of the weights for playing, with a key-value cache for a fixed number of sequences, the slots.
 pub trait Policy: Send {
     /// Returns the shape of the network.
     fn config(&self) -> &ModelConfig;
 
-    /// Plays other weights of the same backend from here on, every slot empty.
+    /// Replaces the weights by others of the same backend, and empties every slot.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device has no room.
@@ -45,14 +47,14 @@ pub trait Policy: Send {
     /// Empties a slot.
     fn reset(&mut self, slot: usize);
 
-    /// Has one slot hold what another one holds.
+    /// Copies the contents of one slot to another.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     fn fork(&mut self, from: usize, to: usize) -> Result<(), Error>;
 
-    /// Appends tokens to slots, each slot at most once. Logits behind the last token of each are then there to be read or drawn from,
-    /// until the next call that changes a slot.
+    /// Appends tokens to slots, each slot at most once. The logits after the last token of each feed are then available to read
+    /// or sample, until the next call that changes a slot.
     ///
     /// # Errors
     /// [`Error::Tensor`].
@@ -61,27 +63,27 @@ pub trait Policy: Send {
     /// When a slot would grow past `max_positions`, or a token is not in the vocabulary.
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<(), Error>;
 
-    /// Reads the logits `[feeds, V]`.
+    /// Returns the logits `[feeds, V]`.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     fn logits(&self) -> Result<Cow<'_, [f32]>, Error>;
 
-    /// Draws a token after each feed, in order, and returns it with its log-probability: what [`sample`] draws from the logits, without
-    /// taking all of them off the device.
+    /// Draws a token after each feed, in order, and returns it with its log-probability. Samples as [`sample`] does, without
+    /// copying all logits off the device.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     ///
     /// # Panics
-    /// When the draws are not as many as the feeds, or one has no legal token.
+    /// When the numbers of draws and feeds differ, or a draw has no legal token.
     fn sample(&self, draws: &mut [Draw<'_>]) -> Result<Vec<(TokenId, f32)>, Error>;
 }
 
 /// Tokens to append to a slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Feed<'a> {
-    /// Which sequence.
+    /// The slot of the sequence.
     pub slot: usize,
     /// One or more tokens.
     pub tokens: &'a [TokenId],
@@ -90,15 +92,15 @@ pub struct Feed<'a> {
 /// A token to draw, as [`sample`] does.
 #[derive(Debug)]
 pub struct Draw<'a> {
-    /// What is legal.
+    /// The legal tokens.
     pub legal: &'a LegalTokens,
     /// Divides the logits; 0 takes the most probable token.
     pub temperature: f32,
-    /// Where randomness comes from.
+    /// Source of randomness.
     pub rng: &'a mut CounterRng,
 }
 
-/// Weights that train, with the optimizer's moments and the average of the weights.
+/// Weights in training, with the optimizer's moments and the average of the weights.
 pub trait Trainer: Send + Sync {
     /// Computes the log-probability of every chosen token, sequence after sequence.
     ///
@@ -106,43 +108,52 @@ pub trait Trainer: Send + Sync {
     /// [`Error::Tensor`].
     fn logprobs(&self, sequences: &[&Sequence]) -> Result<Vec<f32>, Error>;
 
-    /// Computes the gradient of a batch's loss, which the next [`Trainer::step`] follows, and returns what the network made of the chosen
+    /// Computes the gradient of a batch's loss for the next [`Trainer::step`], and returns the network's scores of the chosen
     /// tokens.
     ///
     /// # Errors
     /// [`Error::Tensor`]; [`Error::Weights`] when some weight got no gradient.
     fn gradients(&mut self, batch: &LossBatch<'_>) -> Result<BatchScores, Error>;
 
-    /// Moves the weights against the gradient, and their average after them. Returns the gradient's norm before clipping; where that is
-    /// not finite, nothing has moved.
+    /// Updates the weights with the gradient, and then their average. Returns the gradient's norm before clipping. If the norm is
+    /// not finite, nothing changes.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     ///
     /// # Panics
-    /// When there is no gradient that has not been followed.
+    /// When no gradient was computed since the last step.
     fn step(&mut self, step: &OptimizerStep) -> Result<f64, Error>;
 
-    /// Counts the steps.
+    /// Returns the number of steps.
     fn num_updates(&self) -> u64;
 
-    /// Reads the weights.
+    /// Returns the weights.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     fn weights(&self) -> Result<Cow<'_, Params>, Error>;
 
-    /// Reads the averaged weights.
+    /// Returns the averaged weights.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     fn average(&self) -> Result<Cow<'_, Params>, Error>;
 
-    /// Reads everything that [`Backend::trainer`] goes on from.
+    /// Returns the state from which [`Backend::trainer`] resumes.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     fn export(&self) -> Result<Cow<'_, TrainingState>, Error>;
+}
+
+/// How a trainer divides a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Division {
+    /// Parts whose gradients are computed separately and added in order: their number affects the last bits.
+    pub num_shards: usize,
+    /// Threads that compute them on the CPU; any number gives the same bits.
+    pub num_threads: usize,
 }
 
 /// Settings of a step of AdamW (Loshchilov and Hutter 2019).
@@ -154,38 +165,39 @@ pub struct OptimizerStep {
     pub beta1: f64,
     /// Decay of the running mean of their squares.
     pub beta2: f64,
-    /// How fast matrices decay, in units of the learning rate.
+    /// Weight decay of matrices, in units of the learning rate.
     pub weight_decay: f64,
-    /// Longest gradient; a longer one is scaled down to it.
+    /// Largest norm of the gradient; a larger gradient is scaled down to it.
     pub max_grad_norm: f64,
-    /// Decay of the averaged weights, once it has grown to that.
+    /// Decay of the averaged weights, after its warm-up.
     pub average_decay: f64,
 }
 
 impl OptimizerStep {
-    /// Returns the decay of the averaged weights after so many steps. It grows from 0.1, so that the average forgets the start.
+    /// Returns the decay of the averaged weights after `num_updates` steps. It grows from 0.1, so that the average forgets the
+    /// start.
     pub(crate) fn decay_after(&self, num_updates: u64) -> f64 {
         self.average_decay.min((1 + num_updates) as f64 / (10 + num_updates) as f64)
     }
 }
 
-/// What can go wrong with weights and tensors.
+/// Errors of weights, devices and tensors.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A shape that no network has.
+    /// An invalid shape of the network.
     #[error("model.{key}: expected {expected}, got {got}")]
     Config {
         /// The key.
         key: &'static str,
-        /// What would be legal.
+        /// The legal values.
         expected: String,
-        /// What was given.
+        /// The given value.
         got: String,
     },
-    /// A weights file that is not what its config says.
+    /// A weights file that does not match its config.
     #[error("weights: expected {expected}, got {got}")]
     Weights {
-        /// What the config asks for.
+        /// What the config requires.
         expected: String,
         /// What the file holds.
         got: String,
@@ -197,7 +209,7 @@ pub enum Error {
     Device {
         /// The device.
         got: Device,
-        /// What candle says of it.
+        /// The error from candle.
         reason: candle_core::Error,
     },
     /// A tensor operation failed.

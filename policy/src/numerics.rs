@@ -3,16 +3,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CrossEntropy, Device, Division, Error, LossBatch, ModelConfig, OptimizerStep, Sequence, TrainingState};
 
-/// What arithmetic a process does. Two processes of one run must agree on it.
+/// The arithmetic of a process. Two processes of one run must agree on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Numerics {
-    /// Which implementation of the operations.
+    /// The implementation of the operations.
     pub kernels: String,
-    /// Where they run.
+    /// The device that they run on.
     pub device: Device,
     /// Type of the weights.
     pub dtype: String,
-    /// Hash of a fixed forward and backward pass, where it is the same twice.
+    /// Hash of a fixed forward and backward pass, if the device is reproducible.
     pub pass_digest: Option<Digest>,
 }
 
@@ -20,7 +20,7 @@ impl Numerics {
     /// Runs the fixed pass.
     ///
     /// # Errors
-    /// [`Error::Device`] when there is none; [`Error::Tensor`] when it cannot run the pass.
+    /// [`Error::Device`] when there is no such device; [`Error::Tensor`] when it cannot run the pass.
     pub fn measure(device: Device) -> Result<Numerics, Error> {
         let config = ModelConfig {
             vocabulary_size: 32,
@@ -58,7 +58,7 @@ impl Numerics {
     }
 }
 
-/// A step that keeps the gradient as it is: where it is the first, the running mean of gradients is the gradient.
+/// A step that keeps the gradient as it is: after a first such step, the running mean of gradients equals the gradient.
 const MEASURED_STEP: OptimizerStep = OptimizerStep {
     learning_rate: 0.0,
     beta1: 0.0,

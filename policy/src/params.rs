@@ -27,7 +27,7 @@ pub struct TrainingState {
 }
 
 impl TrainingState {
-    /// Begins with initial weights.
+    /// Returns the state before the first step, with initial weights.
     pub fn initial(config: &ModelConfig, seed: u64) -> TrainingState {
         let weights = Params::init(config, seed);
         let [first, second] = [(); 2].map(|()| Params::zeros(config));
@@ -54,7 +54,7 @@ impl Params {
         Params { tensors: config.tensors().iter().map(|spec| vec![0.0; spec.num_elements()]).collect() }
     }
 
-    /// Names the weights by content: blake3 over (name, type, shape, bytes), sorted by name.
+    /// Computes the digest of the weights: blake3 over (name, type, shape, bytes), sorted by name.
     pub fn digest(&self, config: &ModelConfig) -> Digest {
         let mut entries: Vec<(TensorSpec, &Vec<f32>)> = config.tensors().into_iter().zip(&self.tensors).collect();
         entries.sort_by(|left, right| left.0.name.cmp(&right.0.name));
@@ -105,7 +105,7 @@ pub fn write_weights(config: &ModelConfig, sets: &[(&str, &Params)]) -> Vec<u8> 
     safetensors::serialize(views, Some(metadata)).expect("names are distinct and shapes are sound")
 }
 
-/// Reads a file of [`write_weights`]: its config, and one set of tensors for each prefix.
+/// Reads a file that [`write_weights`] wrote: its config, and one set of tensors for each prefix.
 ///
 /// # Errors
 /// [`Error::Weights`] when the file is broken, or a tensor is missing, misshapen or not F32.

@@ -53,7 +53,7 @@ impl LegalSoftmax {
     }
 }
 
-/// Computes the log-probability of a token among the legal ones. The one function for actor and learner.
+/// Computes the log-probability of a token among the legal ones. Actor and learner both use this function.
 ///
 /// - `logits`: `[V]`; `target`: a legal token.
 ///

@@ -1,6 +1,6 @@
 use proto::{LegalTokens, TokenId};
 
-/// A sequence to score: prompt and answer as far as the last chosen token needs them.
+/// A sequence to score: the prompt and the answer, as far as needed to predict the last chosen token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sequence {
     /// Input tokens.
@@ -14,15 +14,15 @@ pub struct Sequence {
 pub struct ChosenToken {
     /// The input position whose output predicts it.
     pub row: usize,
-    /// What was chosen.
+    /// The chosen token.
     pub target: TokenId,
-    /// What was legal.
+    /// The tokens that were legal.
     pub legal: LegalTokens,
 }
 
 impl Sequence {
-    /// Builds a sequence from a prompt and the choices of an answer, as (position, what was legal); the tokens after the last
-    /// choice predict nothing and are left out.
+    /// Builds a sequence from a prompt, an answer and its choices, as (position, legal tokens). Leaves out trailing tokens, which
+    /// predict no choice.
     pub fn new(
         prompt: &[TokenId],
         answer: &[TokenId],

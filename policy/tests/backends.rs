@@ -1,5 +1,5 @@
-//! One body for every backend: what it plays and trains is held to the kernels of the CPU, and these to finite differences. With the feature
-//! `cuda` it runs on the first GPU too.
+//! One test body for every backend: play and training are compared with the CPU kernels, and these with finite differences.
+//! With the feature `cuda` it also runs on the first GPU.
 
 use policy::{
     Backend, BatchScores, ClippedSurrogate, CrossEntropy, Device, Division, Draw, Feed, Loss, LossBatch, LossGrad,
@@ -8,7 +8,7 @@ use policy::{
 };
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
 
-/// How far values may be apart, as a share of the largest: sums have other orders, and exponentials other last bits.
+/// Tolerance as a share of the largest value: backends differ in the order of sums and in the last bits of exponentials.
 const TOLERANCE: f32 = 3e-5;
 
 fn backends() -> Vec<Backend> {
@@ -25,7 +25,7 @@ fn assert_close(got: &[f32], expected: &[f32], what: &str) {
     }
 }
 
-/// By number of heads, key-value heads and width of a head.
+/// Returns the config for a number of heads, a number of key-value heads and a head width.
 fn config((num_heads, num_kv_heads, head_dim): (usize, usize, usize)) -> ModelConfig {
     ModelConfig {
         vocabulary_size: 24,
@@ -40,8 +40,8 @@ fn config((num_heads, num_kv_heads, head_dim): (usize, usize, usize)) -> ModelCo
 
 const SHAPES: [(usize, usize, usize); 3] = [(4, 2, 16), (2, 2, 32), (6, 1, 16)];
 
-/// Of many lengths, more rows than one chunk holds, with sets that differ, some of them everything, and choices that are not at every
-/// position.
+/// Returns sequences of many lengths, with more rows than one chunk holds. Their legal sets differ, and some are the whole
+/// vocabulary. Not every position is a choice.
 fn sequences() -> Vec<Sequence> {
     (0..24)
         .map(|number| {
@@ -59,7 +59,7 @@ fn sequences() -> Vec<Sequence> {
         .collect()
 }
 
-/// Weights whose head is large enough that no gradient is lost in rounding.
+/// Returns a state whose head is large enough that no gradient is lost in rounding.
 fn training(config: &ModelConfig) -> TrainingState {
     let mut state = TrainingState::initial(config, 1);
     state.weights.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 20.0);
@@ -71,7 +71,7 @@ fn trainer(backend: &Backend, config: &ModelConfig, weights: &Params) -> Box<dyn
     backend.trainer(config, state, Division { num_shards: 3, num_threads: 2 }).unwrap()
 }
 
-/// Keeps the gradient as it is: the running mean of gradients is the gradient.
+/// A step whose first moment is exactly the gradient.
 const KEEPING: OptimizerStep = OptimizerStep {
     learning_rate: 1e-3,
     beta1: 0.0,
@@ -81,7 +81,7 @@ const KEEPING: OptimizerStep = OptimizerStep {
     average_decay: 0.9,
 };
 
-/// What a backend makes of a batch: scores, loss, gradient.
+/// Results of a backend on a batch: scores, loss, gradient.
 struct Pass {
     scores: BatchScores,
     loss: f64,
@@ -94,7 +94,7 @@ fn pass(trainer: &mut dyn Trainer, batch: &LossBatch<'_>) -> Pass {
     Pass { loss: batch.value(&scores), gradient: trainer.export().unwrap().first.clone(), scores }
 }
 
-/// Losses of the sequences, each alone.
+/// One loss per sequence.
 type Losses = Vec<Box<dyn Loss>>;
 
 fn batch<'a>(sequences: &'a [Sequence], losses: &'a Losses) -> LossBatch<'a> {
@@ -112,12 +112,12 @@ fn cross_entropy(sequences: &[Sequence]) -> Losses {
 /// first and the last. Clips at 0.72 and 1.2 would clip others.
 const LOG_RATIOS: [f32; 4] = [-0.5, 0.215, 0.5, -0.275];
 
-/// Importance ratios on either side of both clips, which differ, by turns, for good and bad answers of any weight.
+/// Returns losses with importance ratios on both sides of both clips (which differ), for good and bad answers of any weight.
 fn surrogate(trainer: &dyn Trainer, sequences: &[Sequence], entropy_bonus: f32) -> Vec<ClippedSurrogate> {
     surrogate_of(trainer, sequences, entropy_bonus, |_| 0.0, &LOG_RATIOS)
 }
 
-/// Tokens that were drawn by older weights, some so much less probable there that they count less, or not at all.
+/// Returns losses on tokens of older weights. Some were so improbable there that they count less, or not at all.
 fn decoupled(trainer: &dyn Trainer, sequences: &[Sequence]) -> Vec<ClippedSurrogate> {
     let proximal = |token: usize| [0.0, 0.5, 0.8][token % 3];
     surrogate_of(trainer, sequences, 0.1, proximal, &[-0.5, 0.9, 0.215, 2.5, -0.275, 30.0, 4.9])
@@ -150,13 +150,13 @@ fn boxed(losses: Vec<ClippedSurrogate>) -> Losses {
     losses.into_iter().map(|loss| Box::new(loss) as Box<dyn Loss>).collect()
 }
 
-/// Cross-entropy and the surrogate by turns.
+/// Returns cross-entropy and the surrogate alternately.
 fn mixed(trainer: &dyn Trainer, sequences: &[Sequence]) -> Losses {
     let pairs = cross_entropy(sequences).into_iter().zip(boxed(surrogate(trainer, sequences, 0.1)));
     pairs.enumerate().map(|(index, (first, second))| if index % 2 == 0 { first } else { second }).collect()
 }
 
-/// Which of two answers is better, and how surely: a loss of sequences that are compared (Rafailov et al. 2023, without a reference).
+/// A pairwise preference loss on two sequences, the better one first (Rafailov et al. 2023, without a reference).
 struct Preference;
 
 impl Preference {
@@ -217,7 +217,7 @@ fn every_backend_trains_as_the_kernels_do() {
     }
 }
 
-/// Three steps of the optimizer with moments that last, from a state that is read, written and gone on from in between.
+/// Three optimizer steps with persistent moments; the state is exported and loaded again between steps.
 #[test]
 fn every_backend_steps_as_the_kernels_do() {
     let config = config(SHAPES[0]);
@@ -240,23 +240,29 @@ fn every_backend_steps_as_the_kernels_do() {
     let expected = run(&Backend::Cpu);
     for backend in backends() {
         let got = run(&backend);
-        for (what, got, expected) in [
-            ("weights", &got.weights, &expected.weights),
-            ("average", &got.average, &expected.average),
-            ("first", &got.first, &expected.first),
-            ("second", &got.second, &expected.second),
-        ] {
+        for (what, got, expected) in [("first", &got.first, &expected.first), ("second", &got.second, &expected.second)]
+        {
             for ((got, expected), spec) in got.tensors.iter().zip(&expected.tensors).zip(config.tensors()) {
-                // A step is as long for a slope that is lost in rounding as for any other.
-                let is_close = |(got, expected): (&f32, &f32)| (got - expected).abs() <= 1e-3;
-                let num_far = got.iter().zip(expected).filter(|pair| !is_close(*pair)).count();
+                // After the first step the gradients are taken at weights that already differ.
+                let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
+                let is_close = |(got, expected): (&f32, &f32)| (got - expected).abs() <= 2e-2 * scale;
+                assert!(scale > 0.0 && got.iter().zip(expected).all(is_close), "{what} {}", spec.name);
+            }
+        }
+        for (what, got, expected) in
+            [("weights", &got.weights, &expected.weights), ("average", &got.average, &expected.average)]
+        {
+            for ((got, expected), spec) in got.tensors.iter().zip(&expected.tensors).zip(config.tensors()) {
+                // A step is as long for a gradient lost in rounding as for any other.
+                let num_far =
+                    got.iter().zip(expected).filter(|(got, expected)| (*got - *expected).abs() > 1e-3).count();
                 assert!(num_far * 100 <= got.len(), "{what} {}: {num_far} of {}", spec.name, got.len());
             }
         }
     }
 }
 
-/// A gradient that is not finite is not followed.
+/// A non-finite gradient changes nothing.
 #[test]
 fn no_backend_follows_what_is_not_finite() {
     let config = config(SHAPES[0]);
@@ -272,8 +278,8 @@ fn no_backend_follows_what_is_not_finite() {
     }
 }
 
-/// Slots that are fed different numbers of tokens, some of them none, forked, emptied and filled again; and then other weights.
-/// Whatever way a slot came to hold its tokens, it has the logits of a slot that was fed them at once.
+/// Slots are fed different numbers of tokens (some none), forked, reset and filled again; then the weights change. However a
+/// slot got its tokens, it has the logits of a slot that was fed them all at once.
 #[test]
 fn every_backend_plays_as_the_kernels_do() {
     for shape in SHAPES {
@@ -319,8 +325,8 @@ fn every_backend_plays_as_the_kernels_do() {
     }
 }
 
-/// From the same draws every backend draws the same tokens, with close log-probabilities: of a few tokens, of many, and of a whole
-/// vocabulary that is no multiple of anything, at any temperature.
+/// With the same random numbers every backend draws the same tokens, with close log-probabilities: among a few tokens, many, or
+/// the whole vocabulary (of no special size), at any temperature.
 #[test]
 fn every_backend_draws_as_the_kernels_do() {
     let config = ModelConfig { vocabulary_size: 1_000, ..config(SHAPES[0]) };
@@ -354,7 +360,7 @@ fn every_backend_draws_as_the_kernels_do() {
                 );
             }
         }
-        // As many draws of each stream were taken: what follows is the same too.
+        // Every stream advanced by the same number of draws: its next number is the same too.
         (drawn, rngs.iter_mut().map(CounterRng::next_u64).collect::<Vec<_>>())
     };
     for seed in 0..20 {
@@ -373,8 +379,8 @@ fn every_backend_draws_as_the_kernels_do() {
     }
 }
 
-/// Every weight tensor gets a gradient that finite differences of the loss confirm: sign, weights, masks, both clips and the
-/// entropy included, and a loss that compares.
+/// Finite differences of the loss confirm the gradient of every weight tensor, including sign, weights, masks, both clips,
+/// entropy, and a pairwise loss.
 #[test]
 fn every_weight_has_the_gradient_of_the_loss() {
     let config = config(SHAPES[0]);
@@ -395,7 +401,7 @@ fn every_weight_has_the_gradient_of_the_loss() {
         assert_eq!(scores.logprobs, trainer.logprobs(batch.sequences()).unwrap());
         for (index, spec) in config.tensors().iter().enumerate() {
             let gradient = &gradient.tensors[index];
-            // Along the gradient the loss changes by its norm.
+            // Along the gradient, the slope of the loss is the gradient's norm.
             let norm: f64 = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
             assert!(norm > 1e-3, "{}: gradient {norm}", spec.name);
             let original = weights.tensors[index].clone();
@@ -405,7 +411,7 @@ fn every_weight_has_the_gradient_of_the_loss() {
                 }
                 pass(&weights).loss
             };
-            // Steep ones get a short step, so that no ratio crosses its clip.
+            // Steep gradients get a short step, so that no ratio crosses its clip.
             let step = 1e-2 / norm.max(1.0);
             let difference = (shifted(step) - shifted(-step)) / (2.0 * step);
             weights.tensors[index] = original;
@@ -414,7 +420,7 @@ fn every_weight_has_the_gradient_of_the_loss() {
     }
 }
 
-/// Figures that the surrogate reports, for ratios that are known.
+/// The surrogate reports the right statistics for known ratios.
 #[test]
 fn clipped_tokens_and_ratios_are_counted() {
     let config = config(SHAPES[0]);

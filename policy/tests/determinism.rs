@@ -1,4 +1,4 @@
-//! Results do not depend on what else is computed: shapes are drawn and bits compared.
+//! Results do not depend on what else is computed: the tests draw random shapes and compare bits.
 
 use policy::cpu::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 use policy::{
@@ -14,7 +14,7 @@ fn draws(len: usize, seed: u64) -> Vec<f32> {
     (0..len).map(|_| rng.unit_f64() as f32 - 0.5).collect()
 }
 
-/// The order that the documentation promises, written as plainly as possible.
+/// Multiplies matrices in the documented order of additions, as plainly as possible.
 fn matmul_by_definition(left: &[f32], right: &[f32], (m, k, n): (usize, usize, usize)) -> Vec<f32> {
     let element = |row: usize, column: usize| {
         (0..k).fold(0f32, |sum, index| left[row * k + index].mul_add(right[index * n + column], sum))
@@ -87,7 +87,7 @@ proptest! {
         let mut out = vec![f32::NAN; m * n];
         matmul(MatrixView::row_major(&left_t, m).transposed(), m, &packed, Start::Zero, &mut out);
         prop_assert_eq!(&out, &expected);
-        // Two halves of k, one after the other, are the whole.
+        // Accumulating two halves of k in order gives the bits of the whole.
         let half = k / 2;
         let part = |from: usize, to: usize| PackedMatrix::new(MatrixView::row_major(&right[from * n..], n), to - from, n);
         matmul(MatrixView::row_major(&left, k), m, &part(0, half), Start::Zero, &mut out);
@@ -96,7 +96,7 @@ proptest! {
         prop_assert_eq!(out, expected);
     }
 
-    /// Sequences scored alone, together, and decoded token by token or in pieces beside others: the same bits.
+    /// Sequences have the same bits scored alone, scored together, and decoded token by token or in pieces beside others.
     #[test]
     fn logprobs_have_the_same_bits_everywhere(
         lengths in prop::collection::vec(3usize..78, 1..6),
@@ -118,8 +118,8 @@ proptest! {
     }
 }
 
-/// Sequences beside others that count for nothing, of which there are so many that chunks begin and end elsewhere, on any number of
-/// threads: the same gradient and the same scores.
+/// Sequences have the same gradient beside enough sequences of zero weight to shift the chunk boundaries. Shards do not
+/// change their scores, and threads do not change the gradient.
 #[test]
 fn gradients_have_the_same_bits_beside_others() {
     let rollout = |number: u64| {
@@ -159,14 +159,14 @@ fn gradients_have_the_same_bits_beside_others() {
     let both = (0..20).flat_map(|number| [bystander(number), rollout(number)]).collect();
     let (_, beside) = gradients(both, ONE_SHARD);
     assert!(alone.first == beside.first, "the gradients differ");
-    // The order in which shards are added is part of the result; who computes them is not.
+    // The result depends on the order in which shards are added, not on the threads that compute them.
     let in_shards = |num_threads| gradients(rollouts(), Division { num_shards: 3, num_threads });
     let (scores_in_shards, one_thread) = in_shards(1);
     assert_eq!(scores_in_shards, scores);
     assert!(in_shards(3).1 == one_thread && in_shards(2).1 == one_thread, "threads change the gradient");
 }
 
-/// Feeds all sequences side by side, some of them only in some rounds, and scores what the model scores.
+/// Feeds all sequences in parallel, some of them only in some rounds. Returns the log-probabilities of their choices.
 fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: &[bool]) -> Vec<f32> {
     let mut policy = policy(config, params, sequences.len());
     let mut logprobs = vec![Vec::new(); sequences.len()];
@@ -177,7 +177,7 @@ fn decode(config: &ModelConfig, params: &Params, sequences: &[Sequence], waits: 
             // The first piece is the prompt; a later piece must end where a choice is scored, so it is one token long
             // unless the sequence scores only its end.
             let piece = if fed[slot] == 0 { 2 } else { 1 };
-            // In one round of nine a sequence does not wait, so that there is an end.
+            // A sequence never waits in one round of nine, so that the loop ends.
             let wait = waits.get((round + slot) % (waits.len() + 1)) == Some(&true);
             let end = (fed[slot] + piece).min(sequence.tokens.len());
             if end > fed[slot] && !wait {
@@ -219,7 +219,7 @@ fn decoding_in_pieces_gives_the_same_bits() {
     }
 }
 
-/// The fixed pass has one hash on every machine: a change of it changes every run, and belongs in the changelog.
+/// The fixed pass has the same hash on every machine. If it changes, every run changes, and the changelog must say so.
 #[test]
 fn numerics_are_fixed() {
     let numerics = Numerics::measure(Device::Cpu).unwrap();

@@ -6,7 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::Error;
 use crate::wire::Format;
 
-/// What is hashed of a value. Journals and checkpoints name groups and states by it: it stays when the wire changes.
+/// The encoding that is hashed. Digests in journals and checkpoints identify groups and states, so it stays fixed when the wire
+/// format changes.
 const HASHED: Format = Format { name: "digest", version: 4 };
 
 /// A blake3 hash that names bytes by their content.
@@ -38,7 +39,7 @@ impl Digest {
         Digest(*hasher.finalize().as_bytes())
     }
 
-    /// Gives the first eight bytes as a number.
+    /// Returns the first eight bytes as a number.
     pub fn head(&self) -> u64 {
         let (head, _) = self.0.split_first_chunk().expect("a digest has 32 bytes");
         u64::from_le_bytes(*head)
@@ -49,12 +50,12 @@ impl Digest {
         Digest(bytes)
     }
 
-    /// Gives the 32 raw bytes.
+    /// Returns the 32 raw bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Gives the first 12 hexadecimal digits, for people.
+    /// Returns the first 12 hexadecimal digits, for display.
     pub fn short(&self) -> String {
         self.to_string()[..12].to_owned()
     }

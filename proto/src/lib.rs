@@ -1,6 +1,6 @@
-//! The nouns of autodidact: what a learner, an actor and a verifier say to each other.
+//! The data types of autodidact: the messages between learner, actor and verifier.
 //!
-//! This crate knows no tensors and no sockets. Everything here is data with one encoding ([`wire`]), one digest
+//! This crate uses no tensors and no sockets. Everything here is data with one encoding ([`wire`]), one digest
 //! ([`Digest`]) and one source of randomness ([`CounterRng`]).
 
 mod digest;
@@ -13,12 +13,12 @@ mod token_set;
 pub mod wire;
 
 pub use digest::Digest;
-pub use message::{Beat, Envelope, Message, Refusal, Role, Version};
+pub use message::{Beat, Envelope, Message, Refusal, RefusalCause, Role, Version};
 pub use problem::{Difficulty, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, ProblemOrigin, ProblemSource};
 pub use rng::{CounterRng, Purpose};
 pub use rollout::{
-    Aim, Choices, Example, Group, LabelOrigin, Legal, Proposal, Rollout, ScoredGroup, SearchTarget, SetDictionary,
-    StopReason, Verdict, VersionSpan,
+    BalanceKey, Choices, Example, Group, LabelOrigin, Legal, Proposal, Rollout, ScoredGroup, SearchTarget,
+    SetDictionary, StopReason, Verdict, VersionSpan,
 };
 pub use task::{Behavior, Request, Sampling, Task, TaskId, TaskKind};
 pub use token_set::{LegalTokens, TokenSet};
@@ -26,15 +26,15 @@ pub use token_set::{LegalTokens, TokenSet};
 /// An index into a vocabulary.
 pub type TokenId = u32;
 
-/// What can go wrong while reading bytes that claim to be one of our nouns.
+/// Errors from reading bytes or text that should encode a type of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bytes were written in another version of their format.
     #[error("{format} version: expected {expected}, got {got}")]
     Version {
-        /// Which format.
+        /// The name of the format.
         format: &'static str,
-        /// The version that this build speaks.
+        /// The version that this build supports.
         expected: u8,
         /// The version that the bytes claim.
         got: u8,
@@ -46,7 +46,7 @@ pub enum Error {
         what: &'static str,
         /// How many bytes there were.
         size_bytes: usize,
-        /// Why the codec refused.
+        /// The error of the codec.
         #[source]
         source: postcard::Error,
     },
@@ -55,7 +55,7 @@ pub enum Error {
     TrailingBytes {
         /// The type that was expected.
         what: &'static str,
-        /// How many bytes are too many.
+        /// How many bytes follow the value.
         extra_bytes: usize,
     },
     /// A digest that is not 64 hexadecimal digits.

@@ -2,72 +2,83 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, TaskId};
 
-/// What travels around a message and is no part of what it says: never digested, folded or compared.
+/// Delivery metadata of a message. It is not part of the body: it is never digested, folded or compared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// Which life of the learner asked for the task; grows from one life to the next.
-    pub epoch: u64,
-    /// How often this life had asked for it before.
+    /// Fencing token of the learner that asked for the task: each learner process of a run has a larger term than the one before.
+    pub term: u64,
+    /// How many times that process had issued the task before.
     pub issue: u32,
-    /// Actors that may not play this copy of the task, for they have played it: the copy is an audit. Empty otherwise.
-    pub not_by: Vec<String>,
-    /// The actor that played the group, as the bus knows it, whatever the actor says; empty where actors have no names.
+    /// Actors that may not play this copy of the task because they have played it already: the copy is an audit. Empty otherwise.
+    pub excluded_actors: Vec<String>,
+    /// The actor that played the group, as identified by the bus, not by the actor; empty if actors have no names.
     pub played_by: String,
 }
 
 /// A message on a bus: a body, which is a function of its task, in an envelope.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message<T> {
-    /// Goes with the task from the learner to actor and verifier, and back.
+    /// Accompanies the task from the learner to actor and verifier, and back.
     pub envelope: Envelope,
-    /// What is said.
+    /// The content.
     pub body: T,
 }
 
 impl<T> Message<T> {
-    /// Puts what answers this message in the same envelope.
+    /// Returns a reply to this message, in the same envelope.
     pub fn reply<U>(&self, body: U) -> Message<U> {
         Message { envelope: self.envelope.clone(), body }
     }
 }
 
-/// Names weights of a run.
+/// Identifies weights of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
     /// The step after which they were published.
     pub policy_version: u64,
-    /// What they are stored under.
+    /// The digest under which they are stored.
     pub weights: Digest,
 }
 
-/// A worker's sign of life: nothing depends on it but what people are told.
+/// A worker's heartbeat. It is used only for reports to people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
-    /// Which worker.
+    /// The name of the worker.
     pub worker: String,
-    /// What it is.
+    /// The role of the worker.
     pub role: Role,
-    /// What it has taken and not answered yet.
+    /// The tasks that it has taken and not answered yet.
     pub tasks: Vec<TaskId>,
 }
 
-/// A verifier's word that nothing can be made of a group. Where it is lost, its task is asked for again some time later.
+/// A verifier's notice that a group has no verdicts. If the notice is lost, the task is issued again some time later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// The group's.
+    /// The envelope of the group.
     pub envelope: Envelope,
-    /// Whose group it is.
+    /// The task that the group answers.
     pub task: TaskId,
-    /// What is wrong with it.
+    /// Whether the group or the checker is at fault.
+    pub cause: RefusalCause,
+    /// A description of the fault.
     pub reason: String,
 }
 
-/// What a worker is.
+/// Why a group has no verdicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCause {
+    /// The group cannot be judged; it is set aside.
+    Group,
+    /// The checker did not answer; the group is judged later.
+    CheckerUnavailable,
+}
+
+/// The role of a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// It plays.
+    /// It plays tasks.
     Actor,
-    /// It judges.
+    /// It judges groups.
     Verifier,
 }

@@ -7,25 +7,25 @@ use crate::{CounterRng, Digest, TokenId};
 /// The public part of a problem: text in a domain's problem language.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Problem {
-    /// Name of the domain, as in the registry.
+    /// Name of the domain in the registry.
     pub domain: String,
     /// The problem in the domain's canonical spelling.
     pub text: String,
 }
 
-/// What only verifiers may know of a problem, as text in the domain's own form: a reference program, hidden inputs.
+/// The secret part of a problem, for verifiers only, as text in the domain's own form: a reference program, hidden inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProblemKey {
     /// The key.
     pub text: String,
 }
 
-/// A problem with its key, where it has one. Never part of a task.
+/// A problem with its key, if it has one. Never part of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyedProblem {
     /// The public part.
     pub problem: Problem,
-    /// The key; `None` where checking needs none.
+    /// The key; `None` if checking needs none.
     pub key: Option<ProblemKey>,
 }
 
@@ -39,25 +39,25 @@ impl fmt::Display for Niche {
     }
 }
 
-/// How a problem fares with the current policy: measured, never judged by its looks.
+/// How hard a problem is for the current policy: measured from rollouts, never guessed from the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Difficulty {
     /// No rollout solves it.
     Unsolved,
-    /// Fewer than half of the rollouts do.
+    /// Fewer than half of the rollouts solve it.
     Hard,
-    /// Half of them or more, not all.
+    /// At least half of the rollouts solve it, but not all.
     Easy,
-    /// All of them.
+    /// All rollouts solve it.
     Trivial,
 }
 
 impl Difficulty {
-    /// Sorts a solve rate.
+    /// Classifies a solve rate.
     ///
     /// # Panics
-    /// When nothing was played.
+    /// When `num_rollouts` is zero.
     ///
     /// ```
     /// use proto::Difficulty;
@@ -102,7 +102,7 @@ pub struct LadderLevel {
     pub description: &'static str,
 }
 
-/// All that a learner knows of a domain.
+/// The part of a domain that a learner uses.
 pub trait ProblemSource: Send + Sync {
     /// Name in the registry.
     fn name(&self) -> &'static str;
@@ -110,30 +110,30 @@ pub trait ProblemSource: Send + Sync {
     /// Lists the ladder's levels, easiest first.
     fn ladder_levels(&self) -> &'static [LadderLevel];
 
-    /// Gives the level whose problems are of a niche; 0 where there is none.
+    /// Returns the level that holds the problems of a niche; 0 if no level does.
     fn level_of(&self, niche: Niche) -> u32;
 
-    /// Writes problem `index` of a level: a function of its arguments, never an exam problem.
+    /// Generates problem `index` of a level. The result depends on the arguments alone and is never an exam problem.
     ///
     /// # Panics
     /// When the level is not one of [`ProblemSource::ladder_levels`].
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem;
 
-    /// Changes a problem into another one that would be admitted as a proposal; `None` when the draws led to none.
+    /// Mutates a problem into another one that would be admitted as a proposal; `None` if the random draws yield none.
     fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem>;
 
     /// Writes the prompt that asks the policy for a problem of a niche and a difficulty.
     fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<TokenId>;
 
-    /// Gives the length of the longest problem that [`ProblemSource::propose_prompt`] can be answered with.
+    /// Returns the length in tokens of the longest problem that can answer [`ProblemSource::propose_prompt`].
     fn max_proposal_tokens(&self, niche: Niche) -> u32;
 
-    /// Writes a niche for people.
+    /// Returns a human-readable description of a niche.
     fn describe_niche(&self, niche: Niche) -> String;
 
-    /// Hashes what makes two problems the same problem.
+    /// Returns a hash that two problems share exactly if they count as the same problem.
     fn canonical_hash(&self, problem: &Problem) -> Digest;
 
-    /// Tells whether a problem belongs to an exam, so that nothing may train on it.
+    /// Whether a problem belongs to an exam, so that nothing may train on it.
     fn is_exam(&self, problem: &Problem) -> bool;
 }

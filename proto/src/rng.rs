@@ -3,7 +3,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::Digest;
 
-/// What a stream of random draws is for. Part of its key, so that two uses never share draws.
+/// The purpose of a stream of random draws. It is part of the key, so that two uses never share draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Initial weights.
@@ -26,7 +26,7 @@ pub enum Purpose {
     Mutation,
     /// Inputs that a verifier runs a program on.
     Execution,
-    /// What a bus does wrong on purpose; nothing that is learned depends on it.
+    /// Faults that a bus injects on purpose; nothing that is learned depends on them.
     Fault,
 }
 
@@ -55,7 +55,7 @@ impl CounterRng {
         CounterRng(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
     }
 
-    /// Opens the stream of what a digest names: for draws that no run may have a say in.
+    /// Opens the stream of a digest, for draws that must not depend on the run.
     pub fn of_digest(digest: &Digest, purpose: Purpose) -> CounterRng {
         CounterRng::new(digest.head(), purpose, 0, 0, 0)
     }

@@ -4,17 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{KeyedProblem, LegalTokens, Niche, ProblemOrigin, Task, TokenId, TokenSet};
 
-/// What was legal where a token was chosen.
+/// The tokens that were legal at a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Legal {
     /// The whole vocabulary.
     Any,
-    /// Those of a set: an index into a dictionary.
+    /// The tokens of a set, by its index in a dictionary.
     Set(u32),
 }
 
 impl Legal {
-    /// Looks up what was legal in the dictionary of its group, which has been checked.
+    /// Looks up the legal tokens in the dictionary of a group that has been checked.
     pub fn tokens(self, sets: &[TokenSet]) -> LegalTokens {
         match self {
             Legal::Any => LegalTokens::Any,
@@ -23,17 +23,17 @@ impl Legal {
     }
 }
 
-/// Which tokens of an answer were chosen rather than forced, and among what.
+/// Which tokens of an answer were chosen rather than forced, and which tokens were legal there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choices {
-    /// Their indices, ascending; absent where no token was forced.
+    /// Indices of the chosen tokens, ascending; absent if no token was forced.
     pub positions: Option<Vec<u32>>,
-    /// What was legal at each.
+    /// The legal tokens at each choice.
     pub legal: Vec<Legal>,
 }
 
 impl Choices {
-    /// Takes the choices of an answer of `num_tokens`, in order, as (position, what was legal).
+    /// Collects the choices of an answer of `num_tokens`, in order, as (position, legal tokens).
     pub fn new(num_tokens: usize, choices: impl IntoIterator<Item = (usize, Legal)>) -> Choices {
         let (positions, legal): (Vec<u32>, Vec<Legal>) =
             choices.into_iter().map(|(position, legal)| (position as u32, legal)).unzip();
@@ -51,14 +51,13 @@ impl Choices {
         self.legal.is_empty()
     }
 
-    /// Lists the choices in order, as (position, what was legal).
+    /// Lists the choices in order, as (position, legal tokens).
     pub fn iter(&self) -> impl Iterator<Item = (usize, Legal)> + Clone + '_ {
         let position = |index: usize| self.positions.as_ref().map_or(index, |positions| positions[index] as usize);
         self.legal.iter().enumerate().map(move |(index, legal)| (position(index), *legal))
     }
 
-    /// Whether there is one position for each choice, they are in order and within the tokens, and every choice is of a token
-    /// that was legal by its set.
+    /// Whether each choice has one position, positions are in order and in range, and every chosen token is legal by its set.
     fn are_of(&self, tokens: &[TokenId], sets: &[TokenSet]) -> bool {
         let are_in_form = match &self.positions {
             None => self.legal.len() == tokens.len(),
@@ -85,7 +84,7 @@ pub struct SetDictionary {
 }
 
 impl SetDictionary {
-    /// Refers to what is legal; a set that is not there yet is entered.
+    /// Returns a reference to the legal tokens, after adding their set to the dictionary if it is new.
     pub fn refer(&mut self, legal: LegalTokens) -> Legal {
         let LegalTokens::Only(set) = legal else { return Legal::Any };
         Legal::Set(*self.index.entry(set).or_insert_with_key(|set| {
@@ -103,13 +102,13 @@ impl SetDictionary {
 /// Why a rollout ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopReason {
-    /// The grammar says that the answer is complete.
+    /// The answer is complete by the grammar.
     Complete,
-    /// The task's token limit.
+    /// The rollout reached the task's token limit.
     Length,
 }
 
-/// From `first_token` on, tokens were drawn with this version.
+/// A span of tokens that one version drew: from `first_token` to the next span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionSpan {
     /// First answer token of the span.
@@ -118,14 +117,14 @@ pub struct VersionSpan {
     pub policy_version: u64,
 }
 
-/// What a tree search found at a choice.
+/// The result of a tree search at a choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchTarget {
     /// The improved policy over the tokens that were visited.
     pub policy: Vec<(TokenId, f32)>,
-    /// The value of the position, for whoever chose.
+    /// The value of the position for the side that makes the choice.
     pub value: f32,
-    /// Simulations that were spent on the choice.
+    /// Number of simulations for the choice.
     pub num_simulations: u32,
 }
 
@@ -136,23 +135,22 @@ pub struct Rollout {
     pub tokens: Vec<TokenId>,
     /// The choices among them, legal by [`Group::sets`].
     pub choices: Choices,
-    /// Log-probability of each choice under the behaviour policy, among what was legal and at its temperature (at 1 where it
-    /// is 0).
+    /// Log-probability of each choice under the behaviour policy, over the legal tokens and at its temperature (at 1 if it is 0).
     pub logprobs: Vec<f32>,
-    /// What the policy took the position to be worth before each choice; absent where nobody asked. Reserved: refused.
+    /// The policy's value estimate before each choice; absent if not requested. Reserved: refused by [`Group::check`].
     pub values: Option<Vec<f32>>,
-    /// What search found at each choice; absent where nobody searched. Reserved: refused.
+    /// The search result at each choice; absent if there was no search. Reserved: refused by [`Group::check`].
     pub search: Option<Vec<SearchTarget>>,
     /// Why it ended.
     pub stop: StopReason,
-    /// Which versions drew the tokens, oldest first; one span unless weights changed midway.
+    /// The versions that drew the tokens, oldest first; one span unless weights changed midway.
     pub versions: Vec<VersionSpan>,
 }
 
-/// What an actor returns for a task: k rollouts.
+/// An actor's answer to a task: k rollouts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// The task that was played, whole: a group for another plan is recognised by it.
+    /// The complete task that was played. It identifies a group that belongs to another plan.
     pub task: Task,
     /// Dictionary of the sets among which tokens were chosen, in order of first use.
     pub sets: Vec<TokenSet>,
@@ -161,20 +159,20 @@ pub struct Group {
 }
 
 impl Rollout {
-    /// Names the version that drew the token at a position; its versions have been checked.
+    /// Returns the version that drew the token at a position. The rollout's versions must have been checked.
     pub fn version_at(&self, position: usize) -> u64 {
         let span = self.versions.iter().rfind(|span| span.first_token as usize <= position);
         span.expect("the first span begins with the first token").policy_version
     }
 }
 
-/// What a checker says of an answer; a function of problem and answer alone.
+/// A checker's verdict on an answer; a function of problem and answer alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// Solves the problem; of a proposal: it is a problem worth asking.
+    /// Solves the problem; for a proposal: a problem worth asking.
     Correct,
-    /// A legal answer that does not; of a proposal: it is not.
+    /// A legal answer that does not solve the problem; for a proposal: not a problem worth asking.
     Incorrect,
     /// Not in the answer language.
     Malformed,
@@ -186,32 +184,32 @@ pub enum Verdict {
     Violation,
 }
 
-/// How an example came by its label.
+/// The origin of an example's label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LabelOrigin {
     /// The rollout solved its problem.
     Solved,
-    /// The rollout solves another problem exactly, and that problem is the prompt.
+    /// The rollout solves another problem exactly, and the prompt is replaced by that problem.
     Hindsight,
     /// A machine computed the answer, or the givens for an answer that the problem showed.
     Executor,
     /// Tree search found it.
     Search,
-    /// The answer is a problem, and the prompt names the niche and the difficulty that it turned out to have.
+    /// The answer is a problem, and the prompt names its actual niche and difficulty.
     Proposal,
 }
 
-/// What an answer is aimed at, by which examples are balanced.
+/// The key by which training balances examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Aim {
-    /// Level of the problem on its domain's ladder, 0 where there is none. Levels are trained on in the shares of the config.
+pub struct BalanceKey {
+    /// Level of the problem on its domain's ladder; 0 if it has none. Each level's share of training is set in the config.
     pub level: u32,
     /// Within the level, problems of one goal differ in their givens only. Rare goals weigh more.
     pub goal: u64,
 }
 
-/// What a learner trains on: a prompt and a verified answer.
+/// A training example: a prompt and a verified answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     /// Prompt tokens.
@@ -222,36 +220,36 @@ pub struct Example {
     pub choices: Choices,
     /// Who wrote the problem that the rollout answered.
     pub problem_origin: ProblemOrigin,
-    /// How the label came about.
+    /// The origin of the label.
     pub label_origin: LabelOrigin,
-    /// What the answer is aimed at.
-    pub aim: Aim,
+    /// The key by which training balances the example.
+    pub balance_key: BalanceKey,
 }
 
 /// A problem that a rollout wrote and that was admitted: it parses, has a solution, and asks something.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Proposal {
-    /// Which rollout wrote it.
+    /// The index of the rollout that wrote it.
     pub rollout: u32,
     /// The problem.
     pub keyed: KeyedProblem,
-    /// The niche that it turned out to be of.
+    /// The niche that the problem actually has.
     pub niche: Niche,
-    /// The choices in the rollout when it is asked for that niche, legal by [`ScoredGroup::example_sets`].
+    /// The rollout's choices under a prompt that asks for that niche, legal by [`ScoredGroup::example_sets`].
     pub choices: Choices,
 }
 
 /// A group with its verdicts and the examples made from it. All of it is a function of the task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScoredGroup {
-    /// What the actor played.
+    /// The group that the actor played.
     pub group: Group,
     /// The prompt that was answered.
     pub prompt: Vec<TokenId>,
-    /// The niche of the problem that was posed; of problems asked for: the niche that was named.
+    /// The niche of the problem to solve; for a request for problems: the niche that it names.
     pub niche: Niche,
-    /// What answers to it aim at, as far as the problem alone tells.
-    pub aim: Aim,
+    /// The balance key of examples made from its answers, as far as the problem alone determines it.
+    pub balance_key: BalanceKey,
     /// One per rollout, in order.
     pub verdicts: Vec<Verdict>,
     /// Dictionary of the sets of the examples and the proposals.
@@ -263,18 +261,18 @@ pub struct ScoredGroup {
 }
 
 impl Group {
-    /// Names the versions that drew its tokens, some more than once.
+    /// Lists the versions that drew its tokens, with repetitions.
     pub fn versions(&self) -> impl Iterator<Item = u64> {
         self.rollouts.iter().flat_map(|rollout| &rollout.versions).map(|span| span.policy_version)
     }
 
-    /// Tells whether one version drew all of its tokens.
+    /// Whether one version drew all of its tokens.
     pub fn is_of_version(&self, policy_version: u64) -> bool {
         let whole = [VersionSpan { first_token: 0, policy_version }];
         self.rollouts.iter().all(|rollout| rollout.versions == whole)
     }
 
-    /// Most bytes on the wire of a group of this size: every token is chosen, each among a set of its own.
+    /// Returns the most bytes on the wire for a group of this size: every token is a choice with a set of its own.
     pub fn max_bytes(num_rollouts: u32, max_tokens: u32, vocabulary_size: usize) -> usize {
         let varint_bytes = |largest: usize| (usize::BITS - largest.leading_zeros()).div_ceil(7) as usize;
         let [num_rollouts, max_tokens] = [num_rollouts, max_tokens].map(|count| count as usize);
@@ -282,17 +280,17 @@ impl Group {
         let position_bytes = varint_bytes(max_tokens);
         let legal_bytes = 1 + varint_bytes(num_rollouts * max_tokens);
         let set_bytes = varint_bytes(num_words) + 10 * num_words;
-        // And the token itself, and its log-probability.
+        // Includes the token and its log-probability (4 bytes).
         let per_token = varint_bytes(vocabulary_size) + position_bytes + legal_bytes + 4 + set_bytes;
-        // Beside them lengths and versions, and once the task with its problem.
+        // The constants cover lengths and versions in each rollout and, once, the task with its problem.
         4_096 + num_rollouts * (64 + max_tokens * per_token)
     }
 
-    /// Checks that the group has the size and the form of what its task asks for, that its tokens are of the vocabulary, and that
-    /// everything in it that points somewhere points into it. Whoever reads it then need not, and is not kept busy for long.
+    /// Checks that the group has the size and form that its task asks for, that its tokens are in the vocabulary, and that its
+    /// indices are in range. Code that reads a checked group need not check again, and its work is bounded.
     ///
     /// # Errors
-    /// In words, the first thing that is not as it must be.
+    /// A description of the first violation.
     pub fn check(&self, vocabulary_size: usize) -> Result<(), String> {
         let Group { task, sets, rollouts } = self;
         let is_possible = task.num_rollouts <= Task::MAX_ROLLOUTS && task.max_tokens <= Task::MAX_TOKENS;
@@ -324,10 +322,10 @@ impl Group {
 }
 
 impl ScoredGroup {
-    /// Checks the group, and that everything that was added to it points into the message.
+    /// Checks the group, and the number of verdicts, prompts, tokens and indices in the data that was added to it.
     ///
     /// # Errors
-    /// In words, the first thing that is not as it must be.
+    /// A description of the first violation.
     pub fn check(&self, vocabulary_size: usize) -> Result<(), String> {
         self.group.check(vocabulary_size)?;
         let (rollouts, sets) = (&self.group.rollouts, &self.example_sets);

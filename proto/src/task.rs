@@ -2,18 +2,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Difficulty, Digest, Niche, Problem, ProblemOrigin};
 
-/// Names a task within a run.
+/// Identifies a task within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskId {
-    /// What the task is for; evaluations have indices of their own.
+    /// The purpose of the task; evaluations have indices of their own.
     pub kind: TaskKind,
-    /// The batch that it belongs to; for an evaluation, the step whose weights sit the exam.
+    /// The batch that it belongs to; for an evaluation, the step whose weights are evaluated.
     pub batch: u64,
     /// Position in the batch, or in the evaluations planned at that step.
     pub index: u32,
 }
 
-/// What becomes of a task's group.
+/// How the learner uses a task's group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskKind {
@@ -23,31 +23,31 @@ pub enum TaskKind {
     Evaluate,
 }
 
-/// What an actor is asked for.
+/// The work that a task requests from an actor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Answers to a problem.
+    /// Requests answers to a problem.
     Solve {
         /// The problem's public part.
         problem: Problem,
         /// Who wrote it.
         origin: ProblemOrigin,
-        /// Whether the verifier needs the problem's key, which travels apart.
+        /// Whether the verifier needs the problem's key, which is sent separately.
         has_key: bool,
     },
-    /// Problems.
+    /// Requests new problems.
     Propose {
-        /// Of which domain.
+        /// The domain of the problems.
         domain: String,
-        /// Of which kind.
+        /// The kind of the problems.
         niche: Niche,
-        /// How hard for the current policy.
+        /// How hard they should be for the current policy.
         difficulty: Difficulty,
     },
 }
 
 impl Request {
-    /// Names the domain.
+    /// Returns the name of the domain.
     pub fn domain(&self) -> &str {
         match self {
             Request::Solve { problem, .. } => &problem.domain,
@@ -55,7 +55,7 @@ impl Request {
         }
     }
 
-    /// Gives the problem to solve; `None` where problems are asked for.
+    /// Returns the problem to solve; `None` if new problems are requested.
     pub fn problem(&self) -> Option<&Problem> {
         match self {
             Request::Solve { problem, .. } => Some(problem),
@@ -64,47 +64,47 @@ impl Request {
     }
 }
 
-/// Where the tokens of a rollout come from.
+/// The source of a rollout's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Behavior {
-    /// The network under the action mask.
+    /// Sampling from the network under the action mask.
     Policy,
-    /// Uniformly random legal tokens; the control of every claim about learning from the policy's own play.
+    /// Uniformly random legal tokens: the control for every claim about learning from the policy's own play.
     UniformLegal,
 }
 
 /// How tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// Where the tokens come from.
+    /// The source of the tokens.
     pub behavior: Behavior,
     /// Divides the logits; 0 takes the most probable token (the lowest id among equals).
     pub temperature: f32,
 }
 
-/// One unit of an actor's work, complete: an actor needs this message and the weights, nothing else.
+/// One self-contained unit of an actor's work: the actor needs only this message and the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     /// Name within the run.
     pub id: TaskId,
-    /// Seed of the run: with the id it keys every draw.
+    /// Seed of the run; with the id, it is the key of every random draw.
     pub seed: u64,
     /// Weights to play with.
     pub weights: Digest,
     /// The step after which these weights were published.
     pub policy_version: u64,
-    /// Whether newer weights than these may play it, also from the middle of a rollout on.
+    /// Whether newer weights may play it, and may take over in the middle of a rollout.
     pub free_running: bool,
     /// What to do.
     pub request: Request,
-    /// What the learner planned it as, for its statistics: domain and source; empty for evaluations.
+    /// Domain and source as planned by the learner, for its statistics; empty for evaluations.
     pub family: String,
     /// How many rollouts to play (k).
     pub num_rollouts: u32,
     /// How to draw tokens.
     pub sampling: Sampling,
-    /// Most answer tokens, forced ones included; a rollout that would pass it stops as [`crate::StopReason::Length`].
+    /// Most answer tokens, forced ones included; a rollout that would exceed it stops as [`crate::StopReason::Length`].
     pub max_tokens: u32,
 }
 
@@ -112,6 +112,6 @@ impl Task {
     /// The most rollouts that a task may ask for.
     pub const MAX_ROLLOUTS: u32 = 4_096;
 
-    /// The most tokens that it may ask for in each.
+    /// The most tokens per rollout that a task may ask for.
     pub const MAX_TOKENS: u32 = 4_096;
 }

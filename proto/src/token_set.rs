@@ -4,7 +4,7 @@ use smallvec::SmallVec;
 
 use crate::TokenId;
 
-/// A set of tokens of a vocabulary of any size; below token 256 it takes no memory of its own.
+/// A set of tokens of a vocabulary of any size. It needs no heap memory if all tokens are below 256.
 ///
 /// ```
 /// let set: proto::TokenSet = [3, 200, 49_151].into_iter().collect();
@@ -80,27 +80,29 @@ impl Serialize for TokenSet {
 
 impl<'de> Deserialize<'de> for TokenSet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TokenSet, D::Error> {
-        // A vector trusts no length that a message claims; what is allocated is there.
+        // `Vec` does not trust a claimed length: its memory grows with the words that are present.
         let words = Vec::<u64>::deserialize(deserializer)?;
         match words.last() {
             Some(0) => Err(D::Error::custom("a set of tokens ends with a word that is not 0")),
-            _ if words.len() > (TokenId::MAX / 64) as usize => Err(D::Error::custom("a set holds tokens of 32 bits")),
+            _ if words.len() > (TokenId::MAX / 64) as usize + 1 => {
+                Err(D::Error::custom("a set holds tokens of 32 bits"))
+            }
             _ => Ok(TokenSet { words: SmallVec::from_slice(&words) }),
         }
     }
 }
 
-/// The tokens among which one is chosen.
+/// The tokens that are legal at a choice.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LegalTokens {
     /// The whole vocabulary.
     Any,
-    /// Those of a set.
+    /// The tokens of a set.
     Only(TokenSet),
 }
 
 impl LegalTokens {
-    /// Whether a token may be chosen, of those that the vocabulary has.
+    /// Whether a token of the vocabulary may be chosen.
     pub fn contains(&self, token: TokenId) -> bool {
         match self {
             LegalTokens::Any => true,

@@ -1,26 +1,25 @@
 //! The one encoding: a version byte and `postcard`.
 //!
-//! What goes over the wire, what a journal holds and what a checkpoint holds are formats with versions of their own, so that a
-//! change of one leaves the others readable. Decoding trusts nothing: a wrong version, a truncated body or trailing bytes are
-//! errors.
+//! The wire, the journal and the checkpoint have formats with separate versions, so that a change of one leaves the others
+//! readable. Decoding trusts nothing: a wrong version, a truncated body or trailing bytes are errors.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::Error;
 
-/// The version of [`WIRE`]: bumped whenever the meaning of bytes changes that one process sends to another.
+/// The version of [`WIRE`], increased whenever the meaning of the bytes changes that processes exchange.
 pub const WIRE_VERSION: u8 = 5;
 
-/// What processes send to each other.
+/// The format of messages between processes.
 pub const WIRE: Format = Format { name: "wire", version: WIRE_VERSION };
 
-/// An encoding that changes on its own.
+/// An encoding with a version of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// Names it in messages.
+    /// The name of the format in error messages.
     pub name: &'static str,
-    /// Bumped whenever the meaning of its bytes changes.
+    /// Increased whenever the meaning of its bytes changes.
     pub version: u8,
 }
 
@@ -28,7 +27,7 @@ impl Format {
     /// Encodes a value.
     ///
     /// # Panics
-    /// When the type has no encoding (a map of unknown length); none of ours has that.
+    /// When the type has no encoding (a map of unknown length), which is never so for types of this workspace.
     pub fn encode<T: Serialize>(self, value: &T) -> Vec<u8> {
         postcard::to_extend(value, vec![self.version]).expect("every type of a format has an encoding")
     }

@@ -2,9 +2,9 @@
 //! hold some of the same types: where those change, so do their versions, which `learner/src/golden.rs` sees to.
 
 use proto::{
-    Aim, Behavior, Choices, Digest, Example, Group, KeyedProblem, LabelOrigin, Legal, Niche, Problem, ProblemKey,
-    ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, SearchTarget, StopReason, Task, TaskId, TaskKind,
-    TokenSet, Verdict, VersionSpan, wire,
+    BalanceKey, Behavior, Choices, Digest, Example, Group, KeyedProblem, LabelOrigin, Legal, Niche, Problem,
+    ProblemKey, ProblemOrigin, Proposal, Request, Rollout, Sampling, ScoredGroup, SearchTarget, StopReason, Task,
+    TaskId, TaskKind, TokenSet, Verdict, VersionSpan, wire,
 };
 
 const VOCABULARY_SIZE: usize = 256;
@@ -38,7 +38,7 @@ fn scored_group() -> ScoredGroup {
         group: Group { task, sets: vec![set.clone()], rollouts: vec![rollout] },
         prompt: vec![120, 124, 4, 7, 3],
         niche: Niche(0x0002_0002),
-        aim: Aim { level: 2, goal: 9 },
+        balance_key: BalanceKey { level: 2, goal: 9 },
         verdicts: vec![Verdict::Correct],
         example_sets: vec![set],
         examples: vec![Example {
@@ -47,7 +47,7 @@ fn scored_group() -> ScoredGroup {
             choices: choices.clone(),
             problem_origin: ProblemOrigin::Ladder,
             label_origin: LabelOrigin::Solved,
-            aim: Aim { level: 2, goal: 9 },
+            balance_key: BalanceKey { level: 2, goal: 9 },
         }],
         proposals: vec![Proposal {
             rollout: 0,

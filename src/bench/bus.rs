@@ -1,5 +1,5 @@
-//! What a NATS server on this machine carries: groups beside a bare loop of its client library, weights beside a file copy,
-//! and how far more actors bring more.
+//! Throughput of a NATS server on this machine: groups compared with a bare loop of its client library, weights compared
+//! with a file copy, and how throughput scales with the number of actors.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, RetentionPolicy};
-use bus::nats::{Credentials, Identity, Nats, Server, Settings, Terms};
-use bus::{Bus, Delivery};
+use bus::nats::{Credentials, Identity, Nats, Server, Settings, StreamLimits};
+use bus::{Delivery, Queues as _, WeightStore as _};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use policy::{Backend, Device, ModelConfig, Params};
 use proto::{
@@ -27,22 +27,22 @@ use crate::language;
 use crate::run_config::LocalConfig;
 use crate::signals::stop_in_order;
 
-/// Groups that are published side by side, and so many actors.
+/// Number of groups that are published concurrently, as by this many actors.
 const PUBLISHERS: usize = 8;
 
 /// Numbers of simulated actors.
 const ACTORS: [usize; 4] = [1, 2, 4, 8];
 
-/// Tasks that a simulated learner has out: two batches of the preset `laptop`.
+/// Outstanding tasks of a simulated learner: two batches of the preset `laptop`.
 const TASKS_OUT: u32 = 512;
 
-/// What a simulated actor is: as many groups of eight at a time as 128 slots hold, each of them for as long as a network of
-/// width 128 takes for them on one thread, at 14 tokens an answer and the 20.8 thousand a second of docs/performance.md.
+/// A simulated actor plays as many groups of eight concurrently as 128 slots hold. A group takes as long as a network of
+/// width 128 needs on one thread, at 14 tokens per answer and the 20.8 thousand per second of docs/performance.md.
 const GROUPS_AT_A_TIME: usize = 16;
 const GROUP_TIME: Duration = Duration::from_millis(86);
 
 pub(super) fn measure(args: &Args) -> Result<Report> {
-    // The server is a process of its own, and what it stores a folder: both go with this process.
+    // The server is a separate process with its own storage folder. Both must be removed when this process ends.
     let shutdown = stop_in_order("ending the nats-server")?;
     let runtime = tokio::runtime::Runtime::new()?;
     let measured = async {
@@ -78,7 +78,7 @@ impl ServerProcess {
         Ok(ServerProcess { folder, child })
     }
 
-    /// Waits until the server says at which port it is.
+    /// Waits until the server reports its port.
     async fn url(&self) -> Result<String> {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(30) {
@@ -98,7 +98,7 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Both fail when it has ended by itself.
+        // Both calls fail if the server has already exited.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -114,11 +114,12 @@ const RUN: &str = "bench";
 const ACK_WAIT: Duration = Duration::from_secs(60);
 
 async fn lead(url: &str) -> Result<Arc<Nats>> {
-    let terms = Terms { max_tasks: 1 << 16, ack_wait: ACK_WAIT, lease: Duration::from_secs(60), num_replicas: 1 };
-    // Nobody else is there: each is the learner that was there before.
+    let terms =
+        StreamLimits { max_tasks: 1 << 16, ack_wait: ACK_WAIT, lease: Duration::from_secs(60), num_replicas: 1 };
+    // There is no other learner: each one resumes the lease of the previous one.
     let identity = Identity { name: "bench".to_owned(), id: "bench".to_owned(), before: None };
     let (lease, bus) = connect(url).await?.lead(RUN, RUN, &identity, terms).await?;
-    // Nobody else wants it.
+    // No other process takes the lease.
     lease.abandon();
     Ok(Arc::new(bus))
 }
@@ -146,7 +147,7 @@ fn task(batch: u64, index: u32) -> Task {
     }
 }
 
-/// A group as actors send them: eight legal answers.
+/// Makes a group like those that actors send: eight legal answers.
 async fn group() -> Result<Group> {
     let config = ModelConfig {
         vocabulary_size: 256,
@@ -165,11 +166,11 @@ async fn group() -> Result<Group> {
 }
 
 fn envelope() -> Envelope {
-    Envelope { epoch: 1, ..Envelope::default() }
+    Envelope { term: 1, ..Envelope::default() }
 }
 
-/// Groups from eight actors to a verifier: through the client library alone, the same with a name for each message, by which
-/// the server tells a publisher's second try from another message, and through the bus, which has such names.
+/// Measures groups sent from eight actors to a verifier: through the client library alone, through it with message ids, by
+/// which the server recognises a publisher's retry, and through the bus, which uses such ids.
 async fn groups(args: &Args, url: &str) -> Result<Vec<Row>> {
     let (_learner, actor, verifier) = (lead(url).await?, join(url, "actor").await?, join(url, "verifier").await?);
     let message = Message { envelope: envelope(), body: group().await? };
@@ -216,10 +217,10 @@ async fn carry(num_groups: usize, actor: &Arc<Nats>, verifier: &Arc<Nats>, messa
     Ok(())
 }
 
-/// A work queue of its own, and a loop over it that knows nothing of groups.
+/// A separate work queue, and a loop over it that treats groups as opaque bytes.
 struct Bare {
     jetstream: async_nats::jetstream::Context,
-    /// Kept from round to round: what it has asked for would come to nobody.
+    /// Kept across rounds: messages requested by a dropped stream would reach no one.
     messages: pull::Stream,
 }
 
@@ -241,7 +242,7 @@ impl Bare {
         Ok(Bare { jetstream: async_nats::jetstream::new(publisher), messages })
     }
 
-    /// Names messages, where they have names, by the round and their number.
+    /// Publishes and takes groups. With `round`, message ids are made of the round and the message number.
     async fn carry(&mut self, num_groups: usize, payload: &bytes::Bytes, round: Option<usize>) -> Result<()> {
         let Bare { jetstream, messages } = self;
         let publish = async {
@@ -271,7 +272,7 @@ impl Bare {
     }
 }
 
-/// Weights to the bus and from it, beside a copy of a file of that size on the same disk.
+/// Measures storing and fetching weights over the bus, compared with copying a file of that size on the same disk.
 async fn weights(args: &Args, url: &str) -> Result<Vec<Row>> {
     let (learner, actor) = (lead(url).await?, join(url, "actor").await?);
     let folder = tempfile::tempdir()?;
@@ -312,18 +313,19 @@ async fn timed(work: impl Future<Output = Result<()>>) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64())
 }
 
-/// Copies bytes, as a server writes them: read and written, and left to the system to put on the disk.
+/// Copies bytes as a server writes them: read and written, without a sync to disk.
 fn copy(source: &Path, target: &Path) -> Result<()> {
     std::fs::write(target, std::fs::read(source)?)?;
     Ok(())
 }
 
-/// Gives bytes that differ from piece to piece.
+/// Returns bytes that differ from piece to piece.
 fn some_bytes(len: usize) -> Arc<[u8]> {
     (0..len).map(|place| (place.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
-/// Tasks to simulated actors, their groups to a verifier, and on to a learner that asks for another task for each.
+/// Measures the full loop: tasks to simulated actors, groups to a verifier, and scored groups to a learner, which issues a
+/// new task for each.
 async fn actors(args: &Args, url: &str) -> Result<Vec<Row>> {
     let group = group().await?;
     let scored = verifier::score(language().as_ref(), group.clone(), None)?;
@@ -349,7 +351,7 @@ async fn actors(args: &Args, url: &str) -> Result<Vec<Row>> {
                     }
                 }
             });
-            // Every round and number of actors has messages of its own.
+            // Message ids must differ between rounds and numbers of actors.
             let batch = 100 * round + number as u64;
             let issue = |index| learner.publish_task(Message { envelope: envelope(), body: task(batch, index) });
             futures_util::stream::iter((0..TASKS_OUT).map(issue)).buffer_unordered(64).try_collect::<()>().await?;
@@ -361,7 +363,7 @@ async fn actors(args: &Args, url: &str) -> Result<Vec<Row>> {
                     learner.next_scored().await?.acknowledge().await?;
                     issue(next).await?;
                     next += 1;
-                    // The first of each actor come while others still begin.
+                    // Warm-up: the first groups arrive while some actors are still starting.
                     let since = *began.get_or_insert_with(|| Instant::now() + 2 * GROUP_TIME);
                     if Instant::now() >= since {
                         count += 1;
@@ -389,7 +391,7 @@ async fn actors(args: &Args, url: &str) -> Result<Vec<Row>> {
     Ok(ACTORS.into_iter().zip(rates).map(row_of).collect())
 }
 
-/// Takes tasks as an actor does, and takes the time of one.
+/// Takes tasks as an actor does, and spends an actor's time on each.
 async fn play(bus: Arc<Nats>, group: Group) -> Result<()> {
     let mut playing = JoinSet::new();
     loop {

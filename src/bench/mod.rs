@@ -1,5 +1,5 @@
-//! `bench`: how fast this machine trains, decodes and judges, beside what its arithmetic could do at most and, with
-//! `--peer`, beside PyTorch in the same minutes; and what a NATS server on it carries, beside its client library and a file.
+//! `bench`: measures how fast this machine trains, decodes and judges, compared with its arithmetic peak and, with `--peer`,
+//! with PyTorch in the same minutes. Also measures a NATS server, compared with its client library and a file copy.
 
 mod bus;
 mod network;
@@ -72,7 +72,7 @@ enum What {
     Bus,
 }
 
-/// What one bench found.
+/// The result of one bench.
 #[derive(Serialize)]
 struct Report {
     bench: &'static str,
@@ -88,7 +88,7 @@ struct Report {
     peer_version: Option<String>,
 }
 
-/// One figure, per second.
+/// One measured rate.
 #[derive(Serialize)]
 struct Row {
     name: String,
@@ -98,7 +98,7 @@ struct Row {
     gflops: Option<Spread>,
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_peak: Option<Spread>,
-    /// Over what it is compared with, round by round.
+    /// Ratio to the reference rate, round by round.
     #[serde(skip_serializing_if = "Option::is_none")]
     ratio: Option<Spread>,
 }
@@ -117,6 +117,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.threads <= 1_024, "threads: expected 0 to 1024, got {}", args.threads);
     let has_peer = matches!(args.what, What::Train | What::Decode);
     ensure!(!args.peer || has_peer, "--peer: expected train or decode");
+    let is_cpu = args.device == Device::Cpu;
+    ensure!(is_cpu || has_peer, "--device: expected cpu for what is no train or decode, got {}", args.device);
+    ensure!(is_cpu || !args.peer, "--peer: expected --device cpu, which PyTorch is measured on, got {}", args.device);
     ensure!((1..=1_000_000).contains(&args.groups), "groups: expected 1 to 1000000, got {}", args.groups);
     let are_sizes = args.weights.iter().all(|mib| (1..=4_096).contains(mib));
     ensure!(are_sizes, "weights: expected 1 to 4096 MiB each, got {:?}", args.weights);
@@ -190,7 +193,7 @@ impl Report {
     }
 }
 
-/// Reads what Linux calls the processor; elsewhere its architecture must do.
+/// Returns the processor's name as Linux reports it, or the architecture on other systems.
 fn cpu_model() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {

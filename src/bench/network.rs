@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use super::peer::Peer;
 use super::{Args, Report, Row, Spread};
 
-/// Something that the network does, and that the peer does too.
+/// A workload that both our network and the peer run.
 pub(super) trait Workload {
-    /// Does it once and gives the number of tokens.
+    /// Runs the workload once and returns the number of tokens.
     fn run(&mut self) -> Result<usize>;
 
-    /// Floating-point operations a token in matrix products with weights.
+    /// Returns the floating-point operations per token in matrix products with weights.
     fn operations_per_token(&self) -> f64;
 }
 
@@ -23,7 +23,7 @@ pub(super) trait Workload {
 pub(super) fn measure(args: &Args, workload: &mut dyn Workload) -> Result<Report> {
     let mut peer = args.peer.then(|| Peer::start(args)).transpose()?;
     let (mut ours, mut peaks, mut theirs) = (Vec::new(), Vec::new(), Vec::<Vec<(String, f64)>>::new());
-    // The first round warms up: buffers, caches, what the peer compiles.
+    // The first round is a warm-up for buffers, caches and the peer's compilation.
     for round in 0..=args.repeats {
         let start = Instant::now();
         let num_tokens = workload.run()?;
@@ -38,14 +38,14 @@ pub(super) fn measure(args: &Args, workload: &mut dyn Workload) -> Result<Report
     }
     let operations = workload.operations_per_token();
     let shares = ours.iter().zip(&peaks).map(|(rate, peak)| rate * operations / peak);
-    // The peak is that of the processor.
-    let is_of_processor = !matches!(args.device, Device::Cuda(_));
+    // The peak is that of so many threads of the processor; candle has its own.
+    let is_of_kernels = args.device == Device::Cpu;
     let mut rows = vec![Row {
         name: format!("autodidact f32, {}", args.device),
         unit: "tokens",
         per_second: Spread::of(ours.iter().copied()),
         gflops: Some(Spread::of(ours.iter().map(|rate| rate * operations / 1e9))),
-        share_of_peak: is_of_processor.then(|| Spread::of(shares)),
+        share_of_peak: is_of_kernels.then(|| Spread::of(shares)),
         ratio: None,
     }];
     for (mode, (name, _)) in theirs.first().into_iter().flatten().enumerate() {
@@ -63,7 +63,7 @@ pub(super) fn measure(args: &Args, workload: &mut dyn Workload) -> Result<Report
     Ok(Report { peak_gflops, peer_version: peer.map(|peer| peer.version.clone()), ..args.report(rows) })
 }
 
-/// A fifth of a second's work where vectors are long.
+/// About 0.2 s of work on a machine with long vectors.
 const PEAK_ROUNDS: usize = 50_000_000;
 
 /// Measures multiply-adds in registers on all threads, in operations per second.
@@ -125,7 +125,7 @@ impl Training {
 }
 
 impl Workload for Training {
-    /// One step as the learner does it: a shard a thread, gradients added in order, AdamW.
+    /// Runs one step as the learner does: one shard per thread, gradients added in order, AdamW.
     fn run(&mut self) -> Result<usize> {
         let num_tokens: usize = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
         let loss = CrossEntropy { weight: 1.0 / num_tokens as f32 };
@@ -144,7 +144,7 @@ impl Workload for Training {
     }
 
     fn operations_per_token(&self) -> f64 {
-        // Forward, and backward for inputs and for weights.
+        // One forward pass, and two products in the backward pass: for inputs and for weights.
         3.0 * forward_operations(&self.config)
     }
 }
@@ -186,7 +186,7 @@ impl Workload for Decoding {
     }
 
     fn operations_per_token(&self) -> f64 {
-        // Of the prompt nothing is counted: it is no new token.
+        // Prompt tokens are not counted: they are not newly generated.
         forward_operations(&self.config)
     }
 }
@@ -213,7 +213,7 @@ fn decode(
     Ok(())
 }
 
-/// Operations of one token in the matrix products with weights, forward.
+/// Returns the operations per token in matrix products with weights in the forward pass.
 fn forward_operations(config: &ModelConfig) -> f64 {
     let is_product = |name: &str| !name.starts_with("embed");
     let matrices = config.tensors().into_iter().filter(|spec| spec.shape.len() == 2 && is_product(&spec.name));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{Args, What};
 
-/// PyTorch, in a process of its own.
+/// PyTorch in a separate process.
 pub(super) struct Peer {
     pub(super) version: String,
     process: Child,
@@ -49,7 +49,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Measures every mode once; tokens per second.
+    /// Measures every mode once. Returns tokens per second.
     pub(super) fn round(&mut self) -> Result<Vec<(String, f64)>> {
         writeln!(self.input).context("the peer ended early")?;
         serde_json::from_value(self.read()?).context("the peer answers with modes and rates")
@@ -64,7 +64,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It ends by itself when its input is closed; it may be in the middle of a round.
+        // Closing its input also ends it, but only after the current round.
         drop(self.process.kill());
         drop(self.process.wait());
     }

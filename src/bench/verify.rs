@@ -14,10 +14,10 @@ struct Checks {
     judge: Box<dyn FnMut() -> Result<usize>>,
 }
 
-/// Problems of a kind.
+/// Problems per kind.
 const PROBLEMS: u64 = 256;
 
-/// Answers to each, as many as a group has.
+/// Answers per problem, as many as a group has.
 const ANSWERS: u64 = 16;
 
 /// Checks that are timed together.
@@ -54,7 +54,7 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
     Ok(Report { threads: 1, ..args.report(rows.collect()) })
 }
 
-/// Programs of one and two operations: each problem is read once, then legal answers drawn at random are judged.
+/// Makes checks of programs of one and two operations: each problem is read once, then random legal answers are judged.
 fn programs(name: &'static str, levels: &[u32]) -> Result<Checks> {
     let programs = Programs { dialect: Dialect::Full };
     let mut prepared = Vec::new();
@@ -77,7 +77,7 @@ fn programs(name: &'static str, levels: &[u32]) -> Result<Checks> {
     Ok(Checks { name, judge: Box::new(judge) })
 }
 
-/// Countdown of three and four numbers, each answer judged from the problem's text on.
+/// Makes checks of countdown with three and four numbers. Every check starts from the problem's text.
 fn countdown() -> Result<Checks> {
     let countdown = domain("countdown")?;
     let mut prepared = Vec::new();

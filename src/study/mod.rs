@@ -1,7 +1,7 @@
-//! `study`: every arm with every seed, and by how much each arm differs from the control.
+//! `study`: runs every arm with every seed, and compares each arm with the control.
 //!
-//! A study is a file, and a directory that holds its runs and `study.csv`. Every run is a process of its own: one that
-//! fails takes nothing else with it. What is finished is recognised by its manifest and not run again.
+//! A study is a file, and a directory that holds its runs and `study.csv`. Every run is a separate process, so that a
+//! failure does not affect other runs. A finished run is recognised by its manifest and not repeated.
 
 mod paired;
 mod rows;
@@ -20,13 +20,14 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use crate::eval::{Player, load, positions_needed};
 use crate::input::{name_of_input, read_text};
+use crate::manifest::manifest;
+use crate::plan::{self, End};
+use crate::player::{Player, load, positions_needed};
 use crate::record::mean_entropy;
 use crate::report::{Screen, argument, note, print, quoted, quoted_path};
 use crate::run_config::{self, RunConfig, TomlFile, expect_preset};
 use crate::signals::{pass_on_to, stop_in_order};
-use crate::train::{self, End};
 use rows::{Row, Rows};
 
 #[derive(clap::Args)]
@@ -44,7 +45,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// A study as its file has it.
+/// The content of a study file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StudyFile {
@@ -54,14 +55,14 @@ struct StudyFile {
     seeds: Vec<u64>,
     /// Sampled answers a problem, the k of pass@k; 1 to 4096.
     samples: u32,
-    /// Exams that are sat; absent for those of the domains that the arms train on.
+    /// Exams to score; absent for those of the domains that the arms train on.
     exams: Option<Vec<String>>,
-    /// Which part of them.
+    /// Split of the exams.
     #[serde(default = "test_split")]
     split: Split,
-    /// Steps of every run; absent when the configs or `minutes` say when a run ends.
+    /// Steps of every run; absent if the configs or `minutes` set the end of a run.
     steps: Option<u64>,
-    /// Wall time of every run.
+    /// Wall time of every run, in minutes.
     minutes: Option<f64>,
     #[serde(rename = "arm")]
     arms: Vec<Arm>,
@@ -71,26 +72,26 @@ fn test_split() -> Split {
     Split::Test
 }
 
-/// A config under a name.
+/// A named config.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Arm {
     /// Letters, digits, `-` and `_`.
     name: String,
-    /// The preset that it starts from;
+    /// The preset that the arm starts from. Excludes `config`.
     preset: Option<String>,
-    /// or the TOML file, as a path from the study's file.
+    /// The TOML file that the arm starts from, relative to the study's file. Excludes `preset`.
     config: Option<PathBuf>,
-    /// What it changes, as `--set` does.
+    /// Changes to the config, as with `--set`.
     #[serde(default)]
     set: Vec<String>,
 }
 
-/// A study, decided.
+/// A fully resolved study.
 struct Study {
     file: StudyFile,
     exams: Vec<String>,
-    /// Seed by seed, so that the first pairs are there early.
+    /// Ordered by seed, so that the first pairs are complete early.
     runs: Vec<Run>,
 }
 
@@ -99,17 +100,17 @@ struct Study {
 struct Run {
     arm: String,
     seed: u64,
-    /// Arguments of `train` that start it.
+    /// Arguments of `train` that start the run.
     words: Vec<String>,
     config: RunConfig,
     manifest: Manifest,
-    /// Of manifest and wall time: where the clock ends a run, its length is no part of the manifest.
+    /// Digest of manifest and wall time: the manifest does not contain the length of a run that the clock ends.
     identity: Digest,
-    /// Named by it: a changed config or program is a new run.
+    /// Named by `identity`, so that a changed config or program is a new run.
     run_dir: PathBuf,
 }
 
-/// What `train --json` says.
+/// The output of `train --json`.
 #[derive(Debug, Deserialize)]
 struct Trained {
     outcome: String,
@@ -146,7 +147,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let failed = runtime.block_on(study.run(&mut rows, &mut Screen::new(args.json), &shutdown));
-    // An exam that was stopped is not waited for.
+    // Do not wait for an exam that was stopped.
     runtime.shutdown_background();
     let mut again = format!("autodidact study {}", quoted_path(&args.file));
     if args.dir.is_some() {
@@ -179,7 +180,7 @@ impl Study {
             for arm in &file.arms {
                 let at = || format!("arm {}", arm.name);
                 let (start, config) = arm.resolve(*seed, end, path).with_context(at)?;
-                let manifest = train::manifest(&config).with_context(at)?;
+                let manifest = manifest(&config).with_context(at)?;
                 runs.push(Run::new(arm, *seed, end, start, config, manifest, dir));
             }
         }
@@ -201,7 +202,7 @@ impl Study {
         Ok(Study { file, exams, runs })
     }
 
-    /// Runs what is missing. Gives the runs that failed; `None` when it was told to stop.
+    /// Runs the missing runs and exams. Returns the runs that failed, or `None` if it was told to stop.
     async fn run(
         &self,
         rows: &mut Rows,
@@ -246,7 +247,7 @@ impl Study {
         }
     }
 
-    /// Lists the exams that a run has no row of.
+    /// Returns the exams for which a run has no row.
     fn missing_exams(&self, run: &Run, rows: &[Row]) -> Vec<String> {
         let has_row = |exam: &String| rows.iter().any(|row| self.is_row_of(row, run) && row.exam == *exam);
         self.exams.iter().filter(|exam| !has_row(exam)).cloned().collect()
@@ -269,7 +270,7 @@ impl Study {
         print(&format!("exams: {}\n\n", self.exams.join(", ")))
     }
 
-    /// Prints what the rows of this study's own runs say, whatever else the file holds.
+    /// Prints the table of this study's own runs. Other rows of the file are ignored.
     fn print_table(&self, rows: &[Row], json: bool) -> Result<()> {
         let rows_of = |arm: &Arm| {
             let runs = self.runs.iter().filter(|run| run.arm == arm.name);
@@ -282,7 +283,7 @@ impl Study {
     }
 }
 
-/// Checks that every arm has updates of the control's size: the learning rate is tied to it, so a difference would measure both.
+/// Checks that every arm has the control's update size. The learning rate is tied to it, so a difference would measure both.
 fn expect_one_update_size(runs: &[Run], control: &str) -> Result<()> {
     let size = |run: &Run| run.config.run.learner.update_tokens;
     let expected = runs.iter().find(|run| run.arm == control).map(size).context("the control has a run")?;
@@ -318,7 +319,7 @@ impl StudyFile {
 }
 
 impl Arm {
-    /// Gives what `train` is to start from, and the config that comes of it.
+    /// Returns the preset or file that `train` starts from, and the resulting config.
     fn resolve(&self, seed: u64, end: End, study: &Path) -> Result<(String, RunConfig)> {
         let start = match (&self.preset, &self.config) {
             (Some(preset), None) => {
@@ -328,7 +329,7 @@ impl Arm {
             (None, Some(path)) => argument(&study.with_file_name("").join(path)).display().to_string(),
             _ => bail!("expected either preset or config"),
         };
-        let config = train::resolve(Some(Path::new(&start)), &self.set, Some(seed), end)?;
+        let config = plan::resolve(Some(Path::new(&start)), &self.set, Some(seed), end)?;
         Ok((start, config))
     }
 }
@@ -351,7 +352,7 @@ impl Run {
         self.run_dir.join("config.toml").exists()
     }
 
-    /// Trains in a process of its own, from wherever an earlier one stopped. `None` when it was told to stop.
+    /// Trains in a separate process, resuming where an earlier one stopped. Returns `None` if it was told to stop.
     async fn train(&self, shutdown: &CancellationToken) -> Result<Option<Trained>> {
         let mut command = Command::new(std::env::current_exe().context("find this program")?);
         command.arg("train");
@@ -360,18 +361,18 @@ impl Run {
         } else {
             command.args(&self.words);
         }
-        // In a group of its own, what a terminal sends reaches it through this process alone, and so once.
+        // In its own process group, the child gets the terminal's signals only through this process, and so only once.
         command.arg("--json").stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
         let child = command.spawn().context("start train")?;
         let id = Pid::from_raw(child.id().context("train has only just started")? as i32);
         let _passed_on = pass_on_to(id);
         if shutdown.is_cancelled() {
-            // That was before it was there. It may have ended by itself.
+            // The signal came before the child was registered. The child may have ended already.
             let _ = kill(id, Signal::SIGTERM);
         }
         let output = child.wait_with_output().await.context("wait for train")?;
         if shutdown.is_cancelled() && !output.status.success() {
-            // It had only just started to listen, or did not come to an end that it could say more of.
+            // The signal came before the child handled signals, or the child could not stop cleanly.
             return Ok(None);
         }
         ensure!(output.status.success(), "train ended with {}", output.status);
@@ -379,7 +380,7 @@ impl Run {
         Ok((trained.outcome == "finished").then_some(trained))
     }
 
-    /// Sits the exams with the averaged weights that the run ended with.
+    /// Scores the run's final averaged weights on the exams.
     fn examine(&self, trained: &Trained, exams: &[String], split: Split, samples: u32) -> Result<Vec<Row>> {
         // The program may have been replaced since the study began.
         let mut journal = JournalReader::open(&self.run_dir.join("journal"))?;
@@ -417,7 +418,7 @@ impl Run {
     }
 }
 
-/// Lists the exams of the domains that the runs train on, as far as every network has room for them.
+/// Returns the exams of the domains that the runs train on, if every network has room for them.
 fn trained_exams(runs: &[Run], split: Split) -> Result<Vec<String>> {
     let mut exams = Vec::new();
     for spec in exams_of(runs.iter().flat_map(|run| run.config.domains())) {

@@ -1,4 +1,4 @@
-//! The table of a study: what every arm scores, and by how much it differs from the control at equal seeds.
+//! The table of a study: every arm's scores, and the paired differences to the control at equal seeds.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::report::{count, percent, table};
 #[derive(Debug, Serialize)]
 pub(crate) struct Table {
     control: String,
-    /// What the runs of each arm cost.
+    /// Cost of the runs of each arm.
     costs: Vec<Cost>,
     scores: Vec<Score>,
 }
@@ -22,7 +22,7 @@ type Figure = fn(&Row) -> f64;
 #[derive(Debug, Serialize)]
 struct Cost {
     arm: String,
-    /// How many runs.
+    /// Number of runs.
     n: usize,
     steps: f64,
     trained_tokens: f64,
@@ -31,34 +31,34 @@ struct Cost {
     entropy_nats: f64,
 }
 
-/// What an arm scores in one way on one exam.
+/// An arm's score of one kind on one exam.
 #[derive(Debug, Serialize)]
 struct Score {
     exam: String,
     /// `pass@1 greedy`, `pass@1 sampled` or `pass@k`.
     score: String,
     arm: String,
-    /// How many runs.
+    /// Number of runs.
     n: usize,
     mean: f64,
     min: f64,
     max: f64,
-    /// Absent for the control, and without a common seed.
+    /// Absent for the control, and if the arm has no seed in common with it.
     difference: Option<Difference>,
 }
 
 /// A mean of paired differences to the control.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Difference {
-    /// How many seeds both arms have.
+    /// Number of seeds that both arms have.
     n: usize,
     mean: f64,
-    /// Half of the two-sided 95 % interval; absent for one pair, which has no spread.
+    /// Half-width of the two-sided 95 % confidence interval; absent for one pair, which has no spread.
     half_width: Option<f64>,
 }
 
 impl Table {
-    /// Compares arms, each with its rows, on each exam.
+    /// Compares the arms on each exam, given the rows of each arm.
     pub(crate) fn new(control: &str, exams: &[String], arms: Vec<(String, Vec<Row>)>) -> Table {
         let costs = arms.iter().filter_map(|(arm, rows)| Cost::of(arm, rows)).collect();
         let mut scores = Vec::new();
@@ -69,7 +69,7 @@ impl Table {
                 ("pass@1 sampled".to_owned(), |row| row.pass_at_1_sampled),
                 (format!("pass@{k}"), |row| row.pass_at_k),
             ];
-            // With one sample a problem the last two are the same.
+            // With one sample per problem the last two are the same.
             for (name, score) in kinds.into_iter().take(if k > 1 { 3 } else { 2 }) {
                 let by_seed = |rows: &[Row]| -> BTreeMap<u64, f64> {
                     rows.iter().filter(|row| row.exam == *exam).map(|row| (row.seed, score(row))).collect()
@@ -132,7 +132,7 @@ impl Cost {
 }
 
 impl Score {
-    /// `None` for an arm without a finished run.
+    /// Returns `None` for an arm without a finished run.
     fn of(
         exam: &str,
         score: &str,

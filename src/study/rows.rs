@@ -1,4 +1,4 @@
-//! `study.csv`: one row for every run and exam, appended as they come.
+//! `study.csv`: one row for every run and exam, appended as results arrive.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::{count, percent};
 
-/// The first line, as [`Row`] is written.
+/// The header line, in the field order of [`Row`].
 const COLUMNS: [&str; 15] = [
     "arm",
     "seed",
@@ -31,12 +31,12 @@ const COLUMNS: [&str; 15] = [
     "entropy_nats",
 ];
 
-/// What a run scores on an exam, and what it cost. Scores are shares from 0 to 1.
+/// A run's scores on an exam, and the run's cost. Scores are shares from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) arm: String,
     pub(crate) seed: u64,
-    /// Digest of the run's manifest, and of its wall time where the clock ended it.
+    /// Digest of the run's manifest, and of its wall time if the clock ended it.
     pub(crate) manifest: Digest,
     pub(crate) steps: u64,
     pub(crate) trained_tokens: u64,
@@ -55,7 +55,7 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Writes the row for people.
+    /// Returns the row as text for people.
     pub(crate) fn text(&self) -> String {
         format!(
             "{}: pass@1 {} greedy, {} sampled, pass@{} {}  ({} steps, {} tokens, {:.1} s of CPU time)",
@@ -71,18 +71,18 @@ impl Row {
     }
 }
 
-/// The file, open for appending; no other study has it open.
+/// The file, open for appending, and locked against other studies.
 pub(crate) struct Rows {
     path: PathBuf,
     file: File,
     has_header: bool,
     rows: Vec<Row>,
-    /// What of the file was no whole line when it was opened.
+    /// Bytes of an incomplete last line when the file was opened.
     pub(crate) torn_bytes: u64,
 }
 
 impl Rows {
-    /// Opens or starts the file. A last line that a crash cut short is removed.
+    /// Opens or creates the file. Removes a last line that a crash cut short.
     pub(crate) fn open(path: PathBuf) -> Result<Rows> {
         let at = || path.display().to_string();
         let file = File::options().create(true).append(true).open(&path).with_context(at)?;
@@ -105,7 +105,7 @@ impl Rows {
         &self.rows
     }
 
-    /// Adds a row; it is on the disk when this returns.
+    /// Appends a row. It is on the disk when this returns.
     pub(crate) fn append(&mut self, row: Row) -> Result<()> {
         let mut writer = csv::WriterBuilder::new().has_headers(!self.has_header).from_writer(Vec::new());
         writer.serialize(&row)?;
@@ -119,7 +119,7 @@ impl Rows {
     }
 }
 
-/// Reads the rows that are whole, and how many bytes they take.
+/// Reads the complete rows. Returns their length in bytes too.
 pub(crate) fn read(path: &Path) -> Result<(Vec<Row>, u64)> {
     let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);

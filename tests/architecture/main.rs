@@ -1,4 +1,4 @@
-//! Who may import whom: the table "Folders" of ARCHITECTURE.md, held against `cargo metadata`.
+//! Which crates may import which: the table "Folders" of ARCHITECTURE.md, checked against `cargo metadata`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -6,6 +6,10 @@ use std::process::Command;
 
 use serde_json::Value;
 use toml::Table;
+
+use crate::files::{Files, circle};
+
+mod files;
 
 /// Every crate of the workspace, lowest first, and the crates of the workspace that it may import.
 ///
@@ -34,7 +38,7 @@ const MAY_IMPORT: [(&str, &[&str]); 9] = [
     ),
 ];
 
-/// Crates that must not be built for a crate of ours, however far down.
+/// Crates that a crate of ours must not depend on, directly or indirectly.
 const DOES_WITHOUT: [(&str, &[&str]); 4] = [
     ("autodidact-proto", &["tokio", "candle-core", "candle-nn"]),
     ("autodidact-bus", &["candle-core", "candle-nn"]),
@@ -42,7 +46,7 @@ const DOES_WITHOUT: [(&str, &[&str]); 4] = [
     ("autodidact-verifier", &["candle-core", "candle-nn"]),
 ];
 
-/// What every crate takes from the workspace, as `key.workspace = true`.
+/// The fields that every crate inherits from the workspace, as `key.workspace = true`.
 const INHERITED: [&str; 5] = ["version", "edition", "rust-version", "license", "publish"];
 
 #[test]
@@ -53,12 +57,29 @@ fn every_crate_imports_what_the_table_allows() {
     assert_eq!(members, table.keys().copied().collect(), "the table has a line for every crate of the workspace");
     for package in workspace.members() {
         let allowed = table[text(&package["name"])];
-        // What only tests import is no part of what runs.
+        // Imports of tests alone are not part of what runs.
         let imported = list(&package["dependencies"]).iter().filter(|dependency| dependency["kind"] != "dev");
         for name in imported.map(|dependency| text(&dependency["name"])).filter(|name| members.contains(name)) {
             assert!(allowed.contains(&name), "{} imports {name}; it may import {allowed:?}", package["name"]);
         }
     }
+}
+
+#[test]
+fn no_two_files_of_a_crate_import_each_other() {
+    let (mut circles, mut num_imports) = (Vec::new(), 0);
+    for package in Workspace::read().members() {
+        let folder = Path::new(text(&package["manifest_path"])).parent().unwrap().join("src");
+        let mut imports = Files::read(&folder.join("lib.rs")).imports();
+        num_imports += imports.len();
+        while let Some(circle) = circle(&imports) {
+            let names = circle.iter().map(|file| file.strip_prefix(&folder).unwrap().display().to_string());
+            circles.push(format!("{}: {}", text(&package["name"]), names.collect::<Vec<_>>().join(" -> ")));
+            imports.remove(&(circle.last().unwrap().clone(), circle[0].clone()));
+        }
+    }
+    assert!(num_imports > 100, "imports are found: {num_imports}");
+    assert!(circles.is_empty(), "circles of imports:\n{}", circles.join("\n"));
 }
 
 #[test]
@@ -93,7 +114,7 @@ fn every_crate_inherits_from_the_workspace() {
     }
 }
 
-/// What `cargo metadata` says.
+/// The output of `cargo metadata`.
 struct Workspace(Value);
 
 impl Workspace {
@@ -107,7 +128,7 @@ impl Workspace {
         let host = version.lines().find_map(|line| line.strip_prefix("host: ")).expect("cargo names its host");
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
         let manifest = manifest.to_str().unwrap();
-        // This machine's build alone: crates that others need may not be on the disk.
+        // Only this machine's platform: crates that others need may not be on the disk.
         let platform = ["--filter-platform", host];
         let args = ["metadata", "--format-version", "1", "--manifest-path", manifest];
         Workspace(serde_json::from_str(&cargo(&[&args[..], &platform].concat())).unwrap())
@@ -118,7 +139,7 @@ impl Workspace {
         list(&self.0["packages"]).iter().filter(|package| ids.contains(&package["id"]))
     }
 
-    /// Names everything that is built for a member, itself included.
+    /// Returns the names of all crates that are built for a member, itself included.
     fn built_for(&self, name: &str) -> BTreeSet<&str> {
         let nodes = list(&self.0["resolve"]["nodes"]).iter().map(|node| (text(&node["id"]), node));
         let nodes: BTreeMap<&str, &Value> = nodes.collect();

@@ -1,5 +1,5 @@
-//! A run under fire: processes and the server killed at random moments, the server's store wiped, messages lost, repeated
-//! and delayed. It comes out as it would have in peace.
+//! A run under faults: processes and the server are killed at random moments, the server's store is wiped, messages are lost,
+//! repeated and delayed. The result equals that of an undisturbed run.
 
 #[path = "../../bus/tests/nats_server/mod.rs"]
 mod nats_server;
@@ -17,9 +17,9 @@ use runs::{Files, Folder, HASTE, NUM_STEPS, Process, get, metrics_address, wait_
 use serde_json::Value;
 
 const NUM_KILLS: u64 = 24;
-/// Every kill comes with this many steps left at least.
+/// The least number of steps that are left after every kill.
 const STEPS_AFTER_KILLS: u64 = 4;
-/// The longest wait between a step and the kill that it calls for.
+/// The longest wait between a step and the kill that it triggers.
 const MAX_PAUSE_MS: u64 = 400;
 
 const LEARNER: [&str; 9] = [
@@ -34,14 +34,14 @@ const LEARNER: [&str; 9] = [
     "chaos",
 ];
 
-/// What may be killed.
+/// The part of the cluster that is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Target {
     Actor(usize),
     Verifier(usize),
     Learner,
     Server,
-    /// The server, and what it has stored.
+    /// The server, and everything that it has stored.
     Store,
 }
 
@@ -51,7 +51,7 @@ struct Cluster {
     learner: Option<Process>,
     actors: Vec<Process>,
     verifiers: Vec<Process>,
-    /// As far as workers had counted before they were killed.
+    /// Redeliveries that workers had counted before they were killed.
     num_redelivered: u64,
 }
 
@@ -75,7 +75,7 @@ impl Cluster {
         self.process(role, &["--run", "chaos", "--metrics", "127.0.0.1:0"])
     }
 
-    /// Kills with SIGKILL, and starts again.
+    /// Kills a target with SIGKILL, and starts it again.
     fn kill(&mut self, target: Target) {
         match target {
             Target::Actor(index) => {
@@ -107,7 +107,7 @@ impl Cluster {
     }
 }
 
-/// How often a worker was sent what had been sent before, to it or to another. One that begins says nothing yet.
+/// Counts the redelivered messages of a worker, first sent to it or to another. 0 if it serves no metrics yet.
 fn num_redelivered(worker: &Process) -> u64 {
     if !worker.printed_so_far().contains("metrics: http") {
         return 0;
@@ -118,7 +118,7 @@ fn num_redelivered(worker: &Process) -> u64 {
     redelivered.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// Every target comes up, in an order that is drawn.
+/// Returns the targets of all kills, in random order.
 fn targets(salt: u64) -> Vec<Target> {
     let mut targets: Vec<Target> = (0..NUM_KILLS as usize)
         .map(|kill| match kill % 8 {
@@ -136,7 +136,7 @@ fn targets(salt: u64) -> Vec<Target> {
     targets
 }
 
-/// Programs at a lag of 1: problems with keys, which travel apart from their tasks.
+/// Programs at a lag of 1: problems with keys, which are sent separately from their tasks.
 const KEYED: &str = "preset = \"smoke\"\ndomains = [{ name = \"programs-digits\", share = 1.0, levels = [\
                      { level = 2, weight = 1.0 }, { level = 3, weight = 1.0 }, { level = 6, weight = 1.0 }] }]\n\
                      model.max_positions = 72\nbatch.lag = 1\nself_play.bootstrap_steps = 2\nexams.names = []\n";
@@ -190,7 +190,7 @@ fn survives(config: &str) {
     }
 }
 
-/// Counts tasks of the batches that were folded which the journal does not have, and groups and steps that it has twice.
+/// Counts the tasks of folded batches that the journal lacks, and the groups and steps that it has twice.
 fn count_journal(folder: &Folder) -> (usize, usize) {
     let mut reader = JournalReader::open(&folder.path("run/journal")).unwrap();
     let (mut groups, mut steps, mut twice) = (BTreeSet::<TaskId>::new(), BTreeMap::new(), 0);

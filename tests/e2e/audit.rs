@@ -1,12 +1,12 @@
-//! Hostile actors with valid keys: what they forge is found out, and what they send that makes no sense harms nobody.
+//! Hostile actors with valid keys: their forgeries are detected, and their malformed messages harm nobody.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use actor::engine::{Engine, LoadedVersion};
-use bus::Bus as _;
 use bus::nats::{Credentials, Nats, Server, Settings};
+use bus::{Presence as _, Queues as _, WeightStore as _};
 use domains::symbols::vocabulary::VOCABULARY_SIZE;
 use language::{Language as _, Next, SymbolLanguage};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
@@ -21,11 +21,11 @@ use tokio::runtime::Runtime;
 use crate::cluster::{Cluster, Guarded};
 use crate::runs::{HASTE, reference, wait_until};
 
-/// The hostile one; `actor-0` and `actor-1` are honest.
+/// The hostile actor; `actor-0` and `actor-1` are honest.
 const FORGER: &str = "actor-2";
 
 impl Guarded {
-    /// Starts the hostile actor for a run; for what it played it sends what `forge` makes of it.
+    /// Starts the hostile actor for a run. In place of the training groups that it plays it sends the results of `forge`.
     fn forger(&self, run: &str, forge: Forge) -> Forger {
         Forger::start(self.server.url(), self.credentials(FORGER), run, FORGER, forge)
     }
@@ -45,10 +45,10 @@ impl Guarded {
     }
 }
 
-/// What an actor sends for the nth group of a batch that it has played.
+/// Maps the nth training group that an actor has played to the groups that it sends.
 type Forge = fn(Group, u64) -> Vec<Group>;
 
-/// An actor that sits exams as it should, and forges every other group.
+/// An actor that plays exams honestly, and forges all training groups.
 struct Forger {
     num_forged: Arc<AtomicU64>,
     _runtime: Runtime,
@@ -73,7 +73,7 @@ async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> N
     Server::connect(settings, name).await.unwrap().join(run, name, Duration::from_secs(1))
 }
 
-/// Plays a task as it should be.
+/// Plays a task honestly.
 async fn play(bus: &Nats, task: &Task) -> Group {
     let (engine, mut groups) =
         Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
@@ -91,7 +91,7 @@ async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
         let digest = task.message.body.weights;
         let weights = match known.take().filter(|(of, _)| *of == digest) {
             Some((_, weights)) => weights,
-            // A version that nobody needs any more is gone.
+            // The store has dropped a version that nobody needs any more.
             None => match bus.get_weights(digest).await {
                 Ok(bytes) => actor::load(digest, &bytes, &Backend::Cpu).unwrap(),
                 Err(_) => {
@@ -115,7 +115,7 @@ async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
     }
 }
 
-/// Changes a log-probability, the next time a token to another legal one. All that can be checked without playing still holds.
+/// Changes a log-probability if `number` is even, else a token to another legal one. All checks without playing still pass.
 fn forged(mut group: Group, number: u64) -> Vec<Group> {
     let rollout = &mut group.rollouts[0];
     if number.is_multiple_of(2) {
@@ -134,7 +134,7 @@ fn forged(mut group: Group, number: u64) -> Vec<Group> {
     vec![group]
 }
 
-/// Plays rollouts on to their ends with the lowest legal tokens, and writes down their choices as the language has them.
+/// Completes rollouts with the lowest legal tokens, and records their choices as the language defines them.
 fn played_on(mut group: Group) -> Group {
     let episode = SymbolLanguage.open(&group.task.request).unwrap();
     let mut sets = SetDictionary::default();
@@ -167,7 +167,7 @@ fn played_on(mut group: Group) -> Group {
     group
 }
 
-/// Everything is audited, and the learner is killed once it knows.
+/// Every task is audited, and the learner is killed once it has banned the forger.
 #[test]
 fn a_forger_is_banned_and_the_weights_are_those_of_a_run_without_it() {
     let cluster = Guarded::new();
@@ -175,14 +175,16 @@ fn a_forger_is_banned_and_the_weights_are_those_of_a_run_without_it() {
     let forger = cluster.forger(&Cluster::run_of(&learner), forged);
     let _verifier = cluster.start("verifier-0", &[]);
     let mut honest = vec![cluster.start("actor-0", &[])];
-    // The two of them play every task, so they disagree, and a third decides.
+    // The two actors play every task, so they disagree, and a third decides.
     wait_until("a forged group", || forger.has_forged());
     honest.push(cluster.start("actor-1", &[]));
     wait_until("a ban", || learner.said_so_far().contains("is banned"));
     wait_until("a checkpoint after it", || cluster.folder.last_step() >= 12);
     let killed = learner.kill();
     assert!(killed.stderr.contains(&format!("warning: {FORGER} is banned: its group of task ")), "{killed:#?}");
-    assert!(killed.stderr.contains(": it said ") && killed.stderr.contains(", others agree on "), "{killed:#?}");
+    // If a learner that waited too long asks it twice, the forger contradicts itself; otherwise two others outvote it.
+    let is_told_why = [", others agree on ", ", then "].iter().any(|why| killed.stderr.contains(why));
+    assert!(killed.stderr.contains(": it said ") && is_told_why, "{killed:#?}");
     assert_eq!(killed.stderr.matches(" is banned").count(), 1, "{killed:#?}");
 
     let ended = cluster.learner(&["--resume", "--json"]).end().success();
@@ -200,8 +202,8 @@ fn a_forger_is_banned_and_the_weights_are_those_of_a_run_without_it() {
     assert!(cluster.folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
 }
 
-/// A fifth of the tasks is audited. A forged group is one of them with probability 0.2, so `MISSED` in a row that are not have
-/// a probability of 0.8^93, less than 1e-9. Those that come while an audit is being decided are of one batch, which waits for
+/// A fifth of the tasks is audited. A forged group is audited with probability 0.2, so `MISSED` in a row escape with a
+/// probability of 0.8^93, less than 1e-9. Groups that arrive while an audit is being decided are of one batch, which waits for
 /// it.
 #[test]
 fn a_forger_is_banned_after_few_forged_groups() {
@@ -239,7 +241,7 @@ fn a_forger_is_banned_after_few_forged_groups() {
     assert!(cluster.folder.call(&["replay", "run"]).success().stdout.starts_with("replayed "));
 }
 
-/// With audits an actor is banned at once for what no honest one does. Next to none of the tasks is audited here.
+/// With audits an actor is banned at once for anything that no honest actor does. Almost no task is audited here.
 #[test]
 fn an_actor_that_gives_itself_away_needs_no_audit() {
     let other_plan: Forge = |mut group, _| {
@@ -262,8 +264,8 @@ fn an_actor_that_gives_itself_away_needs_no_audit() {
     }
 }
 
-/// A forged group is in the journal, and another actor says otherwise; the learner is killed before a third can decide. It does
-/// not take the forged one for good.
+/// A forged group is in the journal, and another actor disagrees; the learner is killed before a third can decide. After the
+/// resume the forged group is still in dispute.
 #[test]
 fn what_is_disputed_outlives_the_learner() {
     let cluster = Guarded::new();
@@ -346,7 +348,7 @@ const SPOIL: Forge = |mut group, _| {
     vec![group]
 };
 
-/// Nothing is asked for again because it takes long: it is because a verifier says so.
+/// The timeouts are too long to reissue a task: it is reissued because a verifier reports its group.
 #[test]
 fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
     let cluster = Cluster::new();
@@ -354,7 +356,7 @@ fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
     let learner = cluster.start("learner", &[&["smoke", "--run-dir", "run"], &waits[..]].concat());
     let run = Cluster::run_of(&learner);
     let workers = [cluster.start("verifier", &[]), cluster.start("actor", &[])];
-    // Were the spoiler alone for five tries, the run would end.
+    // If the spoiler were alone for five tries, the run would end.
     wait_until("an honest actor", || cluster.folder.last_step() >= 1);
     let spoiler = Forger::start(cluster.server.url(), Credentials::default(), &run, "spoiler", SPOIL);
     let ended = learner.end().success();
@@ -366,7 +368,7 @@ fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
     }
 }
 
-/// With audits it is banned besides: what one actor's group says can be judged, another's could have been.
+/// With audits the actor is also banned: its group could not be judged, while another actor's could.
 #[test]
 fn an_actor_whose_groups_cannot_be_judged_is_banned() {
     let cluster = Guarded::new();
@@ -401,14 +403,14 @@ fn a_task_of_which_no_group_can_be_judged_ends_the_run() {
     assert!(refusal.ends_with(": expected tokens of the vocabulary"), "{ended:#?}");
 }
 
-/// Groups that no verifier can judge: one would be enough to end all of them, each in its turn.
+/// Groups that no verifier can judge: a single one could end all verifiers, one after the other.
 #[test]
 fn what_cannot_be_judged_is_set_aside() {
     let cluster = Cluster::new();
     let learner = cluster.learner(&[]);
     let run = Cluster::run_of(&learner);
     let verifier = cluster.start("verifier", &["--name", "judge"]);
-    // With its verdicts it is larger than a message may be.
+    // With its verdicts the group is larger than a message may be.
     let plain = group("countdown", "2 1 -> 3", "", &vec![vec![2, 110, 1, 114, 3]; 8]);
     let mut large = played_on(plain.clone());
     let num_bytes = |group: &Group| wire::encode(group).len();

@@ -1,4 +1,4 @@
-//! What the binary cannot take: one line says what was expected and what was found, and nothing is lost.
+//! Input that the binary must refuse: one line says what was expected and what was found, and nothing is lost.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -95,7 +95,7 @@ fn exams_that_cannot_be_sat() {
         .success();
 }
 
-/// One line says which key, where it stands, what was expected and what was found.
+/// One line names the key, its place, what was expected and what was found.
 #[test]
 fn config_files() {
     for (text, says) in [
@@ -196,7 +196,7 @@ fn a_changed_config_is_not_resumed() {
     }
 }
 
-/// Where nothing of the run says which key it was, the hashes must do, in short.
+/// If nothing in the run shows which key changed, the error shows the hashes in short form.
 #[test]
 fn a_config_whose_origin_is_lost_is_not_resumed() {
     let folder = Folder::holding(&reference(0).files);
@@ -236,7 +236,7 @@ fn what_is_said_twice_is_refused() {
     let resumed = Folder::holding(&reference(0).files);
     let says = "--minutes 2 and --set local.minutes=3: expected one of them";
     refused(&resumed, &[&RESUME[..], &["--minutes", "2", "--set", "local.minutes=3"]].concat(), &[says]);
-    // What says the same, or ends a run instead of its file, is no contradiction.
+    // Arguments that agree, or that replace the end of the run that its file sets, are no contradiction.
     let steps = ["--steps", "1", "--set", "local.minutes=", "--set", "self_play="];
     folder.call(&[&["train", "mine.toml", "--run-dir", "run"], &steps[..]].concat()).success();
 }
@@ -301,7 +301,7 @@ fn a_cut_journal_is_recovered() {
     }
 }
 
-/// A crash may come between the journal's record of an exam and the row of `metrics.jsonl`, and lose either.
+/// A crash may occur between the journal's record of an exam and its row of `metrics.jsonl`, and lose either.
 #[test]
 fn an_exam_has_one_row_whatever_a_crash_lost() {
     let cut = |name: &str, num_bytes: usize| {
@@ -310,7 +310,7 @@ fn an_exam_has_one_row_whatever_a_crash_lost() {
         std::fs::write(folder.path(name), &bytes[..bytes.len() - num_bytes]).unwrap();
         folder
     };
-    // The last exam is the last record of the one and the last row of the other.
+    // The last exam is the last record of the journal and the last row of the metrics.
     for folder in [cut(SEGMENT, 1), cut("run/metrics.jsonl", 2)] {
         folder.resume().success();
         assert_eq!(folder.history(), reference(0).history);
@@ -330,7 +330,7 @@ fn a_damaged_record_is_passed_over() {
     folder.history().assert_steps_of(&reference(0).history);
 }
 
-/// Its index of the journal is no part of what a run has computed: the journal itself is read instead, and the index written anew.
+/// A checkpoint's index of the journal is no part of the results: without it the run reads the journal, and rewrites the index.
 #[test]
 fn a_checkpoint_without_its_place_in_the_journal_is_used() {
     let place = format!("run/checkpoints/step_{NUM_STEPS:08}/journal.postcard");
@@ -372,7 +372,7 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_used() {
     }
 }
 
-/// A journal that was lost in part or as a whole is made again, from the newest checkpoint that it knows of.
+/// A journal that was lost in part or as a whole is rebuilt from the newest checkpoint that it knows.
 #[test]
 fn a_checkpoint_that_the_journal_does_not_know_is_not_used() {
     let bytes = &reference(0).files[SEGMENT];
@@ -436,7 +436,7 @@ fn eval_and_solve_pass_over_a_damaged_checkpoint() {
     refused(&folder, &named, &["step_00000040/model.safetensors: expected bytes with digest "]);
 }
 
-/// Without a calculator an exam of countdown is another exam, whether the run is named or its checkpoint.
+/// Without a calculator, countdown has a different exam, whether the run or its checkpoint is named.
 #[test]
 fn a_run_without_a_calculator_sits_exams_without_one() {
     let folder = Folder::new();
@@ -653,7 +653,7 @@ fn standard_output_on_a_full_disk() {
     assert!(ended.refusal().starts_with("write to standard output: No space left on device"), "{ended:#?}");
 }
 
-/// A terminal that was stopped reads nothing more; then the run is killed.
+/// A suspended terminal reads nothing more; then the run is killed.
 #[test]
 fn a_reader_that_stops_reading_loses_no_row() {
     let (mut output, reader) = UnixStream::pair().unwrap();
@@ -676,7 +676,7 @@ fn a_reader_that_stops_reading_loses_no_row() {
     assert_eq!(folder.history(), reference(0).history);
 }
 
-/// Nobody watches the run any more; what it writes to its directory is whole all the same.
+/// The output has no reader any more; the files in the run directory are complete all the same.
 #[test]
 fn a_reader_that_closes_the_pipe_loses_nothing_of_a_run() {
     let folder = Folder::new();
@@ -702,10 +702,10 @@ pub(crate) fn refused(folder: &Folder, args: &[&str], says: &[&str]) -> Ended {
     ended
 }
 
-/// Ends a run by a limit on the size of files, which a write meets as it meets a full disk: no more bytes, an error.
+/// Ends a run by a limit on the size of files, on which a write fails as on a full disk: no more bytes, an error.
 fn survives_full_disk(checkpoints: &str) {
     let whole_journal = reference(0).files[SEGMENT].len();
-    // Shells count in 512 or 1024 bytes: a quarter of the journal in the smaller unit is less than the whole in both.
+    // Shells count in units of 512 or 1024 bytes: a quarter of the journal in the smaller unit is less than the whole in both.
     let limit = whole_journal / 4 / 512;
     let folder = Folder::new();
     let limited = |args: &[&str]| {
@@ -725,7 +725,7 @@ fn survives_full_disk(checkpoints: &str) {
     assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
 }
 
-/// Runs a command whose reader goes away after the first line.
+/// Runs a command whose reader closes the pipe after the first line.
 fn read_one_line(folder: &Folder, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
     command.args(args).current_dir(folder.path("")).env_remove("AUTODIDACT_CI");

@@ -1,4 +1,4 @@
-//! `bench`: that it runs and what it says. How fast it is depends on the machine and is no test.
+//! `bench`: that it runs and what it prints. Its speed depends on the machine and is not tested.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -39,7 +39,7 @@ fn every_kind_of_answer_is_judged() {
     }
 }
 
-/// A program that says what the peer would say.
+/// Writes a script that stands in for the peer, and returns its path.
 fn fake_peer(folder: &Folder, says: &str) -> String {
     let path = folder.path("peer");
     std::fs::write(&path, format!("#!/bin/sh\n{says}\n")).unwrap();

@@ -1,4 +1,4 @@
-//! Learner, actors and verifiers as processes, with a NATS server between them: the same weights as one process.
+//! Learner, actors and verifiers as processes, connected by a NATS server: the same weights as one process.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ impl Cluster {
         self.start("learner", &[&["smoke", "--run-dir", "run"], args].concat())
     }
 
-    /// Waits for a learner to print what names its run and the run's streams.
+    /// Waits for a learner to print the name of its run and of the run's streams.
     pub(crate) fn run_of(learner: &Process) -> String {
         wait_until("the run's name", || learner.printed_so_far().contains(" --run "));
         let printed = learner.printed_so_far();
@@ -39,7 +39,7 @@ impl Cluster {
     }
 }
 
-/// A server whose processes have keys, of three actors and a verifier.
+/// A server whose processes have keys, with three actors and a verifier.
 pub(crate) struct Guarded {
     pub(crate) folder: Folder,
     pub(crate) server: NatsServer,
@@ -90,7 +90,7 @@ fn one_of_each_gives_the_weights_of_one_process() {
     }
 }
 
-/// Workers that differ, the first of them there before the learner.
+/// Workers with different settings; the actors start before the learner.
 #[test]
 fn many_workers_give_the_weights_of_one_process() {
     let cluster = Cluster::new();
@@ -114,11 +114,11 @@ fn many_workers_give_the_weights_of_one_process() {
     }
 }
 
-/// What an actor has begun goes to another when it is told to end, and is not waited for.
+/// The unfinished tasks of an actor that is told to end go to another actor, without waiting for a timeout.
 #[test]
 fn a_worker_that_is_told_to_end_hands_back_what_it_has() {
     let cluster = Cluster::new();
-    // Nothing comes again by itself before the test would have failed.
+    // No timeout sends anything again before the test would have failed.
     let waits = ["--set", "local.bus.ack_wait_seconds=1000.0", "--set", "local.bus.reissue_seconds=1000.0"];
     let learner = cluster.learner(&waits);
     let verifier = cluster.start("verifier", &[]);
@@ -176,7 +176,7 @@ fn a_second_learner_is_refused_and_the_first_is_unharmed() {
     cluster.folder.history().assert_steps_of(&reference(0).history);
 }
 
-/// A learner that hung for so long that another has its run finds that out before it does harm.
+/// A learner that hung until another took its run finds that out before it does harm.
 #[test]
 fn a_learner_that_was_overtaken_ends() {
     let cluster = Cluster::new();
@@ -199,7 +199,7 @@ fn a_learner_that_was_overtaken_ends() {
 fn what_cannot_meet_is_told_why() {
     let folder = Folder::new();
     let learner = ["learner", "smoke", "--run-dir", "run", "--set", "local.stall_seconds=1"];
-    // Nobody listens on the port of a socket that is closed again.
+    // Nothing listens on the port of a closed socket.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("nats://127.0.0.1:{port}");
     let alone = folder.call(&[&learner[..], &["--bus", &url]].concat());
@@ -229,7 +229,7 @@ fn what_cannot_meet_is_told_why() {
     drop(runs);
 }
 
-/// When nothing comes, everybody who may look is told what is waited for and who has it, and in the end the run ends.
+/// When nothing arrives, the log and `/readyz` name the outstanding tasks and who has them, and in the end the run ends.
 #[test]
 fn a_stall_names_what_is_waited_for() {
     let cluster = Cluster::new();
@@ -251,7 +251,7 @@ fn a_stall_names_what_is_waited_for() {
     let refusal = ended.stderr.lines().last().unwrap();
     assert!(!ended.status.success() && refusal.starts_with("error: stalled: nothing for 6 s at step "), "{ended:#?}");
     assert!(refusal.contains(" 1 verifier ") && says(refusal), "{ended:#?}");
-    // The run can go on: nothing is lost.
+    // The run can be resumed: nothing is lost.
     let resumed = cluster.start("learner", &[&["--resume", "--run-dir", "run"], &HASTE[..]].concat());
     actor.thaw();
     resumed.end().success();
@@ -259,7 +259,7 @@ fn a_stall_names_what_is_waited_for() {
     drop(verifier);
 }
 
-/// Weights that are not what their name says are refused, and the learner stores the right ones again.
+/// Weights that do not match their digest are refused, and the learner stores the right ones again.
 #[test]
 fn weights_that_were_changed_are_refused_and_come_again() {
     let cluster = Cluster::new();
@@ -274,9 +274,9 @@ fn weights_that_were_changed_are_refused_and_come_again() {
         let mut stream = jetstream.get_stream(&tasks).await.ok()?;
         Some(stream.info().await.ok()?.state.messages)
     };
-    // Nobody plays yet: the first version, which is stored before its tasks, stays.
+    // No actor is running yet: the first version, which is stored before its tasks, stays.
     wait_until("tasks", || runtime.block_on(num_tasks()).is_some_and(|count| count > 0));
-    // An actor sees what is changed before the learner puts it right.
+    // An actor sees the changed weights before the learner restores them.
     learner.freeze();
     let digest = runtime.block_on(async {
         let stream = jetstream.get_stream(&weights).await.unwrap();
@@ -306,7 +306,7 @@ fn workers_end_when_they_are_told_also_without_a_server() {
     let workers = ["actor", "actor", "verifier"].map(|role| cluster.start(role, &[]));
     wait_until("step 10", || cluster.folder.last_step() >= 10);
     cluster.server.kill();
-    // Long enough for all of them to be waiting for it.
+    // Long enough for all processes to be waiting for the server.
     std::thread::park_timeout(Duration::from_secs(2));
     let told = Instant::now();
     for process in workers.iter().chain([&learner]) {
@@ -320,7 +320,7 @@ fn workers_end_when_they_are_told_also_without_a_server() {
     assert!(ended.stdout.contains("; go on with: autodidact learner --bus "), "{ended:#?}");
 }
 
-/// A learner that may not go on with a run is no news to those who work for it.
+/// A learner that may not resume a run does not disturb the run's workers.
 #[test]
 fn a_refused_learner_changes_nothing() {
     let cluster = Cluster::new();
@@ -340,7 +340,7 @@ fn a_refused_learner_changes_nothing() {
     }
 }
 
-/// Processes that compute something else share nothing but the name with a run, also before they know.
+/// Workers do not serve a run that has the same name but computes something else, even before they know.
 #[test]
 fn a_run_that_takes_another_course_is_not_served_by_workers_of_the_first() {
     let cluster = Cluster::new();

@@ -1,8 +1,8 @@
-//! A learner that dies, or whose disk fails, at chosen points; a network that is cut; a queue that is full: the same weights
-//! in the end.
+//! A learner that dies, or whose disk fails, at chosen points; a network that is cut; a queue that is full: the final weights
+//! are the same.
 //!
-//! The learner runs under strace, which has a system call fail, or sends a signal as it begins: one that kills comes before
-//! the call is made, one that stops takes effect when the call has returned and before the learner learns of it.
+//! The learner runs under strace, which makes a system call fail, or sends a signal as it begins: SIGKILL takes effect before
+//! the call is made, SIGSTOP when the call has returned and before the learner sees its result.
 
 use std::fs::OpenOptions;
 use std::io::{Read as _, Write as _};
@@ -21,35 +21,35 @@ use crate::runs::{
     Ended, Folder, HASTE, JournalRecord, NUM_STEPS, Process, SEGMENT, journal_records, reference, wait_until,
 };
 
-/// What strace writes, in the folder that the learner runs in.
+/// The output file of strace, in the folder in which the learner runs.
 const CALLS: &str = "calls";
 
 const RESUME: [&str; 3] = ["--resume", "--run-dir", "run"];
 
-/// Without exams every message that comes back is a group, and every group that comes first is a record.
+/// Without exams every message that comes back is a group, and every group that arrives for the first time is a record.
 const WITHOUT_EXAMS: [&str; 2] = ["--set", "exams.names=[]"];
 
-/// Tasks of the first batch of `smoke`, and of the exam before it.
+/// Number of tasks of the first batch of `smoke` and of the exam before it.
 const NUM_FIRST_TASKS: u64 = 16 + 200;
 
-/// How long the network is cut: for several times the lease and the waits of [`HASTE`].
+/// How long the network is cut: several times the lease and the waits of [`HASTE`].
 const PARTITION_SECONDS: u64 = 10;
 
 impl Cluster {
-    /// Starts a learner under strace, which does something to calls on a file.
+    /// Starts a learner under strace, which injects a fault into calls on a file.
     fn traced_learner(&self, file: &str, fault: &str, args: &[&str]) -> Process {
         let calls = self.folder.path(CALLS);
         if calls.exists() {
             std::fs::remove_file(&calls).unwrap();
         }
         let mut command = Command::new("strace");
-        // As a grandchild (-D), so that the learner is the process that is killed, and whose end is seen.
+        // strace is a grandchild (-D), so that the learner is the process that is killed and whose end is seen.
         command.args(["-D", "-f", "-qq", "-o", CALLS]);
         command.args(["-e", "trace=write,fsync,fdatasync,/^rename,/^unlink", "-e", &format!("inject={fault}")]);
-        // Calls name a file by an open one, which has a full path, or by the path that the learner was given.
+        // A call names a file by its descriptor, which has a full path, or by the path that the learner was given.
         command.arg("-P").arg(self.folder.path(file)).args(["-P", file]);
         command.args([env!("CARGO_BIN_EXE_autodidact"), "learner", "--bus", &self.server.url()]).args(args);
-        // Calls are counted by thread: with few of them each comes to a count of a few.
+        // strace counts calls per thread: with few threads each reaches a count of a few.
         command.env("TOKIO_WORKER_THREADS", "2");
         self.folder.start_command(command)
     }
@@ -58,7 +58,7 @@ impl Cluster {
         ["actor", "verifier"].map(|role| self.start(role, &[]))
     }
 
-    /// Goes on with the run to its end, which must be that of an undisturbed one.
+    /// Resumes the run to its end, which must equal that of an undisturbed one.
     fn ends_as_undisturbed(&self, workers: [Process; 2]) {
         self.start("learner", &RESUME).end().success();
         self.has_ended_as_undisturbed(workers);
@@ -82,25 +82,25 @@ impl Cluster {
         })
     }
 
-    /// Counts the groups that the learner has acknowledged: the server forgets them.
+    /// Counts the groups that the learner has acknowledged, which the server forgets.
     fn num_acknowledged(&self, run: &str) -> usize {
         let State { last_sequence, messages, .. } = self.stream(run, "scored");
         (last_sequence - messages) as usize
     }
 }
 
-/// What strace has written: `PID NAME(...) = RESULT`, or `PID --- SIGNAL ---`.
+/// Returns the output of strace: `PID NAME(...) = RESULT`, or `PID --- SIGNAL ---`.
 fn calls(folder: &Folder) -> String {
     std::fs::read_to_string(folder.path(CALLS)).unwrap_or_default()
 }
 
 fn was_killed(ended: &Ended, folder: &Folder) {
     assert_eq!(ended.status.code(), None, "{ended:#?}");
-    // What strace has seen is written in full by then.
+    // By then strace has written everything that it has seen.
     wait_until("strace to hear of it", || calls(folder).contains("+++ killed by SIGKILL +++"));
 }
 
-/// Cuts the journal to what was on the disk for sure, as a loss of power may, and counts the groups in it.
+/// Truncates the journal to the synced bytes, as a power failure may, and counts the groups in it.
 fn lose_what_was_not_synced(folder: &Folder, bytes_before: u64) -> usize {
     let (mut written, mut synced) = (bytes_before, bytes_before);
     for call in calls(folder).lines() {
@@ -125,7 +125,7 @@ fn num_groups(folder: &Folder) -> usize {
     records(folder).iter().filter(|record| record.kind == JournalRecord::GROUP).count()
 }
 
-/// The first time before anything is in the journal, then wherever a thread of the learner syncs it that often.
+/// The first kill comes before anything is in the journal, the others at the nth sync of a thread of the learner.
 #[test]
 fn a_learner_killed_before_a_sync_goes_on_with_the_same_weights() {
     let cluster = Cluster::new();
@@ -141,7 +141,7 @@ fn a_learner_killed_before_a_sync_goes_on_with_the_same_weights() {
     cluster.ends_as_undisturbed(workers);
 }
 
-/// Before a row is written, or what was written is synced for a checkpoint: no row is lost, none is there twice.
+/// Kills before a row is written, or before rows are synced for a checkpoint: no row is lost, none is there twice.
 #[test]
 fn a_learner_killed_at_a_row_of_its_metrics_loses_none() {
     let cluster = Cluster::new();
@@ -194,7 +194,7 @@ fn a_learner_killed_within_a_checkpoint_goes_on_with_the_same_weights() {
         ("run/checkpoints/.step_00000010.partial/state.postcard", kill("write"), &[][..]),
         ("run/checkpoints/.step_00000020.partial/COMPLETE", kill("fsync"), &[10]),
         ("run/checkpoints/.step_00000030.partial", kill("/^rename"), &[10, 20]),
-        // The name is there, and whether it is on the disk nobody knows.
+        // The name exists, but may not be on the disk.
         ("run/checkpoints", kill("fsync"), &[10, 20, 30]),
     ] {
         let is_first = !cluster.folder.path("run").exists();
@@ -206,7 +206,7 @@ fn a_learner_killed_within_a_checkpoint_goes_on_with_the_same_weights() {
     cluster.ends_as_undisturbed(workers);
 }
 
-/// Between the new segment, the checkpoint, and the removal of the segments that no checkpoint needs any more.
+/// Kills between the new segment, the checkpoint, and the removal of the segments that no checkpoint needs any more.
 #[test]
 fn a_learner_killed_as_it_lets_go_of_its_journal_goes_on_with_the_same_weights() {
     let cluster = Cluster::new();
@@ -215,7 +215,7 @@ fn a_learner_killed_as_it_lets_go_of_its_journal_goes_on_with_the_same_weights()
     let keep = ["--set", "local.keep_journal=since-checkpoint", "--set", "local.keep_checkpoints=2"];
     let begin = [&["smoke", "--run-dir", "run"], &keep[..]].concat();
     for (file, fault, checkpoints, segments) in [
-        // The segment is there and empty. Whoever goes on writes to it, and begins another at the checkpoint.
+        // The segment exists and is empty. The resumed learner writes to it, and begins another at the checkpoint.
         ("run/journal/00000001.log", kill("write"), &[][..], 0..=1),
         ("run/journal/00000002.log", kill("fdatasync"), &[], 0..=2),
         ("run/checkpoints/.step_00000010.partial", kill("/^rename"), &[], 0..=3),
@@ -277,7 +277,7 @@ fn a_disk_that_fails_ends_the_learner_before_it_acknowledges() {
     }
 }
 
-/// Carries connections to a server. While it is cut nothing comes through, and neither side hears of that.
+/// Forwards connections to a server. While the network is cut nothing passes, and neither side is notified.
 struct Network {
     address: String,
     state: Arc<AtomicU8>,
@@ -300,7 +300,7 @@ impl Network {
                     return;
                 }
                 let Ok(server) = TcpStream::connect(&server) else { continue };
-                // What comes through is not held back to be sent with what comes next.
+                // Data is forwarded at once, and not held back to be sent with later data.
                 for end in [&client, &server] {
                     end.set_nodelay(true).unwrap();
                 }
@@ -318,7 +318,7 @@ impl Network {
         format!("nats://{}", self.address)
     }
 
-    /// Cuts it for as long as `AUTODIDACT_PARTITION_SECONDS` says.
+    /// Cuts the network for `AUTODIDACT_PARTITION_SECONDS`, by default [`PARTITION_SECONDS`].
     fn cut_for_a_while(&self) {
         let seconds = std::env::var("AUTODIDACT_PARTITION_SECONDS");
         let seconds = seconds.map_or(PARTITION_SECONDS, |seconds| seconds.parse().unwrap());
@@ -332,7 +332,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         self.state.store(OVER, Ordering::SeqCst);
-        // Wakes the thread that accepts, which then sees that it is over.
+        // Wakes the accepting thread, which then sees that the test is over.
         drop(TcpStream::connect(&self.address));
     }
 }
@@ -348,7 +348,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, state: &AtomicU8) {
             break;
         }
     }
-    // Both fail when the other side is gone, which is as well.
+    // Both fail when the other side is gone, which is fine.
     drop(to.shutdown(Shutdown::Both));
     drop(from.shutdown(Shutdown::Both));
 }
@@ -382,7 +382,7 @@ fn outlasts_a_cut(cluster: &Cluster, network: &Network, mut learner: Process, mu
     cluster.has_ended_as_undisturbed(workers);
 }
 
-/// Whoever may publish tasks can fill their queue; what comes of that is that the learner waits.
+/// A process that may publish tasks can fill their queue; the learner then waits.
 #[test]
 fn a_full_queue_is_waited_for_and_garbage_is_set_aside() {
     let cluster = Cluster::new();

@@ -1,80 +1,17 @@
-//! Devices that do not promise the same results twice: candle's on the CPU, which is what a GPU runs.
+//! Devices that do not promise reproducible results: candle on the CPU, which runs what a GPU runs.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use bus::{Bus, InProcess};
-use domains::Split;
-use language::{Source, SymbolLanguage};
-use learner::{
-    BuildId, Config, Event, Exam, JournalReader, KeepJournal, Manifest, Observer, Record, RunOptions, Summary,
-};
-use policy::{Device, Numerics};
+use language::Source;
+use learner::{Event, JournalReader, Record, Summary};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::roles::{Roles, config};
 use crate::runs::Folder;
 
-/// The preset `smoke`: ten steps, an exam every five.
-fn config() -> Config {
-    let mut table: toml::Table = toml::from_str(include_str!("../../deploy/configs/smoke.toml")).unwrap();
-    table.remove("local");
-    let mut config: Config = table.try_into().unwrap();
-    config.schedule.num_steps = Some(10);
-    config.exams.names = vec!["countdown-3".to_owned()];
-    config.exams.every_steps = 5;
-    config
-}
-
-/// Runs all roles in this process, with a checkpoint every five steps.
 fn run(run_dir: &Path, reproducible: bool) -> Summary {
-    observed(run_dir, reproducible, &mut |_| Ok(())).unwrap()
-}
-
-fn observed(run_dir: &Path, reproducible: bool, observer: Observer<'_>) -> Result<Summary, learner::Error> {
-    let config = config();
-    let options = RunOptions {
-        run_dir: run_dir.to_owned(),
-        resume: run_dir.join("journal").exists(),
-        num_threads: 2,
-        time_limit: None,
-        checkpoint_every: 5,
-        keep_checkpoints: 3,
-        keep_journal: KeepJournal::All,
-        stall_limit: Duration::from_secs(60),
-        tell_after: Duration::from_secs(30),
-        epoch: 0,
-        reissue_after: None,
-        audit: None,
-        tokenizer_json: "{}".to_owned(),
-    };
-    let manifest = Manifest {
-        config: config.digest(),
-        build: BuildId("test".to_owned()),
-        verifiers: Default::default(),
-        exams: Default::default(),
-        numerics: Numerics::measure(Device::Cpu).unwrap(),
-        reproducible,
-    };
-    let lock = learner::RunLock::take(run_dir).unwrap();
-    let problems = domains::exam("countdown-3").unwrap().split(Split::Dev)[..20].to_vec();
-    let exams = vec![Exam { name: "countdown-3".to_owned(), problems }];
-    let shutdown = CancellationToken::new();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
-        tokio::spawn(actor::run(
-            actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 64 },
-            Arc::new(SymbolLanguage),
-            bus.clone(),
-            shutdown.clone(),
-        ));
-        tokio::spawn(verifier::run(config.batch.num_rollouts, Arc::new(SymbolLanguage), bus.clone(), shutdown.clone()));
-        learner::run(config, options, &lock, manifest, Source::of_symbols(), exams, bus, observer, shutdown.clone())
-            .await
-    })
+    Roles { reproducible, ..Roles::default() }.run(run_dir, &mut |_| Ok(())).unwrap()
 }
 
 /// Numbers of the steps in a journal, in order.
@@ -84,8 +21,8 @@ fn journalled_steps(run_dir: &Path) -> Vec<u64> {
     records.filter_map(|record| if let Record::Step(step) = record.unwrap() { Some(step.step) } else { None }).collect()
 }
 
-/// After the loss of its last checkpoint a run folds again what its journal has, and gets the same; where that is not promised
-/// it plays these steps anew, and cannot be replayed.
+/// After the loss of its last checkpoint a reproducible run folds its journal again, and gets the same result; a run that is
+/// not reproducible plays these steps anew, and cannot be replayed.
 #[test]
 fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
     for reproducible in [true, false] {
@@ -104,7 +41,7 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
             let expected: Vec<u64> = once.iter().copied().chain(anew).collect();
             assert_eq!(journalled_steps(&run_dir), expected);
         }
-        let replayed = learner::replay(config(), &run_dir, Source::of_symbols(), 1, u64::MAX, |_| {});
+        let replayed = learner::verify_journal(config(), &run_dir, Source::of_symbols(), 1, u64::MAX, |_| {});
         match replayed {
             Ok(report) => assert_eq!((reproducible, report.last_step), (true, 10)),
             Err(error) => assert!(!reproducible && error.to_string().contains("results are the same twice"), "{error}"),
@@ -112,8 +49,7 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
     }
 }
 
-/// What is to be seen of a run is seen before a checkpoint takes the run past it, and a run that cannot show what it does ends
-/// where it is.
+/// The observer sees every step before a checkpoint takes the run past it, and a run whose observer fails ends where it is.
 #[test]
 fn nothing_that_happens_is_passed_unseen() {
     let folder = Folder::new();
@@ -129,15 +65,15 @@ fn nothing_that_happens_is_passed_unseen() {
         }
         _ => Ok(()),
     };
-    let error = observed(&run_dir, true, &mut |event| Ok(observe(event, 5)?)).unwrap_err();
+    let error = Roles::default().run(&run_dir, &mut |event| Ok(observe(event, 5)?)).unwrap_err();
     assert_eq!(error.to_string(), "no more room");
     assert!(!checkpoint(5).exists());
-    observed(&run_dir, true, &mut |event| Ok(observe(event, u64::MAX)?)).unwrap();
-    // The journal has step 5 and the first process's checkpoint is of no step: all of it is folded again.
+    Roles::default().run(&run_dir, &mut |event| Ok(observe(event, u64::MAX)?)).unwrap();
+    // The journal has step 5, and the first process's checkpoint is of no step: all steps are folded again.
     assert_eq!(seen, (1..5).chain(1..=10).collect::<Vec<_>>());
 }
 
-/// Right answers in the dev exam before and after, and the largest `logprob_mismatch` of any step.
+/// Returns the right answers in the dev exam before and after, and the largest `logprob_mismatch` of any step.
 fn smoke(seed: u64, learner_device: &str, actor_device: &str) -> ([u64; 2], f64) {
     let folder = Folder::new();
     let devices = [format!("learner.device={learner_device}"), format!("actor.device={actor_device}")];
@@ -155,8 +91,8 @@ fn smoke(seed: u64, learner_device: &str, actor_device: &str) -> ([u64; 2], f64)
     ([num_correct(evals.first().unwrap()), num_correct(evals.last().unwrap())], largest)
 }
 
-/// In the mean of three seeds, within 5 points of 200 problems; and an actor in candle says of its tokens what a learner in kernels
-/// computes.
+/// In the mean of three seeds, the two are within 5 points of 200 problems. The log-probabilities of an actor in candle agree
+/// with those of a learner in kernels.
 #[test]
 fn candle_learns_as_the_kernels_do() {
     let run = |device: &'static str| {
@@ -174,8 +110,8 @@ fn candle_learns_as_the_kernels_do() {
     assert!(mismatch > 0.0 && mismatch < 1e-4, "{mismatch}");
 }
 
-/// Processes: one plays where the run says, one where its command line does. Where a run promises its weights, such a command line
-/// is refused.
+/// Separate processes: one actor plays on the run's device, one on that of its command line. If a run promises its weights,
+/// such a command line is refused.
 #[test]
 fn an_actor_plays_on_its_own_device() {
     let cluster = Cluster::new();

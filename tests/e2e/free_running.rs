@@ -1,4 +1,4 @@
-//! Free-running runs: nobody waits for the slow, nothing old is trained on, and the journal gives the same weights again.
+//! Free-running runs: nobody waits for slow actors, nothing stale is trained on, and a replay gives the same weights.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const TRAIN: [&str; 3] = ["pg.toml", "--run-dir", "run"];
 
 const FREE_RUNNING: [&str; 4] = ["--set", "batch.lag=2", "--set", "batch.max_staleness=3"];
 
-/// The weights after each step of a run whose groups arrive in an order that is written down.
+/// The weights digests after each step of a run whose groups arrive in a fixed order.
 const SCRIPTED_WEIGHTS: [&str; 8] = [
     "bedb51f58784",
     "26f2d5e91d08",
@@ -33,17 +33,17 @@ const SCRIPTED_WEIGHTS: [&str; 8] = [
     "66a6ed42fd08",
 ];
 
-/// What a run has folded.
+/// Counts of what a run has folded.
 #[derive(Debug, Default)]
 struct Folded {
     num_steps: u64,
     /// Steps that took groups of more than one batch.
     num_mixed: u64,
-    /// Rollouts in the middle of which newer weights took over.
+    /// Rollouts that switched to newer weights midway.
     num_switched: usize,
 }
 
-/// Checks that nothing was trained on that is older than it may be, and that the run comes out of its journal again.
+/// Checks that nothing older than the allowed staleness was trained on, and that the run can be replayed from its journal.
 fn check(folder: &Folder) -> Folded {
     let mut reader = JournalReader::open(&folder.path("run/journal")).unwrap();
     let mut groups = BTreeMap::<Digest, ScoredGroup>::new();
@@ -75,8 +75,8 @@ fn check(folder: &Folder) -> Folded {
     folded
 }
 
-/// Of every step one group in four overtakes those that have waited longer. The weights follow from that order, and are the same
-/// on every machine: what changes them has changed what runs learn.
+/// At every step one group in four overtakes groups that have waited longer. The weights follow from that order, and are the
+/// same on every machine: if they change, what runs learn has changed.
 #[test]
 fn the_weights_follow_from_the_order_of_arrivals() {
     let folder = Folder::holding(&policy_gradient_config("dr-grpo"));
@@ -129,8 +129,8 @@ fn policy_gradients_in_one_process_survive_a_kill() {
     }
 }
 
-/// What was played for a step would come out differently: where the journal knows that there was a step and cannot repeat it,
-/// nothing is put in its place.
+/// Playing a step again would give another result: if the journal shows that there was a step and cannot repeat it,
+/// resuming fails instead of replacing the step.
 #[test]
 fn what_the_journal_has_lost_is_missed() {
     let folder = Folder::new();
@@ -141,7 +141,7 @@ fn what_the_journal_has_lost_is_missed() {
     let whole = folder.files();
     for (kind, lacks) in [(JournalRecord::GROUP, "some groups"), (JournalRecord::STEP, "the record")] {
         let folder = Folder::holding(&whole);
-        // The last one may be what a kill has cut short.
+        // A kill may have cut the last record short.
         let (records, _) = whole_records(&whole[SEGMENT]);
         let record = records.iter().filter(|record| record.kind == kind).nth(4).unwrap();
         folder.flip(SEGMENT, record.offset + JournalRecord::HEADER_BYTES);
@@ -157,7 +157,7 @@ fn what_the_journal_has_lost_is_missed() {
     }
 }
 
-/// The actor has more to play than the learner to train, so that every version finds it in the middle of rollouts.
+/// The actor has more work than the learner, so that every version finds it in the middle of rollouts.
 #[test]
 fn weights_take_over_in_the_middle_of_rollouts() {
     let cluster = Cluster::new();
@@ -174,12 +174,12 @@ fn weights_take_over_in_the_middle_of_rollouts() {
     assert!(folded.num_switched > 0, "{folded:?}");
 }
 
-/// Policy gradients included. The slow one has played for weights that are long gone when it is heard of again; nobody has
-/// waited for it, and what it had is played again.
+/// With policy gradients. When the slow actor answers, the weights that it has played for are long gone; nobody has waited for
+/// it, and its tasks are played again.
 #[test]
 fn a_slow_actor_holds_nobody_up() {
     let cluster = Cluster { folder: Folder::holding(&policy_gradient_config("dr-grpo")), ..Cluster::new() };
-    // What it has is its own until it answers.
+    // Its tasks go to no other actor until it answers.
     let mine = ["--set", "local.bus.ack_wait_seconds=600", "--set", "local.bus.reissue_seconds=600"];
     let endless = ["--set", "schedule.num_steps=1000000", "--set", "exams.names=[]"];
     let learner = cluster.start("learner", &[&TRAIN[..], &FREE_RUNNING, &mine, &endless].concat());
@@ -192,7 +192,7 @@ fn a_slow_actor_holds_nobody_up() {
         let last = rows.lines().rev().find_map(|row| serde_json::from_str::<Value>(row).ok());
         last.and_then(|row| row["num_stale"].as_u64()).unwrap_or(0)
     };
-    // A moment at which it has nothing proves nothing.
+    // Freezing the slow actor while it has no task proves nothing.
     for _ in 0..100 {
         if num_stale() > 0 {
             break;

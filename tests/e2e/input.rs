@@ -1,4 +1,4 @@
-//! What people feed in as text: every file and argument that is read, and docs/formats.md word for word.
+//! Text input from users: every file and argument that is read, and docs/formats.md word for word.
 
 use std::process::{Command, Stdio};
 
@@ -25,7 +25,7 @@ fn shell(folder: &Folder, script: &str) -> Ended {
     folder.start_command(command).end()
 }
 
-/// Returns what stands in place of the only line's verdict.
+/// Returns the error that replaces the only line's verdict.
 fn error_of(line: &str) -> String {
     let ended = verify(line);
     let reply: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{line}: {error} {ended:#?}"));
@@ -238,7 +238,7 @@ fn problems_of_others_are_posed() {
     assert_eq!(solve(record, &["--domain", "countdown-no-calculator"]), free);
 }
 
-/// A record that names no domain is asked in the variant that the run trains on.
+/// A record that names no domain uses the variant that the run trains on.
 #[test]
 fn a_run_without_a_calculator_is_asked_without_one() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! What `inspect` says of a journal agrees with what the run said of itself.
+//! Checks that `inspect` reports of a journal what the run reported itself.
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ fn the_summary_is_the_run() {
     let mut manifest: Value = serde_json::from_slice(&reference(0).files["run/manifest.json"]).unwrap();
     let config = manifest.as_object_mut().unwrap().remove("config_toml").unwrap();
     assert_eq!(config.as_str().unwrap().as_bytes(), reference(0).files["run/config.toml"]);
-    // The journal has no name of the config, which is not part of what the run computes.
+    // The journal does not store the config's name, which is not part of what the run computes.
     assert_eq!(manifest.as_object_mut().unwrap().remove("config_name").unwrap(), "smoke");
     assert_eq!(summary["manifest"], manifest);
     assert_eq!(summary["last_step"]["step"], NUM_STEPS);

@@ -8,7 +8,7 @@ use crate::runs::{Ended, Folder, NUM_STEPS, RESUME, Reference, SEGMENT, referenc
 
 const SINCE_CHECKPOINT: [&str; 2] = ["--set", "local.keep_journal=since-checkpoint"];
 
-/// A run of `smoke` that let go of what its checkpoints, of steps 20, 30 and 40, have folded.
+/// Returns a run of `smoke` that has removed the segments that its checkpoints, of steps 20, 30 and 40, have folded.
 fn trimmed() -> Folder {
     let folder = Folder::new();
     folder.call(&[&["train", "smoke", "--run-dir", "run"], &SINCE_CHECKPOINT[..]].concat()).success();
@@ -108,7 +108,7 @@ fn bytes_read(folder: &Folder) -> u64 {
     results.sum()
 }
 
-/// Buffers of 8 KiB are filled with more than is asked for, so that some bytes are read beyond.
+/// Reads fill buffers of 8 KiB, so that some bytes beyond those needed are read.
 #[test]
 fn a_resume_reads_what_its_checkpoint_has_not_folded() {
     let whole = reference(0).files[SEGMENT].len() as u64;

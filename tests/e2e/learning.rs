@@ -1,16 +1,16 @@
-//! What a run learns, against what its control learns. Every run here is a function of its config, so no test is lucky.
+//! Compares what a run learns with what its control learns. Every run is a function of its config, so no test passes by luck.
 //! All together take 19 s on two cores of an AMD EPYC (`cargo test --release --test e2e learning::`).
 //!
-//! Each of these faults was put in by hand and seen to fail: in `learning_by_examples_beats_shuffled_labels` the sign of every
-//! gradient flipped (before the update) and hindsight off (`learner.hindsight=false`); in
-//! `policy_gradients_raise_the_share_of_right_answers` the sign of every gradient flipped and advantages negated (in `centred`); in
-//! `practice_does_not_run_dry` a step that draws by what is new to its windows (by the rows of such a run).
+//! Each of these faults was injected by hand and made its test fail: in `learning_by_examples_beats_shuffled_labels` the sign
+//! of every gradient flipped (before the update) and hindsight off (`learner.hindsight=false`); in
+//! `policy_gradients_raise_the_share_of_right_answers` the sign of every gradient flipped and advantages negated (in
+//! `centred`); in `practice_does_not_run_dry` a step that draws by what is new to its windows (by the rows of such a run).
 
 use serde_json::Value;
 
 use crate::runs::{Folder, metrics, policy_gradient_config};
 
-/// Countdown with three numbers and nothing else, asked by the ladder: 20,596 problems.
+/// Only countdown with three numbers, posed by the ladder: 20,596 problems.
 const NARROW: [&str; 12] = [
     "--set",
     "self_play=",
@@ -26,7 +26,7 @@ const NARROW: [&str; 12] = [
     "learner.window_examples=20000",
 ];
 
-/// 60 of 200 dev problems more than at the start, against 8; without hindsight 26.
+/// Solves 60 of 200 dev problems more than at the start; shuffled labels gain 8, a run without hindsight 26.
 #[test]
 fn learning_by_examples_beats_shuffled_labels() {
     let folder = Folder::new();
@@ -40,8 +40,8 @@ fn learning_by_examples_beats_shuffled_labels() {
     assert!(learned - control > 35.0, "{learned} against {control} problems more than at the start");
 }
 
-/// From random weights, without an example: two numbers leave one choice, the operator. 62 of 100 sampled answers are right,
-/// where 40 were.
+/// From random weights, without an example: two numbers leave one choice, the operator. 62 of 100 sampled answers are right, up
+/// from 40.
 #[test]
 fn policy_gradients_raise_the_share_of_right_answers() {
     let folder = Folder::holding(&policy_gradient_config("dr-grpo"));
@@ -67,13 +67,13 @@ fn policy_gradients_raise_the_share_of_right_answers() {
     assert!(trained - untrained > 0.12, "{trained} against {untrained}");
 }
 
-/// Early on most of what a step brings is new, later next to nothing. Every step does as many updates as it brought tokens for,
-/// each of the size that the config states, and the policy gets no worse with practice.
+/// Early on most examples of a step are new, later almost none. Every step does as many updates as its tokens call for, each of
+/// the configured size, and practice does not make the policy worse.
 #[test]
 fn practice_does_not_run_dry() {
     let folder = Folder::new();
     let start = ["train", "smoke", "--run-dir", "run", "--steps", "150"];
-    // No decay, which would hide what the last steps do.
+    // No decay, which would hide the effect of the last steps.
     let schedule = ["--set", "schedule.decay_from=150", "--set", "exams.every_steps=10"];
     folder.call(&[&start, &NARROW[..], &schedule].concat()).success();
     let rows: Vec<Value> = metrics(&folder.path("run")).into_iter().filter(|row| row["loss"].is_f64()).collect();
@@ -88,10 +88,10 @@ fn practice_does_not_run_dry() {
         let updates = count(row, "num_updates");
         // `learner.reuse` is 2.
         assert_eq!(updates, ((2 * count(row, "num_example_tokens")) as f64 / 1_024.0).round().max(1.0) as u64, "{row}");
-        // Sequences are whole, so an update may have a few tokens more.
+        // Sequences are not split, so an update may have a few tokens more.
         assert!((1_024 * updates..1_060 * updates).contains(&trained), "{row}");
     }
-    // Steps play alike, so they practise alike: 9 to 12 updates each. By what is new alone they fall from 6 to 1.
+    // Steps play similar amounts, so they practise as much: 9 to 12 updates each. By new examples alone they fall from 6 to 1.
     let (fewest, most) = (num_updates.iter().min().unwrap(), num_updates.iter().max().unwrap());
     assert!(2 * fewest > *most, "{num_updates:?}");
     let scores = exam_scores(&folder, "run");
@@ -102,7 +102,7 @@ fn practice_does_not_run_dry() {
     assert!(best > 1.5 * means[0], "there was something to learn: {scores:?}");
 }
 
-/// How many of the 200 dev problems of countdown-3 each version of a run solved that sat them.
+/// Returns how many of the 200 dev problems of countdown-3 each examined version of a run solved.
 fn exam_scores(folder: &Folder, run: &str) -> Vec<f64> {
     let rows = metrics(&folder.path(run));
     let sat = rows.iter().filter(|row| row["exam"].is_string());

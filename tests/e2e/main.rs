@@ -1,9 +1,10 @@
-//! The real binary: the same digests at every step whatever happens to a run, and one clear error for whatever it cannot
-//! take.
+//! Tests of the real binary: the same digests at every step whatever happens to a run, and one clear error for any input that
+//! it refuses.
 
 mod audit;
 mod bad_input;
 mod bench;
+mod checker;
 mod cluster;
 mod crash_points;
 mod device;
@@ -18,6 +19,7 @@ mod nats_server;
 mod pages;
 mod process;
 mod pure_function;
+mod roles;
 mod runs;
 mod security;
 mod servers;

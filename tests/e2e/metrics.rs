@@ -1,4 +1,4 @@
-//! What Prometheus reads of a run agrees with what the run writes of itself.
+//! Checks that the metrics that Prometheus reads agree with the run's own records.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -64,7 +64,7 @@ fn a_scrape_is_the_run_at_a_step() {
     process.end().success();
 }
 
-/// What describes the last step, and the key of its row that has it.
+/// Metrics that describe the last step, with the keys of its row that have their values.
 const OF_A_STEP: [(&str, &str); 4] = [
     ("autodidact_learner_loss", "loss"),
     ("autodidact_learner_grad_norm", "grad_norm"),
@@ -72,8 +72,8 @@ const OF_A_STEP: [(&str, &str); 4] = [
     ("autodidact_policy_entropy_nats", "entropy"),
 ];
 
-/// Nobody plays, so nothing happens. A run that begins has no value that a step would have; one that goes on has those of its last
-/// step and its exams from the first scrape on.
+/// No worker runs, so nothing happens. A new run has no values that need a step; a resumed run has those of its last step and
+/// its exams from the first scrape on.
 #[test]
 fn a_learner_without_workers_says_what_it_knows() {
     let cluster = Cluster::new();
@@ -135,7 +135,7 @@ fn a_learner_without_workers_says_what_it_knows() {
     learner.end().success();
 }
 
-/// A real Prometheus reads every process of a cluster while it works, and has what they say.
+/// A real Prometheus scrapes every process of a cluster while it works, and has the expected values.
 #[test]
 fn prometheus_scrapes_a_cluster() {
     let (server, folder) = (NatsServer::start(), Folder::new());
@@ -186,7 +186,7 @@ fn prometheus_scrapes_a_cluster() {
     }
 }
 
-/// A Prometheus of a test's own.
+/// A Prometheus server for one test.
 struct Prometheus {
     address: String,
     _process: Process,
@@ -202,7 +202,7 @@ impl Prometheus {
             .collect();
         let config = format!("global: {{ scrape_interval: 250ms, scrape_timeout: 250ms }}\nscrape_configs:\n{jobs}");
         std::fs::write(folder.path("prometheus.yml"), config).unwrap();
-        // It takes the port of a socket that is closed again.
+        // Prometheus takes the port of a socket that is closed again.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mut command = Command::new(tool("prometheus/usr/bin/prometheus"));
         command.args(["--config.file=prometheus.yml", "--storage.tsdb.path=prometheus"]);
@@ -212,7 +212,7 @@ impl Prometheus {
         Prometheus { address, _process: process }
     }
 
-    /// Gives the one value of an expression, where there is one.
+    /// Returns the single value of an expression, if there is one.
     fn query(&self, expression: &str) -> Option<f64> {
         let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let (status, body) = get(&self.address, &format!("/api/v1/query?query={encoded}"));
@@ -225,7 +225,7 @@ impl Prometheus {
     }
 }
 
-/// Checks metrics as Prometheus' own tool does: names, units, types and help.
+/// Checks the names, units, types and help of metrics with Prometheus' own tool.
 fn assert_clean(text: &str) {
     let mut command = Command::new(tool("prometheus/usr/bin/promtool"));
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

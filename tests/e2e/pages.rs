@@ -1,4 +1,4 @@
-//! The commands of docs/cluster.md, as they stand there: a page that is not run is a promise that will break.
+//! Runs the commands of docs/cluster.md as they are written there, so that the page stays correct.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::runs::{Folder, Process, wait_until};
 
 const PAGE: &str = include_str!("../../docs/cluster.md");
 
-/// Gives the commands under a heading.
+/// Returns the commands under a heading.
 fn commands(heading: &str) -> Vec<String> {
     let (_, section) = PAGE.split_once(&format!("\n## {heading}\n")).expect("the page has the heading");
     let section = section.split("\n## ").next().unwrap();
@@ -16,7 +16,7 @@ fn commands(heading: &str) -> Vec<String> {
     blocks.flat_map(str::lines).map(str::to_owned).collect()
 }
 
-/// Starts a command as a shell does, with a server's port that is free here instead of the usual one.
+/// Starts a command as a shell does, with a free port for the server instead of the usual one.
 fn start(folder: &Folder, port: u16, command: &str) -> Process {
     let mut shell = Command::new("sh");
     let own = std::path::Path::new(env!("CARGO_BIN_EXE_autodidact")).parent().unwrap().to_owned();
@@ -26,7 +26,7 @@ fn start(folder: &Folder, port: u16, command: &str) -> Process {
     );
     let command =
         command.replace(":4222", &format!(":{port}")).replace("nats-server ", &format!("nats-server -p {port} "));
-    // A command after `&&` takes the place of the shell too, so that it can be told to end.
+    // A command after `&&` replaces the shell too, so that signals reach it.
     let command =
         command.rsplit_once("&& ").map_or(format!("exec {command}"), |(first, last)| format!("{first}&& exec {last}"));
     shell.args(["-euc", &command]).env("PATH", path.unwrap());
@@ -37,7 +37,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Starts a server, a learner and those who work for it, and waits for the run to be over.
+/// Starts a server, a learner and its workers, and waits for the run to end.
 fn run(folder: &Folder, commands: &[String]) {
     let port = free_port();
     let mut processes: Vec<Process> = commands.iter().map(|command| start(folder, port, command)).collect();
@@ -62,7 +62,7 @@ fn a_run_on_one_machine() {
     run(&folder, &commands);
 }
 
-/// What `keys init` prints is run as well.
+/// Runs the commands that `keys init` prints, too.
 #[test]
 fn a_run_with_keys() {
     let folder = Folder::new();

@@ -1,4 +1,4 @@
-//! The process and its run directory: what is moved, removed or signalled under a live run, and who hears of it.
+//! The process and its run directory: files are moved or removed and signals arrive during a run, and the run reports it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::cluster::Cluster;
 use crate::runs::{Ended, Folder, NUM_STEPS, Process, reference, signal, wait_until};
 
-/// A run that goes on until it is stopped, and writes no checkpoint before.
+/// A run that goes on until it is stopped, and writes no checkpoint before that.
 const LONG: [&str; 8] = [
     "train",
     "smoke",
@@ -22,10 +22,10 @@ const LONG: [&str; 8] = [
     "local.checkpoint_every=1000000",
 ];
 
-/// How soon a process ends that is told to, whatever it waits for.
+/// How soon a process must end when it is told to, whatever it waits for.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// Stops a long run where it is, has something done to its folder, and lets it go on.
+/// Suspends a long run, calls `disturb` to change its folder, and lets it go on.
 fn disturbed(folder: &Folder, disturb: impl FnOnce()) -> Process {
     let run = folder.start(&LONG);
     wait_until("step 3", || folder.last_step() >= 3);
@@ -50,7 +50,7 @@ fn a_run_whose_folder_is_moved_ends_and_writes_nothing_in_its_place() {
         }
         let ended = run.end();
         assert!(!ended.status.success(), "{ended:#?}");
-        // The file that it looks at first. The interrupt may be answered before or after it.
+        // The error names the file that the run checks first. The interrupt may be answered before or after it.
         let error = ended.stderr.lines().find_map(|line| line.strip_prefix("error: run/"));
         let says = error.and_then(|error| error.split_once(": ")).map(|(_, says)| says);
         let moved =
@@ -58,12 +58,12 @@ fn a_run_whose_folder_is_moved_ends_and_writes_nothing_in_its_place() {
         assert_eq!(says, Some(moved), "{ended:#?}");
         assert_eq!(of_run(&folder), another.unwrap(), "what is another run's is left alone");
         assert!(!folder.path("moved/checkpoints").exists() && !folder.path("moved/curves.svg").exists());
-        // Where it is now, the run goes on.
+        // In its new place the run can be resumed.
         folder.call(&["train", "--resume", "--run-dir", "moved", "--dry-run"]).success();
     }
 }
 
-/// Gives the names and bytes of the files in `run`.
+/// Returns the names and bytes of the files in `run`.
 fn of_run(folder: &Folder) -> crate::runs::Files {
     let mut files = folder.files();
     files.retain(|name, _| name.starts_with("run/"));
@@ -80,7 +80,7 @@ fn a_run_ends_when_what_it_writes_is_removed() {
             false => std::fs::remove_file(&path).unwrap(),
         });
         let ended = run.end();
-        // Of a folder it is any file in it: the process may look while the folder is being removed.
+        // For a folder the error may name any file in it: the process may check while the folder is being removed.
         let (named, says) = ended.refusal().split_once(": ").unwrap();
         assert!(named.starts_with(removed), "{removed}: {ended:#?}");
         assert!(says.starts_with("expected the file that this process has open, got No such file"), "{ended:#?}");
@@ -88,7 +88,7 @@ fn a_run_ends_when_what_it_writes_is_removed() {
     }
 }
 
-/// A file of a study's rows that is removed takes no rows that nobody would find.
+/// A study whose file of rows is removed ends, instead of writing rows that nobody can find.
 #[test]
 fn a_study_ends_when_its_rows_are_removed() {
     let folder = Folder::new();
@@ -103,7 +103,7 @@ fn a_study_ends_when_its_rows_are_removed() {
     assert!(process.end().refusal().starts_with(says));
 }
 
-/// Only what the journal leads to is the run's: a checkpoint of another run in its folder is not scored as if it were.
+/// Only checkpoints that the journal leads to are the run's: another run's checkpoint in its folder is not scored as its own.
 #[test]
 fn a_checkpoint_of_another_run_is_not_scored() {
     let folder = Folder::holding(&reference(0).files);
@@ -119,7 +119,7 @@ fn a_checkpoint_of_another_run_is_not_scored() {
         }
     };
     let eval = ["--exam", "countdown-3", "--split", "dev", "--samples", "1"];
-    // Later than the run, and in the place of one of its own.
+    // One is later than the run, the other replaces one of the run's own.
     for (foreign, used) in [(NUM_STEPS + 10, 40), (NUM_STEPS, 30)] {
         copy(foreign);
         let ended = folder.call(&[&["eval", "run"], &eval[..]].concat()).success();
@@ -151,7 +151,7 @@ fn runs_that_begin_together_have_folders_of_their_own() {
     assert_eq!(taken, expected);
 }
 
-/// Every command that waits for what may never come listens before it does, and ends when it is told to.
+/// Every command that may wait forever installs its signal handlers before it waits, and ends when it is told to.
 #[test]
 fn what_waits_for_a_server_ends_when_it_is_told_to() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -176,13 +176,13 @@ fn what_waits_for_a_server_ends_when_it_is_told_to() {
     }
 }
 
-/// Process 1 of a container has no default for signals. `verify` waits for its input, the others for a server.
+/// Process 1 of a container has no default signal actions. `verify` waits for its input, the others for a server.
 #[test]
 fn process_1_ends_when_it_is_told_to() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("nats://127.0.0.1:{port}");
     let learner = ["learner", "smoke", "--run-dir", "run", "--bus", &url];
-    // Of no use to root, and what makes it possible for others.
+    // Root does not need the user namespace; other users need it to make a PID namespace.
     let unshare = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"];
     let as_process_1 = |args: &[&str]| {
         let mut command = Command::new(unshare[0]);
@@ -195,7 +195,7 @@ fn process_1_ends_when_it_is_told_to() {
         let program = env!("CARGO_BIN_EXE_autodidact");
         let mut command = match may_have_another {
             true => as_process_1(&[&[program], args].concat()),
-            // Where this is itself in a container that lets nobody make another: those that wait must listen all the same.
+            // In a container that permits no other, the commands that wait must catch signals all the same.
             false if args == ["verify"] => continue,
             false => {
                 let mut command = Command::new(program);
@@ -235,7 +235,7 @@ fn a_terminal_that_goes_away_stops_a_run_with_a_checkpoint() {
     wait_until("step 3", || folder.last_step() >= 3);
     run.hang_up();
     wait_until("the run to stop", || run.said_so_far().contains("stopping: writing a checkpoint"));
-    // The shell and the kernel both say so.
+    // Both the shell and the kernel send the signal.
     signal_if_it_runs(&run);
     let ended = run.end().success();
     assert_eq!(folder.checkpoints(), [folder.last_step()]);
@@ -247,12 +247,12 @@ fn signal_if_it_runs(process: &Process) {
     drop(Command::new("kill").args(["-HUP", &process.id().to_string()]).stderr(Stdio::null()).status());
 }
 
-/// There, even what is said of it cannot be written.
+/// Without its terminal, the run cannot even write its messages.
 #[test]
 fn a_run_outlives_its_terminal_until_its_checkpoint_is_written() {
     let folder = Folder::new();
     let mut command = Command::new("script");
-    // The shell passes the signal on, as shells do when their terminal goes, and stays to say how the run ended.
+    // The shell passes the signal on, as shells do when their terminal goes, and stays to record how the run ended.
     let line = format!(
         "trap 'kill -HUP $run' HUP; {} {} & run=$!; wait $run; ended=$?; [ $ended -le 128 ] || {{ wait $run; ended=$?; }}; \
          echo $ended > status",
@@ -269,7 +269,7 @@ fn a_run_outlives_its_terminal_until_its_checkpoint_is_written() {
     assert_eq!(folder.checkpoints(), [folder.last_step()]);
 }
 
-/// What nohup does.
+/// Ignores SIGHUP, as under nohup.
 #[test]
 fn a_run_that_is_to_outlive_its_terminal_does() {
     let folder = Folder::new();
@@ -282,7 +282,7 @@ fn a_run_that_is_to_outlive_its_terminal_does() {
     folder.history().assert_steps_of(&reference(0).history);
 }
 
-/// A folder whose name begins with a dash: what is printed for the user runs as it is printed.
+/// A folder whose name begins with a dash: commands that are printed for the user run exactly as printed.
 #[test]
 fn commands_run_as_they_are_printed() {
     let folder = Folder::new();
@@ -314,7 +314,7 @@ fn shell(printed: &str) -> Command {
     command
 }
 
-/// On a terminal the log has colours, unless the user or the terminal says no.
+/// On a terminal the log has colours, unless the user or the terminal disables them.
 #[test]
 fn colours_are_for_those_who_want_them() {
     let on_terminal = |args: &str, set: &[(&str, &str)]| {
@@ -324,7 +324,7 @@ fn colours_are_for_those_who_want_them() {
         command
             .args(["--quiet", "--return", "--command", &line, "/dev/null"])
             .env("TERM", "xterm")
-            // A continuous integration service is taken for a terminal with colours, whatever its TERM.
+            // A continuous integration service counts as a terminal with colours, whatever its TERM.
             .env_remove("CI")
             .envs(set.iter().copied());
         folder.start_command(command).end()
@@ -356,7 +356,7 @@ fn a_log_that_asks_for_nothing_has_what_it_has_by_default() {
     assert!(refused.refusal().starts_with("RUST_LOG: expected levels such as info or "), "{refused:#?}");
 }
 
-/// What a user meets first: one clear error for each.
+/// The errors that a user meets first: one clear message for each.
 #[test]
 fn first_errors_say_what_to_do() {
     let folder = Folder::new();

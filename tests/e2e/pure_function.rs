@@ -1,4 +1,4 @@
-//! A training run is a pure function of its config: not of threads, slots, crashes or the clock.
+//! A training run is a pure function of its config: threads, slots, crashes and the clock do not affect it.
 
 use std::process::Command;
 
@@ -10,13 +10,13 @@ use crate::runs::{
     policy_gradient_config, reference, wait_until,
 };
 
-/// The clocked run's `--minutes`: long enough for the clock to see steps before it decides. A minute says the same.
+/// `--minutes` of the clocked run: long enough for the clock to see steps before it decides. A full minute shows the same.
 const MINUTES: &str = "0.2";
 
-/// Every kill comes with this many steps left at least, so that it finds the process alive.
+/// The least number of steps that are left after every kill, so that it finds the process alive.
 const STEPS_AFTER_KILLS: u64 = 10;
 
-/// Turns that the killer spins at most once its moment has come: about the time of a step.
+/// The most iterations for which the killer spins before a kill: about the time of a step.
 const MAX_SPINS: u64 = 1 << 21;
 
 const SAME_AGAIN: &str = "the same weights again: ";
@@ -27,7 +27,7 @@ fn two_runs_agree() {
     agrees(0, &[]);
 }
 
-/// Whatever changes what is learned changes this: put the new digest, and say in CHANGELOG.md what has changed.
+/// Any change to what is learned changes this digest: put the new one here, and describe the change in CHANGELOG.md.
 #[test]
 fn the_weights_are_those_that_they_were() {
     let digest = "bf377680d5aac3726c07c94d82c8b3c9f89c2f9e97129956735c9c75c72608eb";
@@ -120,7 +120,7 @@ fn replay_names_the_step_of_a_damaged_step() {
     }
 }
 
-/// A wrong length hides everything after it, and the steps before it must not pass for the run.
+/// A wrong length hides everything after it, and the steps before it must not be accepted as the whole run.
 #[test]
 fn replay_names_the_step_of_a_damaged_length() {
     for flipped in 0..4 {
@@ -128,7 +128,7 @@ fn replay_names_the_step_of_a_damaged_length() {
     }
 }
 
-/// Nothing comes after the last step that would miss it.
+/// No record follows the last step, so none reveals that it is missing.
 #[test]
 fn replay_names_a_damaged_last_step() {
     let folder = Folder::holding(&reference(0).files);
@@ -156,11 +156,11 @@ fn a_clocked_run_that_was_killed_ends_as_the_clock_decided() {
     wait_until("the decay to begin", || !process.is_running() || decays());
     process.kill();
     let ended = clocked.resume().success();
-    // In the same folder: what is resumed knows its config as a path.
+    // In the same folder: a resumed run knows its config by its path.
     assert_gives_the_same(&clocked, &clocked, ended.printed(SAME_AGAIN));
 }
 
-/// A process that goes on with less time than the run has used may not end it before the end of the journal.
+/// A process that resumes with less time than the run has used may not end it before the end of the journal.
 #[test]
 fn a_shorter_limit_ends_no_step_that_the_journal_has_passed() {
     let clocked = Folder::new();
@@ -183,7 +183,7 @@ fn the_printed_command_keeps_what_was_set() {
         let mut command = vec!["train", config, "--run-dir", &run_dir, "--steps", "4", "--seed", "3"];
         command.extend(["--set", "batch.lag=1", "--set", "exams.names=[\"countdown-3\"]"]);
         let printed = run.call(&command).success().printed(SAME_AGAIN).to_owned();
-        // A path in the command is a path from here.
+        // A path in the command is relative to this folder.
         let again = format!("{printed} --run-dir again-{number}");
         run.call_printed(&again).success();
         let digests = |name: &str| History::read(&run.path(name)).steps;
@@ -198,7 +198,7 @@ fn threads_and_replay_change_nothing_with_policy_gradients() {
         let folder = Folder::holding(&policy_gradient_config(kind));
         for threads in ["1", "2"] {
             let local = format!("local.threads={threads}");
-            // An entropy bonus, so that every part of the loss is at work.
+            // An entropy bonus, so that every part of the loss takes effect.
             let command = ["train", "pg.toml", "--run-dir", threads, "--steps", "5"];
             let bonus = "learner.policy_gradient.entropy_bonus=0.01";
             folder.call(&[&command[..], &["--set", &local, "--set", bonus]].concat()).success();
@@ -215,7 +215,7 @@ fn threads_and_replay_change_nothing_with_policy_gradients() {
     assert_ne!(kinds[0][..], reference(0).history.steps[..5], "policy gradients are part of what is learned");
 }
 
-/// Far enough for the run to pose its own problems and to train on its own proposals.
+/// Enough steps for the run to pose its own problems and to train on its own proposals.
 #[test]
 fn threads_and_replay_change_nothing_in_the_variants_of_self_play() {
     let mut variants = vec![reference(0).history.steps[..20].to_vec()];
@@ -242,7 +242,7 @@ fn threads_and_replay_change_nothing_in_the_variants_of_self_play() {
 }
 
 /// Induction problems have keys, which the learner stores apart from their tasks: planned, queued and archived ones are
-/// there again after a stop, at lag 1 too. So are the windows of several levels, with programs that were run.
+/// restored after a stop, at lag 1 too. So are the windows of several levels, with programs that were run.
 #[test]
 fn keys_survive_a_stop() {
     let config = "preset = \"smoke\"\ndomains = [{ name = \"programs-digits\", share = 1.0, levels = [\
@@ -267,7 +267,7 @@ fn keys_survive_a_stop() {
     assert!(tried.flatten().filter_map(|count| count.as_u64()).sum::<u64>() > 0, "some problem was the policy's own");
 }
 
-/// A run that leaves out what its preset has goes on and begins anew without it.
+/// A run that removes a setting of its preset can be resumed and forked without it.
 #[test]
 fn a_run_without_problems_of_its_own_goes_on_and_is_forked() {
     let train = ["train", "smoke", "--run-dir", "run", "--set", "self_play=", "--steps", "20"];
@@ -284,7 +284,7 @@ fn a_run_without_problems_of_its_own_goes_on_and_is_forked() {
     assert_eq!(History::read(&whole.path("runs/run-0-1")), whole.history());
 }
 
-/// Problems of its own, from every source, are what a run learns from.
+/// A run learns from its own problems, from every source.
 #[test]
 fn the_run_makes_its_own_problems() {
     let origins = &reference(0).summary["totals"]["trained_by_origin"];
@@ -308,7 +308,7 @@ fn the_run_makes_its_own_problems() {
     assert!(own.last().unwrap()["num_niches"].as_u64().unwrap() > 20);
 }
 
-/// Runs `smoke` with these arguments besides and compares every digest with the undisturbed run's.
+/// Runs `smoke` with these extra arguments and compares every digest with the undisturbed run's.
 #[track_caller]
 fn agrees(lag: u64, args: &[&str]) {
     let folder = Folder::new();
@@ -322,7 +322,7 @@ fn agrees(lag: u64, args: &[&str]) {
     assert_same_summary(&ended, lag);
 }
 
-/// Kills a run at random moments, from its first step to its thirtieth, and goes on with it each time.
+/// Kills a run at random moments, from its first step to its thirtieth, and resumes it each time.
 fn survives_kills(lag: u64, num_kills: u64) {
     let reference = reference(lag);
     let whole_journal = reference.files[SEGMENT].len() as u64;
@@ -334,7 +334,7 @@ fn survives_kills(lag: u64, num_kills: u64) {
         let mut rng = CounterRng::new(0, Purpose::Shuffle, lag, kill, 0);
         let step = kill * steps_between + rng.below(steps_between);
         let mut process = if kill == 0 { folder.start(&start) } else { folder.start(&RESUME) };
-        // The metrics grow when a step is over, the journal while its groups come in.
+        // The metrics grow when a step ends, the journal while its groups arrive.
         let due = |folder: &Folder| match kill % 2 {
             0 => folder.path("run/config.toml").exists() && folder.last_step() >= step,
             _ => folder.journal_bytes() * NUM_STEPS >= whole_journal * step,
@@ -354,7 +354,7 @@ fn survives_kills(lag: u64, num_kills: u64) {
     assert_replayed(&folder.call(&["replay", "run"]), NUM_STEPS);
 }
 
-/// Compares what `--json` says of the whole run with the undisturbed run's.
+/// Compares the `--json` summary of the whole run with the undisturbed run's.
 #[track_caller]
 fn assert_same_summary(ended: &Ended, lag: u64) {
     let got: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -369,7 +369,7 @@ fn assert_replayed(ended: &Ended, num_steps: u64) {
     assert!(ended.stdout.starts_with(&format!("replayed {num_steps} steps ")), "{ended:#?}");
 }
 
-/// Flips byte `flipped` of the record of a kind that stands in the middle of the journal, which belongs to step 21.
+/// Flips a bit in byte `flipped` of the middle record of a kind in the journal, which belongs to step 21.
 #[track_caller]
 fn assert_replay_names(kind: u8, flipped: usize) {
     let folder = Folder::holding(&reference(0).files);
@@ -379,7 +379,7 @@ fn assert_replay_names(kind: u8, flipped: usize) {
     assert_names_step(&folder.call(&["replay", "run"]), NUM_STEPS / 2 + 1);
 }
 
-/// A step is named by the state that it makes or by the batch that it folds, one less.
+/// The error names a step by the state that it makes or by the batch that it folds, which is one less.
 #[track_caller]
 fn assert_names_step(ended: &Ended, step: u64) {
     let names = |number: u64| ended.refusal().contains(&format!("of step {number}"));
@@ -398,7 +398,7 @@ fn learning_rates(folder: &Folder) -> Vec<f64> {
     metrics(&folder.path("run")).iter().filter_map(|row| row["learning_rate"].as_f64()).collect()
 }
 
-/// CPU time up to the last step.
+/// Returns the CPU time up to the last step.
 fn cpu_seconds(folder: &Folder) -> f64 {
     metrics(&folder.path("run")).iter().rev().find_map(|row| row["cpu_s"].as_f64()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! Runs of the binary in folders of their own, and what they leave behind.
+//! Runs of the binary in separate folders, and the files and output that they leave.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,7 +22,7 @@ pub(crate) const SEGMENT: &str = "run/journal/00000000.log";
 /// The longest wait for anything. A loaded machine needs far less; a wait this long is a hang.
 const WAIT_LIMIT: Duration = Duration::from_secs(180);
 
-/// Short waits of a run over NATS: what is lost comes again soon.
+/// Short timeouts for a run over NATS: what is lost is soon sent again.
 pub(crate) const HASTE: [&str; 6] = [
     "--set",
     "local.bus.ack_wait_seconds=1.0",
@@ -35,17 +35,17 @@ pub(crate) const HASTE: [&str; 6] = [
 /// The bytes of files, by path from the folder that holds them.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
 
-/// A folder for commands to run in, removed in the end. A run lives in its `run`.
+/// A temporary folder in which commands run. Its run directory is `run`.
 pub(crate) struct Folder(TempDir);
 
-/// A command that was started; killed when it is dropped.
+/// A command that was started; it is killed when dropped.
 pub(crate) struct Process {
     child: Child,
     stdout: File,
     stderr: File,
 }
 
-/// A command that is over.
+/// A command that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
@@ -53,7 +53,7 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
-/// What `metrics.jsonl` says of a run.
+/// The contents of a run's `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct History {
     /// Weights digest and state digest of step 1, 2, ...
@@ -65,9 +65,9 @@ pub(crate) struct History {
 /// An undisturbed run.
 pub(crate) struct Reference {
     pub(crate) history: History,
-    /// What `--json` printed.
+    /// The output of `--json`.
     pub(crate) summary: Value,
-    /// Everything in its folder, to start from without running it again.
+    /// All files in its folder, to start from without running it again.
     pub(crate) files: Files,
 }
 
@@ -85,7 +85,7 @@ impl JournalRecord {
     pub(crate) const HEADER_BYTES: usize = 4 + 1 + 32;
 }
 
-/// Gives the undisturbed run of `smoke` with a lag of 0 or 1, made once for all tests.
+/// Returns the undisturbed run of `smoke` with a lag of 0 or 1, made once for all tests.
 pub(crate) fn reference(lag: u64) -> &'static Reference {
     static REFERENCES: [OnceLock<Reference>; 2] = [OnceLock::new(), OnceLock::new()];
     REFERENCES[lag as usize].get_or_init(|| {
@@ -98,7 +98,7 @@ pub(crate) fn reference(lag: u64) -> &'static Reference {
     })
 }
 
-/// Gives the config that is shipped for a kind of policy gradients as `pg.toml`, on top of `smoke` instead of `ladder`.
+/// Returns the shipped config for a kind of policy gradients as `pg.toml`, based on `smoke` instead of `ladder`.
 pub(crate) fn policy_gradient_config(kind: &str) -> Files {
     let path = format!("{}/deploy/configs/{kind}.toml", env!("CARGO_MANIFEST_DIR"));
     let shipped = std::fs::read_to_string(path).unwrap();
@@ -134,9 +134,9 @@ impl Folder {
         self.start_command(command)
     }
 
-    /// Starts a command in this folder, with the environment of a person who trains.
+    /// Starts a command in this folder, with the environment of an ordinary user.
     pub(crate) fn start_command(&self, mut command: Command) -> Process {
-        // Files rather than pipes: nobody reads while the command runs, and it must never wait for a reader.
+        // Files rather than pipes: nothing reads while the command runs, and it must never wait for a reader.
         let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         command.current_dir(self.0.path());
         if !command.get_envs().any(|(name, _)| name == "AUTODIDACT_CI") {
@@ -156,7 +156,7 @@ impl Folder {
         self.start(args).end()
     }
 
-    /// Goes on with the run of this folder to its end.
+    /// Resumes the run of this folder and waits for its end.
     pub(crate) fn resume(&self) -> Ended {
         self.call(&RESUME)
     }
@@ -173,7 +173,7 @@ impl Folder {
         History::read(&self.path("run"))
     }
 
-    /// Gives every file but the lock, which is empty.
+    /// Returns every file but the lock, which is empty.
     pub(crate) fn files(&self) -> Files {
         let mut files = Files::new();
         let mut folders = vec![self.0.path().to_owned()];
@@ -191,7 +191,7 @@ impl Folder {
         files
     }
 
-    /// Changes one bit of a file.
+    /// Flips one bit of a file.
     pub(crate) fn flip(&self, name: &str, offset: usize) {
         let path = self.path(name);
         let mut bytes = std::fs::read(&path).unwrap();
@@ -199,7 +199,7 @@ impl Folder {
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// Gives the number of the last step in `metrics.jsonl`, 0 when there is none.
+    /// Returns the number of the last step in `metrics.jsonl`, or 0 if there is none.
     pub(crate) fn last_step(&self) -> u64 {
         let bytes = std::fs::read(self.path("run/metrics.jsonl")).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
@@ -221,7 +221,7 @@ impl Folder {
     }
 }
 
-/// The arguments that go on with a folder's run.
+/// The arguments that resume a folder's run.
 pub(crate) const RESUME: [&str; 4] = ["train", "--resume", "--run-dir", "run"];
 
 impl Process {
@@ -241,46 +241,46 @@ impl Process {
         self.ended()
     }
 
-    /// Gives what the command has printed so far.
+    /// Returns what the command has printed so far.
     pub(crate) fn printed_so_far(&self) -> String {
         so_far(&self.stdout)
     }
 
-    /// Gives what the command has said on standard error so far.
+    /// Returns what the command has written to standard error so far.
     pub(crate) fn said_so_far(&self) -> String {
         so_far(&self.stderr)
     }
 
-    /// Sends what Ctrl-C sends.
+    /// Sends SIGINT, as Ctrl-C does.
     pub(crate) fn interrupt(&self) {
         self.signal("-INT");
     }
 
-    /// Sends what asks a process to end.
+    /// Sends SIGTERM, which asks a process to end.
     pub(crate) fn terminate(&self) {
         self.signal("-TERM");
     }
 
-    /// Stops the process where it is, as a machine does that hangs. Returns when each of its threads stands still.
+    /// Suspends the process, like a machine that hangs. Returns when each of its threads is stopped.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");
         let tasks = format!("/proc/{}/task", self.id());
         wait_until("every thread is stopped", || {
             let mut tasks = std::fs::read_dir(&tasks).unwrap();
             tasks.all(|task| {
-                // A thread that ends meanwhile has none.
+                // A thread that ends meanwhile has no status.
                 let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
                 status.lines().find(|line| line.starts_with("State:")).is_none_or(|state| state.contains("stopped"))
             })
         });
     }
 
-    /// Lets a frozen process go on.
+    /// Resumes a frozen process.
     pub(crate) fn thaw(&self) {
         self.signal("-CONT");
     }
 
-    /// Sends what a terminal sends that goes away.
+    /// Sends SIGHUP, as a closing terminal does.
     pub(crate) fn hang_up(&self) {
         self.signal("-HUP");
     }
@@ -312,7 +312,7 @@ pub(crate) fn signal(name: &str, process: u32) {
 }
 
 fn so_far(file: &File) -> String {
-    // Reading at an offset leaves alone where the command writes next.
+    // Reading at an offset does not move the position at which the command writes next.
     let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
     file.read_exact_at(&mut bytes, 0).unwrap();
     String::from_utf8(bytes).unwrap()
@@ -320,7 +320,7 @@ fn so_far(file: &File) -> String {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail when the command is over, which is as well.
+        // Both fail when the command has ended, which is fine.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -332,7 +332,7 @@ impl Ended {
         self
     }
 
-    /// Gives the one line on standard error that begins with `error: `, without that.
+    /// Returns the one line on standard error, without the `error: ` with which it begins.
     pub(crate) fn refusal(&self) -> &str {
         assert!(self.status.code().is_some_and(|code| code != 0), "{self:#?}");
         let message = self.stderr.strip_prefix("error: ").and_then(|message| message.strip_suffix('\n'));
@@ -341,7 +341,7 @@ impl Ended {
         message
     }
 
-    /// Gives what follows `label` on its line of standard output.
+    /// Returns the text after `label` on its line of standard output.
     pub(crate) fn printed(&self, label: &str) -> &str {
         let found = self.stdout.lines().find_map(|line| line.split_once(label));
         found.unwrap_or_else(|| panic!("expected {label:?} in {self:#?}")).1
@@ -352,7 +352,7 @@ impl History {
     pub(crate) fn read(run_dir: &Path) -> History {
         let text = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap();
         let mut history = History { steps: Vec::new(), exams: Vec::new() };
-        // A row that a kill has cut short is none.
+        // A row that a kill has cut short does not count.
         let whole_rows = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
         for line in whole_rows.lines() {
             let row: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
@@ -368,7 +368,7 @@ impl History {
         history
     }
 
-    /// Fails unless every step has the digests of another run, and names the first that has not.
+    /// Fails unless every step has the digests of another run, and names the first that differs.
     #[track_caller]
     pub(crate) fn assert_steps_of(&self, expected: &History) {
         let differs = self.steps.iter().zip(&expected.steps).position(|(got, expected)| got != expected);
@@ -377,10 +377,10 @@ impl History {
     }
 }
 
-/// Waits for a condition, looking again every millisecond.
+/// Waits for a condition, checking it every millisecond.
 ///
 /// # Panics
-/// When it does not come true within [`WAIT_LIMIT`].
+/// If the condition does not hold within [`WAIT_LIMIT`].
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = tokio::time::Instant::now();
     while !condition() {
@@ -389,15 +389,15 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Finds the records of an undamaged journal segment.
+/// Returns the records of an undamaged journal segment.
 pub(crate) fn journal_records(segment: &[u8]) -> Vec<JournalRecord> {
     let (records, end) = whole_records(segment);
     assert_eq!(end, segment.len(), "an undamaged segment");
     records
 }
 
-/// Finds the records of a journal segment, `[length | type | blake3 | body]`, one after the other, and where the last one ends
-/// that is there as a whole.
+/// Returns the records of a journal segment, `[length | type | blake3 | body]`, one after the other, and the offset at which
+/// the last complete one ends.
 pub(crate) fn whole_records(segment: &[u8]) -> (Vec<JournalRecord>, usize) {
     let mut records = Vec::new();
     let mut offset = 0;
@@ -413,7 +413,7 @@ pub(crate) fn whole_records(segment: &[u8]) -> (Vec<JournalRecord>, usize) {
     (records, offset)
 }
 
-/// Asks a process over HTTP.
+/// Sends a GET request; returns the status and the body.
 pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
@@ -423,14 +423,14 @@ pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// Reads the rows of `metrics.jsonl` that are whole so far.
+/// Reads the complete rows of `metrics.jsonl`.
 pub(crate) fn metrics(run_dir: &Path) -> Vec<Value> {
     let bytes = std::fs::read(run_dir.join("metrics.jsonl")).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// Where a process says that it serves its metrics.
+/// Waits for the address of a process's metrics.
 pub(crate) fn metrics_address(process: &Process) -> String {
     let address = || {
         process
@@ -444,7 +444,7 @@ pub(crate) fn metrics_address(process: &Process) -> String {
     address().unwrap()
 }
 
-/// Gives the value of a metric, its labels included in the name.
+/// Returns the value of a metric, whose name includes its labels.
 pub(crate) fn value(text: &str, name: &str) -> f64 {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     found.unwrap_or_else(|| panic!("expected {name} in\n{text}")).parse().unwrap()

@@ -1,4 +1,4 @@
-//! Keys, certificates and permissions, on a real server: who may do what, and how a process hears that it may not.
+//! Keys, certificates and permissions, on a real server: who may do what, and how a process learns that it may not.
 
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -11,7 +11,7 @@ use crate::runs::{Folder, reference, wait_until};
 
 const INIT: [&str; 7] = ["keys", "init", "keys", "--actors", "2", "--verifiers", "1"];
 
-/// Gives the arguments by which a process joins with its key.
+/// Returns the arguments with which a process joins with its key.
 fn key<'a>(url: &'a str, path: &'a str) -> [&'a str; 6] {
     ["--bus", url, "--nkey", path, "--tls-ca", "keys/ca.pem"]
 }
@@ -39,7 +39,7 @@ fn a_run_with_keys_gives_the_weights_of_one_process() {
         assert!(!ended.stderr.contains("ermi"), "nothing was denied: {ended:#?}");
         assert!(ended.stdout.starts_with(&format!("{name}: joined run ")), "{ended:#?}");
     }
-    // The learner's key is enough to see what there was, and to remove it.
+    // The learner's key is enough to list the run and to remove it.
     let runs = |more: &[&str]| folder.call(&[&["runs"], more, &key(&url, "keys/learner.nk")[..]].concat());
     let listed = runs(&[]).success().stdout;
     let line = listed.lines().find(|line| line.ends_with("none: the run is over")).unwrap();
@@ -67,7 +67,7 @@ fn who_may_not_is_told_so() {
     let refused = folder.call(&[&["actor"], &key(&url, "others/actor-0.nk")[..]].concat());
     assert!(refused.refusal().starts_with(&format!("bus: not permitted: {url}: ")), "{refused:#?}");
 
-    // A key under another name: what it says under that name is not permitted, and nobody waits to find out.
+    // A key under another name: messages under that name are not permitted, and the process ends at once.
     let learner =
         folder.start(&[&["learner", "smoke", "--run-dir", "run"], &key(&url, "keys/learner.nk")[..]].concat());
     wait_until("the learner to lead", || folder.path("run/config.toml").exists());
@@ -76,7 +76,7 @@ fn who_may_not_is_told_so() {
     let refusal = ended.stderr.lines().last().unwrap();
     assert!(refusal.to_lowercase().contains("permissions violation for"), "{ended:#?}");
     assert!(refusal.contains("_INBOX_actor-1."), "the subject is named: {ended:#?}");
-    // A verifier's key does for no actor.
+    // An actor cannot use a verifier's key.
     let actor = folder.start(&[&["actor"], &key(&url, "keys/verifier-0.nk")[..]].concat());
     let ended = actor.end();
     let refusal = ended.stderr.lines().last().unwrap();
@@ -86,7 +86,7 @@ fn who_may_not_is_told_so() {
     learner.end().success();
 }
 
-/// A key that is taken out of the server's file: its process ends and says so, the run goes on without it.
+/// When a key is removed from the server's file, its process ends with an error and the run goes on without it.
 #[test]
 fn a_key_that_is_taken_back_ends_its_process() {
     let cluster = Guarded::new();
@@ -112,8 +112,8 @@ fn a_key_that_is_taken_back_ends_its_process() {
     }
 }
 
-/// A server does not ask whether a user may write where it has the answer sent to. What stands there then, nobody of ours wrote;
-/// it is not believed, and comes right.
+/// A server does not check whether a user may write to the subject that receives the answer. The entry that results is not from
+/// our processes; the run does not accept it, and recovers.
 #[test]
 fn answers_that_are_sent_to_where_others_write_do_no_harm() {
     let cluster = Guarded::new();
@@ -133,7 +133,7 @@ fn answers_that_are_sent_to_where_others_write_do_no_harm() {
         });
     };
     ask_for(&["$KV.autodidact_runs.mine.run", "$KV.autodidact_runs.mine.lease", "$KV.autodidact_runs.other.run"]);
-    // Who joins now finds the run.
+    // A process that joins now finds the run.
     let late = cluster.start("actor-0", &[]);
     let ended = learner.end().success();
     assert_eq!(ended.stderr, "");
@@ -143,7 +143,7 @@ fn answers_that_are_sent_to_where_others_write_do_no_harm() {
     }
 }
 
-/// A connection, and what the server denied on it.
+/// A connection, and the server's denials on it.
 struct User {
     client: Client,
     denied: watch::Receiver<Vec<String>>,
@@ -167,7 +167,7 @@ impl User {
         User { client: options.connect(url).await.unwrap(), denied }
     }
 
-    /// Tells whether the server permits a message to a subject. What it answers to is another matter.
+    /// Whether the server permits a message to a subject. Whether it answers the message is another matter.
     async fn may_publish(&self, subject: &str) -> bool {
         let num_known = self.denied.borrow().len();
         self.client.publish(subject.to_owned(), "x".into()).await.unwrap();
@@ -180,9 +180,9 @@ impl User {
         self.may(subject, num_known).await
     }
 
-    /// Tells whether what was asked for after so many denials was permitted: a subject may be denied to one who asks otherwise.
+    /// Whether the request after the first `num_known` denials was permitted. A subject may be denied to other requests.
     async fn may(&self, subject: &str, num_known: usize) -> bool {
-        // Denials come in order, and before the answer to what comes after them: one that is always denied marks the end.
+        // Denials arrive in order, and before the answers to later requests: a subject that is always denied marks the end.
         let mut denied = self.denied.clone();
         let mark = format!("mark.{}", denied.borrow().len());
         self.client.publish(mark.clone(), "x".into()).await.unwrap();
@@ -193,7 +193,7 @@ impl User {
     }
 }
 
-/// The whole of who may do what: the least that works.
+/// The full table of permissions: the least that works.
 #[test]
 fn permissions_are_the_least_that_works() {
     let folder = Folder::new();
@@ -247,7 +247,7 @@ fn permissions_are_the_least_that_works() {
         for (name, own) in own {
             let user = User::connect(&folder, &server.url(), name).await;
             for subject in all() {
-                // A learner reads what it has stored.
+                // The learner also reads what it has stored.
                 let reads = name == "learner" && subject.contains(".DIRECT.GET.");
                 let expected = own.contains(subject) || reads;
                 assert_eq!(user.may_publish(subject).await, expected, "{name} publishes to {subject}");

@@ -1,4 +1,4 @@
-//! What processes say to a NATS server, what they say of it, and which of its runs they find.
+//! What processes send to a NATS server, what they report about it, and which of its runs they find.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::cluster::Cluster;
 use crate::nats_server::NatsServer;
 use crate::runs::{Folder, HASTE, NUM_STEPS, get, metrics_address, reference, wait_until};
 
-/// Roles and commands that need a server, with what they need besides.
+/// Roles and commands that need a server, with their other arguments.
 const USERS: [&[&str]; 4] = [&["learner", "smoke", "--run-dir", "run"], &["actor"], &["verifier"], &["runs"]];
 
-/// A run that goes on for as long as a test looks at it.
+/// A run that lasts for as long as a test looks at it.
 const LONG: [&str; 4] = ["--set", "schedule.num_steps=100000", "--set", "exams.names=[]"];
 
-/// Well under what a server that is away is waited for.
+/// Well under the time for which processes wait for an unreachable server.
 const AT_ONCE: Duration = Duration::from_secs(60);
 
 #[test]
@@ -42,7 +42,7 @@ fn a_password_is_used_and_never_shown() {
     assert!(learner.stdout.contains(&format!("join with --bus '{shown}' --run mine")), "{learner:#?}");
     let go_on = format!("autodidact learner --bus '{shown}' --run mine --resume --run-dir run");
     assert_eq!(learner.printed("go on with: "), go_on);
-    // An address that is wrong, and one that is away.
+    // An address with wrong credentials, and one that is unreachable.
     let wrong = folder.call(&["actor", "--bus", &server.url_of("u:s3cret")]);
     assert!(wrong.refusal().starts_with(&format!("bus: not permitted: {shown}: ")), "{wrong:#?}");
     let away = "nats://u:s3cret@127.0.0.1:1";
@@ -87,7 +87,7 @@ fn a_server_without_jetstream_is_refused_at_once() {
     assert!(!folder.path("run").exists());
 }
 
-/// A run whose learner was killed is no run to join, and can be removed; one that lives can be joined, and not be removed.
+/// A run whose learner was killed can be removed but not joined; one with a running learner can be joined but not removed.
 #[test]
 fn a_run_without_a_learner_is_not_joined_and_can_be_removed() {
     let cluster = Cluster::new();
@@ -138,12 +138,12 @@ fn a_run_without_a_learner_is_not_joined_and_can_be_removed() {
     }
 }
 
-/// In its own run directory a learner that was killed goes on at once; in a copy of that it is another, and is told that the run
-/// has a learner.
+/// A learner that was killed resumes at once in its own run directory. In a copy of that directory it is another learner, and
+/// is told that the run has a learner.
 #[test]
 fn a_learner_that_was_killed_has_its_run_back_at_once() {
     let cluster = Cluster::new();
-    // Whoever waits for this lease waits for longer than the test does.
+    // Another learner would wait for this lease for longer than the test runs.
     let lease = ["--set", "local.bus.lease_seconds=10000.0"];
     let killed = cluster.learner(&[&["--run", "mine"], &HASTE[..4], &lease].concat());
     let _workers = ["actor", "verifier"].map(|role| cluster.start(role, &[]));

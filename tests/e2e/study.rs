@@ -1,4 +1,4 @@
-//! A study: what is run, what is not run twice, and what one bad run costs.
+//! A study: which runs it starts, which it does not repeat, and what one failed run costs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +24,7 @@ config = \"random.toml\"
 set = [\"learner.reuse=1\"]
 ";
 
-/// Where the study's runs and rows live, by default.
+/// The default folder of the study's runs and rows.
 const DIR: &str = "runs/study-mine";
 
 #[test]
@@ -226,7 +226,7 @@ fn study(folder: &Folder) -> Ended {
     folder.call(&["study", "mine.toml"])
 }
 
-/// The lines of `study.csv`, the header first.
+/// Returns the lines of `study.csv`, the header first.
 fn rows(folder: &Folder) -> Vec<String> {
     let text = std::fs::read_to_string(folder.path(DIR).join("study.csv")).unwrap();
     text.lines().map(str::to_owned).collect()

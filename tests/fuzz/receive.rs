@@ -1,4 +1,4 @@
-//! What a process does with bytes that anybody may have sent: shared by the fuzzer and the test that replays its corpus.
+//! Handling of bytes that anybody may have sent: shared by the fuzzer and the test that replays its corpus.
 
 use domains::symbols::vocabulary::VOCABULARY_SIZE;
 use language::SymbolLanguage;
@@ -6,10 +6,10 @@ use proto::{Beat, Group, Message, ProblemKey, Refusal, ScoredGroup, Task, Versio
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Rollouts that a run asks for at most, as verifiers know from its config.
+/// The most rollouts that a run asks for, which verifiers know from its config.
 const MAX_ROLLOUTS: u32 = 64;
 
-/// Reads bytes as the kind of message that the first of them names, and does with it what comes before anybody trusts it.
+/// Decodes bytes as the kind of message that the first byte names, and handles it as a process handles an untrusted message.
 pub(crate) fn receive(bytes: &[u8]) {
     let Some((kind, payload)) = bytes.split_first() else { return };
     match kind % 7 {
@@ -17,7 +17,7 @@ pub(crate) fn receive(bytes: &[u8]) {
         1 => {
             let Some(group) = read::<Message<Group>>(payload).map(|message| message.body) else { return };
             if group.check(VOCABULARY_SIZE).is_ok() && group.task.num_rollouts <= MAX_ROLLOUTS {
-                // A key comes from the learner; here it is as little to be trusted as the rest.
+                // A key comes from the learner; here it is trusted as little as the rest.
                 drop(verifier::check_choices(&SymbolLanguage, &group));
                 let key = ProblemKey { text: group.task.family.clone() };
                 drop(verifier::score(&SymbolLanguage, group.clone(), Some(&key)));
@@ -36,7 +36,7 @@ pub(crate) fn receive(bytes: &[u8]) {
     }
 }
 
-/// Reads a message; what can be read can be written and read again.
+/// Decodes a message, and checks that it can be encoded and decoded again.
 fn read<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Option<T> {
     let message: T = wire::decode(payload).ok()?;
     let again = wire::encode(&message);

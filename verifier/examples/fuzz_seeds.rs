@@ -1,4 +1,4 @@
-//! Writes the messages that the fuzzer starts from, in today's wire format, over those of an older one:
+//! Writes the fuzzer's seed messages in the current wire format and overwrites older ones:
 //! `cargo run --example fuzz_seeds -- tests/fuzz/corpus/messages`.
 
 use std::path::Path;
@@ -7,12 +7,12 @@ use domains::{Domain, registry};
 use language::{Language as _, SymbolLanguage, random_answer, trace};
 use proto::{
     Beat, Behavior, CounterRng, Difficulty, Digest, Envelope, Group, KeyedProblem, Message, ProblemKey, ProblemOrigin,
-    Purpose, Refusal, Request, Role, Rollout, Sampling, SetDictionary, StopReason, Task, TaskId, TaskKind, Version,
-    VersionSpan, wire,
+    Purpose, Refusal, RefusalCause, Request, Role, Rollout, Sampling, SetDictionary, StopReason, Task, TaskId,
+    TaskKind, Version, VersionSpan, wire,
 };
 
-/// For each level of every ladder: a task that asks for answers and one that asks for a problem, a group for each, and that group
-/// with its verdicts; then the messages that carry no task.
+/// Writes, for each level of every ladder, a task that asks for answers and one that asks for a problem, a group for each, and
+/// the scored group; then the messages that carry no task.
 fn main() {
     let folder = std::env::args().nth(1).expect("expected the folder of the corpus as the only argument");
     let mut messages: Vec<(u8, Vec<u8>)> = Vec::new();
@@ -33,7 +33,10 @@ fn main() {
     let beat = Beat { worker: "actor-1".to_owned(), role: Role::Actor, tasks: vec![id] };
     messages.push((3, wire::encode(&beat)));
     messages.push((4, wire::encode(&Version { policy_version: 7, weights: Digest::of_bytes(b"") })));
-    messages.push((5, wire::encode(&Refusal { envelope: envelope(), task: id, reason: "no".to_owned() })));
+    messages.push((
+        5,
+        wire::encode(&Refusal { envelope: envelope(), task: id, cause: RefusalCause::Group, reason: "no".to_owned() }),
+    ));
     messages.push((6, wire::encode(&ProblemKey { text: "123".to_owned() })));
     for (index, (kind, payload)) in messages.iter().enumerate() {
         let path = Path::new(&folder).join(format!("seed-{index:02}-{kind}"));
@@ -90,5 +93,5 @@ fn in_envelope<T: serde::Serialize>(body: T) -> Vec<u8> {
 }
 
 fn envelope() -> Envelope {
-    Envelope { epoch: 1, ..Envelope::default() }
+    Envelope { term: 1, ..Envelope::default() }
 }

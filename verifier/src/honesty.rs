@@ -1,13 +1,13 @@
-//! Whether what an actor says of its choices is what the language says of the same tokens.
+//! Checks the choices that an actor reports against the language.
 
 use language::{Episode, Language, Next};
 use proto::{Group, Legal, LegalTokens, Rollout, SetDictionary, StopReason, TokenSet};
 
-/// Checks that every token of a group is legal, and that choices, their positions, their sets and the ends of the rollouts are
-/// those of the language that its task asks for: the policy gradient trains on them as they are. [`Group::check`] has passed.
+/// Checks that every token of a group is legal, and that the choices, their positions, their sets and the ends of the rollouts
+/// match the language of the task: the policy gradient trains on them unchanged. Expects that [`Group::check`] has passed.
 ///
 /// # Errors
-/// In words, the first thing that is not as the language says.
+/// A description of the first mismatch.
 pub fn check_choices(language: &dyn Language, group: &Group) -> Result<(), String> {
     let Group { task, sets, rollouts } = group;
     let episode = language.open(&task.request).map_err(|error| error.to_string())?;
@@ -23,7 +23,7 @@ pub fn check_choices(language: &dyn Language, group: &Group) -> Result<(), Strin
     Ok(())
 }
 
-/// Walks a rollout through its language. Sets are entered in `dictionary` in order of first use, as actors do.
+/// Replays a rollout in its episode. Enters sets in `dictionary` in order of first use, as actors do.
 fn check_rollout(
     mut episode: Box<dyn Episode>,
     rollout: &Rollout,

@@ -1,4 +1,4 @@
-//! What actors say of their choices: the truth passes in every domain, and whatever else they say is refused.
+//! Actors' reports of their choices: honest reports pass in every domain, and all others are refused.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use proto::{
     VersionSpan,
 };
 use tokio_util::sync::CancellationToken;
-use verifier::{Error, check_choices};
+use verifier::{Error, Judge, check_choices};
 
 const NUM_ROLLOUTS: u32 = 4;
 
@@ -75,7 +75,7 @@ fn solve(domain: &str, text: &str) -> Request {
     Request::Solve { problem, origin: ProblemOrigin::Ladder, has_key: false }
 }
 
-/// Answers and proposals of every domain and level, by both kinds of play, complete and cut short.
+/// Covers answers and proposals of every domain and level, by both behaviors, complete and cut short.
 #[test]
 fn honest_groups_pass() {
     let mut num_cut_short = 0;
@@ -107,7 +107,7 @@ fn honest_groups_pass() {
     assert!(num_cut_short > 100, "{num_cut_short}");
 }
 
-/// Says of a choice that it was among a changed copy of its set.
+/// Replaces the legal set of a choice with a changed copy.
 fn change_set(group: &mut Group, rollout: usize, choice: usize, change: impl Fn(&mut Vec<TokenId>)) {
     let legal = &mut group.rollouts[rollout].choices.legal[choice];
     let Legal::Set(set) = *legal else { panic!("a grammar names what is legal") };
@@ -217,9 +217,8 @@ fn forged_choices_are_refused() {
                 let Group { sets, rollouts, .. } = group;
                 sets.swap(0, 1);
                 for legal in rollouts.iter_mut().flat_map(|rollout| &mut rollout.choices.legal) {
-                    match legal {
-                        Legal::Set(set @ 0..2) => *set = 1 - *set,
-                        _ => {}
+                    if let Legal::Set(set @ 0..2) = legal {
+                        *set = 1 - *set;
                     }
                 }
             },
@@ -236,7 +235,7 @@ fn forged_choices_are_refused() {
             assert_eq!(group.check(VOCABULARY_SIZE), Ok(()), "{what}: only the language tells");
         }
     }
-    // Answers of a language in which a proposal is not legal.
+    // The same answers to another problem, to an invalid one, and in an unknown domain.
     let mut group = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 20);
     group.task.request = solve("countdown", "20 12 6 2 -> 50");
     check_choices(&SymbolLanguage, &group).unwrap_err();
@@ -246,7 +245,7 @@ fn forged_choices_are_refused() {
     check_choices(&SymbolLanguage, &group).unwrap_err();
 }
 
-/// A short answer that says that it was cut short: actors stop at the limit, not before.
+/// An answer that claims to be cut short below the limit is refused: actors stop at the limit, not before.
 #[test]
 fn answers_are_cut_short_at_the_limit() {
     let mut group = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 7);
@@ -257,7 +256,7 @@ fn answers_are_cut_short_at_the_limit() {
     assert_eq!(refusal, "rollout 0: expected 8 tokens of an answer that was cut short, got 7");
 }
 
-/// Log-probabilities are one for each choice by their form, and no more than 0 and finite by [`Group::check`].
+/// [`Group::check`] requires one log-probability for each choice, finite and at most 0.
 #[test]
 fn probabilities_that_are_none_are_refused() {
     for logprob in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5] {
@@ -268,7 +267,7 @@ fn probabilities_that_are_none_are_refused() {
     }
 }
 
-/// The way through the verifier: between threads of a process nobody is hostile, so there it is a fault that ends it.
+/// Sends a forged group through the verifier. Threads of one process trust each other, so there it is a fatal error.
 #[tokio::test]
 async fn a_verifier_judges_no_forged_group() {
     let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
@@ -277,8 +276,11 @@ async fn a_verifier_judges_no_forged_group() {
     forged.sets[0] = (0..256).collect();
     assert_eq!(forged.check(VOCABULARY_SIZE), Ok(()));
     let publish = async |body| bus.publish_group(Message { envelope: Envelope::default(), body }).await.unwrap();
-    let verifier =
-        tokio::spawn(verifier::run(NUM_ROLLOUTS, Arc::new(SymbolLanguage), bus.clone(), CancellationToken::new()));
+    let verifier = tokio::spawn(verifier::run(
+        Judge::new(Arc::new(SymbolLanguage), NUM_ROLLOUTS),
+        bus.clone(),
+        CancellationToken::new(),
+    ));
     publish(honest.clone()).await;
     assert_eq!(bus.next_scored().await.unwrap().message.body.group, honest);
     publish(forged).await;

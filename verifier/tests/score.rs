@@ -1,4 +1,4 @@
-//! Verdicts and examples of groups, and what a hostile actor cannot do.
+//! Verdicts and examples of groups, and resistance to hostile actors.
 
 use domains::{domain, exam};
 use language::{Language as _, Next, SymbolLanguage, enumerate_answers};
@@ -62,7 +62,7 @@ fn solved_and_missed_both_become_examples_of_what_they_solve() {
     assert_ne!(missed.prompt, scored.prompt);
 }
 
-/// Sets and positions of examples come from the grammar, never from the actor (whose are nonsense here).
+/// Sets and positions of examples come from the grammar, never from the actor (here the actor's are nonsense).
 #[test]
 fn sets_are_derived_anew() {
     let scored = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82]), None).unwrap();
@@ -95,7 +95,7 @@ fn nothing_of_an_exam_becomes_an_example() {
             domain.judge(problem, None, &text).unwrap().verdict == Verdict::Correct
         };
         let solution = enumerate_answers(SymbolLanguage.open(&request).unwrap()).find(is_right).unwrap();
-        // Posed as itself, and reached by hindsight from another target.
+        // As the posed problem, and by hindsight from another target.
         let other = problem.text.split("->").next().unwrap().to_owned() + "-> 1";
         for text in [&problem.text, &other] {
             assert!(score(group(text, TaskKind::Train, &[&solution]), None).unwrap().examples.is_empty(), "{text}");
@@ -114,7 +114,7 @@ fn evaluations_make_no_examples_and_nonsense_makes_no_panic() {
     assert!(score(group("no problem", TaskKind::Train, &[]), None).is_err());
 }
 
-/// The same bytes give the same verdict after ten thousand others.
+/// The same bytes get the same verdict after ten thousand others.
 #[test]
 fn verdicts_do_not_depend_on_what_was_judged_before() {
     let first = score(group("25 7 3 -> 82", TaskKind::Train, &[&SOLVES_82, &[25], &[]]), None).unwrap();
@@ -137,7 +137,7 @@ fn of_programs(problem: &str, answers: &[&str]) -> Group {
     group
 }
 
-/// The visible pairs are met by `sort` and by `rev`; the key knows which one was meant.
+/// Both `sort` and `rev` fit the visible pairs; the key decides which one is correct.
 #[test]
 fn an_induction_answer_must_do_what_the_key_does() {
     let pairs = "? max 1 : [3 2 1] -> [1 2 3] ; [5 4] -> [4 5]";
@@ -153,11 +153,12 @@ fn an_induction_answer_must_do_what_the_key_does() {
     assert!(score(of_programs(pairs, &["rev"]), Some(&nonsense)).is_err());
 }
 
-/// A wrong output is answered by the executor, once, and is labelled as that; so is the program, from inputs for every answer.
+/// For wrong outputs the executor adds the right one, once, labelled `Executor`. It also adds an induction example of the
+/// program for every answer, each with other inputs.
 #[test]
 fn programs_that_are_shown_are_run_by_the_executor() {
     let scored = score(of_programs("sum : [1 2] -> ?", &["4", "5", "3"]), None).unwrap();
-    let of_mode = |level| scored.examples.iter().filter(move |example| example.aim.level == level);
+    let of_mode = |level| scored.examples.iter().filter(move |example| example.balance_key.level == level);
     let labels: Vec<_> = of_mode(1).map(|example| (example.label_origin, &example.answer[..])).collect();
     assert_eq!(labels, [(LabelOrigin::Executor, &[3][..]), (LabelOrigin::Solved, &[3][..])]);
     let inductions: Vec<_> = of_mode(3).collect();
@@ -195,7 +196,7 @@ fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
     }
 }
 
-/// Texts of problems and keys: right ones, such as are nearly right, and others.
+/// Generates texts of problems and keys: valid, nearly valid, and arbitrary ones.
 fn text() -> impl Strategy<Value = String> {
     let right = ["25 7 3 -> 82", "50 75 2 9 -> 98 max 9999", "sum : [1 2] -> ?", "sort take 2 : ? -> [1 2]", "rev"];
     let right = prop::sample::select([&right[..], &["? max 1 : [3 2 1] -> [1 2 3] ; [5 4] -> [4 5]"]].concat());
@@ -222,7 +223,7 @@ fn request() -> impl Strategy<Value = Request> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-    /// Whatever a group says, it has verdicts or is refused.
+    /// Every group either gets verdicts or is refused.
     #[test]
     fn no_group_makes_a_panic(
         request in request(),

@@ -1,5 +1,5 @@
-//! Messages that anybody may have sent: the fuzzer's corpus, and lengths that promise more than there is. Nothing panics, and
-//! what is allocated is in proportion to what came.
+//! Untrusted messages: the fuzzer's corpus, and length prefixes beyond the end of a message. Nothing panics, and memory use is
+//! proportional to the size of the message.
 
 use std::path::Path;
 
@@ -12,8 +12,8 @@ mod receive;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// Bytes in memory for a byte of a message, at most: an empty rollout has 5 on the wire. Beyond that a list's length is believed
-/// for 1 MiB, and a domain needs room to judge.
+/// Maximum bytes in memory per byte of a message: an empty rollout has 5 on the wire. `SLACK` is extra: a list's length
+/// prefix can preallocate up to 1 MiB, and a domain needs memory to judge.
 const GROWTH: usize = 256;
 const SLACK: usize = 4 << 20;
 
@@ -25,7 +25,7 @@ fn receive_within_bounds(name: &str, bytes: &[u8]) {
     assert!(grown <= GROWTH * bytes.len() + SLACK, "{name}: {grown} bytes for a message of {}", bytes.len());
 }
 
-/// One test: the allocator counts for all threads.
+/// A single test, because the allocator counts for all threads.
 #[test]
 fn nothing_that_comes_does_harm() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/messages");
@@ -33,15 +33,15 @@ fn nothing_that_comes_does_harm() {
     let files: Vec<(String, Vec<u8>)> =
         paths.map(|path| (path.display().to_string(), std::fs::read(&path).unwrap())).collect();
     assert!(files.len() >= 10, "{} files", files.len());
-    // What domains make once and keep is no message's doing.
+    // Fills the domains' caches first, so that they are not charged to a message.
     files.iter().for_each(|(_, bytes)| receive::receive(bytes));
     for (name, bytes) in &files {
         receive_within_bounds(name, bytes);
         if !name.contains("/seed-") {
-            // Found by the fuzzer, which has tried what is near.
+            // The fuzzer found this input and has tried its variations.
             continue;
         }
-        // Cut short, and with every byte at its largest: lengths that promise what does not come.
+        // Truncates, and sets each byte to its maximum, so that length prefixes exceed the data.
         for cut in 0..bytes.len().min(512) {
             receive_within_bounds(&format!("{name}, cut at {cut}"), &bytes[..cut]);
             let mut changed = bytes.clone();

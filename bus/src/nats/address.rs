@@ -6,8 +6,8 @@ use async_nats::ConnectOptions;
 
 use crate::Error;
 
-/// The servers of a cluster, as `--bus` names them: `nats://127.0.0.1:4222`, several with commas between them. A password or a
-/// token in there (`nats://USER:PASSWORD@HOST`, `nats://TOKEN@HOST`) is used with all of them, and never shown.
+/// The servers of a cluster, as given by `--bus`: `nats://127.0.0.1:4222`, several with commas between them. A password or token
+/// in an address (`nats://USER:PASSWORD@HOST`, `nats://TOKEN@HOST`) is used with all servers, and never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Servers {
     addresses: Vec<Address>,
@@ -21,20 +21,20 @@ struct Address {
     login: Option<Login>,
 }
 
-/// How a process says who it is where it has no key.
+/// How a process without a key authenticates.
 #[derive(Clone, PartialEq, Eq)]
 enum Login {
     Token(String),
     Password { user: String, password: String },
 }
 
-/// Why an address is none. What was found is quoted only if no part of it may be secret.
+/// Why an address is invalid. The text is quoted only as far as it cannot be secret.
 struct Mistake {
     expected: &'static str,
     got: String,
 }
 
-/// Where a server listens that does not say where.
+/// The port of an address without one.
 const DEFAULT_PORT: u16 = 4222;
 const FORM: &str = "nats://HOST:PORT or tls://HOST:PORT, several with commas and nothing else between them";
 const WITH_LOGIN: &str = "nats:// or tls:// before each user, password or token, and %2C for a comma in one";
@@ -45,7 +45,7 @@ impl FromStr for Servers {
     fn from_str(text: &str) -> Result<Servers, Error> {
         let items: Vec<&str> = text.split(',').collect();
         let read_item = |(index, item): (usize, &&str)| {
-            // In `nats://u:se,cret@host` what stands before the comma is the beginning of a password.
+            // In `nats://u:se,cret@host` the text before the comma is the beginning of a password.
             let mut more = items[index + 1..].iter().take_while(|next| !next.contains("://"));
             let read = match more.any(|next| next.contains('@')) {
                 true => Err(Mistake { expected: WITH_LOGIN, got: "something else".to_owned() }),
@@ -69,12 +69,12 @@ impl FromStr for Servers {
 }
 
 impl Servers {
-    /// Number of servers that are named.
+    /// Returns the number of servers.
     pub(super) fn len(&self) -> usize {
         self.addresses.len()
     }
 
-    /// Returns the addresses alone.
+    /// Returns the addresses without credentials.
     pub(super) fn addresses(&self) -> Vec<String> {
         let address = |Address { scheme, host, port, .. }: &Address| {
             format!("{scheme}://{host}:{}", port.unwrap_or(DEFAULT_PORT))
@@ -82,12 +82,12 @@ impl Servers {
         self.addresses.iter().map(address).collect()
     }
 
-    /// Whether they say who this process is.
+    /// Whether an address contains credentials.
     pub(super) fn has_login(&self) -> bool {
         self.login().is_some()
     }
 
-    /// Adds what they say of who this process is.
+    /// Adds the credentials of the addresses to the options.
     pub(super) fn log_in(&self, options: ConnectOptions) -> ConnectOptions {
         match self.login().cloned() {
             None => options,
@@ -101,7 +101,7 @@ impl Servers {
     }
 }
 
-/// With `***` in place of what is secret.
+/// Shows `***` in place of secrets.
 impl Display for Servers {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         for (index, Address { scheme, host, port, login }) in self.addresses.iter().enumerate() {
@@ -122,7 +122,7 @@ impl Debug for Servers {
 
 fn read(item: &str) -> Result<Address, Mistake> {
     let (before, place) = item.rsplit_once('@').map_or((None, item), |(before, place)| (Some(before), place));
-    // All that is quoted: what stands before the `@` is secret but for the scheme.
+    // Errors quote only the scheme and the text after the `@`: the rest before the `@` is secret.
     let (scheme, login) = match (before, place.split_once("://")) {
         (Some(before), _) => match before.split_once("://") {
             Some((scheme, login)) => (Some(scheme), Some(login)),
@@ -205,7 +205,7 @@ fn read_login(login: &str, mistake: &impl Fn(&'static str) -> Mistake) -> Result
     }
 }
 
-/// Reads `%41` as `A`; `None` where two hexadecimal digits are missing, or what comes out is not text.
+/// Decodes `%41` as `A`. Returns `None` if two hexadecimal digits are missing, or the result is not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();

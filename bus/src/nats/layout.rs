@@ -8,7 +8,7 @@ use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use proto::{Digest, TaskId, TaskKind};
 
-use super::server::code;
+use super::answers::code;
 use crate::Error;
 
 /// Names of a run on the server: streams `autodidact_RUN_QUEUE`, subjects `autodidact.RUN.QUEUE...`.
@@ -20,7 +20,7 @@ pub(super) struct Layout {
 /// A stream of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// `task.BATCH.INDEX`, and `audit.BATCH.INDEX` for what one actor has played and another is to play again.
+    /// `task.BATCH.INDEX`, and `audit.BATCH.INDEX` for a task that one actor has played and another is to replay.
     Tasks,
     /// `group.ACTOR.BATCH.INDEX`.
     Groups,
@@ -28,38 +28,41 @@ pub(super) enum Queue {
     Scored,
     /// `key.BATCH.INDEX`: not a queue but a store; the last message of a subject is the key.
     Keys,
-    /// `weights.DIGEST`, which says how many bytes there are, and `weights.DIGEST.PIECE`: a store too.
+    /// `weights.DIGEST`, which holds the number of bytes, and `weights.DIGEST.PIECE`: also a store.
     Weights,
     /// `dead.WORKER.QUEUE`: messages that could not be read or judged, for people to look at.
     Dead,
 }
 
-/// What the streams of a run are made for.
+/// Sizes, timeouts and replication that the streams of a run are configured for.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct StreamLimits {
     /// Most outstanding tasks, exams included.
     pub max_tasks: usize,
-    /// After how long without a word a delivery goes to another worker.
+    /// Time without a report on a delivery after which it goes to another worker.
     pub ack_wait: Duration,
-    /// After how long without a sign of life a learner has lost its run.
+    /// Time without a renewal after which a learner has lost its run.
     pub lease: Duration,
-    /// Servers that keep a copy of each stream.
+    /// Number of servers that keep a copy of each stream.
     pub num_replicas: usize,
 }
 
-/// Something that the server made otherwise than it was asked.
+/// A configuration on the server that differs from the requested one.
 pub(super) struct Difference {
     pub(super) what: String,
     pub(super) wanted: String,
     pub(super) got: String,
 }
 
-/// How many copies of the worst case fit into a queue.
+/// The bucket of all runs on a server.
+pub(super) const RUNS: &str = "autodidact_runs";
+
+/// Capacity of a queue, as a multiple of the most outstanding tasks.
 const SLACK: usize = 4;
-/// How much of that is kept.
+/// How many messages that were set aside are kept; the oldest are dropped first.
 const MAX_DEAD: i64 = 1000;
 pub(super) const MAX_DEAD_BYTES: i64 = 64 << 20;
-/// For how long the server knows a message id again. A publisher that retries for longer may be heard twice.
+/// How long the server recognises a repeated message id. A message that is retried for longer may be stored twice.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
 /// Checks that the name of a run or a worker can be part of a subject.
@@ -77,7 +80,7 @@ pub fn check_name(name: &str) -> Result<(), Error> {
 
 const MAX_NAME_BYTES: usize = 64;
 
-/// Names a batch, or the evaluations of a step, in a subject.
+/// Returns the name of a batch, or of the evaluations of a step, in a subject.
 pub(super) fn batch_token(kind: TaskKind, batch: u64) -> String {
     match kind {
         TaskKind::Train => format!("t{batch}"),
@@ -85,15 +88,15 @@ pub(super) fn batch_token(kind: TaskKind, batch: u64) -> String {
     }
 }
 
-/// Names the actor in the subject of a group.
+/// Returns the name of the actor from the subject of a group.
 pub(super) fn actor_of(subject: &str) -> &str {
     subject.split('.').nth(3).unwrap_or_default()
 }
 
-/// Returns the course of a run that a stream belongs to; `None` for any other stream.
-pub(super) fn course_of(stream: &str) -> Option<&str> {
-    let (course, token) = stream.strip_prefix("autodidact_")?.rsplit_once('_')?;
-    Queue::ALL.iter().any(|queue| queue.token() == token).then_some(course)
+/// Returns the fingerprint of a run that a stream belongs to; `None` for any other stream.
+pub(super) fn fingerprint_of(stream: &str) -> Option<&str> {
+    let (fingerprint, token) = stream.strip_prefix("autodidact_")?.rsplit_once('_')?;
+    Queue::ALL.iter().any(|queue| queue.token() == token).then_some(fingerprint)
 }
 
 impl Queue {
@@ -110,7 +113,7 @@ impl Queue {
         }
     }
 
-    /// Names who takes from it.
+    /// Returns the name of the queue's consumer.
     pub(super) fn consumer(self) -> &'static str {
         match self {
             Queue::Tasks => "actor",
@@ -143,7 +146,7 @@ impl Layout {
         format!("autodidact.{}.{}.{rest}", self.run, queue.token())
     }
 
-    /// Where tasks go that are played again for an audit.
+    /// Returns the subject of a task that is played again for an audit.
     pub(super) fn audit(&self, rest: &str) -> String {
         format!("autodidact.{}.audit.{rest}", self.run)
     }
@@ -152,37 +155,37 @@ impl Layout {
         self.subject(Queue::Keys, &format!("{}.{index}", batch_token(kind, batch)))
     }
 
-    /// Where a worker says that it lives; no stream keeps that.
+    /// Returns the subject of a worker's heartbeats; no stream stores them.
     pub(super) fn beat(&self, worker: &str) -> String {
         format!("autodidact.{}.beat.{worker}", self.run)
     }
 
-    /// Where a verifier says that it cannot judge a group; no stream keeps that either.
+    /// Returns the subject of a verifier's refusals; no stream stores them either.
     pub(super) fn refusal(&self, worker: &str) -> String {
         format!("autodidact.{}.refused.{worker}", self.run)
     }
 
-    /// Where the learner says which weights are the newest; no stream keeps that either.
+    /// Returns the subject of the learner's announcements of new weights; no stream stores them either.
     pub(super) fn version(&self) -> String {
         format!("autodidact.{}.version", self.run)
     }
 
-    /// Where it stands how large weights are.
+    /// Returns the subject of the message that holds the size of weights.
     pub(super) fn weights(&self, digest: Digest) -> String {
         self.subject(Queue::Weights, &digest.to_string())
     }
 
-    /// Where a piece of weights is; `*` names them all.
+    /// Returns the subject of a piece of weights; `*` matches all pieces.
     pub(super) fn piece(&self, digest: Digest, piece: impl Display) -> String {
         self.subject(Queue::Weights, &format!("{digest}.{piece}"))
     }
 
-    fn stream_config(&self, queue: Queue, terms: &Terms) -> Config {
+    fn stream_config(&self, queue: Queue, terms: &StreamLimits) -> Config {
         let is_store = queue.is_store();
         let (discard, max_messages, max_bytes) = match queue {
             Queue::Weights => (DiscardPolicy::New, -1, -1),
             Queue::Dead => (DiscardPolicy::Old, MAX_DEAD, MAX_DEAD_BYTES),
-            // A full queue refuses; it never forgets what it has taken.
+            // A full queue refuses new messages; it never drops those that it has accepted.
             _ => (DiscardPolicy::New, (SLACK * terms.max_tasks) as i64, -1),
         };
         Config {
@@ -208,8 +211,8 @@ impl Layout {
         }
     }
 
-    /// Makes the streams of a run, empty: what is left of an earlier life of the learner is asked for again.
-    pub(super) async fn make_anew(&self, jetstream: &Context, terms: &Terms) -> Result<(), async_nats::Error> {
+    /// Creates the streams of a run, or empties them: tasks of an earlier learner process are requested again.
+    pub(super) async fn make_anew(&self, jetstream: &Context, terms: &StreamLimits) -> Result<(), async_nats::Error> {
         self.make_missing(jetstream, terms, || {}, |_, _, _| {}).await?;
         for queue in Queue::ALL {
             jetstream.update_stream(self.stream_config(queue, terms)).await?;
@@ -224,11 +227,12 @@ impl Layout {
         Ok(())
     }
 
-    /// Compares what the server says that it made with what it was asked for: an old one leaves out what it does not know.
+    /// Returns the first difference between the configuration on the server and the requested one: an old server drops settings
+    /// that it does not know.
     pub(super) async fn difference(
         &self,
         jetstream: &Context,
-        terms: &Terms,
+        terms: &StreamLimits,
     ) -> Result<Option<Difference>, async_nats::Error> {
         for queue in Queue::ALL {
             let config = self.stream_config(queue, terms);
@@ -248,8 +252,8 @@ impl Layout {
         Ok(None)
     }
 
-    /// Removes the streams of a run that is over. Messages that were set aside stay; gives the name of their stream, and how many
-    /// there are.
+    /// Removes the streams of a run that is over. Messages that were set aside stay; returns the name of their stream and their
+    /// number.
     pub(super) async fn remove(&self, jetstream: &Context) -> Result<Option<(String, u64)>, async_nats::Error> {
         let mut left = None;
         for queue in Queue::ALL {
@@ -265,7 +269,7 @@ impl Layout {
                 continue;
             }
             if queue == Queue::Weights {
-                // They are large, and go also where streams may not be removed.
+                // Weights are large: purge them even if this user may not delete streams.
                 stream.purge().await?;
             }
             jetstream.delete_stream(&name).await?;
@@ -273,11 +277,12 @@ impl Layout {
         Ok(left)
     }
 
-    /// Makes what is not there, and says so each time. Says of each queue how many messages wait in it, and how many are taken.
+    /// Creates missing streams and consumers, and calls `missing` for each. Calls `look` for each queue that had its consumer,
+    /// with the numbers of waiting and of taken messages.
     pub(super) async fn make_missing(
         &self,
         jetstream: &Context,
-        terms: &Terms,
+        terms: &StreamLimits,
         missing: impl Fn(),
         look: impl Fn(Queue, u64, u64),
     ) -> Result<(), async_nats::Error> {
@@ -305,19 +310,19 @@ impl Layout {
     }
 }
 
-fn consumer_config(queue: Queue, terms: &Terms) -> Option<pull::Config> {
+fn consumer_config(queue: Queue, terms: &StreamLimits) -> Option<pull::Config> {
     matches!(queue, Queue::Tasks | Queue::Groups | Queue::Scored).then(|| pull::Config {
         durable_name: Some(queue.consumer().to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: terms.ack_wait,
-        // The learner counts how often it asks for a task; the server gives none up.
+        // The learner counts the issues of a task; the server never gives up on a message.
         max_deliver: -1,
         max_ack_pending: (SLACK * terms.max_tasks) as i64,
         ..pull::Config::default()
     })
 }
 
-/// What a stream was asked to be.
+/// Describes the settings of a stream that are compared.
 fn stream_terms(config: &Config) -> String {
     let Config { subjects, retention, discard, max_messages, max_messages_per_subject, .. } = config;
     let Config { duplicate_window, allow_direct, num_replicas, .. } = config;
@@ -327,7 +332,7 @@ fn stream_terms(config: &Config) -> String {
     )
 }
 
-/// What the consumer of a stream was asked to be.
+/// Describes the settings of a stream's consumer that are compared.
 fn consumer_terms(ack_policy: AckPolicy, ack_wait: Duration, max_deliver: i64, max_ack_pending: i64) -> String {
     format!(
         "; its consumer: acknowledged {ack_policy:?} within {ack_wait:?}, delivered up to {max_deliver} times, \
@@ -339,11 +344,11 @@ fn consumer_terms(ack_policy: AckPolicy, ack_wait: Duration, max_deliver: i64, m
 mod tests {
     use super::*;
 
-    /// Whatever a server leaves out or changes of what matters is noticed.
+    /// Every relevant setting that a server drops or changes is detected.
     #[test]
     fn what_a_server_made_otherwise_is_told_apart() {
         let seconds = Duration::from_secs;
-        let terms = Terms { max_tasks: 8, ack_wait: seconds(30), lease: seconds(10), num_replicas: 1 };
+        let terms = StreamLimits { max_tasks: 8, ack_wait: seconds(30), lease: seconds(10), num_replicas: 1 };
         let layout = Layout::new("r");
         let changes: [fn(&mut Config); 8] = [
             |config| config.subjects.truncate(1),

@@ -10,17 +10,18 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::layout::{self, Difference, Layout, Terms, check_name};
-use super::server::{RETRY_PAUSE, code, is_full, now, with_room};
+use super::answers::{code, is_full, with_room};
+use super::layout::{self, Difference, Layout, RUNS, StreamLimits, check_name};
+use super::server::{RETRY_PAUSE, now};
 use super::{Led, Nats, Server};
 use crate::Error;
 
-/// A learner's hold on a run: while it renews the lease, no other learner leads the run, and what it announces stands.
+/// A learner's lease of a run: while the learner renews it, no other learner leads the run, and its announcement stays valid.
 ///
-/// The holder is told when it has lost the run, by a pause that outlasted the lease. Let go when it is dropped in order, by
-/// [`Lease::release`]; a holder that is killed is waited for.
+/// The holder is notified when it has lost the run because of a pause longer than the lease. An orderly exit gives the lease up
+/// with [`Lease::release`]. If the holder is killed, the next learner waits until the lease expires.
 pub struct Lease {
-    epoch: u64,
+    term: u64,
     announcement: Arc<Mutex<Vec<u8>>>,
     /// Wakes the keeper early.
     changed: watch::Sender<Wish>,
@@ -32,56 +33,54 @@ pub struct Lease {
 /// Who wants to lead a run.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// For people: its machine, process and run directory. Two learners may say the same.
+    /// Its machine, process and run directory, for display. Two learners may have the same name.
     pub name: String,
-    /// Drawn at random when the process starts: no other has it.
+    /// Drawn at random when the process starts: unique.
     pub id: String,
-    /// What the last learner of the run directory was, which is gone: its lease is taken over at once.
+    /// The id of the run directory's previous learner, which is gone: its lease is taken over at once.
     pub before: Option<String>,
 }
 
-/// Who leads a run, as it stands on the server.
+/// The leader of a run, as stored on the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Holder {
-    /// For people.
+    /// Its name, for display.
     pub(super) holder: String,
     #[serde(default)]
     id: String,
-    /// The last learner of its run directory, which may not know yet of this one.
+    /// The id of the previous learner of its run directory, which may not name this one yet.
     #[serde(default)]
     before: Option<String>,
-    pub(super) epoch: u64,
-    /// After how long without a renewal the run is lost.
+    pub(super) term: u64,
+    /// Time without a renewal after which the run is lost, in seconds.
     #[serde(default)]
     pub(super) lease_seconds: f64,
-    /// Steps that are done, as far as this learner did some.
+    /// Completed steps; absent until this learner has completed one.
     #[serde(default)]
     pub(super) step: Option<u64>,
 }
 
 impl Holder {
-    pub(super) fn new(identity: &Identity, epoch: u64, lease: Duration) -> Holder {
+    pub(super) fn new(identity: &Identity, term: u64, lease: Duration) -> Holder {
         let Identity { name, id, before } = identity.clone();
-        Holder { holder: name, id, before, epoch, lease_seconds: lease.as_secs_f64(), step: None }
+        Holder { holder: name, id, before, term, lease_seconds: lease.as_secs_f64(), step: None }
     }
 
-    /// Whether it is of a run directory whose lock somebody with this identity has.
+    /// Whether the holder belongs to the run directory that the learner with this identity has locked.
     fn is_of(&self, Identity { id, before, .. }: &Identity) -> bool {
-        // Killed before it could note in its run directory who it was, a learner has only noted here who was there before it.
+        // A learner that was killed before it wrote its id into the run directory has only recorded its predecessor, here.
         self.id == *id
             || before.as_ref().is_some_and(|before| self.id == *before || self.before.as_ref() == Some(before))
     }
 }
 
-/// The bucket of all runs on a server.
-pub(super) const RUNS: &str = "autodidact_runs";
-/// A lease is renewed this often while it lasts.
+/// How many times a lease is renewed within its duration.
 const RENEWALS: u32 = 4;
-/// The longest wait for a server to hear that a learner leaves: it has ten seconds to end in all.
+/// The longest wait for a server to release a lease: the learner has ten seconds to exit in all.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
-/// The longest wait where it is to remove the run's streams besides.
+/// The longest wait if the run's streams are to be removed as well.
 const END_LIMIT: Duration = Duration::from_secs(7);
-/// After how long workers know that a run is over: they look once a second.
+/// The time after which workers know that a run is over: they check once a second.
 const HEARD_AFTER: Duration = Duration::from_millis(1500);
 
 pub(super) fn lease_key(run: &str) -> String {
@@ -93,24 +92,24 @@ pub(super) fn run_key(run: &str) -> String {
 }
 
 impl Server {
-    /// Takes the lease of a run and makes the streams of its course, empty: a run that takes another course under its name
-    /// has others, and shares nothing with workers of this one.
+    /// Takes the lease of a run and creates the streams of this fingerprint, empty. A run of the same name with another
+    /// fingerprint has other streams, and shares nothing with workers of this one.
     ///
     /// # Errors
-    /// [`Error::Taken`] when another learner has it.
+    /// [`Error::Taken`] when another learner holds the run.
     pub async fn lead(
         &self,
         run: &str,
-        course: &str,
+        fingerprint: &str,
         identity: &Identity,
-        terms: Terms,
+        terms: StreamLimits,
     ) -> Result<(Lease, Nats), Error> {
         check_name(run)?;
-        check_name(course)?;
+        check_name(fingerprint)?;
         self.expect_bucket(&terms).await?;
         let (held, revision) = self.take(run, identity, &terms).await?;
-        let (epoch, num_steps) = (held.epoch, Arc::new(AtomicU64::new(0)));
-        let layout = Layout::new(course);
+        let (term, num_steps) = (held.term, Arc::new(AtomicU64::new(0)));
+        let layout = Layout::new(fingerprint);
         let (changed, wakes) = watch::channel(Wish::Announce);
         let (tell, lost) = watch::channel(None);
         let announcement = Arc::new(Mutex::new(Vec::new()));
@@ -129,8 +128,8 @@ impl Server {
             tell,
         };
         let keeper = tokio::spawn(keeper.keep(wakes));
-        let lease = Lease { epoch, announcement, changed, lost, keeper, run: run.to_owned() };
-        // What is purged may be another's as soon as the lease is.
+        let lease = Lease { term, announcement, changed, lost, keeper, run: run.to_owned() };
+        // Once the lease is lost, the streams that are purged may belong to another learner.
         let made = tokio::select! {
             made = self.make_streams(&layout, &terms) => made,
             lost = lease.lost() => Err(lost),
@@ -138,7 +137,7 @@ impl Server {
         match made {
             Ok(()) => {
                 let led = Led { terms, num_steps };
-                Ok((lease, Nats::new(self.clone(), course, "learner".to_owned(), terms.ack_wait, Some(led))))
+                Ok((lease, Nats::new(self.clone(), fingerprint, "learner".to_owned(), terms.ack_wait, Some(led))))
             }
             Err(error) => {
                 lease.release().await;
@@ -147,7 +146,7 @@ impl Server {
         }
     }
 
-    async fn make_streams(&self, layout: &Layout, terms: &Terms) -> Result<(), Error> {
+    async fn make_streams(&self, layout: &Layout, terms: &StreamLimits) -> Result<(), Error> {
         let mut patience = self.patience("make the streams of the run".to_owned());
         let difference = loop {
             let made = async {
@@ -156,7 +155,7 @@ impl Server {
             };
             match made.await {
                 Ok(difference) => break difference,
-                // The largest is of messages that were set aside; other streams take room as they fill.
+                // The stream of messages that were set aside is the largest; other streams take room as they fill.
                 Err(error) if is_full(error.as_ref()) => {
                     return Err(Error::NoRoom {
                         server: self.settings.servers.to_string(),
@@ -172,9 +171,9 @@ impl Server {
         }
     }
 
-    /// Compares the bucket of all runs, which may be another's work, with what leases and announcements need. Only their copies
-    /// are made more where they are too few.
-    async fn expect_bucket(&self, terms: &Terms) -> Result<(), Error> {
+    /// Checks that the bucket of all runs, which somebody else may have created, meets the needs of leases and announcements.
+    /// Only the number of replicas is raised if it is too low.
+    async fn expect_bucket(&self, terms: &StreamLimits) -> Result<(), Error> {
         let mut patience = self.patience("look at the bucket of all runs".to_owned());
         let config = loop {
             let found = async {
@@ -207,9 +206,9 @@ impl Server {
         }
     }
 
-    async fn take(&self, run: &str, identity: &Identity, terms: &Terms) -> Result<(Holder, u64), Error> {
+    async fn take(&self, run: &str, identity: &Identity, terms: &StreamLimits) -> Result<(Holder, u64), Error> {
         let mut patience = self.patience(format!("take the lease of run {run:?}"));
-        // The lease of another that was seen, and that has been given its time to be renewed.
+        // The revision of another learner's lease that was seen, after waiting for a renewal.
         let mut seen: Option<u64> = None;
         loop {
             let attempt = async {
@@ -222,9 +221,9 @@ impl Server {
                 if is_anothers && seen != Some(revision) {
                     return Ok::<_, async_nats::Error>(Err((other, revision)));
                 }
-                // Greater than every earlier one, also over the loss of the server's store.
-                let epoch = (now().as_millis() as u64).max(other.map_or(0, |other| other.epoch + 1));
-                let held = Holder::new(identity, epoch, terms.lease);
+                // Greater than every earlier term, even after the server's store was lost.
+                let term = (now().as_millis() as u64).max(other.map_or(0, |other| other.term + 1));
+                let held = Holder::new(identity, term, terms.lease);
                 let value = serde_json::to_vec(&held)?.into();
                 let revision = match revision {
                     0 => store.create(lease_key(run), value).await?,
@@ -250,10 +249,10 @@ impl Server {
         }
     }
 
-    /// Gives what was announced of a run; `None` where nothing was.
+    /// Returns the announcement of a run; `None` if it has none.
     ///
     /// # Errors
-    /// When the server is away for too long.
+    /// When the server is unreachable for too long.
     pub async fn announcement(&self, run: &str) -> Result<Option<Vec<u8>>, Error> {
         check_name(run)?;
         let mut patience = self.patience(format!("look for run {run:?}"));
@@ -269,10 +268,10 @@ impl Server {
         }
     }
 
-    /// Names the runs that were announced, in order.
+    /// Lists the names of the announced runs, in order.
     ///
     /// # Errors
-    /// When the server is away for too long.
+    /// When the server is unreachable for too long.
     pub async fn announced_runs(&self) -> Result<Vec<String>, Error> {
         use futures_util::TryStreamExt as _;
         let mut patience = self.patience("look for runs".to_owned());
@@ -295,7 +294,7 @@ impl Server {
         }
     }
 
-    /// Opens the bucket of all runs; without it no learner was ever here.
+    /// Opens the bucket of all runs; `None` if no learner has ever used this server.
     pub(super) async fn runs_if_any(&self) -> Result<Option<Store>, async_nats::Error> {
         match self.jetstream.get_key_value(RUNS).await {
             Ok(store) => Ok(Some(store)),
@@ -314,18 +313,18 @@ impl Server {
 }
 
 impl Lease {
-    /// Which life of the run's learner this is.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
+    /// Returns the term of this learner process: its fencing token.
+    pub fn term(&self) -> u64 {
+        self.term
     }
 
-    /// Says of the run what workers are to know; said again when the server loses it.
+    /// Announces the run to workers, and again if the server loses the announcement.
     pub fn announce(&self, announcement: Vec<u8>) {
         *self.announcement.lock().unwrap_or_else(PoisonError::into_inner) = announcement;
         self.changed.send_replace(Wish::Announce);
     }
 
-    /// Waits until the run is another learner's.
+    /// Waits until another learner has taken the run, and returns the error that reports it.
     pub async fn lost(&self) -> Error {
         let mut lost = self.lost.clone();
         match lost.wait_for(Option::is_some).await {
@@ -334,17 +333,17 @@ impl Lease {
         }
     }
 
-    /// Stops renewing it, as a process does that dies, or whose run is another's.
+    /// Stops renewing the lease without releasing it, as if the process died or had lost the run.
     pub fn abandon(self) {
         self.keeper.abort();
     }
 
-    /// Lets go of the run, once what was announced last is heard: the next learner need not wait.
+    /// Releases the run once the last announcement is stored: the next learner need not wait.
     pub async fn release(self) {
         self.leave(Wish::Release, RELEASE_LIMIT).await;
     }
 
-    /// Lets go of a run that is over, and removes its streams once workers know; messages that were set aside stay.
+    /// Releases a finished run and removes its streams once workers know that it is over. Messages that were set aside stay.
     pub async fn end(self) {
         self.leave(Wish::End, END_LIMIT).await;
     }
@@ -359,30 +358,30 @@ impl Lease {
     }
 }
 
-/// What a keeper is woken for.
+/// The request that wakes a keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
-    /// To announce something.
+    /// Publish the announcement.
     Announce,
-    /// To let go.
+    /// Release the lease.
     Release,
-    /// To let go, and to remove what is left.
+    /// Remove the run's streams and release the lease.
     End,
 }
 
-/// Renews a lease and what was announced with it.
+/// Renews a lease and its announcement.
 struct Keeper {
     server: Server,
     run: String,
-    terms: Terms,
+    terms: StreamLimits,
     layout: Layout,
     held: Holder,
-    /// Steps that are done.
+    /// Completed steps.
     num_steps: Arc<AtomicU64>,
     revision: u64,
-    /// How often in a row it could not be renewed.
+    /// How many times in a row the renewal failed.
     num_failures: u32,
-    /// Since when it stands on the server that the run is over.
+    /// When the server first had the announcement that the run is over.
     over_since: Option<Instant>,
     /// Whether its streams have been removed, as far as they can be.
     has_removed: bool,
@@ -422,7 +421,7 @@ impl Keeper {
         }
     }
 
-    /// Leaves the run, where that is wished for and the time has come; tells whether it was. The lease has just been renewed.
+    /// Leaves the run if that is requested and due; returns whether it did. The lease must have just been renewed.
     async fn leave(&mut self, wish: Wish) -> Result<bool, async_nats::Error> {
         match wish {
             Wish::Announce => return Ok(false),
@@ -435,7 +434,7 @@ impl Keeper {
         Ok(true)
     }
 
-    /// Removes the streams of the run, for as long as nobody else can have it.
+    /// Removes the streams of the run, within the time in which no other learner can take it.
     async fn remove_streams(&mut self) -> Result<(), async_nats::Error> {
         let removed = tokio::time::timeout(self.terms.lease / 2, self.layout.remove(&self.server.jetstream)).await;
         let left = match (removed, self.server.expect_permitted()) {
@@ -454,7 +453,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Renews once; gives who else has the run.
+    /// Renews the lease once. Returns the name of another learner if that one holds the run.
     async fn renew(&mut self) -> Result<Option<String>, async_nats::Error> {
         let store = self.server.runs(self.terms.num_replicas).await?;
         self.held.step = Some(self.num_steps.load(Ordering::Relaxed)).filter(|step| *step > 0);
@@ -463,19 +462,19 @@ impl Keeper {
             Ok(revision) => self.revision = revision,
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
                 match store.entry(lease_key(&self.run)).await? {
-                    // Somebody has had it since, and has left.
+                    // Another learner has held it since, and has released it.
                     Some(entry) if entry.operation != kv::Operation::Put => {
                         return Ok(Some("another, which has left by now".to_owned()));
                     }
-                    // The server has lost it.
+                    // The server has lost the lease.
                     None => self.revision = store.create(lease_key(&self.run), value).await?,
                     Some(entry) => match serde_json::from_slice::<Holder>(&entry.value) {
-                        // Renewed before, and not heard of.
-                        Ok(holder) if (&holder.id, holder.epoch) == (&self.held.id, self.held.epoch) => {
+                        // An earlier renewal succeeded, but its answer was lost.
+                        Ok(holder) if (&holder.id, holder.term) == (&self.held.id, self.held.term) => {
                             self.revision = entry.revision;
                         }
                         Ok(holder) => return Ok(Some(holder.holder)),
-                        // No learner writes that.
+                        // No learner writes an unreadable lease.
                         Err(_) => self.revision = store.update(lease_key(&self.run), value, entry.revision).await?,
                     },
                 }
@@ -483,7 +482,7 @@ impl Keeper {
             Err(error) => return Err(error.into()),
         }
         let announcement = self.announcement.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // It may be lost, or be something that no learner wrote.
+        // The stored announcement may be lost, or not written by a learner.
         if !announcement.is_empty() && store.get(run_key(&self.run)).await?.as_deref() != Some(&announcement[..]) {
             store.put(run_key(&self.run), announcement.into()).await?;
         }

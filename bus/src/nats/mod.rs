@@ -1,10 +1,11 @@
 //! NATS JetStream as a bus.
 //!
-//! A learner [leads](Server::lead) a run: it holds the run's lease, makes its streams and announces it. Workers
-//! [join](Server::join) what is there. Nothing that matters lives on the server: a message is acknowledged when its effect is
-//! safe elsewhere, and what a server loses is asked for again.
+//! A learner [leads](Server::lead) a run: it holds the run's lease, creates its streams and announces it. Workers
+//! [join](Server::join) a run. The server holds no essential state: a message is acknowledged when its effect is durable
+//! elsewhere, and tasks that a server loses are requested again.
 
 mod address;
+mod answers;
 mod layout;
 mod lease;
 mod puller;
@@ -28,14 +29,15 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Bus, Delivery, Error, run_blocking};
+use crate::{Bus, Delivery, Error, Keys, Presence, Queues, WeightStore, run_blocking};
 pub use address::{Servers, is_host};
+use answers::with_room;
 use layout::{Layout, Queue};
-pub use layout::{Terms, check_name};
+pub use layout::{StreamLimits, check_name};
 pub use lease::{Identity, Lease};
 use puller::{Held, Puller};
+use server::RETRY_PAUSE;
 pub use server::{Credentials, QueueCounts, Server, ServerCounts, Settings};
-use server::{RETRY_PAUSE, with_room};
 pub use survey::{Leader, StreamUse};
 
 /// A run on a server.
@@ -44,16 +46,16 @@ pub struct Nats {
     layout: Layout,
     /// Names this process in subjects.
     worker: String,
-    /// Names this life of it in message ids.
+    /// Identifies this lifetime of the process in message ids.
     life: u128,
-    /// Set for the learner, which makes again what is lost.
+    /// Set for the learner, which recreates lost streams.
     led: Option<Led>,
     /// Whether streams were found missing since the learner last asked.
     has_lost: AtomicBool,
     num_published: AtomicU64,
     /// Weights that this process stored, which it may remove.
     stored: Mutex<BTreeSet<Digest>>,
-    /// Batches that are to be removed and could not be yet.
+    /// Batches whose removal failed and is to be retried.
     unforgotten: Mutex<Vec<(TaskKind, u64)>>,
     beats: tokio::sync::Mutex<Calls>,
     refusals: tokio::sync::Mutex<Calls>,
@@ -63,34 +65,34 @@ pub struct Nats {
     scored: Puller<ScoredGroup>,
 }
 
-/// What a learner has of its run.
+/// A learner's state of its run.
 struct Led {
-    terms: Terms,
-    /// Steps that are done, as the lease says.
+    terms: StreamLimits,
+    /// Completed steps, as shown in the lease.
     num_steps: Arc<AtomicU64>,
 }
 
-/// For how long a worker leaves to others what it may not play itself.
+/// How long a worker leaves a task that it may not play to other workers.
 const FOR_OTHERS_PAUSE: Duration = Duration::from_millis(75);
 
-/// How long something is tried that nobody waits for.
+/// Time limit of a send whose result nobody needs.
 const SAY_LIMIT: Duration = Duration::from_secs(1);
 
-/// Most that a beat may have: a worker holds few tasks.
+/// The largest accepted heartbeat: a worker holds few tasks.
 const MAX_BEAT_BYTES: usize = 64 << 10;
 
-/// Weights travel in pieces of this size, several at a time.
+/// Weights are sent in pieces of this size, several at a time.
 const PIECE_BYTES: usize = 512 << 10;
 const PIECES_IN_FLIGHT: usize = 8;
 
-/// How many messages a worker has on the way to it; they count as taken. An actor is busy with each task for long: what it has
-/// no room for is left to others.
+/// How many messages a worker prefetches; they count as taken. A task keeps an actor busy for long, so it leaves further tasks
+/// to other actors.
 const PREFETCHED_TASKS: usize = 1;
 const PREFETCHED_GROUPS: usize = 8;
 const PREFETCHED_SCORED: usize = 128;
 
-/// What the pieces of weights make together. The hash is of the bytes; their digest, by which they are named, is of what they
-/// say, and the actor's to check.
+/// Describes the weights that the pieces form. The hash covers the bytes. The digest that names the weights covers their
+/// content; the actor checks it.
 #[derive(Serialize, Deserialize)]
 struct Whole {
     num_bytes: u64,
@@ -99,9 +101,9 @@ struct Whole {
 }
 
 impl Server {
-    /// Joins a course of a run as a worker of this name, which may hold only letters, digits, `-` and `_`.
-    pub fn join(&self, course: &str, worker: &str, ack_wait: Duration) -> Nats {
-        Nats::new(self.clone(), course, worker.to_owned(), ack_wait, None)
+    /// Joins the run with this fingerprint as a worker of this name, which may hold only letters, digits, `-` and `_`.
+    pub fn join(&self, fingerprint: &str, worker: &str, ack_wait: Duration) -> Nats {
+        Nats::new(self.clone(), fingerprint, worker.to_owned(), ack_wait, None)
     }
 }
 
@@ -131,7 +133,7 @@ impl Nats {
         &self.server.jetstream
     }
 
-    /// Publishes until the server says that it has it. Tries share the message id, so that the server keeps one of them.
+    /// Publishes a message until the server confirms it. Attempts share the message id, so that the server keeps only one.
     async fn publish<T: Serialize>(
         &self,
         what: &str,
@@ -150,7 +152,7 @@ impl Nats {
                     self.server.count(queue, |counts| counts.num_bytes_published += payload.len() as u64);
                     return Ok(());
                 }
-                // Its headers count too.
+                // The limit includes the headers.
                 Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                     let (size_bytes, limit_bytes) = (payload.len(), self.server.max_payload());
                     return Err(Error::TooLarge { what: what.to_owned(), size_bytes, limit_bytes });
@@ -165,12 +167,12 @@ impl Nats {
         }
     }
 
-    /// Names a message of this process. No other has the same name.
+    /// Returns a globally unique id for a message of this process.
     fn message_id(&self) -> String {
         format!("{}.{:x}.{}", self.worker, self.life, self.num_published.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Makes streams and consumers that are not there, where that is this process's to do.
+    /// Creates missing streams and consumers if this process leads the run.
     async fn make_what_is_missing(&self) {
         let Some(Led { terms, .. }) = &self.led else { return };
         let missing = || {
@@ -187,14 +189,14 @@ impl Nats {
 }
 
 #[async_trait]
-impl Bus for Nats {
+impl Queues for Nats {
     async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
         let TaskId { index, .. } = task.body.id;
         let batch = layout::batch_token(task.body.id.kind, task.body.id.batch);
-        // An issue of a task is one message, whoever publishes it; another issue is another one.
-        let id = format!("{batch}.{index}.{}.{}", task.envelope.epoch, task.envelope.issue);
+        // All publications of one issue of a task share an id; another issue has another id.
+        let id = format!("{batch}.{index}.{}.{}", task.envelope.term, task.envelope.issue);
         let rest = format!("{batch}.{index}");
-        let subject = match task.envelope.not_by.is_empty() {
+        let subject = match task.envelope.excluded_actors.is_empty() {
             true => self.layout.subject(Queue::Tasks, &rest),
             false => self.layout.audit(&rest),
         };
@@ -214,7 +216,7 @@ impl Bus for Nats {
     async fn next_task(&self) -> Result<Delivery<Task>, Error> {
         loop {
             let task = self.tasks.next(&self.server).await?;
-            if !task.message.envelope.not_by.contains(&self.worker) {
+            if !task.message.envelope.excluded_actors.contains(&self.worker) {
                 return Ok(task);
             }
             task.hand_back(FOR_OTHERS_PAUSE).await?;
@@ -227,23 +229,6 @@ impl Bus for Nats {
 
     async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
         self.scored.next(&self.server).await
-    }
-
-    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
-        self.call(self.layout.beat(&self.worker), wire::encode(&(role, tasks))).await;
-        Ok(())
-    }
-
-    async fn next_beat(&self) -> Result<Beat, Error> {
-        loop {
-            let message = self.beats.lock().await.next(&self.server.client, self.layout.beat("*")).await;
-            // Who it is stands in the subject, which the server guards.
-            let worker = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
-            let is_beat = message.payload.len() <= MAX_BEAT_BYTES;
-            if let Some((role, tasks)) = is_beat.then(|| wire::decode(&message.payload).ok()).flatten() {
-                return Ok(Beat { worker, role, tasks });
-            }
-        }
     }
 
     async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
@@ -259,33 +244,23 @@ impl Bus for Nats {
             }
         }
     }
+}
 
+#[async_trait]
+impl Keys for Nats {
     async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
         self.store("store a key".to_owned(), self.layout.key(task), wire::encode(&key).into()).await
     }
 
     async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
         let stored = self.look_up("fetch a key".to_owned(), Queue::Keys, self.layout.key(task)).await?;
-        // What cannot be read is none: the learner did not write it, and stores it again when it asks again.
+        // An unreadable key counts as missing: the learner did not write it, and stores the key again when it reissues the task.
         stored.and_then(|stored| wire::decode(&stored).ok()).ok_or(Error::NoKey { task })
     }
+}
 
-    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
-        if let (Some(led), TaskKind::Train) = (&self.led, kind) {
-            led.num_steps.fetch_max(batch + 1, Ordering::Relaxed);
-        }
-        let mut batches = std::mem::take(&mut *self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner));
-        batches.push((kind, batch));
-        for (kind, batch) in batches {
-            if let Err(error) = self.purge_batch(&layout::batch_token(kind, batch)).await {
-                tracing::debug!(%error, "a batch could not be removed");
-                // It takes up room until the next one is forgotten.
-                self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner).push((kind, batch));
-            }
-        }
-        Ok(())
-    }
-
+#[async_trait]
+impl WeightStore for Nats {
     async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
         let is_there = match self.get_weights(digest).await {
             Ok(stored) => {
@@ -309,7 +284,7 @@ impl Bus for Nats {
         futures_util::stream::iter(pieces).buffer_unordered(PIECES_IN_FLIGHT).try_collect::<()>().await?;
         let hashed = bytes.clone();
         let hash = run_blocking(move || Digest::of_bytes(&hashed)).await;
-        // Last: who reads this finds the pieces.
+        // Stored last, so that a reader of this message finds the pieces.
         let whole = Whole { num_bytes: bytes.len() as u64, piece_bytes: piece_bytes as u64, hash };
         self.store(what(), self.layout.weights(digest), wire::encode(&whole).into()).await
     }
@@ -349,7 +324,7 @@ impl Bus for Nats {
         for digest in stored.into_iter().filter(|digest| !digests.contains(digest)) {
             match self.remove_weights(digest).await {
                 Ok(()) => drop(self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest)),
-                // It takes up space and is in nobody's way; the next version tries again.
+                // The weights only take up space; the next version tries again.
                 Err(error) => tracing::debug!(%error, "weights could not be removed"),
             }
         }
@@ -365,7 +340,7 @@ impl Bus for Nats {
         let mut calls = self.versions.lock().await;
         loop {
             let mut message = calls.next(&self.server.client, self.layout.version()).await;
-            // Of those that came meanwhile only the last is the newest.
+            // Of several pending announcements, the last is the newest.
             while let Some(newer) = calls.next(&self.server.client, self.layout.version()).now_or_never() {
                 message = newer;
             }
@@ -374,11 +349,50 @@ impl Bus for Nats {
             }
         }
     }
+}
+
+#[async_trait]
+impl Presence for Nats {
+    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
+        self.call(self.layout.beat(&self.worker), wire::encode(&(role, tasks))).await;
+        Ok(())
+    }
+
+    async fn next_beat(&self) -> Result<Beat, Error> {
+        loop {
+            let message = self.beats.lock().await.next(&self.server.client, self.layout.beat("*")).await;
+            // The subject names the worker; the server enforces that.
+            let worker = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+            let is_beat = message.payload.len() <= MAX_BEAT_BYTES;
+            if let Some((role, tasks)) = is_beat.then(|| wire::decode(&message.payload).ok()).flatten() {
+                return Ok(Beat { worker, role, tasks });
+            }
+        }
+    }
 
     async fn leave(&self) {
         self.tasks.hand_back().await;
         self.groups.hand_back().await;
         self.scored.hand_back().await;
+    }
+}
+
+#[async_trait]
+impl Bus for Nats {
+    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
+        if let (Some(led), TaskKind::Train) = (&self.led, kind) {
+            led.num_steps.fetch_max(batch + 1, Ordering::Relaxed);
+        }
+        let mut batches = std::mem::take(&mut *self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner));
+        batches.push((kind, batch));
+        for (kind, batch) in batches {
+            if let Err(error) = self.purge_batch(&layout::batch_token(kind, batch)).await {
+                tracing::debug!(%error, "a batch could not be removed");
+                // It takes up room until the next one is forgotten.
+                self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner).push((kind, batch));
+            }
+        }
+        Ok(())
     }
 
     async fn restore(&self) -> Result<bool, Error> {
@@ -390,9 +404,9 @@ impl Bus for Nats {
 }
 
 impl Nats {
-    /// Says something to whoever listens. It is not waited for, and not repeated: the next one says more.
+    /// Sends a message to current listeners. It is neither confirmed nor repeated: a later message makes up for a lost one.
     async fn call(&self, subject: String, payload: Vec<u8>) {
-        // While the server is away they pile up, until there is no room.
+        // While the server is away, messages accumulate until the buffer is full.
         match tokio::time::timeout(SAY_LIMIT, self.server.client.publish(subject, payload.into())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a call was not heard"),
@@ -400,7 +414,7 @@ impl Nats {
         }
     }
 
-    /// Stores a message under a subject, until the server says that it has it.
+    /// Stores a message under a subject and retries until the server confirms it.
     async fn store(&self, what: String, subject: String, payload: bytes::Bytes) -> Result<(), Error> {
         let mut patience = self.server.patience(what);
         loop {
@@ -415,7 +429,7 @@ impl Nats {
         }
     }
 
-    /// Gives what is stored under a subject.
+    /// Returns the last message stored under a subject.
     async fn look_up(&self, what: String, queue: Queue, subject: String) -> Result<Option<bytes::Bytes>, Error> {
         let mut patience = self.server.patience(what);
         loop {
@@ -459,13 +473,13 @@ impl Nats {
         Ok(())
     }
 
-    /// Where what answers a task goes: who says it, and the task.
+    /// Returns the end of a reply's subject: the sender and the task.
     fn reply_token(&self, TaskId { kind, batch, index }: TaskId) -> String {
         format!("{}.{}.{index}", self.worker, layout::batch_token(kind, batch))
     }
 }
 
-/// What is said to whoever listens, and kept by nobody.
+/// A subscription to messages that no stream stores.
 #[derive(Default)]
 struct Calls(Option<Subscriber>);
 

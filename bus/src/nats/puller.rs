@@ -19,19 +19,19 @@ use super::server::RETRY_PAUSE;
 use super::{SAY_LIMIT, Server};
 use crate::{Delivery, Error, Receipt};
 
-/// After so long without one more, all that was on the way is here.
+/// After this long without another message, all messages in flight have arrived.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
-/// How long a request for messages stands. A server that was lost in between is asked again after that.
+/// How long a request for messages stays open. If the server was lost meanwhile, the request is repeated after that.
 const PULL_EXPIRES: Duration = Duration::from_secs(2);
 const PULL_SLACK: Duration = Duration::from_secs(1);
-/// A message is kept this often while the server waits for an answer.
+/// How many times a message is reported as in progress within the server's wait for an acknowledgement.
 const KEPT_PER_WAIT: u32 = 3;
 
-/// Takes messages from one queue, a few a request. The client's own stream of messages asks for more while it is emptied, so
-/// that nobody could leave it with nothing on the way.
+/// Pulls messages from one queue, a few per request. The client's own message stream requests more while it is drained, so that
+/// a process could never leave with no messages in flight.
 pub(super) struct Puller<T> {
     asks: Asks,
-    /// Where messages go that cannot be read or judged.
+    /// The subject for messages that cannot be read or judged.
     dead: String,
     prefetched: usize,
     held: Arc<Held>,
@@ -39,23 +39,23 @@ pub(super) struct Puller<T> {
     messages: PhantomData<fn() -> T>,
 }
 
-/// Where a puller asks.
+/// The stream and queue that a puller requests messages from.
 #[derive(Clone)]
 struct Asks {
     stream: String,
     queue: Queue,
 }
 
-/// What a puller has asked for. A task of its own receives it, so that what waits here is held as well.
+/// The requests of a puller. A separate tokio task receives the messages, so that messages that wait here are held as well.
 struct Open {
     receiver: JoinHandle<()>,
     asked: mpsc::Sender<()>,
-    /// Messages, and `None` when a request is over.
+    /// Messages, and `None` when a request has ended.
     arrived: mpsc::UnboundedReceiver<Option<Arrived>>,
     is_asked: bool,
 }
 
-/// A message, from when it arrives.
+/// A message that has arrived, with its hold.
 struct Arrived {
     message: async_nats::Message,
     hold: Hold,
@@ -88,7 +88,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
             server.expect_permitted()?;
             let open = open.get_or_insert_with(|| self.open(&server.client));
             if !open.is_asked {
-                // Refused only where a request is on its way.
+                // Fails only if a request is on its way.
                 let _is_on_its_way = open.asked.try_send(());
                 open.is_asked = true;
             }
@@ -107,7 +107,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
             match wire::decode::<Message<T>>(&message.payload) {
                 Ok(mut message) => {
                     if self.asks.queue == Queue::Groups {
-                        // Only the actor of that name may write there.
+                        // Only the actor of that name may publish to this subject.
                         message.envelope.played_by = layout::actor_of(subject).to_owned();
                     }
                     return Ok(Delivery { message, is_redelivered, receipt: Box::new(receipt) });
@@ -128,19 +128,19 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
         Open { receiver: tokio::spawn(receive), asked, arrived, is_asked: false }
     }
 
-    /// Hands back what the server has sent ahead.
+    /// Hands back prefetched messages.
     pub(super) async fn hand_back(&self) {
         let Some(mut open) = self.open.lock().await.take() else { return };
         while let Ok(Some(arrived)) = tokio::time::timeout(DRAIN_PAUSE, open.arrived.recv()).await {
             if let Some(arrived) = arrived {
-                // Not at once: it would come straight back.
+                // With a delay: otherwise the message would come straight back.
                 arrived.hold.answer(AckKind::Nak(Some(2 * DRAIN_PAUSE))).await;
             }
         }
     }
 }
 
-/// Asks for messages each time that it is told to, and passes on what comes; ends when nobody tells it any more.
+/// Requests messages each time it is asked to, and forwards those that arrive. Ends when the asking side is closed.
 async fn receive(
     client: Client,
     Asks { stream, queue }: Asks,
@@ -150,7 +150,7 @@ async fn receive(
     arrive: mpsc::UnboundedSender<Option<Arrived>>,
 ) {
     let mut open: Option<(Subject, Subscriber)> = None;
-    // Messages that the last request may still bring, and when the server has ended it, heard or not.
+    // Messages that the last request may still bring, and the time by which the server has ended it, reported or not.
     let (mut num_wanted, mut deadline) = (0, Instant::now());
     loop {
         let was_asked = num_wanted > 0;
@@ -171,7 +171,7 @@ async fn receive(
                     None => {
                         num_wanted = num_wanted.saturating_sub(1);
                         let hold = Hold::begin(&held, message.reply.clone());
-                        // With nobody to take it, it goes to another.
+                        // Without a receiver, the message goes to another worker.
                         drop(arrive.send(Some(Arrived { message, hold })));
                         Ok(())
                     }
@@ -227,26 +227,26 @@ async fn ask(
     Ok(client.publish_with_reply(subject, inbox.clone(), request.to_string().into()).await?)
 }
 
-/// What this process has taken: until it is answered or let go of, the server hears that it is still held, be it worked on or
-/// waiting for that.
+/// The messages that this process has taken. Until a message is answered or dropped, the server is told that it is in progress,
+/// whether it is being processed or waiting.
 pub(super) struct Held {
     client: Client,
     messages: Mutex<BTreeMap<u64, Subject>>,
     num_messages: AtomicU64,
-    /// Taken to say something of a message: that it is held is not said after its answer.
+    /// Locked while reporting on a message, so that no progress report follows its answer.
     saying: tokio::sync::Mutex<()>,
 }
 
-/// Keeps a message for this process.
+/// Reserves a message for this process.
 struct Hold {
     held: Arc<Held>,
     number: u64,
-    /// Where the server hears of it.
+    /// The subject for reports to the server.
     reply: Option<Subject>,
 }
 
 impl Held {
-    /// Begins to keep messages, for as long as anybody may hold one.
+    /// Starts reporting held messages as in progress, for as long as the result is in use.
     pub(super) fn start(client: &Client, ack_wait: Duration) -> Arc<Held> {
         let held = Arc::new(Held {
             client: client.clone(),
@@ -308,8 +308,8 @@ async fn keep(held: Weak<Held>, every: Duration) {
     }
 }
 
-/// Sends an acknowledgement of a message and returns whether it was handed to the client. No answer is awaited: a lost one costs a
-/// redelivery.
+/// Sends an acknowledgement of a message and returns whether it was handed to the client. No answer is awaited: a lost one costs
+/// a redelivery.
 async fn say(client: &Client, reply: Subject, kind: AckKind) -> bool {
     match tokio::time::timeout(SAY_LIMIT, client.publish(reply, kind.into())).await {
         Ok(Ok(())) => return true,
@@ -319,12 +319,12 @@ async fn say(client: &Client, reply: Subject, kind: AckKind) -> bool {
     false
 }
 
-/// A message of JetStream, which wants to hear of it.
+/// A message of JetStream, which expects an acknowledgement.
 struct Pulled {
     hold: Hold,
     server: Server,
     queue: Queue,
-    /// Where it goes when it is good for nothing.
+    /// The subject for a message that is set aside.
     dead: String,
     payload: bytes::Bytes,
 }
@@ -350,7 +350,7 @@ impl<T: Send + Sync> Receipt<T> for Pulled {
 }
 
 impl Pulled {
-    /// Sets it aside, and returns whether it was; one that could not be comes again.
+    /// Sets the message aside and returns whether that succeeded. If not, the message is delivered again.
     async fn set_aside(&self) -> bool {
         let kept = async { self.server.jetstream.publish(self.dead.clone(), self.payload.clone()).await?.await };
         let is_kept = kept.await.is_ok();

@@ -6,32 +6,29 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_nats::connection::State;
-use async_nats::jetstream::context::{
-    CreateStreamError, CreateStreamErrorKind, DeleteStreamError, DeleteStreamErrorKind, GetStreamError,
-    GetStreamErrorKind, RequestErrorKind,
-};
+use async_nats::jetstream::context::RequestErrorKind;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::{self, Context, ContextBuilder, ErrorCode};
+use async_nats::jetstream::{Context, ContextBuilder};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event};
 use tokio::time::Instant;
 
 use super::Servers;
-use super::layout::{Queue, check_name};
-use super::lease::RUNS;
+use super::answers::is_not_enabled;
+use super::layout::{Queue, RUNS, check_name};
 use crate::Error;
 
-/// How a process uses a server; changes when things happen, never what.
+/// How a process uses a server. These settings affect timing, never results.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where it is.
+    /// The addresses of the servers.
     pub servers: Servers,
-    /// How long a server may be away.
+    /// How long a server may be unavailable.
     pub patience: Duration,
-    /// How a process says who it is.
+    /// How a process authenticates.
     pub credentials: Credentials,
 }
 
-/// How a process and a server know each other.
+/// How a process and a server authenticate each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// A file that holds the seed of this user's nkey.
@@ -40,7 +37,7 @@ pub struct Credentials {
     pub tls_ca: Option<PathBuf>,
 }
 
-/// What became of a connection so far.
+/// Statistics of a connection so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerCounts {
     /// Connections after the first.
@@ -53,20 +50,20 @@ pub struct ServerCounts {
     pub queues: BTreeMap<&'static str, QueueCounts>,
 }
 
-/// What this process did with a queue, and what a learner saw in it last.
+/// This process's use of a queue, and the queue's state when a learner last looked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
-    /// Bytes of messages that the server has, headers left out.
+    /// Bytes of published messages that the server confirmed, without headers.
     pub num_bytes_published: u64,
-    /// Messages that are done with.
+    /// Messages that were acknowledged.
     pub num_acknowledged: u64,
-    /// Messages that went back, to be delivered again.
+    /// Messages that were handed back, to be delivered again.
     pub num_handed_back: u64,
     /// Messages that could not be read or judged.
     pub num_set_aside: u64,
-    /// Messages that nobody has taken yet.
+    /// Messages that no worker has taken yet.
     pub num_waiting: u64,
-    /// Messages that somebody has taken and not answered yet.
+    /// Messages that a worker has taken and not answered yet.
     pub num_taken: u64,
 }
 
@@ -79,14 +76,14 @@ pub struct Server {
     heard: Arc<Heard>,
 }
 
-/// What is known of a server beside what it answers.
+/// Events of a connection, beside the answers to requests.
 #[derive(Default)]
 struct Heard {
-    /// What it refused last for want of permission.
+    /// The last permission error of the server.
     denied: Mutex<Option<String>>,
-    /// When it refused this user first and last since it was last here, and in what words.
+    /// Times of its first and last refusal of this user since the last connection, and the last message.
     refused: Mutex<Option<(Instant, Instant, String)>>,
-    /// When somebody was last told that it is waited for.
+    /// Time of the last warning.
     told: Mutex<Option<Instant>>,
     num_connects: AtomicU64,
     num_denied: AtomicU64,
@@ -94,22 +91,22 @@ struct Heard {
     queues: Mutex<BTreeMap<&'static str, QueueCounts>>,
 }
 
-/// The oldest server that has what is used here. Older ones drop what they do not know without a word.
+/// The oldest supported server version. Older servers silently drop settings that they do not know.
 const OLDEST_SERVER: (u32, u32) = (2, 12);
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(250);
-/// For how long no server may know this user before it is taken for good: keys are given to servers one by one.
+/// How long servers may refuse this user before the refusal counts as final: keys are added to servers one by one.
 const REFUSED_LIMIT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest that one server is tried before the next.
+/// The longest time that one server is tried before the next.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const MAX_IN_FLIGHT: usize = 256;
 const SUBSCRIPTION_CAPACITY: usize = 512;
 
 impl Server {
-    /// Connects, waiting for a server that is not there yet.
+    /// Connects to a server and waits for it if it is not up yet.
     ///
     /// # Errors
-    /// When none answers within `settings.patience`, or it is too old, has no JetStream, or does not know this user.
+    /// When no server answers within `settings.patience`, or it is too old, has no JetStream, or refuses this user.
     pub async fn connect(settings: Settings, name: &str) -> Result<Server, Error> {
         check_name(name)?;
         let Settings { servers, credentials, patience } = &settings;
@@ -129,7 +126,7 @@ impl Server {
         let client = loop {
             let options = options(name, seed.clone(), credentials.tls_ca.clone(), heard.clone());
             let connect = servers.log_in(options).connect(servers.addresses());
-            // Names are looked up without a limit of the client's.
+            // The client sets no time limit on name lookup.
             match tokio::time::timeout(CONNECT_LIMIT * servers.len() as u32, connect).await {
                 Ok(Ok(client)) => break client,
                 Ok(Err(error)) if is_refusal(error.kind()) && servers.len() == 1 => {
@@ -169,8 +166,8 @@ impl Server {
         Ok(server)
     }
 
-    /// Fails where there is no JetStream, or none for this user. One that has no leader for the moment is there, and is waited for
-    /// by who uses it.
+    /// Fails if the server has no JetStream, or none for this user. A JetStream that has no leader for the moment passes: callers
+    /// wait for it.
     async fn expect_jetstream(&self) -> Result<(), Error> {
         let began = Instant::now();
         loop {
@@ -181,7 +178,7 @@ impl Server {
                 Err(error)
                     if error.kind() == RequestErrorKind::NoResponders && !self.client.server_info().jetstream =>
                 {
-                    // Another server of its cluster may have it, and not be there yet.
+                    // Another server of its cluster may have it, and not be up yet.
                     if self.client.server_info().cluster.is_some() && began.elapsed() < CONNECT_LIMIT {
                         tokio::time::sleep(RETRY_PAUSE).await;
                         continue;
@@ -199,12 +196,12 @@ impl Server {
         }
     }
 
-    /// Sends what is still to be sent.
+    /// Sends all buffered messages.
     pub async fn flush(&self) {
         drop(tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await);
     }
 
-    /// Tells what became of the connection so far.
+    /// Returns the statistics of the connection so far.
     pub fn counts(&self) -> ServerCounts {
         let Heard { num_connects, num_denied, num_slow, queues, .. } = self.heard.as_ref();
         let [num_connects, num_denied, num_slow] =
@@ -217,12 +214,12 @@ impl Server {
         count(self.heard.queues.lock().unwrap_or_else(PoisonError::into_inner).entry(queue.token()).or_default());
     }
 
-    /// Tells whether the server is there.
+    /// Whether the connection to the server is up.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// Tells how large a message may be, in bytes.
+    /// Returns the size limit of a message, in bytes.
     pub fn max_payload(&self) -> usize {
         self.client.server_info().max_payload
     }
@@ -231,7 +228,7 @@ impl Server {
         Patience::new(what, self.settings.patience, self.heard.clone())
     }
 
-    /// Fails when the server has refused something for want of permission.
+    /// Fails if the server has denied this user permission, or has refused its credentials for too long.
     pub(super) fn expect_permitted(&self) -> Result<(), Error> {
         self.heard.expect_permitted()
     }
@@ -260,7 +257,7 @@ impl Heard {
         *refused = Some((first, now, said));
     }
 
-    /// Takes in what the server, or the client, says of itself.
+    /// Records and logs an event of the server or the client.
     fn hear(&self, event: Event) {
         let count = |count: &AtomicU64| _ = count.fetch_add(1, Ordering::Relaxed);
         let said = match &event {
@@ -272,7 +269,7 @@ impl Heard {
         match &event {
             Event::Connected => {
                 count(&self.num_connects);
-                // One of several servers may not have heard of a key yet.
+                // One of several servers may not know a key yet.
                 *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
             }
             Event::SlowConsumer(_) => count(&self.num_slow),
@@ -294,7 +291,7 @@ impl Heard {
         }
     }
 
-    /// Whether it is time to tell somebody that the server is waited for: many wait for the same.
+    /// Whether a warning is due: many callers wait for the same server.
     fn may_tell(&self) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = told.is_none_or(|told| told.elapsed() >= BETWEEN_WARNINGS);
@@ -303,60 +300,6 @@ impl Heard {
         }
         is_due
     }
-}
-
-fn is_not_enabled(code: ErrorCode) -> bool {
-    [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT].contains(&code)
-}
-
-/// Returns the code of what JetStream answered, from an error of the client.
-pub(super) fn code(error: &(dyn std::error::Error + 'static)) -> Option<ErrorCode> {
-    let answered = |cause: &(dyn std::error::Error + 'static)| {
-        let kinds = [
-            cause.downcast_ref().map(jetstream::Error::error_code),
-            cause.downcast_ref().and_then(|error: &GetStreamError| match error.kind() {
-                GetStreamErrorKind::JetStream(answer) => Some(answer.error_code()),
-                _ => None,
-            }),
-            cause.downcast_ref().and_then(|error: &CreateStreamError| match error.kind() {
-                CreateStreamErrorKind::JetStream(answer) => Some(answer.error_code()),
-                _ => None,
-            }),
-            cause.downcast_ref().and_then(|error: &DeleteStreamError| match error.kind() {
-                DeleteStreamErrorKind::JetStream(answer) => Some(answer.error_code()),
-                _ => None,
-            }),
-        ];
-        kinds.into_iter().flatten().next()
-    };
-    std::iter::successors(Some(error), |error| error.source()).find_map(answered)
-}
-
-/// Whether the server has too little room for something.
-pub(super) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    let full = [
-        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
-        ErrorCode::INSUFFICIENT_RESOURCES,
-        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
-        ErrorCode::MEMORY_RESOURCES_EXCEEDED,
-    ];
-    code(error).is_some_and(|code| full.contains(&code))
-}
-
-/// Describes a failure for lack of storage: how much is needed, and which setting provides it.
-pub(super) fn with_room(error: impl Into<async_nats::Error>, what: &str, num_bytes: u64) -> String {
-    let error = error.into();
-    match is_full(error.as_ref()) {
-        false => error.to_string(),
-        true => format!("{error}: {}", room(what, num_bytes)),
-    }
-}
-
-pub(super) fn room(what: &str, num_bytes: u64) -> String {
-    format!(
-        "{what} needs {num_bytes} bytes of the server's store: raise max_file_store in the jetstream block of its config, or \
-         remove runs from it (`autodidact runs`)"
-    )
 }
 
 fn is_refusal(kind: ConnectErrorKind) -> bool {
@@ -391,10 +334,10 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
     };
     options
         .name(name)
-        // Nobody else may read what is answered to this process.
+        // No other user may read the replies to this process.
         .custom_inbox_prefix(format!("_INBOX_{name}"))
         .connection_timeout(REQUEST_TIMEOUT)
-        // Beats that nobody reads for a while take up this much, and no more.
+        // Limits the memory of heartbeats that nobody reads for a while.
         .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .reconnect_delay_callback(|_| RETRY_PAUSE)
         .event_callback(move |event| {
@@ -403,7 +346,7 @@ fn options(name: &str, seed: Option<String>, tls_ca: Option<PathBuf>, heard: Arc
         })
 }
 
-/// How long something may go on failing.
+/// A time limit on an operation that keeps failing.
 pub(super) struct Patience {
     what: String,
     limit: Duration,
@@ -411,7 +354,7 @@ pub(super) struct Patience {
     heard: Arc<Heard>,
 }
 
-/// After this long a person who watches is told what is waited for.
+/// A failing operation logs a warning after this long.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 const BETWEEN_WARNINGS: Duration = Duration::from_secs(10);
 
@@ -423,7 +366,7 @@ impl Patience {
     /// Waits a little after a failure.
     ///
     /// # Errors
-    /// When it has gone on for too long, or can never succeed.
+    /// When the operation has failed for too long, or can never succeed.
     pub(super) async fn wait_after(&mut self, reason: impl Display) -> Result<(), Error> {
         self.heard.expect_permitted()?;
         let waited = self.began.elapsed();
@@ -439,7 +382,7 @@ impl Patience {
     }
 }
 
-/// Tells one life of a process from another: epochs and message ids are made of it, and nothing that is learned.
+/// Returns the time since the Unix epoch. Terms and message ids use it to tell processes apart; no training result depends on it.
 #[expect(clippy::disallowed_methods, reason = "no result depends on it")]
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()

@@ -9,41 +9,42 @@ use futures_util::TryStreamExt as _;
 use serde::Deserialize;
 
 use super::Server;
-use super::layout::{check_name, course_of};
-use super::lease::{Holder, Identity, RUNS, lease_key, run_key};
-use super::server::{code, now};
+use super::answers::code;
+use super::layout::{RUNS, check_name, fingerprint_of};
+use super::lease::{Holder, Identity, lease_key, run_key};
+use super::server::now;
 use crate::Error;
 
-/// Who leads a run, or did last.
+/// The current or last leader of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leader {
-    /// For people: its machine, process and run directory. Absent where it has left in order.
+    /// Its machine, process and run directory, for display. Absent if it has released the run.
     pub name: Option<String>,
-    /// Whether its lease has not run out.
+    /// Whether its lease is still valid.
     pub lives: bool,
-    /// How long ago it renewed its lease last, or left, by the server's clock.
+    /// Time since it last renewed its lease or released it, by the server's clock.
     pub silent_for: Duration,
-    /// How long ago it took the run, by its own clock; zero where it has left.
+    /// Time since it took the run, by its own clock; zero if it has released the run.
     pub leads_for: Duration,
-    /// Steps that are done, where it has said so.
+    /// Completed steps, if it has reported any.
     pub step: Option<u64>,
     revision: u64,
 }
 
-/// What a stream takes up on a server.
+/// The space that a stream takes up on a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamUse {
     /// The name of the stream.
     pub name: String,
-    /// The course of a run that it is of.
-    pub course: String,
+    /// The fingerprint of the run that it belongs to.
+    pub fingerprint: String,
     /// Its size on the disk.
     pub num_bytes: u64,
     /// How many messages it holds.
     pub num_messages: u64,
 }
 
-/// For how long a run is held that is removed.
+/// How long a run that is being removed is leased.
 const REMOVAL: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
@@ -53,10 +54,10 @@ struct Stamp {
 }
 
 impl Server {
-    /// Returns who leads a run, or did last; `None` where the server knows of nobody.
+    /// Returns the current or last leader of a run; `None` if the server knows of none.
     ///
     /// # Errors
-    /// When the server is away for too long.
+    /// When the server is unreachable for too long.
     pub async fn leader(&self, run: &str) -> Result<Option<Leader>, Error> {
         check_name(run)?;
         let mut patience = self.patience(format!("look for the learner of run {run:?}"));
@@ -68,9 +69,9 @@ impl Server {
                     Response::Err { error } => return Err(error.into()),
                 };
                 let Some(entry) = store.entry(lease_key(run)).await? else { return Ok(None) };
-                // Both are the server's clock. What was renewed since then is of now.
+                // Both times are by the server's clock. A lease that was renewed after the stamp has an age of zero.
                 let silent_for = Duration::try_from(stamp - entry.created).unwrap_or(Duration::ZERO);
-                // No learner writes what cannot be read; whoever has the run replaces it soon.
+                // No learner writes an unreadable entry; the learner that holds the run replaces it soon.
                 let held =
                     (entry.operation == Operation::Put).then(|| serde_json::from_slice::<Holder>(&entry.value).ok());
                 let leader = Leader {
@@ -83,10 +84,10 @@ impl Server {
                 };
                 Ok::<_, async_nats::Error>(Some(match held.flatten() {
                     None => leader,
-                    Some(Holder { holder, epoch, lease_seconds, step, .. }) => Leader {
+                    Some(Holder { holder, term, lease_seconds, step, .. }) => Leader {
                         name: Some(holder),
                         lives: silent_for.as_secs_f64() <= lease_seconds,
-                        leads_for: now().saturating_sub(Duration::from_millis(epoch)),
+                        leads_for: now().saturating_sub(Duration::from_millis(term)),
                         step,
                         ..leader
                     },
@@ -102,16 +103,16 @@ impl Server {
     /// Lists the streams of all runs, in order of their names.
     ///
     /// # Errors
-    /// When the server is away for too long.
+    /// When the server is unreachable for too long.
     pub async fn stream_uses(&self) -> Result<Vec<StreamUse>, Error> {
         let mut patience = self.patience("list the streams of runs".to_owned());
         loop {
             match self.jetstream.streams().try_collect::<Vec<_>>().await {
                 Ok(streams) => {
                     let of_run = |info: Info| {
-                        let course = course_of(&info.config.name)?.to_owned();
+                        let fingerprint = fingerprint_of(&info.config.name)?.to_owned();
                         let (num_bytes, num_messages) = (info.state.bytes, info.state.messages);
-                        Some(StreamUse { name: info.config.name, course, num_bytes, num_messages })
+                        Some(StreamUse { name: info.config.name, fingerprint, num_bytes, num_messages })
                     };
                     let mut uses: Vec<StreamUse> = streams.into_iter().filter_map(of_run).collect();
                     uses.sort_by(|one, other| one.name.cmp(&other.name));
@@ -122,10 +123,10 @@ impl Server {
         }
     }
 
-    /// Removes streams of a run that does not live, and what is announced of it. Meanwhile no learner can take it.
+    /// Removes streams and the announcement of a run without a live learner. Meanwhile no learner can take the run.
     ///
     /// # Errors
-    /// [`Error::Taken`] when it lives.
+    /// [`Error::Taken`] when the run has a live learner.
     pub async fn remove(&self, run: &str, streams: &[StreamUse], identity: &Identity) -> Result<(), Error> {
         let taken = |holder: Option<String>| Error::Taken { run: run.to_owned(), holder: holder.unwrap_or_default() };
         let found = self.leader(run).await?;
@@ -140,7 +141,7 @@ impl Server {
                     return self.delete(streams).await.map(|()| true);
                 };
                 let value: bytes::Bytes = serde_json::to_vec(&held)?.into();
-                // Whoever renews or takes the lease from now on changes its revision, and is seen.
+                // A learner that renews or takes the lease from now on changes its revision, and is detected.
                 match store.update(lease_key(run), value, found.as_ref().map_or(0, |leader| leader.revision)).await {
                     Ok(_) => {}
                     Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {

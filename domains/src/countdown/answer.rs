@@ -1,10 +1,10 @@
 //! Answers in text, judged by exact arithmetic on 64 bits.
 //!
-//! An answer is steps `25 * 3 = 75; 75 + 7 = 82` that end in `;`, `,` or a line break, or one expression
-//! `(25 * 3) + 7`, with `= 82` behind it or without. Integers are digits alone, without a sign or a leading zero. Every result
-//! on the way is a positive integer: a difference is over zero and a division leaves no remainder.
+//! An answer is steps `25 * 3 = 75; 75 + 7 = 82`, separated by `;`, `,` or a line break, or one expression
+//! `(25 * 3) + 7`, with or without `= 82` after it. Integers are digits alone, without a sign or a leading zero. Every
+//! intermediate result is a positive integer: a difference is over zero and a division leaves no remainder.
 //!
-//! Nothing here recurses, and an answer is short: no text keeps the checker busy.
+//! Nothing here recurses, and an answer is short, so no text can stall the checker.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::{Judged, quote};
 /// Most parentheses around a number.
 const MAX_DEPTH: usize = 32;
 
-/// Most digits of an integer that a reason quotes, as many as 64 bits need.
+/// Most digits of an integer that a reason quotes: as many as a 64-bit integer can have.
 const MAX_QUOTED_DIGITS: usize = 20;
 
 /// Judges an answer in text.
@@ -40,7 +40,7 @@ fn incorrect<T>(reason: impl Into<String>) -> Result<T, Refusal> {
     Err((Verdict::Incorrect, reason.into()))
 }
 
-/// Returns what an answer ends in that follows the rules, whatever the target; `None` where it does not follow them.
+/// Returns the last result of an answer that follows the rules, whatever the target; `None` when it breaks them.
 pub(super) fn value_reached(problem: &Stated, answer: &str) -> Option<u64> {
     follow(problem, answer).ok()
 }
@@ -63,7 +63,7 @@ fn follow(problem: &Stated, answer: &str) -> Result<u64, Refusal> {
     }
 }
 
-/// Splits an answer into its steps. Line breaks are white space as well, so that blank lines are no steps.
+/// Splits an answer into its steps. Line breaks are white space as well, so blank lines are not steps.
 fn lines(answer: &str) -> Result<Vec<&str>, Refusal> {
     let is_blank = |text: &str| text.bytes().all(|byte| is_space(char::from(byte)) || byte == b'\n');
     if is_blank(answer) {
@@ -102,9 +102,9 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Follows the steps, each of which takes two numbers away and adds its result; returns the last result.
+/// Follows the steps, each of which replaces two numbers by its result; returns the last result.
 fn follow_steps(problem: &Stated, steps: &[Step]) -> Result<u64, Refusal> {
-    // What is given and what steps have made, and what of it is left.
+    // All numbers that are given or made by steps, and those of them that are left.
     let (mut there, mut left) = (problem.numbers.clone(), problem.numbers.clone());
     let mut taken = Vec::with_capacity(2 * steps.len());
     for step in steps {
@@ -128,7 +128,7 @@ fn follow_steps(problem: &Stated, steps: &[Step]) -> Result<u64, Refusal> {
     if left.is_empty() { Ok(last) } else { incorrect(not_used(&left, &problem.numbers)) }
 }
 
-/// Computes an expression that uses every number once, and compares it with what stands behind its `=`.
+/// Evaluates an expression that uses every number once, and checks the result that it claims after `=`, if any.
 fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
     let lexemes = lexemes(text)?;
     let (written, claimed) = match lexemes[..] {
@@ -166,7 +166,7 @@ fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
     }
 }
 
-/// Orders an expression so that every operator stands behind its operands.
+/// Converts an expression to postfix notation, in which every operator follows its operands.
 ///
 /// Source: Dijkstra 1961, "Algol 60 translation".
 fn postfix<'a>(lexemes: &[Lexeme<'a>]) -> Result<Vec<Lexeme<'a>>, Refusal> {
@@ -276,7 +276,7 @@ struct Integer<'a> {
 }
 
 impl Integer<'_> {
-    /// Returns the value; `None` where 64 bits do not hold it.
+    /// Returns the value; `None` when it does not fit into 64 bits.
     fn value(self) -> Option<u64> {
         self.digits.parse().ok()
     }
@@ -366,7 +366,7 @@ impl<'a> Lexeme<'a> {
         }
     }
 
-    /// Whether this is an operator that is applied before one that stands to its right.
+    /// Whether this is an operator that is applied before the operator `right`, which follows it.
     fn binds_before(&self, right: Operator) -> bool {
         matches!(self, Lexeme::Operator(left) if left.precedence() >= right.precedence())
     }
@@ -415,7 +415,7 @@ fn integer(digits: &str) -> Result<Integer<'_>, Refusal> {
     Ok(integer)
 }
 
-/// Names a character that is not part of an answer: many look like one that is.
+/// Names a character that is not legal in an answer; many look like one that is.
 fn name(character: char) -> String {
     match character {
         '\u{feff}' => "a byte order mark (U+FEFF)".to_owned(),

@@ -2,11 +2,11 @@
 //!
 //! A problem is `25 7 3 -> 78`: a multiset of numbers and a target. An answer is a list of steps `a op b = r`; each step
 //! replaces two numbers by their result, every intermediate result is a positive integer up to a bound (99, or 9,999
-//! where the problem ends in `max 9999`), and the last result is the target. As in Stream of Search (Gandhi et al. 2024)
+//! if the problem ends in `max 9999`), and the last result is the target. As in Stream of Search (Gandhi et al. 2024)
 //! and TinyZero, except that every number must be used exactly once.
 //!
-//! The bound is of what a policy writes. A problem of others that names none ends in `no max`: answers in text are then
-//! judged without one, and a policy is asked it in the smallest bound that it fits in.
+//! The bound limits what a policy writes. A problem from elsewhere that names no bound ends in `no max`: answers in text are
+//! then judged without one, and the policy gets the problem with the smallest bound that it fits.
 
 mod answer;
 mod propose;
@@ -14,7 +14,7 @@ mod puzzle;
 mod stated;
 mod symbols;
 
-use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose};
+use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose};
 
 use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, Puzzle, SMALL_BOUND};
 use self::stated::{NO_MAX, Stated};
@@ -57,7 +57,7 @@ const LADDER_LEVELS: [LadderLevel; 5] = [
     LadderLevel { level: 5, description: "5 numbers from 1 to 25, target 10 to 99" },
 ];
 
-/// The domain whose exams both variants sit.
+/// The domain whose exams both variants take.
 const EXAMS_OF: &str = "countdown";
 
 const EXAM_SPECS: [ExamSpec; 3] = [
@@ -119,7 +119,7 @@ impl Ladder for Countdown {
     fn is_exam(&self, problem: &Problem) -> bool {
         let contains = |text: &str| exam_contains(EXAMS_OF, &Digest::of_bytes(text.as_bytes()));
         match problem.text.strip_suffix(NO_MAX) {
-            // Without its bound it is no other question.
+            // Dropping the bound does not make it another problem.
             Some(bare) => contains(bare) || contains(&format!("{bare} max {LARGE_BOUND}")),
             None => contains(&problem.text),
         }
@@ -131,7 +131,7 @@ impl Checker for Countdown {
         Ok(answer::judge(&self.stated(problem)?, answer))
     }
 
-    /// The problem shows all that its checker knows.
+    /// Always true: the problem shows all that its checker knows.
     fn may_be_searched(&self, _problem: &Problem) -> bool {
         true
     }
@@ -149,18 +149,18 @@ impl Checker for Countdown {
         Ok(propose::Kind::of_puzzle(&self.puzzle(problem)?).niche())
     }
 
-    /// Admits what has a solution; exhaustive search tells.
-    fn admit(&self, niche: Niche, proposal: &str) -> Option<KeyedProblem> {
-        let puzzle = propose::Kind::of(niche).read(proposal)?;
+    /// Admits problems that exhaustive search can solve.
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
+        let Some(puzzle) = propose::Kind::of(niche).read(proposal) else { return Ok(None) };
         let problem = self.problem(&puzzle);
-        (puzzle.is_solvable() && !self.is_exam(&problem)).then_some(KeyedProblem { problem, key: None })
+        Ok((puzzle.is_solvable() && !self.is_exam(&problem)).then_some(KeyedProblem { problem, key: None }))
     }
 
-    fn aim(&self, problem: &Problem, _answer: Option<&str>) -> Result<Aim, Error> {
+    fn balance_key(&self, problem: &Problem, _answer: Option<&str>) -> Result<BalanceKey, Error> {
         let puzzle = self.puzzle(problem)?;
         let num_numbers = puzzle.numbers.len();
         let level = level(|family| (family.num_numbers, family.bound) == (num_numbers, puzzle.bound));
-        Ok(Aim { level, goal: puzzle.target.into() })
+        Ok(BalanceKey { level, goal: puzzle.target.into() })
     }
 }
 
@@ -234,7 +234,7 @@ impl Countdown {
         stated.ok_or_else(|| self.refuse(refusal()))
     }
 
-    /// Reads a problem's canonical text, to ask a policy.
+    /// Reads a problem's canonical text in the form for a policy.
     fn puzzle(&self, problem: &Problem) -> Result<Puzzle, Error> {
         let refusal = || {
             let expected = format!(
@@ -257,7 +257,7 @@ impl Family {
     }
 }
 
-/// Gives the level of a family; 0 where there is none.
+/// Returns the level of a family; 0 when there is none.
 fn level(is_its: impl Fn(&Family) -> bool) -> u32 {
     FAMILIES.iter().position(is_its).map_or(0, |index| index as u32 + 1)
 }

@@ -1,7 +1,7 @@
-//! Problems that are written by the policy, and changes of problems.
+//! Problems that the policy writes, and changes of problems.
 //!
-//! A proposal is the numbers in descending order and the target. It is asked for by kind: how many numbers, which ten of
-//! targets, and the operators of the first solution that exhaustive search finds. Only the count of numbers binds.
+//! A proposal is the numbers in descending order and the target. The prompt names a kind: the count of numbers, the decade of
+//! the target, and the operators of the first solution that exhaustive search finds. Only the count of numbers is binding.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use super::stated::integer;
 use crate::symbols::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, ROLE_PROPOSE, base_name, difficulty_token};
 use crate::symbols::{Grammar, Next};
 
-/// Largest number of a proposal with intermediate results up to 99; the others go to 99.
+/// Largest number of a proposal with intermediate results up to 99; other proposals have numbers up to 99.
 const MAX_SMALL_NUMBER: u32 = 25;
 const MIN_TARGET: u32 = 10;
 const MAX_TARGET: u32 = 99;
-/// How often a change is drawn until one has a solution.
+/// Most draws of a change to find one that has a solution.
 const NUM_MUTATION_DRAWS: usize = 32;
 
 /// A niche, unpacked.
@@ -24,7 +24,7 @@ const NUM_MUTATION_DRAWS: usize = 32;
 pub(super) struct Kind {
     pub(super) num_numbers: usize,
     is_large: bool,
-    /// Target over 10.
+    /// Target divided by 10.
     bucket: u8,
     /// Operators of the first solution, as bits; none when there is no solution.
     operators: u8,
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// Unpacks a niche; whatever is out of range is brought to its nearest legal value.
+    /// Unpacks a niche; clamps values that are out of range to the nearest legal one.
     pub(super) fn of(niche: Niche) -> Kind {
         let [operators, bucket, num_numbers, is_large, ..] = niche.0.to_le_bytes();
         Kind {

@@ -1,4 +1,4 @@
-//! What a problem is: its numbers and target, steps that answer it, and the search for them.
+//! A problem: its numbers and target, the steps of an answer, and the search for solutions.
 
 use proto::TokenId;
 
@@ -34,7 +34,7 @@ impl Puzzle {
         self.first_solution().is_some()
     }
 
-    /// Gives the operators of the first solution in the order of search, as bits in the order of [`OPERATORS`].
+    /// Returns the operators of the first solution in the order of search, as bits in the order of [`OPERATORS`].
     pub(super) fn first_solution(&self) -> Option<u8> {
         let mut found = None;
         reaches(&self.numbers, self.bound, 0, &mut |value, operators| {
@@ -57,8 +57,8 @@ pub(super) fn apply(first: u32, operator: TokenId, second: u32, bound: u32) -> O
     (1..=bound).contains(&result).then_some(result)
 }
 
-/// Visits every value that all the numbers can make, with the operators that make it (those in `used` among them) and
-/// with repeats, until `stop` says so; tells whether it did.
+/// Visits every value that all the numbers can make, repeats included, with the operators that make it (those in `used`
+/// among them), until `stop` returns true. Returns whether it did.
 fn reaches(numbers: &[u32], bound: u32, used: u8, stop: &mut impl FnMut(u32, u8) -> bool) -> bool {
     if let [value] = numbers {
         return stop(*value, used);

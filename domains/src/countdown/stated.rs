@@ -1,5 +1,5 @@
-//! A problem as it is stated in text or JSON. One that names no bound has none: its numbers and its target may be larger
-//! than a policy can write.
+//! A problem as stated in text or JSON. Without a named bound it has none: its numbers and its target may be larger than a
+//! policy can write.
 
 use std::fmt::{Display, Write as _};
 
@@ -7,19 +7,19 @@ use super::puzzle::{LARGE_BOUND, MAX_NUMBERS, MAX_TEXT_BYTES, Puzzle, SMALL_BOUN
 use crate::describe_json;
 use crate::json::{Fields, Refusal, list};
 
-/// Most numbers of a problem; what a policy is asked has at most [`MAX_NUMBERS`].
+/// Most numbers of a problem; a problem for a policy has at most [`MAX_NUMBERS`].
 pub(super) const MAX_STATED_NUMBERS: usize = 16;
 
 /// Ends the canonical text of a problem without a bound.
 pub(super) const NO_MAX: &str = " no max";
 
-/// A problem, as it is stated.
+/// A problem as stated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stated {
     /// Descending.
     pub(super) numbers: Vec<u64>,
     pub(super) target: u64,
-    /// Largest intermediate result, 99 or 9,999, where there is one.
+    /// Largest intermediate result, 99 or 9,999, if there is one.
     pub(super) bound: Option<u64>,
 }
 
@@ -71,8 +71,8 @@ impl Stated {
 
     /// Reads a problem as a person would type it, its canonical text included.
     ///
-    /// Text is how a policy is asked, so without a word on the bound it is 99; there is none where a number or the target
-    /// is larger.
+    /// Text is the form for policies, so the bound is 99 when the text names none. If a number or the target is larger, there is
+    /// no bound.
     pub(super) fn typed(text: &str) -> Result<Stated, Refusal> {
         let refuse = || {
             let expected = "numbers, an arrow and a target, such as \"3 7 25 -> 78\", \"50 75 2 9 -> 98 max 9999\" or \
@@ -100,7 +100,7 @@ impl Stated {
         Stated::new(numbers, target, bound)
     }
 
-    /// Reads a canonical text; `None` where it is not one.
+    /// Reads a canonical text; `None` when it is not one.
     pub(super) fn read(text: &str) -> Option<Stated> {
         Stated::typed(text).ok().filter(|stated| stated.text() == text)
     }
@@ -110,8 +110,8 @@ impl Stated {
         text(&self.numbers, self.target, self.bound)
     }
 
-    /// Returns the problem as a policy is asked it, in the smallest bound that it fits in where it names none; `None` where
-    /// no policy can write its numbers or its target, or it has too many numbers.
+    /// Returns the problem in the form for a policy, with the smallest bound that fits if it names none; `None` when no policy
+    /// can write its numbers or its target, or when it has too many numbers.
     pub(super) fn puzzle(&self) -> Option<Puzzle> {
         let largest = self.numbers[0].max(self.target);
         let smallest_bound = if largest <= u64::from(SMALL_BOUND) { SMALL_BOUND } else { LARGE_BOUND };
@@ -122,7 +122,7 @@ impl Stated {
     }
 }
 
-/// Writes a canonical text; 99 is the bound that is understood.
+/// Writes a canonical text; omits the bound when it is 99.
 pub(super) fn text<N: Display>(numbers: &[N], target: N, bound: Option<u64>) -> String {
     let mut text = String::with_capacity(32);
     for number in numbers {

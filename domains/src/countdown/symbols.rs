@@ -1,4 +1,4 @@
-//! How a network that reads symbols is asked, and which tokens may follow in its answers.
+//! Prompts for networks that read symbols, and the grammar of their answers.
 
 use proto::{Difficulty, Niche, Problem, TokenId, TokenSet};
 
@@ -145,7 +145,7 @@ impl Grammar for StepsGrammar {
         Box::new(self.clone())
     }
 
-    /// Between steps nothing counts but the numbers that are there.
+    /// Between steps, only the available numbers matter.
     fn state(&self) -> Option<Vec<u32>> {
         let is_between = self.slot == Slot::First && self.spelled.is_empty();
         is_between.then(|| [&[self.target, self.bound], &self.available[..]].concat())
@@ -153,7 +153,7 @@ impl Grammar for StepsGrammar {
 }
 
 impl StepsGrammar {
-    /// Opens the language at its start; the calculator fills in results.
+    /// Returns the grammar at its start; the calculator fills in results.
     pub(super) fn new(puzzle: Puzzle, calculator: bool) -> StepsGrammar {
         StepsGrammar {
             calculator,
@@ -209,7 +209,7 @@ impl StepsGrammar {
             .collect()
     }
 
-    /// The tokens that go on to some integer from 1 to the bound.
+    /// Returns the tokens that continue to some integer from 1 to the bound.
     fn any_integer_mask(&self) -> TokenSet {
         match self.spelled[..] {
             [] => (1..=99).chain((DIGIT_0..DIGIT_0 + 10).filter(|_| self.bound > SMALL_BOUND)).collect(),

@@ -1,31 +1,30 @@
-//! What programs do: outputs on fixed probe inputs, and every short program sorted by them.
+//! Behaviour of programs: their outputs on fixed probe inputs, and a catalogue of all short programs by behaviour.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use proto::{CounterRng, Digest, Purpose, TokenId};
 
-use super::generate::draw_input;
 use super::interpreter::{Machine, Stop};
 use super::language::{Dialect, Operation, Program, Role};
 use super::value::{Type, View};
 
-/// How many inputs programs are probed with.
+/// Number of probe inputs.
 pub(super) const NUM_PROBES: usize = 64;
-/// So many of them are corners or have up to three elements.
+/// Number of them that are corner cases or have up to three elements.
 const NUM_SHORT_PROBES: usize = 20;
 /// Programs up to this length are enumerated exhaustively.
 pub(super) const CATALOG_LENGTH: usize = 3;
-/// One behaviour in so many is held out of everything that trains.
+/// One in this many behaviours is held out of all training.
 const HELD_OUT_MODULUS: u64 = 16;
 /// Key of the draws of the probe inputs.
 const PROBE_BATCH: u64 = 0x7072_6f62_6573;
 
-/// Names what a program does on the probe inputs. Programs with equal behaviour count as the same function.
+/// Identifies what a program does on the probe inputs. Programs with equal behaviour count as the same function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Behavior(u64);
 
-/// Gives the inputs that tell programs apart. Induction answers are tested on them too.
+/// Returns the inputs that distinguish programs. Induction answers are tested on them too.
 pub(super) fn probes(dialect: Dialect) -> &'static [Vec<i32>] {
     static FULL: LazyLock<Vec<Vec<i32>>> = LazyLock::new(|| draw_probes(Dialect::Full));
     static DIGITS: LazyLock<Vec<Vec<i32>>> = LazyLock::new(|| draw_probes(Dialect::Digits));
@@ -35,7 +34,7 @@ pub(super) fn probes(dialect: Dialect) -> &'static [Vec<i32>] {
     }
 }
 
-/// A few corners, a few short draws, then long ones, because short ones look alike to many programs; half with repeats.
+/// Draws a few corner cases, a few short inputs, then long ones, because many programs agree on short ones; half with repeats.
 fn draw_probes(dialect: Dialect) -> Vec<Vec<i32>> {
     let corners: [&[i32]; 9] = [
         &[],
@@ -52,7 +51,7 @@ fn draw_probes(dialect: Dialect) -> Vec<Vec<i32>> {
     let mut rng = CounterRng::new(0, Purpose::Exam, PROBE_BATCH, dialect as u64, 0);
     while probes.len() < NUM_PROBES {
         let (min_len, max_len) = if probes.len() < NUM_SHORT_PROBES { (2, 3) } else { (4, 6) };
-        let mut input = draw_input(&mut rng, dialect, min_len, max_len);
+        let mut input = dialect.draw_input(&mut rng, min_len, max_len);
         if probes.len().is_multiple_of(2) {
             let (from, to) = (rng.below(input.len() as u64) as usize, rng.below(input.len() as u64) as usize);
             input[to] = input[from];
@@ -65,7 +64,7 @@ fn draw_probes(dialect: Dialect) -> Vec<Vec<i32>> {
 }
 
 impl Behavior {
-    /// Observes a program.
+    /// Runs a program on the probe inputs and hashes the results.
     pub(super) fn of(program: &Program, machine: &mut Machine) -> Behavior {
         let mut seen = Vec::with_capacity(NUM_PROBES * 8);
         for probe in probes(program.dialect) {
@@ -85,8 +84,8 @@ impl Behavior {
         Behavior(u64::from_le_bytes(*head))
     }
 
-    /// Tells whether nothing may train on programs that behave so: a sixteenth of all behaviours, those of single
-    /// operations excepted. The behaviour itself decides, so every source agrees without a table.
+    /// Whether programs with this behaviour are excluded from training: a sixteenth of all behaviours, except those of single
+    /// operations. The behaviour itself decides, so every source agrees without a table.
     pub(super) fn is_held_out(self, dialect: Dialect) -> bool {
         static FULL: LazyLock<Vec<Behavior>> = LazyLock::new(|| single_operations(Dialect::Full));
         static DIGITS: LazyLock<Vec<Behavior>> = LazyLock::new(|| single_operations(Dialect::Digits));
@@ -106,8 +105,8 @@ fn single_operations(dialect: Dialect) -> Vec<Behavior> {
     behaviors
 }
 
-/// Tells whether a program is worth asking about: on the probes it mostly has a value, is not the identity, and gives
-/// no one output more than half of the time.
+/// Whether a program is worth a problem: on the probes it mostly has a value, is not the identity, and produces no single
+/// output more than half of the time.
 pub(super) fn is_worthwhile(program: &Program, machine: &mut Machine) -> bool {
     let probes = probes(program.dialect);
     let mut outputs: Vec<_> =
@@ -127,7 +126,7 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
-    /// Gives the catalogue of a dialect, made at first use.
+    /// Returns the catalogue of a dialect, built on first use.
     pub(super) fn get(dialect: Dialect) -> &'static Catalog {
         static FULL: LazyLock<Catalog> = LazyLock::new(|| Catalog::enumerate(Dialect::Full, CATALOG_LENGTH));
         static DIGITS: LazyLock<Catalog> = LazyLock::new(|| Catalog::enumerate(Dialect::Digits, CATALOG_LENGTH));
@@ -153,7 +152,7 @@ impl Catalog {
         catalog
     }
 
-    /// Gives the length of the shortest program that behaves so; `None` when it is over [`CATALOG_LENGTH`].
+    /// Returns the length of the shortest program with this behaviour; `None` when it is over [`CATALOG_LENGTH`].
     pub(super) fn minimal_length(&self, behavior: Behavior) -> Option<usize> {
         self.minimal_lengths.get(&behavior).copied()
     }
@@ -166,7 +165,7 @@ pub(super) fn for_each_program(dialect: Dialect, length: usize, visit: &mut impl
     extend(dialect, &steps, Type::List, length, &mut Vec::new(), visit);
 }
 
-/// Steps by the type that they start from and by size; with each, the type that it leads to.
+/// Steps by input type and by size, each with its output type.
 type Steps = [Vec<Vec<(Vec<TokenId>, Type)>>; 2];
 
 fn extend(

@@ -4,15 +4,15 @@ use proto::{CounterRng, LadderLevel, Purpose, TokenId};
 
 use super::behavior::{Behavior, CATALOG_LENGTH, Catalog, is_worthwhile};
 use super::canonical_hash;
+use super::grammar::ProgramGrammar;
 use super::interpreter::Machine;
 use super::language::{Dialect, Program, Role};
 use super::puzzle::{MAX_DRAWN_PROMPT, Mode, Puzzle, is_consistent};
-use super::symbols::ProgramGrammar;
 use super::value::{END, Type, Value, View};
 use crate::exam::ExamSpec;
 use crate::symbols::{Grammar, Next};
 
-/// A problem with what its generator knows.
+/// A problem with the program and an answer, which its generator knows.
 #[derive(Clone, Debug)]
 pub(super) struct Sketch {
     pub(super) puzzle: Puzzle,
@@ -24,14 +24,14 @@ pub(super) struct Sketch {
 /// Which programs an exam problem is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ExamSplit {
-    /// Programs whose behaviour training may meet. It never meets the problem, but it may meet the program with this input
-    /// in a problem of another mode.
+    /// Programs whose behaviour training may contain. Training never contains the problem, but it may contain the program with
+    /// this input in a problem of another mode.
     NewInputs,
-    /// Programs whose behaviour is held out of every source.
+    /// Programs whose behaviour is held out of every source of training.
     NewBehaviors,
 }
 
-/// A kind of exam problem; an exam takes its kinds in turn.
+/// A kind of exam problem; an exam cycles through its kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stratum {
     /// What is asked.
@@ -46,22 +46,22 @@ const NUM_MODES: usize = 3;
 const MODES: [Mode; NUM_MODES] = [Mode::Deduction, Mode::Abduction, Mode::Induction];
 /// Visible pairs of an induction problem.
 const NUM_PAIRS: usize = 3;
-/// In so many of them the output must not be the input.
+/// Fewest of them whose output must differ from the input.
 const MIN_CHANGED_PAIRS: usize = 2;
-/// How often inputs are drawn before another program is.
+/// Most draws of inputs for one program before another program is drawn.
 const NUM_INPUT_DRAWS: usize = 256;
-/// How often inputs are drawn to make an induction problem of a program that was run.
+/// Most draws of inputs to make an induction problem of a program that was run.
 const NUM_INDUCTION_DRAWS: usize = 8;
-/// How many programs an exam candidate may cost.
+/// Most programs drawn for one exam candidate.
 const NUM_PROGRAM_DRAWS: usize = 100_000;
 /// Batch numbers of this domain's draws begin here, so that no other domain shares them.
 const BATCH: u64 = 0x7072_6f67_0000;
 
-/// Every problem belongs to one of so many slots, by its hash, and candidate n of a stratum comes from slot n. So no
-/// candidate repeats another, and an exam of under 200 per stratum leaves most problems of every program to training.
+/// Number of slots. A problem's hash determines its slot, and candidate n of a stratum comes from slot n. So no candidate
+/// repeats another, and an exam with under 200 problems per stratum leaves most problems of every program to training.
 const NUM_SLOTS: u64 = 512;
 
-/// The levels of the full language: per length, one for each mode.
+/// The levels of the full language: one per length and mode.
 pub(super) static FULL_LEVELS: [LadderLevel; 12] = [
     LadderLevel { level: 1, description: "deduction, minimal length 1" },
     LadderLevel { level: 2, description: "abduction, minimal length 1" },
@@ -86,7 +86,7 @@ pub(super) static FULL_EXAMS: [ExamSpec; 3] = [
 pub(super) static DIGITS_EXAMS: [ExamSpec; 1] =
     [ExamSpec { name: "programs-digits", domain: "programs-digits", level: 9 }];
 
-/// Draws problem `index` of a level that `is_allowed`.
+/// Draws problem `index` of a level, among those that `is_allowed` accepts.
 pub(super) fn ladder(
     dialect: Dialect,
     level: u32,
@@ -113,7 +113,7 @@ pub(super) fn ladder(
     }
 }
 
-/// Gives the level of problems of a mode, about programs of a minimal length.
+/// Returns the level of problems of a mode about programs of a given minimal length.
 pub(super) fn level(mode: Mode, length: usize) -> u32 {
     ((length - 1) * NUM_MODES + mode as usize + 1) as u32
 }
@@ -137,7 +137,7 @@ pub(super) fn strata(exam: &ExamSpec, dialect: Dialect) -> Vec<Stratum> {
     strata
 }
 
-/// Draws candidate `index` of an exam; `None` when none was found within the bounds.
+/// Draws candidate `index` of an exam; `None` when none is found within the limits.
 pub(super) fn exam_candidate(dialect: Dialect, exam: &ExamSpec, index: u64) -> Option<Sketch> {
     let strata = strata(exam, dialect);
     let stratum = strata[(index % strata.len() as u64) as usize];
@@ -175,7 +175,7 @@ pub(super) fn is_short(puzzle: &Puzzle) -> bool {
     puzzle.prompt().len() <= MAX_DRAWN_PROMPT
 }
 
-/// Tells whether the pairs of an induction problem leave one behaviour only among the programs that were enumerated.
+/// Whether only one behaviour among the enumerated programs is consistent with the pairs of an induction problem.
 fn is_unambiguous(puzzle: &Puzzle, behavior: Behavior, machine: &mut Machine) -> bool {
     match puzzle {
         Puzzle::Induction { dialect, max_operations, pairs } => Catalog::get(*dialect)
@@ -187,7 +187,7 @@ fn is_unambiguous(puzzle: &Puzzle, behavior: Behavior, machine: &mut Machine) ->
     }
 }
 
-/// Gives the behaviour of a program that is worth asking about and that no shorter program has.
+/// Returns the behaviour of a program; `None` unless it is worthwhile and no shorter program has the same behaviour.
 pub(super) fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> Option<Behavior> {
     if !is_worthwhile(program, machine) {
         return None;
@@ -197,14 +197,14 @@ pub(super) fn worthwhile_behavior(program: &Program, machine: &mut Machine) -> O
     (Catalog::get(program.dialect).minimal_length(behavior) == expected).then_some(behavior)
 }
 
-/// Draws an induction problem about a program, short enough to be posed; `None` where the first few draws made none.
+/// Draws an induction problem about a program, short enough for a prompt; `None` when the first few draws fail.
 pub(super) fn induction(program: &Program, rng: &mut CounterRng) -> Option<Sketch> {
     let mut machine = Machine::new();
     let draw = |_| draw_puzzle(rng, Mode::Induction, program, &mut machine).filter(|sketch| is_short(&sketch.puzzle));
     (0..NUM_INDUCTION_DRAWS).find_map(draw)
 }
 
-/// Draws a problem about a program; `None` when the inputs that were drawn make none.
+/// Draws a problem about a program; `None` when the inputs that are drawn are unsuitable.
 pub(super) fn draw_puzzle(
     rng: &mut CounterRng,
     mode: Mode,
@@ -212,17 +212,17 @@ pub(super) fn draw_puzzle(
     machine: &mut Machine,
 ) -> Option<Sketch> {
     let (min_len, max_len) = if mode == Mode::Induction { (3, 5) } else { (2, 6) };
-    let inputs = (0..num_inputs(mode)).map(|_| draw_input(rng, program.dialect, min_len, max_len));
+    let inputs = (0..num_inputs(mode)).map(|_| program.dialect.draw_input(rng, min_len, max_len));
     pose(mode, program, inputs, machine)
 }
 
-/// Gives the number of inputs that a problem is made of.
+/// Returns the number of inputs of a problem.
 pub(super) fn num_inputs(mode: Mode) -> usize {
     if mode == Mode::Induction { NUM_PAIRS } else { 1 }
 }
 
-/// Makes a problem of a program and inputs; `None` when an output is missing or empty, when the program does nothing, or
-/// when one output answers all.
+/// Makes a problem from a program and inputs; `None` when an output is missing or empty, when the program leaves too many
+/// inputs unchanged, or when all outputs are equal.
 pub(super) fn pose(
     mode: Mode,
     program: &Program,
@@ -258,13 +258,13 @@ pub(super) fn pose(
     Some(Sketch { puzzle: puzzle.ok()?, program: program.clone(), answer })
 }
 
-/// Draws a program of exactly `length` operations: legal words at random, those that lead from list to list thrice as
-/// likely as others, because a program that has become arithmetic on one integer stays so.
+/// Draws a program of exactly `length` operations from random legal words. Words from list to list are three times as likely
+/// as others, because a program that has become arithmetic on one integer stays that way.
 fn draw_program(rng: &mut CounterRng, dialect: Dialect, length: usize) -> Program {
     draw_program_from(rng, dialect, length, &[])
 }
 
-/// As [`draw_program`], beginning with tokens that begin some program of the length.
+/// Like [`draw_program`], but begins with a given prefix of some program of that length.
 pub(super) fn draw_program_from(rng: &mut CounterRng, dialect: Dialect, length: usize, prefix: &[TokenId]) -> Program {
     let mut tokens = Vec::with_capacity(2 * length);
     loop {
@@ -287,15 +287,15 @@ pub(super) fn draw_program_from(rng: &mut CounterRng, dialect: Dialect, length: 
             debug_assert!(legal, "candidates are legal");
             tokens.push(token);
         }
-        // A type from which nothing leads on ends a program early.
+        // A type that no operation accepts ends a program early.
         if grammar.budget() == 0 {
             return Program::read(dialect, &tokens).expect("the grammar writes programs");
         }
     }
 }
 
-/// Draws one of the held-out behaviours of a length, all alike: there are few of two operations, and one that random
-/// words often hit would fill the stratum.
+/// Draws one of the held-out behaviours of a length uniformly: few have two operations, and one that random words often
+/// hit would fill the stratum.
 fn draw_held_out_program(rng: &mut CounterRng, dialect: Dialect, length: usize) -> Program {
     let programs = &Catalog::get(dialect).programs;
     loop {
@@ -304,21 +304,6 @@ fn draw_held_out_program(rng: &mut CounterRng, dialect: Dialect, length: usize) 
             return program.clone();
         }
     }
-}
-
-/// Draws an input: any length within the bounds, mostly digits, where the language has them a fifth negative.
-pub(super) fn draw_input(rng: &mut CounterRng, dialect: Dialect, min_len: usize, max_len: usize) -> Vec<i32> {
-    let (low, high) = dialect.input_range();
-    let len = min_len + rng.below((max_len - min_len + 1) as u64) as usize;
-    (0..len)
-        .map(|_| {
-            if low < 0 && rng.below(5) == 0 {
-                -1 - rng.below(low.unsigned_abs().into()) as i32
-            } else {
-                rng.below(high as u64 + 1) as i32
-            }
-        })
-        .collect()
 }
 
 fn batch(dialect: Dialect, level: u64) -> u64 {

@@ -1,12 +1,12 @@
-//! The interpreter: what every operation means, and what it costs.
+//! The interpreter: the meaning and the cost of every operation.
 //!
 //! The language is total: it has no loops but those over finite lists, so fuel is a bound on cost and never a guess
-//! about termination. An operation pays for its data before it touches them.
+//! about termination. An operation is charged for its data before it touches them.
 
 use super::language::{Code, Dialect, Primitive, Program};
 use super::value::{MAX_MAGNITUDE, View};
 
-/// Fuel for one run. The dearest program of a policy's length takes less than half of it.
+/// Fuel for one run. The most expensive program of a length that a policy may write takes less than half of it.
 pub(super) const FUEL: u32 = 4_096;
 /// Most elements of a list while a program runs.
 pub(super) const MAX_CELLS: usize = 512;
@@ -14,11 +14,11 @@ pub(super) const MAX_CELLS: usize = 512;
 /// Why a program has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// An integer beyond 99 or below -99. The program is undefined on this input, and equal to nothing.
+    /// An integer above 99 or below -99. The program is undefined on this input, and equal to nothing.
     Overflow,
     /// Out of fuel.
     Fuel,
-    /// A list beyond [`MAX_CELLS`].
+    /// A list longer than [`MAX_CELLS`].
     Cells,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Machine {
     list: Vec<i32>,
 }
 
-/// What stands between two steps; a list stands in [`Machine::list`].
+/// The current value between two steps; a list is stored in [`Machine::list`].
 #[derive(Clone, Copy, Debug)]
 enum Current {
     Integer(i32),
@@ -47,7 +47,7 @@ impl Machine {
         self.run_with_fuel(program, input, FUEL)
     }
 
-    /// Runs a program on an input with fuel of the caller's choice.
+    /// Runs a program on an input with the given fuel.
     pub(super) fn run_with_fuel(&mut self, program: &Program, input: &[i32], fuel: u32) -> Result<View<'_>, Stop> {
         self.dialect = program.dialect;
         self.fuel = fuel;
@@ -65,7 +65,7 @@ impl Machine {
         })
     }
 
-    /// Takes the step at the front of `codes`, which holds nothing else.
+    /// Runs the one step that `codes` holds.
     fn step(&mut self, codes: &[Code], current: Current) -> Result<Current, Stop> {
         let (code, rest) = (codes[0], &codes[1..]);
         match (code.primitive, current) {
@@ -88,7 +88,7 @@ impl Machine {
                 self.charge(1 + self.list.len())?;
                 let mut list = std::mem::take(&mut self.list);
                 for element in &mut list {
-                    // A lambda leads from integer to integer, so it leaves the machine's list alone.
+                    // A lambda maps an integer to an integer, so it does not change the machine's list.
                     if let Current::Integer(result) = self.step(rest, Current::Integer(*element))? {
                         *element = result;
                     }
@@ -140,7 +140,7 @@ impl Machine {
             }
             Primitive::Take => self.list.truncate(constant),
             Primitive::Drop => drop(self.list.drain(..constant.min(len))),
-            // A list without elements has the sum, the length, the maximum, the minimum, the head and the last 0.
+            // For the empty list, the sum, the length, the maximum, the minimum, the head and the last are 0.
             Primitive::Sum => return Ok(Current::Integer(self.bounded(self.list.iter().sum())?)),
             Primitive::Length => return Ok(Current::Integer(self.bounded(len as i32)?)),
             Primitive::Maximum => return Ok(Current::Integer(self.list.iter().copied().max().unwrap_or(0))),
@@ -203,7 +203,7 @@ impl Machine {
     }
 }
 
-/// Asks a predicate of an integer.
+/// Whether a predicate holds for an integer.
 fn holds(predicate: Code, integer: i32) -> bool {
     match predicate.primitive {
         Primitive::Greater => integer > predicate.constant,
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(needed, 7 + 55 + 55 + 757);
     }
 
-    /// So legal play of a policy never runs out of anything, and is right or wrong.
+    /// So the legal answers of a policy never exceed a limit, and are either right or wrong.
     #[test]
     fn programs_of_a_policys_length_take_less_than_half_of_the_fuel() {
         let mut machine = Machine::new();
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(run(&("dup ".repeat(9) + &"sort ".repeat(9)), &[1], FUEL), Err(Stop::Fuel));
     }
 
-    /// Memory that one run leaves behind is invisible to the next.
+    /// The state that one run leaves in memory does not affect the next.
     #[test]
     fn runs_do_not_see_each_other() {
         let mut machine = Machine::new();

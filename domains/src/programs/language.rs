@@ -3,7 +3,7 @@
 //! A program is a pipeline of steps in prefix notation that starts from a list: `filter > 3 map * 2 sum`. Every
 //! operation has a fixed arity, so tokens need no parentheses; text has them for people: `filter (> 3) map (* 2) sum`.
 
-use proto::TokenId;
+use proto::{CounterRng, TokenId};
 
 use super::value::{
     END, MAX_ANSWER_TOKENS, MAX_ELEMENTS, MAX_MAGNITUDE, MINUS, Type, View, is_space, parse_integer, write_integer,
@@ -23,18 +23,18 @@ const FIRST_OPERATION: TokenId = 134;
 
 /// Most operations of a program in a problem.
 pub(super) const MAX_PROBLEM_OPERATIONS: usize = 8;
-/// Most bytes of any text, checked before anything looks inside.
+/// Most bytes of any text, checked before parsing.
 pub(super) const MAX_TEXT_BYTES: usize = 1_024;
-/// Most lambdas and conditionals around an operation; bounds the recursion of the reader and of the interpreter.
+/// Most lambdas and conditionals around an operation; bounds the recursion of the parser and of the interpreter.
 pub(super) const MAX_DEPTH: usize = 8;
 
-/// Which of the two languages.
+/// One of the two languages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dialect {
     /// Integers from -99 to 99, lambdas and conditionals.
     Full,
-    /// Digits modulo 10, straight-line: `+ 3` adds to every digit and `even` keeps the even ones, `map` and `filter`
-    /// being understood.
+    /// Digits modulo 10, straight-line: `+ 3` adds to every digit and `even` keeps the even ones, with `map` and `filter`
+    /// implied.
     Digits,
 }
 
@@ -80,7 +80,7 @@ pub(super) enum Primitive {
 pub(super) enum Role {
     /// A step of its own.
     Step { from: Type, to: Type },
-    /// A question about an integer; of a list, about its first element.
+    /// A test of an integer; for a list, of its first element.
     Predicate,
     /// Followed by a step from integer to integer.
     Map,
@@ -88,7 +88,7 @@ pub(super) enum Role {
     Filter,
     /// Followed by a predicate and two steps of one type.
     If,
-    /// Followed by a predicate and a step that keeps the type; where the predicate fails the value stays.
+    /// Followed by a predicate and a step that keeps the type; if the predicate fails, the value is unchanged.
     When,
     /// An operation on integers, applied to every element of a list.
     Each,
@@ -103,7 +103,7 @@ pub(super) struct Operation {
     pub(super) word: &'static str,
     pub(super) token: TokenId,
     pub(super) role: Role,
-    /// First and last value of the constant that follows, if one does.
+    /// First and last value of the constant that follows, if any.
     pub(super) constants: Option<(TokenId, TokenId)>,
 }
 
@@ -195,7 +195,7 @@ pub(super) fn words(dialect: Dialect) -> Vec<(TokenId, &'static str)> {
         (INDUCE_LIST, "<induce-list>"),
         (INDUCE_INTEGER, "<induce-integer>"),
     ];
-    // Signs that the vocabulary has are not the domain's.
+    // The signs in the shared vocabulary do not belong to the domain.
     let operations = dialect.operations().iter().filter(|operation| base_name(operation.token).is_none());
     words.into_iter().chain(operations.map(|operation| (operation.token, operation.word))).collect()
 }
@@ -223,7 +223,7 @@ impl Dialect {
         found.unwrap_or_else(|| panic!("operation: expected one of the dialect, got {primitive:?}"))
     }
 
-    /// Gives the smallest and largest element of an input.
+    /// Returns the smallest and largest element of an input.
     pub(super) fn input_range(self) -> (i32, i32) {
         match self {
             Dialect::Full => (-9, 9),
@@ -231,7 +231,7 @@ impl Dialect {
         }
     }
 
-    /// Gives the smallest and largest integer.
+    /// Returns the smallest and largest integer.
     pub(super) fn integer_range(self) -> (i32, i32) {
         match self {
             Dialect::Full => (-MAX_MAGNITUDE, MAX_MAGNITUDE),
@@ -239,7 +239,7 @@ impl Dialect {
         }
     }
 
-    /// Gives the most operations that an answer of the policy may have, which is the top of the ladder.
+    /// Returns the most operations that an answer of the policy may have, which is the top of the ladder.
     pub(super) fn max_operations(self) -> usize {
         match self {
             Dialect::Full => 4,
@@ -247,13 +247,28 @@ impl Dialect {
         }
     }
 
-    /// Tells whether a list may be an input.
+    /// Whether a list may be an input.
     pub(super) fn is_input(self, list: &[i32]) -> bool {
         let (low, high) = self.input_range();
         list.len() <= MAX_ELEMENTS && list.iter().all(|element| (low..=high).contains(element))
     }
 
-    /// Tells whether a value may stand in a problem as an output.
+    /// Draws an input of any length within the bounds: mostly digits; a fifth negative, if the language has negative inputs.
+    pub(super) fn draw_input(self, rng: &mut CounterRng, min_len: usize, max_len: usize) -> Vec<i32> {
+        let (low, high) = self.input_range();
+        let len = min_len + rng.below((max_len - min_len + 1) as u64) as usize;
+        (0..len)
+            .map(|_| {
+                if low < 0 && rng.below(5) == 0 {
+                    -1 - rng.below(low.unsigned_abs().into()) as i32
+                } else {
+                    rng.below(high as u64 + 1) as i32
+                }
+            })
+            .collect()
+    }
+
+    /// Whether a value may be an output in a problem.
     pub(super) fn is_output(self, value: View<'_>) -> bool {
         let (low, high) = self.integer_range();
         match value {
@@ -263,22 +278,22 @@ impl Dialect {
     }
 }
 
-/// One operation of a program that was read.
+/// One operation of a parsed program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Code {
     pub(super) primitive: Primitive,
     pub(super) constant: i32,
-    /// How many codes the operation takes, its lambda or its branches included.
+    /// Number of codes of the operation, its lambda or its branches included.
     pub(super) span: usize,
 }
 
-/// A program that was read: well typed, within the depth.
+/// A parsed program: well typed, within the maximum depth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Program {
     pub(super) dialect: Dialect,
     /// Prefix order, `map` and `filter` written out in either dialect.
     pub(super) codes: Vec<Code>,
-    /// How many operations it has, those of lambdas included.
+    /// Number of operations, those of lambdas included.
     pub(super) num_operations: usize,
     pub(super) output: Type,
 }
@@ -316,7 +331,7 @@ impl Program {
         let bare: Vec<&str> = words.iter().copied().filter(|word| !PUNCTUATION.contains(word)).collect();
         let tokens: Option<Vec<TokenId>> = bare.iter().map(|word| token_of(dialect, word)).collect();
         let program = Program::read(dialect, &tokens.ok_or(Refusal::Malformed)?)?;
-        // Punctuation is all there and in its place, or not there at all.
+        // The punctuation is either complete and in place, or absent.
         if words.len() != bare.len() && words != lexemes(&program.text()) {
             return Err(Refusal::Malformed);
         }
@@ -400,7 +415,7 @@ impl Program {
     /// Writes the operation at the front of `codes` with its lambda or its branches.
     fn write_operation(&self, codes: &[Code], text: &mut String) {
         let (code, mut rest) = codes.split_first().expect("an operation has at least its own code");
-        // In digits, `map` and `filter` are understood.
+        // In the digits dialect, `map` and `filter` are implied.
         if self.dialect == Dialect::Digits && !rest.is_empty() {
             return self.write_operation(rest, text);
         }
@@ -447,12 +462,12 @@ struct Reader<'a> {
     tokens: &'a [TokenId],
     codes: Vec<Code>,
     num_operations: usize,
-    /// Whether a token was asked for behind the last one.
+    /// Whether a token was requested after the last one.
     has_ended: bool,
 }
 
 impl Reader<'_> {
-    /// Reads one step that starts from a type; gives the type that it leads to.
+    /// Reads one step with a given input type; returns its output type.
     fn step(&mut self, from: Type, depth: usize) -> Result<Type, Refusal> {
         if depth > MAX_DEPTH {
             return Err(Refusal::Depth);
@@ -518,7 +533,7 @@ impl Reader<'_> {
         self.dialect.operation(token).ok_or(Refusal::Malformed)
     }
 
-    /// Enters the code of an operation, its constant included.
+    /// Appends the code of an operation, its constant included.
     fn code(&mut self, operation: &Operation) -> Result<(), Refusal> {
         let mut constant = 0;
         if let Some((first, last)) = operation.constants {

@@ -1,4 +1,4 @@
-//! Programs: deduce outputs, abduce inputs and induce programs of a small language of our own, as in Absolute Zero
+//! Programs: deduce outputs, abduce inputs and induce programs of a small custom language, as in Absolute Zero
 //! (Zhao et al. 2025).
 //!
 //! A program is a pipeline of operations on a list, `filter (> 3) map (* 2) sum`. A problem shows two of program, input
@@ -7,16 +7,35 @@
 //! does so. The language is total and charges fuel; integers that leave -99 to 99 leave the program without a value.
 //! `programs-digits` is the straight-line language over digits modulo 10.
 //!
-//! Programs are told apart by what they do on fixed probe inputs. Behaviours are held out of training by their hash, so
-//! that exams can ask about functions that no source has shown. Every operation counts for the length of a program,
-//! those of lambdas included.
+//! Programs are distinguished by their outputs on fixed probe inputs. Behaviours are held out of training by their hash, so
+//! that exams can ask about functions that no training source has shown. Every operation counts towards the length of a
+//! program, those of lambdas included.
 //!
-//! An induction problem has a key, the reference program. With it an answer must behave
-//! like the reference on the probe inputs; without it only the visible pairs count. The keys of exams are committed
-//! beside them, and [`Checker::judge`] uses them.
+//! Reading order, lowest layer first; a file imports those above it:
+//!
+//! | file | has |
+//! |---|---|
+//! | `value` | integers and lists, their text and tokens |
+//! | `language` | `Dialect` and `Program`: operations, parsing, types |
+//! | `interpreter` | `Machine`, which runs a program for fuel |
+//! | `grammar` | which tokens may follow in a program or a value such that it can still be completed |
+//! | `behavior` | what programs do on the probe inputs, and the catalogue of the shortest ones |
+//! | `puzzle` | `Puzzle`: a problem as posed, read from text and judged |
+//! | `generate` | the ladder and the exams |
+//! | `propose` | problems that a policy writes, and changes of problems |
+//! | `symbols` | the interface for networks that read symbols |
+//!
+//! A `Puzzle` is only the public part of a problem. A `Sketch` is what a generator knows: a puzzle, the program behind it
+//! and an answer. A [`Drawn`] is the same in text, for users of this crate. A [`Descriptor`] is the kind of problem that a puzzle
+//! is; packed into a number it is the niche. A `Kind` is a niche of a dialect: the request for a proposal.
+//!
+//! An induction problem has a key, the reference program. With the key, an answer must behave like the reference on the probe
+//! inputs; without it, only the visible pairs count. The keys of exams are committed beside them, and [`Checker::judge`] uses
+//! them.
 
 mod behavior;
 mod generate;
+mod grammar;
 mod interpreter;
 mod language;
 mod propose;
@@ -27,7 +46,7 @@ mod value;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use proto::{Aim, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
+use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
 
 use self::behavior::{Behavior, Catalog};
 use self::generate::Sketch;
@@ -49,18 +68,18 @@ pub struct Programs {
     pub dialect: Dialect,
 }
 
-/// A problem with what its generator knows.
+/// A problem with its key and an answer, which its generator knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drawn {
     /// The public part.
     pub problem: Problem,
-    /// The key, where the mode has one.
+    /// The key, if the mode has one.
     pub key: Option<ProblemKey>,
     /// One correct answer.
     pub answer: String,
 }
 
-/// A problem that was read once, to judge many answers.
+/// A parsed problem, for judging many answers.
 #[derive(Clone, Debug)]
 pub struct PreparedProblem {
     puzzle: Puzzle,
@@ -69,7 +88,7 @@ pub struct PreparedProblem {
 }
 
 impl PreparedProblem {
-    /// Judges an answer, and says why where it is not correct.
+    /// Judges an answer, with a reason when it is not correct.
     pub fn judge(&mut self, answer: &str) -> Judged {
         let answer = match self.puzzle.parse_answer(answer) {
             Ok(answer) => answer,
@@ -82,7 +101,7 @@ impl PreparedProblem {
     }
 }
 
-/// What kind of problem a problem is: the niche in which it competes.
+/// The kind of a problem: the niche in which it competes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Descriptor {
     /// What is asked.
@@ -103,7 +122,7 @@ impl Descriptor {
         Niche(high << 32 | u64::from(self.operations))
     }
 
-    /// Unpacks a niche; a mode that there is none of is brought to the nearest one.
+    /// Unpacks a niche; an unknown mode becomes the nearest one.
     pub fn of(niche: Niche) -> Descriptor {
         let high = niche.0 >> 32;
         let mode = match high >> 16 {
@@ -160,16 +179,16 @@ impl Ladder for Programs {
         propose::Kind::of(self.dialect, niche).to_string()
     }
 
-    /// Hashes the text. How long a program an induction problem allows does not make it another problem.
+    /// Hashes the text, except for the largest program length that an induction problem allows.
     fn canonical_hash(&self, problem: &Problem) -> Digest {
         canonical_hash(&problem.text)
     }
 
     /// Whether a problem is in an exam or about a held-out behaviour.
     ///
-    /// Where the problem shows its program, the program's behaviour decides. An induction problem is refused when any
+    /// If the problem shows its program, the program's behaviour decides. An induction problem is refused when any
     /// held-out program that it allows satisfies its pairs: any held-out behaviour of up to three operations, and any
-    /// longer one that an exam asks about. That refuses more than it must; [`Programs::is_exam_with_key`] is exact.
+    /// longer one that an exam asks about. This refuses more than necessary; [`Programs::is_exam_with_key`] is exact.
     fn is_exam(&self, problem: &Problem) -> bool {
         let canonical_hash = self.canonical_hash(problem);
         self.puzzle(problem).is_ok_and(|puzzle| self.is_exam_puzzle(&puzzle, &canonical_hash))
@@ -181,14 +200,14 @@ impl Checker for Programs {
         Ok(self.checker(problem, key)?.judge(answer))
     }
 
-    /// Any input with the given output will do, and running the program finds no more than that. An output is what is asked for,
-    /// and what a key says of a program is hidden.
+    /// True for abduction: any input with the given output is correct, and running the program reveals no more than that.
+    /// Deduction asks for the output, and the key of an induction problem is hidden.
     fn may_be_searched(&self, problem: &Problem) -> bool {
         self.puzzle(problem).is_ok_and(|puzzle| puzzle.mode() == Mode::Abduction)
     }
 
-    /// Names the abduction or induction problem that an answer solves. A wrong output solves no deduction problem: see
-    /// [`Programs::executions`]. A program with a held-out behaviour teaches nothing, except where it was asked for.
+    /// Returns the abduction or induction problem that an answer solves. A wrong output solves no deduction problem: see
+    /// [`Programs::executions`]. A program with a held-out behaviour counts only for the problem as posed.
     fn hindsight(&self, problem: &Problem, answer: &str) -> Result<Option<Problem>, Error> {
         let puzzle = self.puzzle(problem)?;
         let Ok(answer) = puzzle.parse_answer(answer) else { return Ok(None) };
@@ -204,11 +223,11 @@ impl Checker for Programs {
         Ok(Some(self.problem(&solved)))
     }
 
-    /// Runs the program of a problem or of an answer. First what it gives is to be deduced, where it gives anything; then a
-    /// program that the problem shows is to be induced, from inputs that are drawn by problem and answer.
+    /// Runs the program of a problem or of an answer. Lists first the deduction of its output, if it has one, then the induction
+    /// of a program that the problem shows, from inputs drawn with a seed that depends on problem and answer.
     fn executions(&self, problem: &Problem, answer: &str) -> Result<Vec<(Problem, String)>, Error> {
         let puzzle = self.puzzle(problem)?;
-        // What the problem shows can be run whatever was answered.
+        // A program that the problem shows can be run whatever the answer is.
         let answer = puzzle.parse_answer(answer).unwrap_or_default();
         let deduction = puzzle.execution(&answer).and_then(|deduction| {
             let Puzzle::Deduction { output, .. } = &deduction else { return None };
@@ -216,7 +235,7 @@ impl Checker for Programs {
         });
         let teaches = |program: &&Program| !Behavior::of(program, &mut Machine::new()).is_held_out(self.dialect);
         let induction = puzzle.program().filter(teaches).and_then(|program| {
-            // Two bytes a symbol, whatever ids have come to have: the draws of every run hang on it.
+            // Two bytes per symbol, whatever the width of token ids: the draws of every run depend on it.
             let answer: Vec<u8> = answer.iter().flat_map(|token| (*token as u16).to_le_bytes()).collect();
             let run = Digest::of_digests(&[Digest::of_bytes(problem.text.as_bytes()), Digest::of_bytes(&answer)]);
             generate::induction(program, &mut CounterRng::of_digest(&run, Purpose::Execution))
@@ -229,16 +248,16 @@ impl Checker for Programs {
         Ok(self.descriptor(problem, key)?.niche())
     }
 
-    /// Admits problems as the ladder draws them: about a program that depends on its input and that no shorter one
-    /// equals, with an output that is neither empty nor the input, and about no held-out behaviour.
-    fn admit(&self, niche: Niche, proposal: &str) -> Option<KeyedProblem> {
-        let sketch = propose::Kind::of(self.dialect, niche).read(proposal)?;
-        self.is_trainable(&sketch.puzzle).then(|| self.keyed(sketch))
+    /// Admits problems like those of the ladder: about a program that depends on its input, that no shorter program
+    /// equals, and that has no held-out behaviour, with an output that is neither empty nor the input.
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
+        let sketch = propose::Kind::of(self.dialect, niche).read(proposal);
+        Ok(sketch.filter(|sketch| self.is_trainable(&sketch.puzzle)).map(|sketch| self.keyed(sketch)))
     }
 
-    /// Counts the operations that are there, or allowed: of a program that a shorter one equals the level is higher than its
-    /// niche's.
-    fn aim(&self, problem: &Problem, answer: Option<&str>) -> Result<Aim, Error> {
+    /// Takes the level from the operations that the program has, or that are allowed. When a shorter program is equivalent, this
+    /// level is higher than that of the niche.
+    fn balance_key(&self, problem: &Problem, answer: Option<&str>) -> Result<BalanceKey, Error> {
         let puzzle = self.puzzle(problem)?;
         let answer = answer.filter(|_| puzzle.mode() == Mode::Induction);
         let written = answer.and_then(|answer| Program::parse(self.dialect, answer).ok());
@@ -248,7 +267,7 @@ impl Checker for Programs {
             Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => program.num_operations,
         };
         let niche = describe(&puzzle, program, length).niche();
-        Ok(Aim { level: self.level_of(niche), goal: niche.0 })
+        Ok(BalanceKey { level: self.level_of(niche), goal: niche.0 })
     }
 }
 
@@ -296,7 +315,7 @@ impl Exams for Programs {
         self.draw_exam(exam, index).map(|drawn| drawn.problem)
     }
 
-    /// One program a line in the order of the exam, an empty line where a problem needs none.
+    /// Writes one program per line in the order of the exam, and an empty line for a problem that needs none.
     fn keys_file(&self, spec: &ExamSpec, exam: &Exam) -> Option<Vec<u8>> {
         if !self.exam_strata(spec).iter().any(|stratum| stratum.mode == Mode::Induction) {
             return None;
@@ -321,7 +340,7 @@ impl Exams for Programs {
 }
 
 impl Programs {
-    /// Writes problem `index` of a level with its key and an answer: a function of its arguments, never an exam's.
+    /// Draws problem `index` of a level with its key and an answer: a function of its arguments, never an exam problem.
     ///
     /// # Panics
     /// When the level is not one of the ladder's.
@@ -335,12 +354,12 @@ impl Programs {
         generate::exam_candidate(self.dialect, exam, index).map(|sketch| self.drawn(sketch))
     }
 
-    /// Lists the kinds of problems that an exam has in equal parts.
+    /// Lists the kinds of problems of an exam, which have equal shares of it.
     pub fn exam_strata(&self, exam: &ExamSpec) -> Vec<Stratum> {
         generate::strata(exam, self.dialect)
     }
 
-    /// Tells which stratum of an exam a problem would belong to.
+    /// Returns the stratum of an exam that a problem would belong to.
     ///
     /// # Errors
     /// [`Error::Problem`] when the problem or the key is not in its language, or an induction problem has no key.
@@ -358,8 +377,8 @@ impl Programs {
         Ok(Stratum { mode: puzzle.mode(), length: minimal.unwrap_or(program.num_operations), split })
     }
 
-    /// Reads a problem once, to judge many answers. Without a key, that of an exam problem is looked up; an induction
-    /// problem that has none is judged by its visible pairs.
+    /// Reads a problem once, to judge many answers. If no key is given, looks up the key of an exam problem; an induction
+    /// problem without a key is judged by its visible pairs.
     ///
     /// # Errors
     /// [`Error::Problem`] when the problem or the key is not in its language.
@@ -372,7 +391,7 @@ impl Programs {
         Ok(PreparedProblem { puzzle, reference, machine: Machine::new() })
     }
 
-    /// Tells whether a problem is in an exam or its reference has a held-out behaviour.
+    /// Whether a problem is in an exam or its reference has a held-out behaviour.
     ///
     /// # Errors
     /// [`Error::Problem`] when the key is not in its language.
@@ -381,7 +400,7 @@ impl Programs {
         Ok(behavior.is_held_out(self.dialect) || exam_contains(self.name(), &self.canonical_hash(problem)))
     }
 
-    /// Describes a problem, the reference of its key included where that is known.
+    /// Describes a problem, including the reference of its key if that is known.
     ///
     /// # Errors
     /// [`Error::Problem`] when the problem or the key is not in its language.
@@ -401,7 +420,7 @@ impl Programs {
         Ok(describe(&puzzle, program, length))
     }
 
-    /// Gives the committed key of an exam problem.
+    /// Returns the committed key of an exam problem.
     pub fn exam_key(&self, problem: &Problem) -> Option<ProblemKey> {
         let reference = EXAM_REFERENCES.get(&(self.dialect, self.canonical_hash(problem)));
         reference.map(|program| ProblemKey { text: program.text() })
@@ -415,7 +434,7 @@ impl Programs {
         exam_contains(self.name(), canonical_hash) || self.is_about_held_out(puzzle)
     }
 
-    /// Tells whether a problem's program, or one that its pairs allow, has a held-out behaviour.
+    /// Whether a problem's program, or one that its pairs allow, has a held-out behaviour.
     fn is_about_held_out(&self, puzzle: &Puzzle) -> bool {
         let mut machine = Machine::new();
         match puzzle {
@@ -429,7 +448,7 @@ impl Programs {
         }
     }
 
-    /// Gives the committed reference of an exam problem.
+    /// Returns the committed reference of an exam problem.
     fn committed_reference(&self, problem: &Problem) -> Option<&'static Program> {
         let has_key = problem.text.starts_with('?');
         has_key.then(|| EXAM_REFERENCES.get(&(self.dialect, self.canonical_hash(problem)))).flatten()
@@ -493,7 +512,7 @@ fn describe(puzzle: &Puzzle, program: Option<&Program>, length: usize) -> Descri
     }
 }
 
-/// Hashes a canonical text, of an induction problem only the pairs.
+/// Hashes a canonical text; for an induction problem, only its pairs.
 fn canonical_hash(text: &str) -> Digest {
     let pairs = text.strip_prefix("? max ").and_then(|rest| rest.split_once(" : ")).map(|(_, pairs)| pairs);
     Digest::of_bytes(pairs.unwrap_or(text).as_bytes())
@@ -520,7 +539,7 @@ static EXAM_REFERENCES: LazyLock<HashMap<(Dialect, Digest), Program>> = LazyLock
     references
 });
 
-/// Gives every held-out program of an exam, and one for every held-out behaviour of the catalogue; shortest first.
+/// Returns every held-out program of an exam, and one for every held-out behaviour of the catalogue; shortest first.
 fn held_out_programs(dialect: Dialect) -> &'static [Program] {
     static FULL: LazyLock<Vec<Program>> = LazyLock::new(|| collect_held_out(Dialect::Full));
     static DIGITS: LazyLock<Vec<Program>> = LazyLock::new(|| collect_held_out(Dialect::Digits));

@@ -1,7 +1,7 @@
-//! Problems that are written by the policy, and changes of problems.
+//! Problems that the policy writes, and changes of problems.
 //!
-//! A proposal is a program and its inputs, whatever the mode: running it gives the rest. It is asked for by kind: mode,
-//! length, operations, and what comes out. Mode and length bind.
+//! A proposal is a program and its inputs, whatever the mode; running it produces the rest. The prompt names a kind: mode,
+//! length, operations, and kind of output. Only mode and length are binding.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use proto::{CounterRng, Difficulty, Niche, TokenId};
 
 use super::Descriptor;
 use super::generate::{Sketch, draw_program_from, draw_puzzle, is_short, num_inputs, pose, worthwhile_behavior};
+use super::grammar::{ProgramGrammar, ValueGrammar};
 use super::interpreter::Machine;
 use super::language::{ABDUCE, DEDUCE, Dialect, INDUCE_LIST, Program};
 use super::puzzle::{Mode, Puzzle};
-use super::symbols::{ProgramGrammar, ValueGrammar};
 use super::value::{END, MAX_ELEMENTS, Value};
 use crate::symbols::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_PROPOSE, difficulty_token};
 use crate::symbols::{Grammar, Next};
 
-/// Inputs of proposals have as many elements as those of the ladder, at least.
+/// Fewest elements in an input of a proposal, as on the ladder.
 const MIN_ELEMENTS: usize = 2;
-/// How often a change is drawn until one is a problem.
+/// Most draws of a change to find one that is a problem.
 const NUM_MUTATION_DRAWS: usize = 64;
 
 /// A niche of a dialect.
@@ -30,7 +30,7 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// Unpacks a niche; a length that is out of range is brought to the nearest legal one.
+    /// Unpacks a niche; clamps a length that is out of range to the nearest legal one.
     pub(super) fn of(dialect: Dialect, niche: Niche) -> Kind {
         let mut descriptor = Descriptor::of(niche);
         descriptor.length = descriptor.length.clamp(1, dialect.max_operations() as u8);
@@ -67,7 +67,7 @@ impl Kind {
         }
     }
 
-    /// Reads a proposal such as `sort take 2 : [5 1 4]`, several inputs with `;` between them.
+    /// Reads a proposal such as `sort take 2 : [5 1 4]`; several inputs have `;` between them.
     pub(super) fn read(self, proposal: &str) -> Option<Sketch> {
         let (program, inputs) = proposal.split_once(':')?;
         let program = Program::parse(self.dialect, program).ok()?;
@@ -85,7 +85,7 @@ impl Kind {
         pose(self.descriptor.mode, &program, inputs, &mut machine).filter(|sketch| is_short(&sketch.puzzle))
     }
 
-    /// Reads the tokens of a complete proposal as text.
+    /// Converts the tokens of a complete proposal to text.
     pub(super) fn text(self, proposal: &[TokenId]) -> Option<String> {
         let mut parts = proposal.split_inclusive(|token| *token == END);
         let program = parts.next()?.strip_suffix(&[END])?;
@@ -155,7 +155,7 @@ impl Grammar for ProposalGrammar {
     }
 }
 
-/// Changes a problem into one of its mode: other inputs, or another end of the program.
+/// Changes a problem into another one of the same mode, with other inputs or another ending of the program.
 pub(super) fn mutate(
     parent: &Puzzle,
     program: &Program,

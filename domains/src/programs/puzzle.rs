@@ -3,11 +3,11 @@
 use proto::{TokenId, Verdict};
 
 use super::behavior::probes;
+use super::grammar::{ProgramGrammar, ValueGrammar};
 use super::interpreter::{FUEL, MAX_CELLS, Machine, Stop};
 use super::language::{
     ABDUCE, DEDUCE, Dialect, INDUCE_INTEGER, INDUCE_LIST, MAX_PROBLEM_OPERATIONS, MAX_TEXT_BYTES, Program, Refusal,
 };
-use super::symbols::{ProgramGrammar, ValueGrammar};
 use super::value::{END, MAX_ELEMENTS, MAX_MAGNITUDE, Type, Value, View, is_space, parse_integer};
 use crate::json::{Fields, Refusal as Refused, list};
 use crate::symbols::Grammar;
@@ -28,12 +28,12 @@ pub enum Mode {
 
 /// Most pairs of an induction problem.
 const MAX_PAIRS: usize = 4;
-/// Most tokens of the prompt of a problem that is drawn.
+/// Most tokens in the prompt of a generated problem.
 pub(super) const MAX_DRAWN_PROMPT: usize = 40;
-/// Most tokens of the prompt of a problem that hindsight relabels; a person may ask for more.
+/// Most tokens in the prompt of a problem that hindsight relabels; a problem from a person may have more.
 pub(super) const MAX_RELABELLED_PROMPT: usize = 48;
 
-/// A problem that was read: legal in every part.
+/// A parsed problem, legal in every part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Puzzle {
     Deduction { program: Program, input: Vec<i32>, output: Value },
@@ -41,7 +41,7 @@ pub(super) enum Puzzle {
     Induction { dialect: Dialect, max_operations: usize, pairs: Vec<(Vec<i32>, Value)> },
 }
 
-/// What a reader expected where it could not go on.
+/// What the parser expected when it failed.
 pub(super) type Expected = &'static str;
 
 const EXPECTED_TEXT: Expected = "a text such as \"sort take 2 : [5 1 4] -> ?\", \"sort : ? -> [1 4]\" or \
@@ -71,7 +71,7 @@ impl Puzzle {
         Ok(Puzzle::Abduction { program, output })
     }
 
-    /// Sorts the pairs: their order says nothing.
+    /// Sorts the pairs, because their order carries no information.
     pub(super) fn induction(
         dialect: Dialect,
         max_operations: usize,
@@ -210,7 +210,7 @@ impl Puzzle {
             let text = fields.read("program", "a text", text)?;
             parse_program(dialect, &text).map_err(|expected| (expected.to_owned(), of("program")))
         };
-        // The field that holds the data of a mode, and the puzzle.
+        // The name of the field that holds the data of the mode, and the puzzle.
         let (data, puzzle) = match mode {
             Mode::Deduction => {
                 let program = program(&mut fields)?;
@@ -262,7 +262,7 @@ impl Puzzle {
         }
     }
 
-    /// Gives the type of the answer; of an answer that is a program, the type that it leads to.
+    /// Returns the type of the answer; for an answer that is a program, the type of its output.
     fn answer_type(&self) -> Type {
         match self {
             Puzzle::Deduction { output, .. } => output.view().type_of(),
@@ -297,10 +297,10 @@ impl Puzzle {
 
     /// Judges an answer in tokens.
     ///
-    /// A program is held to the visible pairs, and to `reference` on the probe inputs where that is given: it must have
-    /// the reference's output on each, and none where the reference has none.
+    /// A program must satisfy the visible pairs. If `reference` is given, the program must also have the reference's output on
+    /// each probe input, and no output when the reference has none.
     pub(super) fn judge(&self, answer: &[TokenId], reference: Option<&Program>, machine: &mut Machine) -> Verdict {
-        // No tokens at all are the beginning of every answer, not a wrong spelling of one.
+        // An empty answer is a prefix of every answer, so it is incorrect rather than malformed.
         if answer.is_empty() {
             return Verdict::Incorrect;
         }
@@ -334,10 +334,10 @@ impl Puzzle {
         }
     }
 
-    /// Turns an answer in text into tokens, which are then judged.
+    /// Converts an answer in text to tokens, to be judged.
     ///
     /// # Errors
-    /// The verdict on what has no tokens, with the reason.
+    /// The verdict and its reason, when the text has no spelling in tokens.
     pub(super) fn parse_answer(&self, text: &str) -> Result<Vec<TokenId>, Judged> {
         let malformed = |reason: String| Judged::because(Verdict::Malformed, reason);
         if text.len() > MAX_TEXT_BYTES {
@@ -355,7 +355,7 @@ impl Puzzle {
         Ok(tokens)
     }
 
-    /// Returns why an answer, which [`Puzzle::parse_answer`] has read, is not correct. Says nothing of what the problem hides:
+    /// Returns why an answer that [`Puzzle::parse_answer`] accepted is not correct. Reveals nothing that the problem hides:
     /// neither the output of a deduction nor what a reference does on inputs that are not shown.
     pub(super) fn explain(&self, answer: &[TokenId], verdict: Verdict, machine: &mut Machine) -> String {
         match self {
@@ -395,8 +395,8 @@ impl Puzzle {
         }
     }
 
-    /// Names the puzzle of the same givens that an answer solves exactly. `None` when there is none, or when all that
-    /// it solves is trivial (an empty output, or one output for all inputs) or too long to show.
+    /// Returns the puzzle with the same givens that an answer solves exactly. `None` when there is none, or when it is
+    /// trivial (an empty output, or one output for all inputs) or too long for a prompt.
     pub(super) fn hindsight(&self, answer: &[TokenId]) -> Option<Puzzle> {
         let mut machine = Machine::new();
         if self.judge(answer, None, &mut machine) == Verdict::Correct {
@@ -426,7 +426,7 @@ impl Puzzle {
         }
     }
 
-    /// Gives the deduction that running an answer settles, whatever its verdict: of a program, on the first of the inputs.
+    /// Returns the deduction that running an answer solves, whatever its verdict; a program is run on the first of the inputs.
     pub(super) fn execution(&self, answer: &[TokenId]) -> Option<Puzzle> {
         let (program, input) = match self {
             Puzzle::Deduction { program, input, .. } => (program.clone(), input.clone()),
@@ -439,7 +439,7 @@ impl Puzzle {
         Puzzle::deduction(program, input).ok()
     }
 
-    /// Gives the program, where the problem shows it.
+    /// Returns the program, if the problem shows it.
     pub(super) fn program(&self) -> Option<&Program> {
         match self {
             Puzzle::Deduction { program, .. } | Puzzle::Abduction { program, .. } => Some(program),
@@ -447,8 +447,8 @@ impl Puzzle {
         }
     }
 
-    /// Sorts the output into one of a few kinds: sign and size of an integer, length and size of a list. An induction
-    /// problem is sorted by its first pair.
+    /// Classifies the output into one of a few kinds: sign and size of an integer, length and size of a list. An induction
+    /// problem is classified by its first pair.
     pub(super) fn output_bucket(&self) -> u8 {
         let output = match self {
             Puzzle::Deduction { output, .. } | Puzzle::Abduction { output, .. } => output,
@@ -474,12 +474,12 @@ pub(super) fn written_program(dialect: Dialect, answer: &[TokenId]) -> Option<Pr
     Program::read(dialect, answer.strip_suffix(&[END])?).ok()
 }
 
-/// Lists the operations of a program as bits.
+/// Returns the set of operations of a program as bits.
 pub(super) fn operation_bits(program: &Program) -> u32 {
     program.codes.iter().fold(0, |bits, code| bits | 1 << (code.primitive as u32))
 }
 
-/// Tells whether a program has the outputs of all pairs.
+/// Whether a program produces the outputs of all pairs.
 pub(super) fn is_consistent(machine: &mut Machine, program: &Program, pairs: &[(Vec<i32>, Value)]) -> bool {
     program.output == pairs[0].1.view().type_of()
         && pairs.iter().all(|(input, output)| machine.run(program, input) == Ok(output.view()))
@@ -507,7 +507,7 @@ fn judge_probes(program: &Program, reference: &Program, machine: &mut Machine) -
     Verdict::Correct
 }
 
-/// Returns what a program gives on an input instead of an output that is shown; `None` where it gives that.
+/// Describes what a program returns on an input instead of the output that is shown; `None` when it returns that output.
 fn explain_run(program: &Program, input: &[i32], output: View<'_>, machine: &mut Machine) -> Option<String> {
     let written = |value: View<'_>| {
         let mut text = String::new();

@@ -8,7 +8,7 @@ use crate::quote;
 pub(super) const END: TokenId = 128;
 /// Makes the integer that follows negative.
 pub(super) const MINUS: TokenId = 129;
-/// Most tokens of any answer, checked before anything looks inside.
+/// Most tokens of any answer, checked before parsing.
 pub(super) const MAX_ANSWER_TOKENS: usize = 128;
 /// Largest magnitude of an integer.
 pub(super) const MAX_MAGNITUDE: i32 = 99;
@@ -67,7 +67,7 @@ impl Value {
     /// Reads a value such as `7`, `-7`, `[5 1 4]` or `[5, 1, 4]`: one comma between any two elements, or none at all.
     ///
     /// # Errors
-    /// In words, what was expected and what was found.
+    /// A message that names what was expected and what was found.
     pub(super) fn parse(text: &str) -> Result<Value, String> {
         let refuse = |expected: &str, got: &str| format!("expected {expected}, got {}", quote(got));
         let integer =
@@ -151,8 +151,8 @@ impl View<'_> {
     }
 }
 
-/// Writes an integer of at most two digits; problems are full of them, and formatting them the general way would be
-/// most of the work of reading a problem.
+/// Writes an integer of at most two digits. Problems contain many of them, and general-purpose formatting would be most of
+/// the work of reading a problem.
 pub(super) fn write_integer(integer: i32, text: &mut String) {
     debug_assert!(integer.abs() <= MAX_MAGNITUDE, "integers are bounded");
     if integer < 0 {

@@ -1,6 +1,6 @@
 use proto::{TokenId, TokenSet};
 
-/// What may follow a prefix of an answer.
+/// The legal continuations of a prefix of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The answer is complete.
@@ -12,7 +12,7 @@ pub enum Next {
 }
 
 impl Next {
-    /// Sorts a set of one legal token or more.
+    /// Classifies a set of one or more legal tokens.
     pub(crate) fn of(legal: TokenSet) -> Next {
         let mut tokens = legal.iter();
         let (first, second) = (tokens.next(), tokens.next());
@@ -33,20 +33,20 @@ impl Next {
     }
 }
 
-/// An answer language as an automaton that stands behind some legal prefix.
+/// An answer language as an automaton, in its state after some legal prefix.
 ///
-/// Every prefix that can be reached can be completed.
+/// Every reachable prefix can be completed.
 pub trait Grammar: Send {
-    /// Returns what may follow.
+    /// Returns the legal continuations.
     fn next(&self) -> Next;
 
-    /// Appends a token; `false` when it is not legal, and nothing changes.
+    /// Appends a token. Returns `false` and changes nothing when the token is not legal.
     fn push(&mut self, token: TokenId) -> bool;
 
-    /// Copies the automaton where it stands.
+    /// Copies the automaton in its current state.
     fn fork(&self) -> Box<dyn Grammar>;
 
-    /// Returns all that what may follow, and what it is worth, depends on, where another history can lead to the same.
+    /// Returns everything that the continuations and their value depend on, if different prefixes can lead to the same state.
     fn state(&self) -> Option<Vec<u32>> {
         None
     }

@@ -1,5 +1,5 @@
-//! How a network that reads symbols is asked about a domain's problems: one vocabulary of 256 tokens, and for each domain that has
-//! them prompts, the grammar of its answers, and their spellings in text.
+//! The interface for networks that read symbols: one vocabulary of 256 tokens, and for each domain that supports it the prompts,
+//! the grammar of its answers, and their spellings in text.
 
 mod grammar;
 pub mod vocabulary;
@@ -21,13 +21,13 @@ pub trait Symbols: Send + Sync {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn prompt(&self, problem: &Problem) -> Result<Vec<TokenId>, Error>;
 
-    /// Opens the answer language of a problem at its start.
+    /// Returns the grammar of a problem's answers, at its start.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn grammar(&self, problem: &Problem) -> Result<Box<dyn Grammar>, Error>;
 
-    /// Returns the length of the longest prompt that relabelling or changing the problem can lead to.
+    /// Returns the length of the longest prompt that relabelling or changing the problem can produce.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
@@ -41,24 +41,24 @@ pub trait Symbols: Send + Sync {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn max_answer_tokens(&self, problem: &Problem) -> Result<u32, Error>;
 
-    /// Reads a complete answer as the text that the checker judges; `None` where the tokens are none.
+    /// Converts a complete answer to the text that the checker judges; `None` when the tokens are not an answer.
     fn answer_text(&self, problem: &Problem, answer: &[TokenId]) -> Option<String>;
 
-    /// Writes an answer for people, whichever problem it answers; `None` where the tokens are none.
+    /// Writes an answer for people, whichever problem it answers; `None` when the tokens are not an answer.
     fn show(&self, answer: &[TokenId]) -> Option<String>;
 
-    /// Spells an answer that is given in text; `None` where it has no spelling.
+    /// Converts an answer in text to tokens; `None` when it has no spelling.
     fn spell(&self, problem: &Problem, answer: &str) -> Option<Vec<TokenId>>;
 
     /// Writes the prompt that asks the policy for a problem of a niche and a difficulty.
     fn propose_prompt(&self, niche: Niche, difficulty: Difficulty) -> Vec<TokenId>;
 
-    /// Opens the problem language at its start, as far as the niche that is asked for binds it.
+    /// Returns the grammar of proposals at its start, with the constraints that the requested niche imposes.
     fn proposal_grammar(&self, niche: Niche) -> Box<dyn Grammar>;
 
-    /// Returns the length of the longest problem that [`Symbols::propose_prompt`] can be answered with.
+    /// Returns the length of the longest legal proposal for [`Symbols::propose_prompt`].
     fn max_proposal_tokens(&self, niche: Niche) -> u32;
 
-    /// Reads a complete proposal as the text that is admitted or not; `None` where the tokens are none.
+    /// Converts a complete proposal to the text for [`crate::Checker::admit`]; `None` when the tokens are not a proposal.
     fn proposal_text(&self, niche: Niche, proposal: &[TokenId]) -> Option<String>;
 }

@@ -1,9 +1,9 @@
-//! One vocabulary for all domains: integers 0 to 99 are one token each, larger ones are spelled in digits. What a domain adds to it
-//! stands in its [`super::Symbols::tokens`].
+//! One vocabulary for all domains: integers 0 to 99 are one token each, larger ones are spelled in digits.
+//! [`super::Symbols::tokens`] lists the tokens that a domain adds.
 
 use proto::{Difficulty, TokenId};
 
-/// How many tokens there are, unused ids included.
+/// Number of tokens, unused ids included.
 pub const VOCABULARY_SIZE: usize = 256;
 
 /// The digit 0 of a spelled number; the digits 1 to 9 follow.
@@ -31,7 +31,7 @@ pub const PROGRAMS: TokenId = 126;
 /// Domain token: straight-line programs on digits.
 pub const PROGRAMS_DIGITS: TokenId = 127;
 
-/// Ends a prompt that asks for a problem: how hard it is to be. The other difficulties follow.
+/// Ends a prompt that asks for a problem: the first of the requested difficulties. The others follow.
 const FIRST_DIFFICULTY: TokenId = 116;
 
 /// Most digits of a spelled number. Every spelled number has exactly this many, so that no spelling is a prefix of
@@ -62,7 +62,7 @@ pub fn spell(integer: u32) -> Vec<TokenId> {
     (0..NUM_DIGITS).rev().map(|place| DIGIT_0 + (integer / 10u32.pow(place) % 10) as TokenId).collect()
 }
 
-/// Reads a spelled integer from the front of `tokens`; gives it and the rest.
+/// Reads a spelled integer from the front of `tokens`; returns it and the rest.
 ///
 /// `None` when the tokens do not begin with a canonical spelling.
 pub fn read_integer(tokens: &[TokenId]) -> Option<(u32, &[TokenId])> {
@@ -82,7 +82,7 @@ fn digit(token: TokenId) -> Option<u32> {
     (DIGIT_0..DIGIT_0 + 10).contains(&token).then(|| token - DIGIT_0)
 }
 
-/// Names a token that no domain adds: integers, digits of spelled ones, and the words of prompts.
+/// Returns the name of a token that no domain adds: integers, digits, signs, and the words of prompts.
 pub fn base_name(token: TokenId) -> Option<String> {
     Some(match token {
         0..=99 => token.to_string(),

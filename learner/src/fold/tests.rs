@@ -1,10 +1,9 @@
 use proto::{
-    Aim, Choices, Example, Group, Legal, Niche, Proposal, Rollout, StopReason, TokenId, TokenSet, VersionSpan,
+    BalanceKey, Choices, Example, Group, Legal, Niche, Proposal, Rollout, StopReason, TokenId, TokenSet, VersionSpan,
 };
 
 use super::*;
-use crate::config::{ProblemShares, SelfPlayConfig};
-use crate::policy_gradient::{PolicyGradientConfig, PolicyGradientKind};
+use crate::config::{PolicyGradientConfig, PolicyGradientKind, ProblemShares, SelfPlayConfig};
 use crate::{TestSource, test_config, test_problem};
 
 const RIGHT: Verdict = Verdict::Correct;
@@ -16,7 +15,7 @@ fn fold_of(config: &Config) -> Fold {
     Fold::new(config.clone(), sources, 2, start, Plans::default()).unwrap()
 }
 
-/// Plays a task: its rollouts differ in their last token, and each chose the first two of its tokens among 4 and 7.
+/// Plays a task. Its rollouts differ in their last token; their first two tokens are chosen from 4 and 7.
 fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
     let set: TokenSet = [4, 7].into_iter().collect();
     let index = task.id.index as TokenId;
@@ -38,7 +37,7 @@ fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
         choices: choices(),
         problem_origin: ProblemOrigin::Ladder,
         label_origin: LabelOrigin::Solved,
-        aim: Aim { level: 1, goal: 1 },
+        balance_key: BalanceKey { level: 1, goal: 1 },
     };
     let is_asked_to_solve = task.request.problem().is_some();
     let right = rollouts.iter().zip(verdicts).filter(|(_, verdict)| is_asked_to_solve && **verdict == RIGHT);
@@ -52,7 +51,7 @@ fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
     ScoredGroup {
         prompt: vec![9, index],
         niche: Niche(1),
-        aim: Aim { level: 1, goal: 1 },
+        balance_key: BalanceKey { level: 1, goal: 1 },
         verdicts: verdicts.to_vec(),
         example_sets: vec![set.clone()],
         examples: right.map(|(rollout, _)| example(rollout)).collect(),
@@ -61,7 +60,7 @@ fn played(task: &Task, verdicts: &[Verdict]) -> ScoredGroup {
     }
 }
 
-/// Plays the batch that is next, every group with these verdicts.
+/// Plays the next batch, whose groups get these verdicts in order.
 fn next_batch(fold: &mut Fold, verdicts: &[[Verdict; 2]; 4]) -> Vec<ScoredGroup> {
     fold.plan();
     let planned = fold.planned().batch(fold.state().step);
@@ -70,15 +69,15 @@ fn next_batch(fold: &mut Fold, verdicts: &[[Verdict; 2]; 4]) -> Vec<ScoredGroup>
 
 const VERDICTS: [[Verdict; 2]; 4] = [[RIGHT, WRONG], [WRONG, WRONG], [WRONG, WRONG], [WRONG, WRONG]];
 
-/// One example came, so every draw of the update is of it: two chosen tokens, weighed alike.
+/// There is one example, so every draw of the update returns it: two chosen tokens of equal weight.
 #[test]
 fn a_batch_is_folded() {
     let config = test_config();
     let mut fold = fold_of(&config);
     let before = fold.trainer().export().unwrap().into_owned();
     let mut groups = next_batch(&mut fold, &VERDICTS);
-    // Of a level that the config does not list.
-    let other_level = Example { aim: Aim { level: 2, goal: 1 }, ..groups[0].examples[0].clone() };
+    // The config does not list this level.
+    let other_level = Example { balance_key: BalanceKey { level: 2, goal: 1 }, ..groups[0].examples[0].clone() };
     groups[3].examples.push(other_level);
     let Example { prompt, answer, .. } = &groups[0].examples[0];
     let legal = Legal::Set(0).tokens(&groups[0].example_sets);
@@ -109,7 +108,7 @@ fn a_batch_is_folded() {
     assert_eq!(fold.planned().iter().count(), 0);
 }
 
-/// Mean difference between what a group's actor said and what the learner computes.
+/// Returns the mean difference between a group's log-probabilities from its actor and from the learner.
 fn mismatch_of(fold: &Fold, scored: &ScoredGroup) -> f64 {
     let rollouts = scored.group.rollouts.iter();
     let differences = rollouts.flat_map(|rollout| {
@@ -160,7 +159,7 @@ fn groups_of_other_versions_than_a_free_running_run_allows_are_refused() {
     }
 }
 
-/// By hand: h = H(h, H(group)) over the groups in order. Whatever differs in a group shows in the state's digest.
+/// By hand: h = H(h, H(group)) over the groups in order. Any change of a group changes the state's digest.
 #[test]
 fn the_history_is_a_chain_over_every_group() {
     let config = test_config();
@@ -177,7 +176,7 @@ fn the_history_is_a_chain_over_every_group() {
     };
     let (weights, state) = fold_batch(|_| {});
     assert_eq!(fold_batch(|_| {}), (weights, state));
-    // Nothing is trained on that: the weights are the same, and the state is another.
+    // Training does not use these values: the weights stay the same, and the state digest changes.
     let changes: [fn(&mut Vec<ScoredGroup>); 3] = [
         |groups| groups[3].group.rollouts[1].tokens[2] += 1,
         |groups| groups[3].group.rollouts[1].logprobs[1] -= 0.5,
@@ -190,7 +189,7 @@ fn the_history_is_a_chain_over_every_group() {
     }
 }
 
-/// Folds three steps: the first makes a niche known, the second asks for problems, the third poses them.
+/// Folds three steps: the first measures a niche, the second asks for problems, the third poses them.
 fn propose(loss: ProposerLoss) -> StepReport {
     let mut config = test_config();
     let problems = ProblemShares { proposer: 1.0, mutation: 0.0, archive: 0.0, ladder: 0.0 };
@@ -211,14 +210,14 @@ fn propose(loss: ProposerLoss) -> StepReport {
         let groups = next_batch(&mut fold, &VERDICTS);
         fold.fold(&groups, None).unwrap();
     }
-    // Its one task that solves is given a proposal, which turns out to be easy.
+    // Its only solve task poses a proposal, which is measured as easy.
     let groups = next_batch(&mut fold, &[[RIGHT, WRONG]; 4]);
     assert!(fold.planned().get(groups[3].group.task.id).unwrap().proposal.is_some());
     fold.fold(&groups, None).unwrap()
 }
 
-/// What answers cost and what proposals cost is reported apart, though both train in one update: the solver's figures are those
-/// of a step in which no proposal trains by the policy gradient.
+/// Solver and proposer have separate reports, though both train in one update: the solver's figures equal those of a step in
+/// which no proposal trains by the policy gradient.
 #[test]
 fn the_proposer_is_reported_apart_from_the_solver() {
     let [with, without] = [ProposerLoss::PolicyGradient, ProposerLoss::CrossEntropy].map(propose);
@@ -237,7 +236,7 @@ fn the_proposer_is_reported_apart_from_the_solver() {
     assert_eq!((own.difficulties, own.num_as_asked), ([0, 0, 1, 0], 1), "the seed asks for an easy problem");
     let proposer = proposer.unwrap();
     assert_eq!(proposer.num_rollouts, 1);
-    // Reward 1/2, and nothing to compare it with: a mean of -1/2 ratio over two tokens, unless it is clipped.
+    // Reward 1/2 and baseline 0: the loss is the mean of -1/2 ratio over two tokens, unless it is clipped.
     assert!(proposer.loss < 0.0 && proposer.loss >= -0.5 * 1.28 - 1e-6, "{proposer:?}");
     assert!(proposer.importance_ratio > 0.0 && (0.0..=2.0f64.ln() + 1e-6).contains(&proposer.entropy), "{proposer:?}");
 }

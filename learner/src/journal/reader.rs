@@ -1,4 +1,4 @@
-//! Reading: what is whole, in order, and what is not.
+//! Reading a journal: its intact records, in order, and its damage.
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
@@ -13,10 +13,10 @@ use super::{
 use crate::{Error, Manifest};
 
 const MAX_RECORD_BYTES: u64 = 1 << 30;
-/// Longest record that is found again behind a damaged one.
+/// Maximum body length of a record that is found again after a damaged one.
 const MAX_SOUGHT_BYTES: usize = 1 << 20;
 
-/// Reads a journal, also while a run writes it.
+/// Reads a journal, even while a run writes it.
 #[derive(Debug)]
 pub struct JournalReader {
     segments: Segments,
@@ -24,7 +24,7 @@ pub struct JournalReader {
     file: Option<BufReader<File>>,
     offset: u64,
     last: Option<Place>,
-    /// Whether it has read records of an older version: they are there to be looked at, and a run does not go on from them.
+    /// Whether it has read records of an older version: these can be inspected, but no run resumes from them.
     is_old: bool,
 }
 
@@ -38,7 +38,7 @@ impl JournalReader {
         Ok(JournalReader { segments, next_segment: 0, file: None, offset: 0, last: None, is_old: false })
     }
 
-    /// Opens a journal behind a record; `None` where it has no such record.
+    /// Opens a journal after a record; `None` if it has no such record.
     ///
     /// # Errors
     /// As [`JournalReader::open`].
@@ -57,7 +57,7 @@ impl JournalReader {
             header[5..] == *record.hash.as_bytes()
                 && record.start + HEADER_BYTES as u64 + body_bytes(&header) == record.end
         });
-        // It may be damaged, and what came after it be there.
+        // The record may be damaged while later ones are intact.
         let is_known = is_it || next_record(path, record.start)? == Some(record.end);
         let size_bytes = file.metadata().map_err(Error::io("inspect", path))?.len();
         if !is_known || size_bytes < record.end {
@@ -78,7 +78,7 @@ impl JournalReader {
         self.last
     }
 
-    /// Shows every record from here on, in order, to `visit`, and returns what cannot be read.
+    /// Passes every remaining record, in order, to `visit`, and returns the unreadable ones.
     ///
     /// # Errors
     /// As [`JournalReader::next`].
@@ -99,7 +99,7 @@ impl JournalReader {
     /// Reads the next record; `None` at the end.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::File`] for a journal of another version. A record that cannot be read is no error of the reader.
+    /// [`Error::Io`]; [`Error::File`] for a journal of another version. An unreadable record is not an error of the reader.
     #[expect(clippy::should_implement_trait, reason = "the two kinds of failure do not fit an iterator's item")]
     pub fn next(&mut self) -> Result<Option<Result<Record, RecordError>>, Error> {
         loop {
@@ -137,8 +137,8 @@ impl JournalReader {
                 }
                 return Ok(Some(record.ok_or(RecordError { foreign: true, ..damaged })));
             }
-            // The length may be what is wrong: what follows is found by its hash. So is the record itself, where its end was
-            // written while it was read.
+            // The length may be wrong, so the next record is found by its hash. So is this record, if its end was written while
+            // it was read.
             let start = damaged.offset + u64::from(is_whole);
             if let Some(next) = next_record(&path, start)? {
                 self.offset = next;
@@ -156,13 +156,13 @@ impl JournalReader {
 }
 
 impl RecordError {
-    /// Whether the record is cut off when the journal goes on, where none follows it.
+    /// Whether opening the journal for appending removes the record, if none follows it.
     fn is_cut(&self, segments: &Segments) -> bool {
         !self.foreign && Some(&self.segment) == segments.paths.last()
     }
 }
 
-/// Shows every record of a journal, in order, to `visit`, and returns what cannot be read. Changes nothing.
+/// Passes every record of a journal, in order, to `visit`, and returns the unreadable ones. Changes nothing.
 ///
 /// # Errors
 /// [`Error::Io`], or [`Error::File`] when a segment is missing or of another version.
@@ -170,15 +170,15 @@ pub fn read_journal(folder: &Path, visit: impl FnMut(Record)) -> Result<Damage, 
     JournalReader::open(folder)?.read(visit)
 }
 
-/// Reads what the run of a journal depends on, from its first record; `None` where there is none yet.
+/// Reads the manifest of a run from the first record of its journal; `None` if there is no record yet.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::File`] when the first record is no manifest, or cannot be read.
+/// [`Error::Io`], or [`Error::File`] when the first record is not a manifest or cannot be read.
 pub(crate) fn read_manifest(folder: &Path) -> Result<Option<Manifest>, Error> {
     let mut reader = JournalReader::open(folder)?;
     let first = reader.next()?;
     let manifest = first.as_ref().and_then(|first| first.as_ref().ok()).and_then(Record::manifest);
-    // Where a run was killed at once its journal ends inside the record.
+    // The journal of a run that was killed at its start ends inside the first record.
     let is_cut = |error: &RecordError| error.is_cut(&reader.segments);
     let has_begun = match &first {
         None => false,
@@ -202,14 +202,14 @@ pub(crate) fn read_manifest(folder: &Path) -> Result<Option<Manifest>, Error> {
 /// The segments of a journal, in order.
 #[derive(Debug, Default)]
 pub(super) struct Segments {
-    /// Number of the first.
+    /// Number of the first segment.
     pub(super) first: u64,
     pub(super) paths: Vec<PathBuf>,
 }
 
 impl Segments {
-    /// Finds the segments of a journal. Those that a later one stands for may be gone; of what is left of them, when their removal
-    /// was interrupted, nothing is read.
+    /// Finds the segments of a journal. Those before a later opening record may be gone. If their removal was interrupted, the
+    /// ones that are left are not read.
     pub(super) fn of(folder: &Path) -> Result<Segments, Error> {
         let mut found = list_segments(folder)?;
         let begins = found.windows(2).rposition(|pair| pair[1].0 != pair[0].0 + 1).map_or(0, |gap| gap + 1);
@@ -233,7 +233,7 @@ impl Segments {
     }
 }
 
-/// Lists what is there of segments, in order.
+/// Lists the existing segments, in order.
 pub(super) fn list_segments(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     if !folder.exists() {
         return Ok(Vec::new());
@@ -248,7 +248,7 @@ pub(super) fn list_segments(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Error>
     Ok(found)
 }
 
-/// Whether a segment begins with what stands for those before it.
+/// Whether a segment begins with an opening record.
 pub(super) fn has_opening(path: &Path) -> Result<bool, Error> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
     let header = read_header(&mut file).map_err(Error::io("read", path))?;
@@ -261,7 +261,7 @@ fn next_record(path: &Path, start: u64) -> Result<Option<u64>, Error> {
     let is_record = |at: &usize| {
         let Some((header, rest)) = bytes[*at..].split_at_checked(HEADER_BYTES) else { return false };
         let length = body_bytes(header) as usize;
-        // Longer ones are not looked for: hashing what every four bytes could mean would take hours.
+        // Longer records are not sought: hashing as much as any four bytes might mean as a length would take hours.
         let is_plausible = header[4] <= LAST_RECORD_TYPE && length <= MAX_SOUGHT_BYTES;
         is_plausible && rest.get(..length).is_some_and(|body| header[5..] == record_hash(header[4], body))
     };
@@ -272,7 +272,7 @@ fn body_bytes(header: &[u8]) -> u64 {
     u32::from_le_bytes([header[0], header[1], header[2], header[3]]).into()
 }
 
-/// Reads the header of a record; `None` where there is less than that.
+/// Reads the header of a record; `None` if there are fewer bytes.
 fn read_header(file: &mut impl Read) -> std::io::Result<Option<[u8; HEADER_BYTES]>> {
     let mut header = [0; HEADER_BYTES];
     Ok((read_up_to(file, &mut header)? == HEADER_BYTES).then_some(header))
@@ -291,7 +291,7 @@ fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize>
     Ok(filled)
 }
 
-/// Decodes a record; returns its version with it, and `None` where it is none of ours.
+/// Decodes a record; also returns its version. The record is `None` if this build cannot decode it.
 fn decode(body: &[u8]) -> (u8, Option<Record>) {
     let Ok(bytes) = zstd::stream::decode_all(body) else { return (FORMAT.version, None) };
     match FORMAT.decode(&bytes) {

@@ -1,15 +1,18 @@
-//! Records of version 5, in which groups have tokens of 16 bits and sets of 256 tokens: read for people, and computed from no
-//! more.
+//! Records of version 5, in which groups have 16-bit tokens and sets of 256 tokens, and a device is one of two. They are read for
+//! inspection only: nothing is computed from them.
 
+use std::collections::BTreeMap;
+
+use policy::{Device, Numerics};
 use proto::wire::Format;
 use proto::{
-    Aim, Choices, Digest, KeyedProblem, LabelOrigin, Legal, Niche, ProblemOrigin, StopReason, Task, TaskId, TokenId,
-    TokenSet, Verdict,
+    BalanceKey, Choices, Digest, KeyedProblem, LabelOrigin, Legal, Niche, ProblemOrigin, StopReason, Task, TaskId,
+    TokenId, TokenSet, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{BanRecord, EvalRecord, Opening, StepRecord};
-use crate::{Control, Manifest};
+use super::{BanRecord, EvalRecord, Known, StepRecord};
+use crate::{BuildId, Control};
 
 pub(super) const FORMAT: Format = Format { name: "journal", version: 5 };
 
@@ -26,6 +29,36 @@ pub(super) enum Record {
 }
 
 #[derive(Serialize, Deserialize)]
+pub(super) struct Opening {
+    manifest: Manifest,
+    known: Known,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Manifest {
+    config: Digest,
+    build: BuildId,
+    verifiers: BTreeMap<String, String>,
+    exams: BTreeMap<String, Digest>,
+    numerics: OldNumerics,
+    reproducible: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct OldNumerics {
+    kernels: String,
+    device: OldDevice,
+    dtype: String,
+    pass_digest: Option<Digest>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum OldDevice {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Serialize, Deserialize)]
 pub(super) struct GroupRecord {
     played_by: String,
     scored: ScoredGroup,
@@ -36,7 +69,7 @@ struct ScoredGroup {
     group: Group,
     prompt: Vec<u16>,
     niche: Niche,
-    aim: Aim,
+    balance_key: BalanceKey,
     verdicts: Vec<Verdict>,
     example_masks: Vec<Mask>,
     examples: Vec<Example>,
@@ -72,7 +105,7 @@ struct VersionSpan {
     policy_version: u64,
 }
 
-/// Of groups that no build has played.
+/// Part of groups that no build has played.
 #[derive(Serialize, Deserialize)]
 struct SearchTrace {
     policy_targets: Vec<Vec<(u16, f32)>>,
@@ -87,7 +120,7 @@ struct Example {
     choices: Vec<ExampleChoice>,
     problem_origin: ProblemOrigin,
     label_origin: LabelOrigin,
-    aim: Aim,
+    balance_key: BalanceKey,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,7 +143,7 @@ struct Mask([u64; 4]);
 impl From<Record> for super::Record {
     fn from(record: Record) -> super::Record {
         match record {
-            Record::Manifest(manifest) => super::Record::Manifest(manifest),
+            Record::Manifest(manifest) => super::Record::Manifest(manifest.into()),
             Record::Group(GroupRecord { played_by, scored }) => {
                 let written_as = Some(Digest::of(&scored));
                 super::Record::Group(super::GroupRecord { played_by, scored: scored.into(), written_as })
@@ -120,14 +153,30 @@ impl From<Record> for super::Record {
             Record::Control(control) => super::Record::Control(control),
             Record::Ban(ban) => super::Record::Ban(ban),
             Record::Dispute(task) => super::Record::Dispute(task),
-            Record::Opening(opening) => super::Record::Opening(opening),
+            Record::Opening(opening) => {
+                let Opening { manifest, known } = *opening;
+                super::Record::Opening(Box::new(super::Opening { manifest: manifest.into(), known }))
+            }
         }
+    }
+}
+
+impl From<Manifest> for crate::Manifest {
+    fn from(manifest: Manifest) -> crate::Manifest {
+        let Manifest { config, build, verifiers, exams, numerics, reproducible } = manifest;
+        let OldNumerics { kernels, device, dtype, pass_digest } = numerics;
+        let device = match device {
+            OldDevice::Cpu => Device::Cpu,
+            OldDevice::Cuda => Device::Cuda(0),
+        };
+        let numerics = Numerics { kernels, device, dtype, pass_digest };
+        crate::Manifest { config, build, verifiers, exams, numerics, reproducible }
     }
 }
 
 impl From<ScoredGroup> for proto::ScoredGroup {
     fn from(scored: ScoredGroup) -> proto::ScoredGroup {
-        let ScoredGroup { group, prompt, niche, aim, verdicts, example_masks, examples, proposals } = scored;
+        let ScoredGroup { group, prompt, niche, balance_key, verdicts, example_masks, examples, proposals } = scored;
         let lengths: Vec<usize> = group.rollouts.iter().map(|rollout| rollout.tokens.len()).collect();
         let example = |example: Example| proto::Example {
             choices: choices(example.answer.len(), example.choices),
@@ -135,7 +184,7 @@ impl From<ScoredGroup> for proto::ScoredGroup {
             answer: tokens(example.answer),
             problem_origin: example.problem_origin,
             label_origin: example.label_origin,
-            aim: example.aim,
+            balance_key: example.balance_key,
         };
         let proposal = |Proposal { rollout, keyed, niche, choices: of_niche }: Proposal| {
             let num_tokens = lengths.get(rollout as usize).copied().unwrap_or(0);
@@ -144,7 +193,7 @@ impl From<ScoredGroup> for proto::ScoredGroup {
         proto::ScoredGroup {
             prompt: tokens(prompt),
             niche,
-            aim,
+            balance_key,
             verdicts,
             example_sets: example_masks.into_iter().map(Into::into).collect(),
             examples: examples.into_iter().map(example).collect(),

@@ -1,48 +1,55 @@
-//! What comes in: which groups are believed, and whose.
+//! Incoming groups: which groups are accepted, and from which actors.
 
 use std::collections::BTreeSet;
 
 use bus::Delivery;
-use proto::{Envelope, Message, Refusal, Role, ScoredGroup, TaskId, TaskKind, Verdict};
+use proto::{Envelope, Message, Refusal, RefusalCause, Role, ScoredGroup, TaskId, TaskKind};
 use tokio::time::Instant;
 
 use super::Learner;
 use crate::Error;
-use crate::audit::{Heard, Lie};
+use crate::audit::{AuditOutcome, Mismatch};
 use crate::event::{Ban, Event};
-use crate::journal::{BanRecord, EvalRecord, GroupRecord, Record};
+use crate::journal::{BanRecord, GroupRecord, Record};
 
-/// How many groups of a task in turn may be of no use before the run ends and names it.
+/// Number of consecutive groups of a task that cannot be judged before the run may end and name the task.
 const MAX_TRIES: usize = 5;
 
 impl Learner<'_> {
-    /// Takes in what a verifier says.
+    /// Processes a scored group from a verifier.
     pub(super) fn accept(&mut self, delivery: Delivery<ScoredGroup>) -> Result<(), Error> {
         let Message { envelope, body } = &delivery.message;
         let id = body.group.task.id;
+        self.ledger.checker_answered(id);
         let is_refused = self.audits.banned().contains(&envelope.played_by);
         match id.kind {
             _ if is_refused => {
-                self.num_refused += 1;
+                self.counts.num_refused += 1;
                 self.want_if_last(id, envelope);
             }
             TaskKind::Evaluate => self.accept_exam_answer(body)?,
             TaskKind::Train => self.accept_group(&delivery.message)?,
         }
-        self.unsynced.push(delivery);
+        self.records.unsynced.push(delivery);
         Ok(())
     }
 
-    /// Has a task played again whose group could not be judged. After a few tries of several actors, or of the only one, it is
-    /// the task's fault.
+    /// Reissues a task whose group could not be judged. After a few tries by several actors, or by the only one, the task is at
+    /// fault and the run ends with an error.
     pub(super) fn refuse(&mut self, refusal: Refusal) -> Result<(), Error> {
-        let Refusal { envelope, task, reason } = refusal.clone();
-        if envelope.epoch != self.options.epoch {
+        let Refusal { envelope, task, cause, reason } = refusal.clone();
+        if envelope.term != self.options.term {
             return Ok(());
         }
         if self.audits.banned().contains(&envelope.played_by) {
-            // Whatever it sends, it is not the task's fault.
+            // A bad group from a banned actor is not the task's fault.
             self.want_if_last(task, &envelope);
+            return Ok(());
+        }
+        if cause == RefusalCause::CheckerUnavailable {
+            if self.ledger.wait_for_checker(task, envelope.issue, reason.clone(), Instant::now()) {
+                tracing::warn!(?task, reason, "a task waits for its checker, and the step that needs it waits too");
+            }
             return Ok(());
         }
         let Some(refused) = self.ledger.refuse(refusal) else { return Ok(()) };
@@ -62,9 +69,9 @@ impl Learner<'_> {
         Ok(())
     }
 
-    /// Has a task played again of which a banned actor has answered the last issue that is out.
+    /// Reissues a task whose latest issue a banned actor has answered.
     fn want_if_last(&mut self, task: TaskId, envelope: &Envelope) {
-        if envelope.epoch == self.options.epoch && self.ledger.is_last(task, envelope.issue) {
+        if envelope.term == self.options.term && self.ledger.is_last(task, envelope.issue) {
             self.wanted.insert(task);
         }
     }
@@ -72,16 +79,16 @@ impl Learner<'_> {
     fn accept_group(&mut self, Message { envelope, body: scored }: &Message<ScoredGroup>) -> Result<(), Error> {
         let id = scored.group.task.id;
         let Some(planned) = self.fold.planned().get(id) else { return Ok(()) };
-        if scored.group.task.free_running && envelope.epoch != self.options.epoch {
-            // Its versions may be numbers of other weights.
+        if scored.group.task.free_running && envelope.term != self.options.term {
+            // Its version numbers may refer to other weights.
             return Ok(());
         }
         let disagrees = |reason: &str| {
             Err(Error::Integrity { what: "group", step: id.batch, reason: format!("task {}: {reason}", id.index) })
         };
         let is_planned = planned.task == scored.group.task;
-        if !is_planned && envelope.epoch != self.options.epoch {
-            // Played for an earlier life of the learner, which had planned otherwise.
+        if !is_planned && envelope.term != self.options.term {
+            // It was played for an earlier learner process, which had another plan.
             return Ok(());
         }
         let vocabulary_size = self.fold.config().model.vocabulary_size;
@@ -93,7 +100,7 @@ impl Learner<'_> {
             if !self.audits.is_on() {
                 return disagrees(&reason);
             }
-            // No honest actor does that.
+            // No honest actor sends such a group.
             self.wanted.insert(id);
             return self.ban(&envelope.played_by, id, reason);
         }
@@ -112,7 +119,7 @@ impl Learner<'_> {
         let [known, said] = [first, &group].map(GroupRecord::digest);
         // Copies of a free-running task were played by different weights.
         if known == said || scored.group.task.free_running {
-            self.num_duplicates += 1;
+            self.counts.num_duplicates += 1;
             return Ok(());
         }
         if !self.audits.is_on() {
@@ -122,27 +129,27 @@ impl Learner<'_> {
         if self.was_folded(id.batch) {
             return Ok(());
         }
-        // A learner that goes on before it is decided has both played again.
+        // If the learner resumes before the dispute is decided, it has the task played again.
         self.append(Record::Dispute(id));
         self.received.take(&[id]).into_iter().for_each(|(_, first)| self.audits.dispute(first));
         self.hear(group)
     }
 
-    /// Takes in a group of a task that is not done, and does with its actor, and with others, what it calls for.
+    /// Audits a group of a task that is not done, and accepts groups and bans actors accordingly.
     fn hear(&mut self, group: GroupRecord) -> Result<(), Error> {
         let id = group.task();
         match self.audits.hear(group)? {
-            Heard::Known => self.num_duplicates += 1,
-            Heard::Undecided => {
+            AuditOutcome::Known => self.counts.num_duplicates += 1,
+            AuditOutcome::Undecided => {
                 self.close(id);
                 self.wanted.insert(id);
             }
-            Heard::Contradiction(Lie { player, said, agreed }) => {
+            AuditOutcome::Contradiction(Mismatch { player, said, agreed }) => {
                 self.ban(&player, id, format!("it said {}, then {}", agreed.short(), said.short()))?;
             }
-            Heard::Agreed(group, lies) => {
-                // First: what the journal has of a banned actor is taken back by the record that follows it.
-                for Lie { player, said, agreed } in lies {
+            AuditOutcome::Agreed(group, mismatches) => {
+                // Bans come first: a ban record takes back the groups of the banned actor that precede it in the journal.
+                for Mismatch { player, said, agreed } in mismatches {
                     self.ban(&player, id, format!("it said {}, others agree on {}", said.short(), agreed.short()))?;
                 }
                 self.receive(*group)?;
@@ -151,11 +158,11 @@ impl Learner<'_> {
         Ok(())
     }
 
-    /// Keeps the group with which a task is done.
+    /// Records the group that completes a task.
     fn receive(&mut self, group: GroupRecord) -> Result<(), Error> {
         let id = group.task();
         if self.audits.is_on() {
-            // One actor's group could be judged, so others that could not be were no honest actor's.
+            // This group could be judged, so honest actors did not send the groups that could not be.
             let refused = self.ledger.refused(id).iter().map(|refusal| refusal.envelope.played_by.clone());
             let refused: BTreeSet<String> = refused.filter(|player| *player != group.played_by).collect();
             for player in refused.difference(&self.audits.banned().clone()) {
@@ -168,15 +175,15 @@ impl Learner<'_> {
         Ok(())
     }
 
-    /// Notes that the run got further: a task is done, or needs another actor to be.
-    fn close(&mut self, task: TaskId) {
+    /// Records progress: a task is done, or needs a group from another actor.
+    pub(super) fn close(&mut self, task: TaskId) {
         let now = Instant::now();
         if self.ledger.close(task, now) {
             self.got_further = now;
         }
     }
 
-    /// Believes an actor nothing any more: what it played of batches that are not sealed is played again.
+    /// Bans an actor: ignores its later results, and reissues the tasks that it played for batches that are not sealed.
     fn ban(&mut self, player: &str, task: TaskId, reason: String) -> Result<(), Error> {
         let of_player = self.received.in_order().filter(|group| group.played_by == player).map(GroupRecord::task);
         let mut again: Vec<TaskId> = of_player.filter(|id| !self.was_folded(id.batch)).collect();
@@ -190,48 +197,13 @@ impl Learner<'_> {
         let (num_trained, first, last) = self.audits.trained_on(player);
         let num_again = again.len();
         let ban = Ban { player: player.to_owned(), task, reason, num_trained, steps: (first, last), num_again };
-        self.untold.push(Event::Ban(Box::new(ban)));
+        self.records.untold.push(Event::Ban(Box::new(ban)));
         done.into_iter().try_for_each(|group| self.receive(group))
     }
 
-    /// Tells whether the journal knows a batch as folded; a process that goes on before that folds it again as it was.
+    /// Whether the journal records a batch as folded. A process that resumes before that step folds it again unchanged.
     fn was_folded(&self, batch: u64) -> bool {
-        self.expected_steps.contains_key(&(batch + 1))
-    }
-
-    fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
-        let id = scored.group.task.id;
-        let Some(sitting) = self.sitting.as_mut().filter(|sitting| sitting.step == id.batch) else { return Ok(()) };
-        if sitting.tasks.get(id.index as usize) != Some(&scored.group.task) {
-            return Ok(());
-        }
-        let answer = &mut sitting.correct[id.index as usize];
-        if answer.is_some() {
-            self.num_duplicates += 1;
-            return Ok(());
-        }
-        *answer = Some(scored.verdicts.first() == Some(&Verdict::Correct));
-        let is_over = sitting.correct.iter().all(Option::is_some);
-        self.close(id);
-        if !is_over {
-            return Ok(());
-        }
-        let Some(sitting) = self.sitting.take() else { return Ok(()) };
-        self.ledger.forget(&sitting.tasks.iter().map(|task| task.id).collect::<Vec<_>>());
-        let mut correct = sitting.correct.into_iter();
-        for (exam, num_problems) in sitting.parts {
-            let num_correct = correct.by_ref().take(num_problems).filter(|correct| *correct == Some(true)).count();
-            let eval = EvalRecord {
-                step: sitting.step,
-                exam,
-                num_correct: num_correct as u64,
-                num_problems: num_problems as u64,
-            };
-            self.append(Record::Eval(eval.clone()));
-            self.tell(Event::Eval(eval.clone()))?;
-            self.evals.push(eval);
-        }
-        Ok(())
+        self.recovery.expected_steps.contains_key(&(batch + 1))
     }
 }
 
@@ -242,14 +214,15 @@ mod tests {
     use std::time::Duration;
 
     use bus::InProcess;
-    use proto::{Problem, Task};
+    use proto::{Problem, Task, Verdict};
 
     use super::*;
+    use crate::journal::EvalRecord;
     use crate::main_loop::{Exam, KeepJournal, RunOptions};
     use crate::test_run::{answer, config, sources};
     use crate::{Audit, Observer, RunLock, read_journal, test_manifest};
 
-    const EPOCH: u64 = 7;
+    const TERM: u64 = 7;
 
     fn options(run_dir: &Path, audit: Option<Audit>) -> RunOptions {
         RunOptions {
@@ -262,14 +235,15 @@ mod tests {
             keep_journal: KeepJournal::All,
             stall_limit: Duration::from_secs(60),
             tell_after: Duration::from_secs(30),
-            epoch: EPOCH,
+            term: TERM,
             reissue_after: None,
+            checker_limit: Duration::from_secs(300),
             audit,
             tokenizer_json: "{}".to_owned(),
         }
     }
 
-    /// A learner that has asked for its first batch.
+    /// Opens a learner that has issued its first batch.
     async fn learner<'a>(run_dir: &Path, audit: Option<Audit>, observer: Observer<'a>) -> Learner<'a> {
         let problem = |text: &str| Problem { domain: "countdown".to_owned(), text: text.to_owned() };
         let exams = vec![Exam { name: "exam".to_owned(), problems: vec![problem("1"), problem("2")] }];
@@ -287,8 +261,8 @@ mod tests {
         runtime.unwrap().block_on(test);
     }
 
-    async fn accept(learner: &mut Learner<'_>, epoch: u64, played_by: &str, body: ScoredGroup) -> Result<(), Error> {
-        let envelope = Envelope { epoch, played_by: played_by.to_owned(), ..Envelope::default() };
+    async fn accept(learner: &mut Learner<'_>, term: u64, played_by: &str, body: ScoredGroup) -> Result<(), Error> {
+        let envelope = Envelope { term, played_by: played_by.to_owned(), ..Envelope::default() };
         learner.bus.publish_scored(Message { envelope, body }).await.unwrap();
         let delivery = learner.bus.next_scored().await.unwrap();
         learner.accept(delivery)
@@ -312,21 +286,21 @@ mod tests {
             let mut learner = learner(folder.path(), None, observer).await;
             let task = task(&learner, 1);
             for num_duplicates in 0..2 {
-                accept(&mut learner, EPOCH, "a", answer(&task, -1.0)).await.unwrap();
-                assert_eq!((learner.received.len(), learner.num_duplicates), (1, num_duplicates));
+                accept(&mut learner, TERM, "a", answer(&task, -1.0)).await.unwrap();
+                assert_eq!((learner.received.len(), learner.counts.num_duplicates), (1, num_duplicates));
             }
-            assert_eq!(learner.unsynced.len(), 2, "the bus keeps them until they are on the disk");
+            assert_eq!(learner.records.unsynced.len(), 2, "the bus keeps them until they are on the disk");
             learner.sync().await.unwrap();
-            assert!(learner.unsynced.is_empty());
+            assert!(learner.records.unsynced.is_empty());
             assert!(
                 matches!(&records(folder.path())[..], [Record::Manifest(_), Record::Group(group)] if group.task() == task.id)
             );
-            let error = accept(&mut learner, EPOCH, "a", answer(&task, -2.0)).await.unwrap_err().to_string();
+            let error = accept(&mut learner, TERM, "a", answer(&task, -2.0)).await.unwrap_err().to_string();
             let says = "integrity: group of step 0: task 1: two copies differ: ";
             assert!(error.starts_with(says) && error.contains(" came first, then "), "{error}");
             let mut other_verdict = answer(&task, -1.0);
             other_verdict.verdicts[0] = Verdict::Incorrect;
-            let error = accept(&mut learner, EPOCH, "a", other_verdict).await.unwrap_err().to_string();
+            let error = accept(&mut learner, TERM, "a", other_verdict).await.unwrap_err().to_string();
             assert!(error.contains("task 1: verdicts on one group differ"), "{error}");
         });
     }
@@ -339,17 +313,17 @@ mod tests {
             let mut learner = learner(folder.path(), None, observer).await;
             let task = task(&learner, 0);
             let later = Task { id: TaskId { batch: 99, ..task.id }, ..task.clone() };
-            accept(&mut learner, EPOCH, "a", answer(&later, -1.0)).await.unwrap();
+            accept(&mut learner, TERM, "a", answer(&later, -1.0)).await.unwrap();
             let other = Task { seed: task.seed + 1, ..task.clone() };
-            accept(&mut learner, EPOCH - 1, "a", answer(&other, -1.0)).await.unwrap();
+            accept(&mut learner, TERM - 1, "a", answer(&other, -1.0)).await.unwrap();
             assert_eq!(learner.received.len(), 0, "both are passed over");
-            let error = accept(&mut learner, EPOCH, "a", answer(&other, -1.0)).await.unwrap_err().to_string();
+            let error = accept(&mut learner, TERM, "a", answer(&other, -1.0)).await.unwrap_err().to_string();
             assert_eq!(error, "integrity: group of step 0: task 0: it was not played for this plan");
             let mut broken = answer(&task, -1.0);
             broken.group.rollouts.pop();
-            let error = accept(&mut learner, EPOCH, "a", broken).await.unwrap_err().to_string();
+            let error = accept(&mut learner, TERM, "a", broken).await.unwrap_err().to_string();
             assert!(error.contains("task 0: expected as many rollouts as were asked for"), "{error}");
-            accept(&mut learner, EPOCH - 1, "a", answer(&task, -1.0)).await.unwrap();
+            accept(&mut learner, TERM - 1, "a", answer(&task, -1.0)).await.unwrap();
             assert_eq!(learner.received.len(), 1, "the same plan was played for an earlier life");
         });
     }
@@ -361,26 +335,26 @@ mod tests {
             let observer: Observer<'_> = &mut |_| Ok(());
             let mut learner = learner(folder.path(), None, observer).await;
             let task = task(&learner, 2).id;
-            let refusal = |epoch, issue| {
-                let envelope = Envelope { epoch, issue, played_by: "a".to_owned(), ..Envelope::default() };
-                Refusal { envelope, task, reason: "no problem".to_owned() }
+            let refusal = |term, issue| {
+                let envelope = Envelope { term, issue, played_by: "a".to_owned(), ..Envelope::default() };
+                Refusal { envelope, task, cause: RefusalCause::Group, reason: "no problem".to_owned() }
             };
-            learner.refuse(refusal(EPOCH - 1, 0)).unwrap();
+            learner.refuse(refusal(TERM - 1, 0)).unwrap();
             assert!(learner.wanted.is_empty(), "an earlier life asked for it");
             for issue in 0..MAX_TRIES as u32 - 1 {
                 for _ in 0..2 {
-                    learner.refuse(refusal(EPOCH, issue)).unwrap();
+                    learner.refuse(refusal(TERM, issue)).unwrap();
                 }
                 assert_eq!(std::mem::take(&mut learner.wanted), BTreeSet::from([task]));
                 learner.issue_again(vec![task]).await.unwrap();
             }
-            let error = learner.refuse(refusal(EPOCH, MAX_TRIES as u32 - 1)).unwrap_err().to_string();
+            let error = learner.refuse(refusal(TERM, MAX_TRIES as u32 - 1)).unwrap_err().to_string();
             let says = "task 2 of batch 0: 5 groups in turn could not be judged, played by a: no problem";
             assert_eq!(error, says);
         });
     }
 
-    /// Whoever is told of a ban finds it on the disk.
+    /// A ban is on the disk before the observer is told of it.
     #[test]
     fn a_ban_is_told_when_it_is_durable_and_what_a_banned_actor_sends_is_refused() {
         let folder = tempfile::tempdir().unwrap();
@@ -398,18 +372,18 @@ mod tests {
             let audit = Audit { share: 0.0, secret: [7; 32] };
             let mut learner = learner(folder.path(), Some(audit), observer).await;
             let [first, second] = [0, 1].map(|index| task(&learner, index));
-            accept(&mut learner, EPOCH, "b", answer(&second, -1.0)).await.unwrap();
-            accept(&mut learner, EPOCH, "a", answer(&first, -1.0)).await.unwrap();
-            accept(&mut learner, EPOCH, "b", answer(&first, -2.0)).await.unwrap();
+            accept(&mut learner, TERM, "b", answer(&second, -1.0)).await.unwrap();
+            accept(&mut learner, TERM, "a", answer(&first, -1.0)).await.unwrap();
+            accept(&mut learner, TERM, "b", answer(&first, -2.0)).await.unwrap();
             assert_eq!((learner.received.len(), learner.wanted.len()), (1, 1), "the first one is disputed");
-            accept(&mut learner, EPOCH, "c", answer(&first, -1.0)).await.unwrap();
+            accept(&mut learner, TERM, "c", answer(&first, -1.0)).await.unwrap();
             assert!(learner.received.contains(first.id) && !learner.received.contains(second.id));
             assert!(learner.wanted.contains(&second.id), "what b had played is played again");
-            assert_eq!((learner.untold.len(), learner.known.bans.len()), (1, 1));
+            assert_eq!((learner.records.untold.len(), learner.records.known.bans.len()), (1, 1));
             learner.sync().await.unwrap();
-            assert!(learner.untold.is_empty() && learner.unsynced.is_empty());
-            accept(&mut learner, EPOCH, "b", answer(&second, -1.0)).await.unwrap();
-            assert_eq!((learner.num_refused, learner.received.len()), (1, 1));
+            assert!(learner.records.untold.is_empty() && learner.records.unsynced.is_empty());
+            accept(&mut learner, TERM, "b", answer(&second, -1.0)).await.unwrap();
+            assert_eq!((learner.counts.num_refused, learner.received.len()), (1, 1));
         });
         assert_eq!(told, ["b"]);
     }
@@ -430,16 +404,19 @@ mod tests {
             wrong.verdicts[0] = Verdict::Incorrect;
             let other = Task { seed: 99, ..tasks[0].clone() };
             for body in [wrong.clone(), wrong, answer(&other, -1.0), answer(&tasks[0], -1.0), answer(&tasks[0], -1.0)] {
-                accept(&mut learner, EPOCH, "a", body).await.unwrap();
+                accept(&mut learner, TERM, "a", body).await.unwrap();
             }
             assert!(learner.sitting.is_none());
-            assert_eq!((learner.num_duplicates, learner.evals.len(), learner.known.evals.len()), (1, 1, 1));
+            assert_eq!(
+                (learner.counts.num_duplicates, learner.evals.len(), learner.records.known.evals.len()),
+                (1, 1, 1)
+            );
         });
         let expected = EvalRecord { step: 0, exam: "exam".to_owned(), num_correct: 1, num_problems: 2 };
         assert_eq!(told, [expected]);
     }
 
-    /// Whoever is told of a checkpoint may wait for a slow disk: what else the only thread of the runtime has to do goes on.
+    /// An observer may wait for a slow disk: the other tasks of a single-threaded runtime go on meanwhile.
     #[test]
     fn a_runtime_of_one_thread_goes_on_while_an_observer_waits() {
         let folder = tempfile::tempdir().unwrap();
@@ -456,7 +433,7 @@ mod tests {
                 let mut num_waits = 0;
                 let observer: Observer<'_> = &mut |event| {
                     if matches!(event, Event::Saving | Event::Checkpoint(_)) {
-                        // What was sent before says nothing.
+                        // Ticks that were sent before prove nothing.
                         while ticked.lock().unwrap().try_recv().is_ok() {}
                         for _ in 0..3 {
                             ticked.lock().unwrap().recv_timeout(Duration::from_secs(60))?;

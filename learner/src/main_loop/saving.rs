@@ -1,60 +1,60 @@
-//! What goes to the disk, and what is told when it is there.
+//! Writing to the disk, and reporting events once their records are there.
 
 use serde::{Deserialize, Serialize};
 use tokio::task::block_in_place;
 
 use super::Learner;
-use crate::checkpoint::{Snapshot, prune, save};
+use crate::checkpoint::{Snapshot, forget_passed, prune, save};
 use crate::event::Event;
 use crate::journal::{Opening, Record};
-use crate::point::{Point, forget_passed};
+use crate::point::Point;
 use crate::{Control, Error};
 
 /// How much of a journal is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeepJournal {
-    /// All of it: the run can be computed again from its beginning.
+    /// The whole journal: the run can be computed again from its beginning.
     All,
-    /// What some kept checkpoint has not folded: it can be computed again from the oldest of them.
+    /// The part that some kept checkpoint has not folded: the run can be computed again from the oldest of them.
     SinceCheckpoint,
 }
 
 impl Learner<'_> {
     /// Adds a record to the journal; it is durable after the next sync.
     pub(super) fn append(&mut self, record: Record) {
-        self.known.take(&record, self.manifest.reproducible);
-        self.journal.append(record);
+        self.records.known.take(&record, self.manifest.reproducible);
+        self.records.journal.append(record);
     }
 
-    /// Tells the observer, who may wait for a disk.
+    /// Reports an event to the observer, which may wait for a disk.
     pub(super) fn tell(&mut self, event: Event) -> Result<(), Error> {
         Ok(block_in_place(|| (self.observer)(event))?)
     }
 
-    /// Puts the journal on the disk; what is in it then need not be kept by the bus.
+    /// Syncs the journal to the disk and acknowledges its groups, which the bus then need not keep.
     pub(super) async fn sync(&mut self) -> Result<(), Error> {
-        if !self.unsynced.is_empty() || !self.untold.is_empty() {
+        if !self.records.unsynced.is_empty() || !self.records.untold.is_empty() {
             self.settle().await?;
         }
-        for delivery in self.unsynced.drain(..) {
+        for delivery in self.records.unsynced.drain(..) {
             delivery.acknowledge().await?;
         }
         Ok(())
     }
 
-    /// Puts the journal on the disk, and tells what waited for that.
+    /// Syncs the journal to the disk, and reports the events that waited for it.
     pub(super) async fn settle(&mut self) -> Result<(), Error> {
-        self.journal.sync().await?;
-        let untold = std::mem::take(&mut self.untold);
+        self.records.journal.sync().await?;
+        let untold = std::mem::take(&mut self.records.untold);
         untold.into_iter().try_for_each(|event| self.tell(event))
     }
 
-    /// Lets the clock make its one decision: at four fifths of the time limit the decay begins.
+    /// Fixes the end of the run by the clock, once: the decay begins at four fifths of the time limit.
     pub(super) async fn decide_end(&mut self) -> Result<(), Error> {
         let (Some(limit), None) = (self.options.time_limit, self.control) else { return Ok(()) };
-        if !self.expected_steps.is_empty() {
-            // The journal has passed this step: it did not end here.
+        if !self.recovery.expected_steps.is_empty() {
+            // The journal has later steps: the end was not fixed here.
             return Ok(());
         }
         let (step, elapsed) = (self.fold.state().step, self.elapsed());
@@ -70,10 +70,10 @@ impl Learner<'_> {
         self.tell(Event::Control(control))
     }
 
-    /// Writes a checkpoint. It comes after all that it takes the run past, and before the removal of what it replaces.
+    /// Writes a checkpoint, after the journal up to it is durable and before anything that it replaces is removed.
     pub(super) async fn checkpoint(&mut self) -> Result<(), Error> {
         self.expect_in_place()?;
-        if self.last_checkpoint == Some(self.fold.state().step) {
+        if self.recovery.last_checkpoint == Some(self.fold.state().step) {
             return Ok(());
         }
         self.tell(Event::Saving)?;
@@ -82,7 +82,7 @@ impl Learner<'_> {
             let [folder, journal] = ["checkpoints", "journal"].map(|name| self.options.run_dir.join(name));
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
             let own = self.fold.weights_digest();
-            let older = self.versions.iter().filter(|(digest, _)| **digest != own);
+            let older = self.published.versions.iter().filter(|(digest, _)| **digest != own);
             let training = self.fold.trainer().export()?;
             let snapshot = Snapshot {
                 state: self.fold.state(),
@@ -99,21 +99,21 @@ impl Learner<'_> {
             }
             Ok::<_, Error>(path)
         })?;
-        self.last_checkpoint = Some(self.fold.state().step);
+        self.recovery.last_checkpoint = Some(self.fold.state().step);
         self.tell(Event::Checkpoint(path))
     }
 
-    /// Finds the place in the journal from which a run needs it that goes on from the current state.
+    /// Finds the point in the journal from which a run must read it to resume from the current state.
     async fn point(&mut self) -> Result<Point, Error> {
-        if !self.expected_steps.is_empty() {
-            // Records of later steps are behind it.
-            return Ok(self.begun_at.clone());
+        if !self.recovery.expected_steps.is_empty() {
+            // The journal already has records of later steps.
+            return Ok(self.recovery.begun_at.clone());
         }
         if self.options.keep_journal == KeepJournal::SinceCheckpoint {
-            self.journal.cut(Opening { manifest: self.manifest.clone(), known: self.known.clone() });
+            self.records.journal.cut(Opening { manifest: self.manifest.clone(), known: self.records.known.clone() });
         }
-        let place = self.journal.sync().await?;
-        let (known, trained) = (self.known.clone(), self.audits.trained().clone());
+        let place = self.records.journal.sync().await?;
+        let (known, trained) = (self.records.known.clone(), self.audits.trained().clone());
         Ok(Point { place, known, trained, received: self.received.in_order().cloned().collect() })
     }
 }

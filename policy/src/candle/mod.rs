@@ -1,5 +1,5 @@
-//! The network in candle operations, on any device that candle has: it plays and trains there, and nothing but tokens, scores and the weights
-//! that leave a step comes back.
+//! The network in candle operations, on any candle device. Playing and training run on the device; only tokens, scores and
+//! exported weights are copied back.
 
 mod network;
 mod policy;

@@ -1,6 +1,6 @@
 //! The network, top to bottom, in operations that candle differentiates.
 //!
-//! Candle's own `softmax_last_dim`, `rms_norm` and `rope` are avoided: they silently give no gradient (candle issues 2168,
+//! Candle's own `softmax_last_dim`, `rms_norm` and `rope` are avoided: they silently compute no gradient (candle issues 2168,
 //! 3568, 3752).
 
 use candle_core::{D, Device, Result, Tensor};
@@ -50,7 +50,7 @@ impl Rotary {
         Ok(Rotary { cosines: place(cosines)?, sines: place(sines)? })
     }
 
-    /// Picks the rows of N positions.
+    /// Selects the rows of N positions.
     fn at(&self, positions: &Tensor) -> Result<Rotary> {
         Ok(Rotary { cosines: self.cosines.index_select(positions, 0)?, sines: self.sines.index_select(positions, 0)? })
     }
@@ -68,10 +68,10 @@ impl Rotary {
     }
 }
 
-/// Computes the logits `[M, V]` behind M of N rows.
+/// Computes the logits `[M, V]` after M of N rows.
 ///
 /// - `tokens`, `positions`: of each row.
-/// - `attend`: given the number of a block, attends from each row to what it sees, `[N, D]`.
+/// - `attend`: given the index of a block, computes the attention of each row over the positions that it sees, `[N, D]`.
 pub(super) fn logits(
     config: &ModelConfig,
     weights: &[Tensor],
@@ -105,10 +105,10 @@ pub(super) fn logits(
     norm(&chosen, next())?.matmul(next())
 }
 
-/// Attends within B sequences: the query heads that share a key-value head are rows of one product.
+/// Computes attention within B sequences: the query heads that share a key-value head are rows of one product.
 ///
 /// - `queries`: `[B, heads, T, head_dim]`; `keys`, `values`: `[B, kv_heads, L, head_dim]`.
-/// - `hidden`: `[B or 1, 1, T, L]`, 0 where a row sees a position, and large and negative where it does not.
+/// - `hidden`: `[B or 1, 1, T, L]`, 0 if a row sees a position, and large and negative if it does not.
 ///
 /// Returns `[B, T, D]`.
 pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, hidden: &Tensor) -> Result<Tensor> {
@@ -123,7 +123,7 @@ pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, hidden
     out.transpose(1, 2)?.reshape((batch, time, num_heads * head_dim))
 }
 
-/// Hides what comes after each row: `[B, 1, T, L]` for rows at `positions`, `[B, T]`, and L positions to see.
+/// Computes the causal mask, `[B, 1, T, L]`, for rows at `positions`, `[B, T]`, and L positions to see.
 pub(super) fn hide_future(
     positions: Vec<u32>,
     (batch, time): (usize, usize),
@@ -132,6 +132,6 @@ pub(super) fn hide_future(
 ) -> Result<Tensor> {
     let rows = Tensor::from_vec(positions, (batch, 1, time, 1), device)?.to_dtype(candle_core::DType::F32)?;
     let seen = Tensor::arange(0u32, len as u32, device)?.to_dtype(candle_core::DType::F32)?;
-    // How far ahead, 1 at most.
+    // Distance ahead of the row, clamped to [0, 1].
     seen.broadcast_sub(&rows)?.clamp(0f32, 1f32)? * -1e9
 }

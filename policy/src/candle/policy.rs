@@ -8,10 +8,10 @@ use super::network::{self, CandleWeights, Projected, attention, hide_future};
 use super::sampler;
 use crate::{Draw, Error, Feed, ModelConfig, Policy, Weights};
 
-/// Plays all slots in one pass, with a key-value cache that is there from the start.
+/// Plays all slots in one pass, with a preallocated key-value cache.
 pub(crate) struct CandlePolicy {
     weights: Arc<CandleWeights>,
-    /// Tokens in each slot.
+    /// Number of tokens in each slot.
     lengths: Vec<usize>,
     layers: Vec<LayerCache>,
     /// `[feeds, V]`
@@ -97,25 +97,28 @@ impl Policy for CandlePolicy {
     }
 }
 
-/// Where the rows of one pass belong. Rows are packed but for attention, which takes the slots up to the last that is fed, each with
-/// as many rows as the longest feed has: what is padding is computed and left alone.
+/// An index that candle's scatter passes over.
+const NOWHERE: u32 = u32::MAX;
+
+/// Layout of the rows of one pass. Rows are packed except in attention, which takes the slots up to the last one fed, each padded
+/// to the length of the longest feed. Results of padding are computed and ignored.
 struct Pass {
     tokens: Vec<TokenId>,
-    /// Of each row in its slot.
+    /// Position of each row in its slot.
     positions: Vec<u32>,
     /// The last row of each feed.
     last_rows: Vec<u32>,
-    /// Rows of the cache, seen as `[slots * kv_heads * max_positions, head_dim]`, that take the rows' keys and values:
-    /// `[N * kv_heads, head_dim]`.
-    cache_rows: Tensor,
-    /// The row that stands at each place of `[slots, T]`, any where none does.
+    /// The position in the cache that each place of `[slots, T]` is entered at, spread over keys and values:
+    /// `[slots, kv_heads, T, head_dim]`. Padding has [`NOWHERE`].
+    cache_positions: Tensor,
+    /// The row at each place of `[slots, T]`, any row at places of padding.
     padded: Tensor,
     /// The place of each row.
     places: Tensor,
     hidden: Tensor,
     num_slots: usize,
     longest_feed: usize,
-    /// Positions that some row sees.
+    /// Number of positions that some row sees.
     num_seen: usize,
 }
 
@@ -126,7 +129,8 @@ impl Pass {
         let num_seen = feeds.iter().map(|feed| lengths[feed.slot] + feed.tokens.len()).max().unwrap_or(0);
         assert!(num_seen <= config.max_positions, "a slot grows past max_positions = {}", config.max_positions);
         let (mut tokens, mut positions, mut last_rows) = (Vec::<TokenId>::new(), Vec::new(), Vec::new());
-        let (mut cache_rows, mut places) = (Vec::<u32>::new(), Vec::<u32>::new());
+        let mut places = Vec::<u32>::new();
+        let mut cache_positions = vec![NOWHERE; num_slots * longest_feed];
         let (mut padded, mut padded_positions) =
             (vec![0u32; num_slots * longest_feed], vec![0u32; num_slots * longest_feed]);
         for feed in feeds {
@@ -135,17 +139,16 @@ impl Pass {
                 let place = feed.slot * longest_feed + index;
                 (padded[place], padded_positions[place]) = (tokens.len() as u32, position as u32);
                 places.push(place as u32);
-                let heads = (0..config.num_kv_heads).map(|head| feed.slot * config.num_kv_heads + head);
-                cache_rows.extend(heads.map(|head| (head * config.max_positions + position) as u32));
+                cache_positions[place] = position as u32;
                 tokens.push(*token);
                 positions.push(position as u32);
             }
             last_rows.push(tokens.len() as u32 - 1);
         }
-        let num_cache_rows = cache_rows.len();
-        let cache_rows = Tensor::from_vec(cache_rows, (num_cache_rows, 1), device)?;
+        let cache_positions = Tensor::from_vec(cache_positions, (num_slots, 1, longest_feed, 1), device)?;
+        let spread = (num_slots, config.num_kv_heads, longest_feed, config.head_dim());
         Ok(Pass {
-            cache_rows: cache_rows.broadcast_as((num_cache_rows, config.head_dim()))?.contiguous()?,
+            cache_positions: cache_positions.broadcast_as(spread)?.contiguous()?,
             padded: Tensor::new(padded, device)?,
             places: Tensor::new(places, device)?,
             hidden: hide_future(padded_positions, (num_slots, longest_feed), num_seen, device)?,
@@ -158,17 +161,20 @@ impl Pass {
         })
     }
 
-    /// Enters the rows' keys and values in the cache of a block, and attends to what it then holds: `[N, D]`.
+    /// Writes the rows' keys and values to the cache of a block, and attends to the result: `[N, D]`.
     fn attend(&self, cache: &LayerCache, projected: &Projected) -> Result<Tensor> {
-        let (num_rows, num_heads, head_dim) = projected.queries.dims3()?;
+        // `[N, heads, head_dim]` to `[slots, heads, T, head_dim]`
+        let by_slot = |rows: &Tensor| {
+            let (num_rows, num_heads, head_dim) = rows.dims3()?;
+            let padded = rows.reshape((num_rows, num_heads * head_dim))?.index_select(&self.padded, 0)?;
+            padded.reshape((self.num_slots, self.longest_feed, num_heads, head_dim))?.transpose(1, 2)?.contiguous()
+        };
         for (cache, rows) in [(&cache.keys, &projected.keys), (&cache.values, &projected.values)] {
-            let cache = cache.reshape((cache.elem_count() / head_dim, head_dim))?;
-            let rows = rows.reshape((self.cache_rows.dim(0)?, head_dim))?;
-            cache.scatter_set(&self.cache_rows, &rows, 0)?;
+            cache.narrow(0, 0, self.num_slots)?.scatter_set(&self.cache_positions, &by_slot(rows)?, 2)?;
         }
         let seen = |cache: &Tensor| cache.narrow(0, 0, self.num_slots)?.narrow(2, 0, self.num_seen);
-        let queries = projected.queries.reshape((num_rows, num_heads * head_dim))?.index_select(&self.padded, 0)?;
-        let queries = queries.reshape((self.num_slots, self.longest_feed, num_heads, head_dim))?.transpose(1, 2)?;
+        let queries = by_slot(&projected.queries)?;
+        let (_, num_heads, _, head_dim) = queries.dims4()?;
         let out = attention(&queries, &seen(&cache.keys)?, &seen(&cache.values)?, &self.hidden)?;
         out.reshape((self.num_slots * self.longest_feed, num_heads * head_dim))?.index_select(&self.places, 0)
     }

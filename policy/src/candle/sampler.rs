@@ -1,12 +1,12 @@
-//! Drawing tokens where the logits are. Of a set of legal tokens the logits of its members leave the device; where anything is legal, sums over
-//! blocks of the vocabulary do, and then one block.
+//! Draws tokens without copying all logits off the device. For a set of legal tokens, the logits of its members leave the device.
+//! If any token is legal, sums over blocks of the vocabulary leave it, and then one block.
 
 use candle_core::{D, Result, Tensor};
 use proto::{LegalTokens, TokenId};
 
 use crate::{Draw, sampler};
 
-/// Tokens of a block: about the square root of a large vocabulary, so that what leaves the device is small.
+/// Tokens of a block: about the square root of a large vocabulary, so that transfers off the device are small.
 const BLOCK: usize = 256;
 
 /// Draws a token for each row of `logits [rows, V]`, as [`sampler::sample`] does from the same row.
@@ -31,7 +31,7 @@ pub(super) fn sample(logits: &Tensor, draws: &mut [Draw<'_>]) -> Result<Vec<(Tok
         let mut rest = &members[..];
         for (row, set, draw) in bounded {
             let logits = rest.split_off(..set.len()).expect("a logit for each member");
-            // The members in their order are a vocabulary of their own.
+            // The members, in order, act as a vocabulary of their own.
             let (index, logprob) = sampler::sample(logits, &any_of(logits), draw.temperature, draw.rng);
             let token = set.iter().nth(index as usize).expect("a member was drawn");
             drawn[row] = (token, logprob);
@@ -48,7 +48,7 @@ pub(super) fn sample(logits: &Tensor, draws: &mut [Draw<'_>]) -> Result<Vec<(Tok
     Ok(drawn)
 }
 
-/// Nothing is legal where there is no member, which [`sampler::sample`] refuses.
+/// Returns all members as legal, or nothing if there are none, which [`sampler::sample`] refuses.
 fn any_of(logits: &[f32]) -> LegalTokens {
     if logits.is_empty() { LegalTokens::Only(Default::default()) } else { LegalTokens::Any }
 }
@@ -57,7 +57,7 @@ fn any_of(logits: &[f32]) -> LegalTokens {
 fn sample_any(logits: &Tensor, draws: Vec<&mut Draw<'_>>) -> Result<Vec<(TokenId, f32)>> {
     let (num_rows, vocabulary_size) = logits.dims2()?;
     let device = logits.device();
-    // At temperature 0 a log-probability is that at 1.
+    // At temperature 0, the log-probability is that at temperature 1.
     let inverse = draws.iter().map(|draw| if draw.temperature == 0.0 { 1.0 } else { 1.0 / draw.temperature });
     let inverse = Tensor::from_vec(inverse.collect::<Vec<f32>>(), (num_rows, 1), device)?;
     let scaled = logits.broadcast_mul(&inverse)?;
@@ -67,7 +67,7 @@ fn sample_any(logits: &Tensor, draws: Vec<&mut Draw<'_>>) -> Result<Vec<(TokenId
     let blocks = blocks.reshape((num_rows * num_blocks, BLOCK))?;
     let sums: Vec<f32> = blocks.sum(1)?.to_vec1()?;
     let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-    // The block that each row draws from, how much lies before what it draws, and all that it draws from.
+    // For each row: the block of its token, the weight in the block before the token, and the weight of all tokens.
     let places = sums.chunks_exact(num_blocks).zip(draws).zip(&best).map(|((sums, draw), best)| {
         let total: f64 = sums.iter().map(|sum| f64::from(*sum)).sum();
         if draw.temperature == 0.0 {
@@ -90,10 +90,10 @@ fn sample_any(logits: &Tensor, draws: Vec<&mut Draw<'_>>) -> Result<Vec<(TokenId
     Ok(chosen.chunks_exact(BLOCK).zip(places).map(|(weights, place)| place.draw(weights)).collect())
 }
 
-/// Where in a row's vocabulary a token is drawn.
+/// The place in a row's vocabulary where a token is drawn.
 struct Place {
     block: usize,
-    /// The token in the block, where it is known.
+    /// The token in the block, if it is known.
     token: Option<usize>,
     /// Weight in the block before the token that is drawn.
     threshold: f64,

@@ -58,7 +58,8 @@ impl CandleTrainer {
         self.weights[0].device()
     }
 
-    /// Log-probabilities `[M]` of chosen tokens among what was legal, and entropies `[M]` over that, as functions of the weights.
+    /// Returns log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, as functions of the
+    /// weights.
     fn scores(&self, weights: &[Tensor], sequences: &[&Sequence]) -> Result<(Tensor, Tensor)> {
         let tokens: Vec<TokenId> = sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
@@ -70,18 +71,18 @@ impl CandleTrainer {
         masked_scores(&logits, &choices)
     }
 
-    /// Gradient of a part's loss, and what it was made of.
+    /// Computes the gradient of a part's loss, and the scores that the loss depends on.
     fn part_gradients(&self, part: LossPart<'_>) -> std::result::Result<(BatchScores, Vec<Tensor>), Error> {
         let weights: Vec<Tensor> = self.weights.iter().map(|var| var.as_tensor().clone()).collect();
-        let (logprobs, entropies) = self.scores(&weights, part.sequences)?;
         let is_read: Vec<bool> = part.reads_entropies().collect();
+        let (logprobs, entropies) = self.scores(&weights, part.sequences)?;
         let mut scores = BatchScores { logprobs: logprobs.to_vec1()?, entropies: vec![0.0; is_read.len()] };
         if is_read.contains(&true) {
             let computed: Vec<f32> = entropies.to_vec1()?;
             let read = computed.into_iter().zip(is_read).map(|(entropy, is_read)| if is_read { entropy } else { 0.0 });
             scores.entropies = read.collect();
         }
-        // The sum of what the loss depends on, each times the slope, has the gradient of the loss.
+        // The sum of the scores, each times its derivative, has the gradient of the loss.
         let grads = part.grad(&scores);
         let column = |of: fn(&LossGrad) -> f32| Tensor::new(grads.iter().map(of).collect::<Vec<f32>>(), self.device());
         let mut sloped = (logprobs * column(|grad| grad.logprob)?)?;
@@ -179,9 +180,9 @@ impl Trainer for CandleTrainer {
     }
 }
 
-/// B packed sequences, for attention padded to the longest, T; nothing that counts attends to padding, which comes last.
+/// B packed sequences, padded to the longest, T, for attention. Padding comes last, so that no real row attends to it.
 struct Packing {
-    /// The row that stands at each place of `[B, T]`, any where none does.
+    /// The row at each place of `[B, T]`, any row at places of padding.
     padded: Tensor,
     /// The place of each row.
     places: Tensor,
@@ -216,7 +217,7 @@ impl Packing {
     }
 }
 
-/// Log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, from `logits [M, V]`.
+/// Computes log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, from `logits [M, V]`.
 fn masked_scores(logits: &Tensor, choices: &[&ChosenToken]) -> Result<(Tensor, Tensor)> {
     let (num_rows, vocabulary_size) = logits.dims2()?;
     let device = logits.device();
@@ -236,7 +237,7 @@ fn masked_scores(logits: &Tensor, choices: &[&ChosenToken]) -> Result<(Tensor, T
     Ok((chosen, entropies))
 }
 
-/// The rows, among those of all sequences, that predict chosen tokens.
+/// Returns the rows, among those of all sequences, that predict chosen tokens, and these tokens.
 fn chosen_rows<'a>(sequences: &[&'a Sequence]) -> (Vec<u32>, Vec<&'a ChosenToken>) {
     let (mut rows, mut choices, mut start) = (Vec::new(), Vec::new(), 0);
     for sequence in sequences {

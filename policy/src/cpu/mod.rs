@@ -1,5 +1,5 @@
-//! The network on the CPU, in kernels whose results do not depend on who computes them: a log-probability has the same bits whether it is
-//! played or trained, alone or beside others, on one thread or many.
+//! The network on the CPU, in bit-reproducible kernels: a log-probability has the same bits whether it is played or trained,
+//! alone or in a batch, on one thread or many.
 
 pub mod kernels;
 mod network;

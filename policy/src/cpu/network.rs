@@ -1,8 +1,8 @@
-//! Forward and backward over packed rows, by hand.
+//! Hand-written forward and backward passes over packed rows.
 //!
-//! Sequences are taken a few at a time, so that the activations stay in the cache; gradients go on summing where the last
-//! chunk stopped, so that the size of a chunk changes no bit. Candle's autograd computes the same;
-//! it allocates every intermediate, clears and re-adds every gradient, and brings a thread pool of its own.
+//! Sequences are processed in chunks, so that the activations stay in the cache. Gradient sums continue from the previous chunk,
+//! so that the chunk size changes no bit. Candle's autograd computes the same, but it allocates every intermediate, clears and
+//! re-adds every gradient, and has a thread pool of its own.
 
 use std::sync::Mutex;
 
@@ -17,7 +17,7 @@ use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
 use crate::{BatchScores, ChosenToken, LossGrad, Params, Sequence};
 
-/// Rows that are computed together: about what fits the second-level cache for small networks.
+/// Rows that are computed together: for small networks, about what fits in the second-level cache.
 const CHUNK_ROWS: usize = 256;
 
 /// Computes the log-probability of every chosen token.
@@ -72,7 +72,7 @@ fn logprob((chosen, logits): (&ChosenToken, &[f32])) -> f32 {
     masked_logprob(logits, &chosen.legal, chosen.target)
 }
 
-/// Some sequences, as rows.
+/// Some sequences, as packed rows.
 struct Chunk<'a> {
     tokens: Vec<TokenId>,
     lengths: Vec<usize>,
@@ -101,7 +101,7 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// What a block keeps for its backward pass; all `[N, ...]`, in the last block `[M, ...]` from `attended` on.
+/// Activations that a block keeps for its backward pass; all `[N, ...]`, in the last block `[M, ...]` from `attended` on.
 #[derive(Default)]
 struct Activations {
     input: Vec<f32>,
@@ -112,7 +112,7 @@ struct Activations {
     gate_up: Vec<f32>,
 }
 
-/// Workspaces that nobody uses: the pages of new ones would be cleared by the system, pass after pass.
+/// Idle workspaces, kept for reuse: the system would clear the pages of new ones in every pass.
 #[derive(Default)]
 pub(crate) struct Workspaces(Mutex<Vec<Workspace>>);
 
@@ -126,7 +126,7 @@ impl Workspaces {
     }
 }
 
-/// Buffers, kept from chunk to chunk and from pass to pass: each is written before it is read.
+/// Buffers, reused across chunks and passes: each is written before it is read.
 #[derive(Default)]
 struct Workspace {
     layers: Vec<Activations>,
@@ -168,7 +168,7 @@ impl Workspace {
             kept.attended.resize(kept.input.len(), 0.0);
             attention_forward(network.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
             let residual = if index == last_layer {
-                // Nothing attends to what comes next: only the rows that predict are computed.
+                // No later block attends to these rows: only the rows that predict chosen tokens are computed.
                 keep_rows(&mut kept.attended, &chunk.chosen_rows, width);
                 self.x.clone_from(&kept.input);
                 keep_rows(&mut self.x, &chunk.chosen_rows, width);
@@ -189,7 +189,7 @@ impl Workspace {
         linear(&self.normed, &network.head.forward, &mut self.logits);
     }
 
-    /// Pairs the chosen tokens with the logits that they are chosen by.
+    /// Pairs the chosen tokens with the logits that predict them.
     fn scored<'a>(
         &'a self,
         network: &PackedWeights,

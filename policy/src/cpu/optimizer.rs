@@ -1,8 +1,8 @@
 use super::kernels::{AdamWStep, adamw};
 use crate::{ModelConfig, OptimizerStep, Params, TrainingState};
 
-/// Moves the weights against the gradient, and their average after them. Returns the gradient's norm before clipping; where that is not
-/// finite, nothing has moved.
+/// Updates the weights with the gradient, and then their average. Returns the gradient's norm before clipping. If the norm is not
+/// finite, nothing changes.
 pub(crate) fn step(config: &ModelConfig, state: &mut TrainingState, gradient: &Params, step: &OptimizerStep) -> f64 {
     let norm = norm(gradient);
     if !norm.is_finite() {
@@ -27,7 +27,7 @@ pub(crate) fn step(config: &ModelConfig, state: &mut TrainingState, gradient: &P
     norm
 }
 
-/// Euclidean norm, squares added in order in double precision.
+/// Computes the Euclidean norm. Adds squares in order, in double precision.
 fn norm(params: &Params) -> f64 {
     params.tensors.iter().flatten().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
 }

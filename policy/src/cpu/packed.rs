@@ -24,7 +24,7 @@ pub(crate) struct PackedLayer {
     pub(crate) down: Linear,
 }
 
-/// A linear layer: `[inputs, outputs]`, and its transpose where gradients are wanted.
+/// A linear layer: `[inputs, outputs]`, and its transpose if gradients are needed.
 #[derive(Debug)]
 pub(crate) struct Linear {
     pub(crate) forward: PackedMatrix,

@@ -12,7 +12,7 @@ use crate::{Draw, Error, Feed, ModelConfig, Policy, Weights, sample};
 pub(crate) struct CpuPolicy {
     weights: Arc<PackedWeights>,
     num_slots: usize,
-    /// Tokens in each slot.
+    /// Number of tokens in each slot.
     lengths: Vec<usize>,
     layers: Vec<LayerCache>,
     scratch: Scratch,
@@ -143,7 +143,7 @@ impl Policy for CpuPolicy {
     }
 }
 
-/// Elements of one slot in a layer's keys, and in its values.
+/// Returns the number of elements of one slot in a layer's keys, and in its values.
 fn slot_len(config: &ModelConfig) -> usize {
     config.num_kv_heads * config.head_dim() * capacity(config)
 }

@@ -9,7 +9,7 @@ use crate::{
     BatchScores, Division, Error, LossBatch, ModelConfig, OptimizerStep, Params, Sequence, Trainer, TrainingState,
 };
 
-/// Trains with gradients by hand, a shard a thread.
+/// Trains with hand-written gradients, one shard per thread at a time.
 pub(crate) struct CpuTrainer {
     config: ModelConfig,
     state: TrainingState,
@@ -33,7 +33,7 @@ impl Trainer for CpuTrainer {
         Ok(network::logprobs(&self.packed(), &self.workspaces, sequences))
     }
 
-    /// Computes the gradient in shards, on however many threads, and adds the shards up in order.
+    /// Computes the gradient in shards, on any number of threads, and adds the shards in order.
     fn gradients(&mut self, batch: &LossBatch<'_>) -> Result<BatchScores, Error> {
         let shards = batch.parts(self.division.num_shards);
         let network = self.packed();

@@ -1,17 +1,16 @@
 use super::{Loss, LossGrad, Scores};
 
-/// The clipped surrogate of a rollout that was rewarded.
+/// The clipped surrogate of a rollout with an advantage.
 ///
-/// `-weight * (w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` a token, where `A` is the
-/// advantage and `H` the entropy over the legal tokens. Where `A` is negative, `min(...)` is no lower than
-/// `DUAL_CLIP A`.
+/// `-weight * (w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` per token, where `A` is the
+/// advantage and `H` the entropy over the legal tokens. If `A` is negative, `min(...)` is at least `DUAL_CLIP A`.
 ///
-/// `ratio` is the current probability over that of the proximal policy, from which a step may not lead far; `w`, a constant
-/// to the gradient, is `min(proximal / behaviour, MAX_PROXIMAL_WEIGHT)`: what was drawn by older weights counts as often as
-/// the proximal policy would have drawn it. Where the proximal policy is the behaviour policy, `w` is 1.
+/// `ratio` is the current probability over that of the proximal policy, which a step must stay close to. `w` is
+/// `min(proximal / behaviour, MAX_PROXIMAL_WEIGHT)`, a constant in the gradient. It reweights tokens that older weights drew to
+/// the proximal policy. If the proximal policy is the behaviour policy, `w` is 1.
 ///
-/// The proximal policy's log-probability is not computed but lies on the line between the other two, at `proximal` of the
-/// way from the behaviour policy to the current one.
+/// The proximal policy's log-probability is not computed by the network but interpolated: it lies at the fraction `proximal` of
+/// the way from the behaviour policy's log-probability to the current one.
 ///
 /// Source: Schulman et al. 2017 (PPO), eq. 7, with the two clips of Yu et al. 2025 (DAPO), section 3.1, the decoupling of
 /// Hilton et al. 2022 (arXiv 2110.00641) as in Fu et al. 2025 (AReaL, arXiv 2505.24298), and AReaL's approximation by versions.
@@ -21,44 +20,45 @@ pub struct ClippedSurrogate {
     pub advantage: f32,
     /// Log-probability of each chosen token when it was drawn.
     pub behavior_logprobs: Vec<f32>,
-    /// Where the proximal policy is for each chosen token: 0 is the behaviour policy, 1 the current one.
+    /// Position of the proximal policy for each chosen token: 0 is the behaviour policy, 1 the current one.
     pub proximal: Vec<f32>,
     /// How far below 1 the importance ratio has an effect; in (0, 1].
     pub clip_low: f32,
     /// How far above 1 the importance ratio has an effect; over 0.
     pub clip_high: f32,
-    /// How much a nat of entropy counts beside the surrogate; 0 or more.
+    /// Weight of a nat of entropy relative to the surrogate; 0 or more.
     pub entropy_bonus: f32,
-    /// How much each token counts.
+    /// The weight of each token.
     pub weight: f32,
 }
 
-/// Most that a token counts whose behaviour policy is not the proximal one.
+/// Upper bound of `w`, the weight of a token whose behaviour policy is not the proximal one.
 ///
 /// Source: the default of truncated importance sampling in verl and SkyRL.
 const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
 
-/// Ratio beyond which a bad answer's token moves nothing, whatever its actor says of the policy that drew it: else it could
-/// outweigh all others.
+/// Ratio beyond which a token of a bad answer has no gradient, whatever log-probability its actor reports: otherwise the token
+/// could outweigh all others.
 ///
-/// Source: the second clip of Ye et al. 2020 (dual-clip PPO), at 3 there; ours is for what is forged.
+/// Source: the second clip of Ye et al. 2020 (dual-clip PPO), at 3 there; ours guards against forged log-probabilities.
 const DUAL_CLIP: f32 = 10.0;
 
-/// Furthest that two log-probabilities of a token are taken to be apart: whatever an actor says, the loss stays finite.
+/// Largest difference of two log-probabilities of a token; larger ones are clamped, so that the loss stays finite whatever an
+/// actor reports.
 ///
 /// Source: the bound of verl's sequence weights, exp(+-20).
 const MAX_LOG_RATIO: f32 = 20.0;
 
-/// What a loss was made of: sums over the chosen tokens of any number of sequences, in order.
+/// Statistics of a loss: sums over the chosen tokens of any number of sequences, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SurrogateStats {
     /// Their loss.
     pub loss: f64,
     /// Their number.
     pub num_tokens: u64,
-    /// Of these, those whose surrogate was clipped: only the entropy bonus moves them.
+    /// Of these, the number whose surrogate was clipped: they have a gradient only from the entropy bonus.
     pub num_clipped: u64,
-    /// And those that count less than the proximal policy would have it.
+    /// Of these, the number whose weight `w` was truncated.
     pub num_truncated: u64,
     /// Sum of their importance ratios.
     pub sum_importance_ratio: f64,
@@ -66,7 +66,7 @@ pub struct SurrogateStats {
     pub sum_entropy: f64,
 }
 
-/// The clipped surrogate of a token, and its derivative by the log-probability.
+/// The clipped surrogate of a token, and its derivative with respect to the log-probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Surrogate {
     value: f32,
@@ -95,14 +95,14 @@ impl Loss for ClippedSurrogate {
     }
 }
 
-/// Advantages and behaviour policy are those of one rollout.
+/// Returns the only sequence: the advantage and the behaviour policy belong to one rollout.
 fn one<'a>(sequences: &[Scores<'a>]) -> Scores<'a> {
     assert_eq!(sequences.len(), 1, "a clipped surrogate is of one sequence");
     sequences[0]
 }
 
 impl ClippedSurrogate {
-    /// The least that a token is rewarded: for a bad answer the clipped ratio has no upper bound of its own.
+    /// Returns the lower bound of a token's surrogate: for a bad answer the clipped ratio has no upper bound of its own.
     fn lowest(&self) -> f32 {
         if self.advantage < 0.0 { DUAL_CLIP * self.advantage } else { f32::MIN }
     }
@@ -128,7 +128,7 @@ impl ClippedSurrogate {
         }
     }
 
-    /// Says what the loss of its sequence is made of.
+    /// Computes the statistics of its sequence.
     pub fn stats(&self, scores: Scores<'_>) -> SurrogateStats {
         let mut stats = SurrogateStats::default();
         for (index, (logprob, entropy)) in scores.logprobs.iter().zip(scores.entropies).enumerate() {
@@ -215,7 +215,7 @@ mod tests {
         }
     }
 
-    /// What no actor of ours says, and what may be said all the same.
+    /// No correct actor reports such a log-probability, but a hostile one may.
     #[test]
     fn stays_finite_whatever_the_behaviour_policy_is_said_to_be() {
         for (advantage, proximal) in [(2.0, 0.0), (-2.0, 0.0), (-2.0, 2.0 / 3.0)] {
@@ -224,7 +224,7 @@ mod tests {
             let Surrogate { value, slope, importance_ratio, .. } = surrogate.surrogate(0, -1.0);
             let all = [value, slope, importance_ratio];
             assert!(all.iter().all(|figure| figure.is_finite()) && importance_ratio > 1e8, "{all:?}");
-            // For a good answer the upper clip is there anyway.
+            // The upper clip bounds a good answer anyway.
             assert!(slope == 0.0 && value.abs() <= 2.0 * 10.0 * 2.0, "{all:?}");
         }
         // By hand: a ratio of 9.9 counts, one of 10.1 does not.

@@ -1,9 +1,9 @@
 use super::{Loss, LossGrad, Scores};
 
-/// `-weight * logprob` a token.
+/// `-weight * logprob` per token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CrossEntropy {
-    /// How much each token counts.
+    /// The weight of each token.
     pub weight: f32,
 }
 

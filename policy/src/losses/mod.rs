@@ -1,4 +1,4 @@
-//! What training minimises: functions of the log-probabilities that the network gives to chosen tokens. A file per loss.
+//! Losses: functions of the log-probabilities and entropies of chosen tokens. One file per loss.
 
 mod clipped_surrogate;
 mod cross_entropy;
@@ -8,9 +8,9 @@ use crate::Sequence;
 pub use clipped_surrogate::{ClippedSurrogate, SurrogateStats};
 pub use cross_entropy::CrossEntropy;
 
-/// What sequences cost that belong together: one sequence, or several that are compared.
+/// The loss of a group of sequences: one sequence, or several that are compared.
 pub trait Loss: Sync {
-    /// Whether the loss depends on entropies. They are computed only then, and read as 0 otherwise.
+    /// Whether the loss depends on entropies. They are read only then, and read as 0 otherwise.
     fn reads_entropies(&self) -> bool {
         false
     }
@@ -22,32 +22,32 @@ pub trait Loss: Sync {
     fn grad(&self, sequences: &[Scores<'_>]) -> Vec<LossGrad>;
 }
 
-/// What the network makes of the chosen tokens of a sequence, in order.
+/// The network's scores of the chosen tokens of a sequence, in order.
 #[derive(Clone, Copy, Debug)]
 pub struct Scores<'a> {
-    /// Log-probability of each among what was legal.
+    /// Log-probability of each among the legal tokens.
     pub logprobs: &'a [f32],
-    /// Entropy over what was legal, in nats.
+    /// Entropy over the legal tokens, in nats.
     pub entropies: &'a [f32],
 }
 
-/// Derivatives of a loss by what the network makes of a chosen token.
+/// Derivatives of a loss with respect to the scores of a chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossGrad {
-    /// By its log-probability.
+    /// With respect to its log-probability.
     pub logprob: f32,
-    /// By the entropy over what was legal.
+    /// With respect to the entropy over the legal tokens.
     pub entropy: f32,
 }
 
-/// The sequences of one update, each in a group under a loss. The loss of the batch is the sum over its groups.
+/// The sequences of one update, in groups that each have a loss. The loss of the batch is the sum over its groups.
 #[derive(Clone, Default)]
 pub struct LossBatch<'a> {
     sequences: Vec<&'a Sequence>,
     groups: Vec<LossGroup<'a>>,
 }
 
-/// Some of the batch's sequences, one after the other.
+/// Consecutive sequences of the batch that share a loss.
 #[derive(Clone, Copy)]
 struct LossGroup<'a> {
     num_sequences: usize,
@@ -61,12 +61,12 @@ pub(crate) struct LossPart<'a> {
     groups: &'a [LossGroup<'a>],
 }
 
-/// What the network makes of all chosen tokens of a batch, sequence after sequence.
+/// The network's scores of all chosen tokens of a batch, sequence after sequence.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BatchScores {
-    /// Log-probability of each among what was legal.
+    /// Log-probability of each among the legal tokens.
     pub logprobs: Vec<f32>,
-    /// Entropy over what was legal, in nats; 0 where no loss reads it.
+    /// Entropy over the legal tokens, in nats; 0 if no loss reads it.
     pub entropies: Vec<f32>,
 }
 
@@ -84,30 +84,30 @@ impl BatchScores {
 }
 
 impl<'a> LossBatch<'a> {
-    /// Adds sequences that belong together.
+    /// Adds a group of sequences with its loss.
     pub fn push(&mut self, sequences: impl IntoIterator<Item = &'a Sequence>, loss: &'a dyn Loss) {
         let before = self.sequences.len();
         self.sequences.extend(sequences);
         self.groups.push(LossGroup { num_sequences: self.sequences.len() - before, loss });
     }
 
-    /// Whether there is nothing to train on.
+    /// Whether the batch has no sequences.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
 
-    /// Lists the sequences, group after group.
+    /// Returns the sequences, group after group.
     pub fn sequences(&self) -> &[&'a Sequence] {
         &self.sequences
     }
 
-    /// Adds up the loss of every group.
+    /// Computes the sum of the losses of all groups.
     pub fn value(&self, scores: &BatchScores) -> f64 {
         let scores = scores.by_sequence(&self.sequences);
         self.whole().by_group(&scores).map(|(loss, scores)| loss.value(scores)).sum()
     }
 
-    /// Splits the groups into `num_parts` parts of about as many groups, fewer where there are not so many.
+    /// Splits the groups into at most `num_parts` parts, each with about as many groups.
     pub(crate) fn parts(&self, num_parts: usize) -> Vec<LossPart<'_>> {
         let groups_per_part = self.groups.len().div_ceil(num_parts).max(1);
         self.whole().split(|num_groups, _| num_groups < groups_per_part)
@@ -119,8 +119,8 @@ impl<'a> LossBatch<'a> {
 }
 
 impl<'a> LossPart<'a> {
-    /// Splits the groups into parts. A part takes another group in while `takes` says so, given the groups that it has and the tokens
-    /// that it would have.
+    /// Splits the groups into parts. A part takes another group while `takes` returns true for the part's number of groups so far
+    /// and its number of tokens with that group.
     pub(crate) fn split(self, takes: impl Fn(usize, usize) -> bool) -> Vec<LossPart<'a>> {
         let (mut parts, mut rest) = (Vec::new(), self);
         while !rest.groups.is_empty() {
@@ -142,7 +142,7 @@ impl<'a> LossPart<'a> {
         parts
     }
 
-    /// Whether the loss of each chosen token reads entropies, token after token.
+    /// Returns for each chosen token, in order, whether its loss reads entropies.
     pub(crate) fn reads_entropies(self) -> impl Iterator<Item = bool> {
         self.by_group(self.sequences).flat_map(|(loss, sequences)| {
             let num_chosen = sequences.iter().map(|sequence| sequence.chosen.len()).sum();
@@ -150,13 +150,13 @@ impl<'a> LossPart<'a> {
         })
     }
 
-    /// Computes the derivatives of the loss by what the network makes of each chosen token.
+    /// Computes the derivatives of the loss with respect to the scores of each chosen token.
     pub(crate) fn grad(self, scores: &BatchScores) -> Vec<LossGrad> {
         let scores = scores.by_sequence(self.sequences);
         self.by_group(&scores).flat_map(|(loss, scores)| loss.grad(scores)).collect()
     }
 
-    /// Pairs each group's loss with what its sequences have.
+    /// Pairs each group's loss with the items of its sequences.
     fn by_group<'b, T>(self, mut of_sequences: &'b [T]) -> impl Iterator<Item = (&'a dyn Loss, &'b [T])> {
         self.groups.iter().map(move |group| {
             let of_group = of_sequences.split_off(..group.num_sequences).expect("a group has its sequences");
@@ -169,7 +169,7 @@ impl<'a> LossPart<'a> {
 mod tests {
     use super::*;
 
-    /// Costs nothing; its derivatives say which group a token is in, and which of how many sequences.
+    /// Its derivatives encode the size of a token's group, and the index of the token's sequence in it.
     struct Labels;
 
     impl Loss for Labels {

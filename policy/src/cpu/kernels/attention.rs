@@ -22,7 +22,7 @@ impl RotaryTable {
         RotaryTable { half, values }
     }
 
-    /// Gives the cosines and the sines of a position.
+    /// Returns the cosines and the sines of a position.
     ///
     /// # Panics
     /// When the position is past the table.
@@ -41,7 +41,7 @@ impl RotaryTable {
         self.rotate_by::<false>(shape, positions, qkv);
     }
 
-    /// Takes gradients of what [`RotaryTable::rotate`] gave back to gradients of what it was given.
+    /// Converts gradients of the output of [`RotaryTable::rotate`] to gradients of its input, in place.
     ///
     /// # Panics
     /// When a position is past the table.
@@ -87,7 +87,7 @@ pub struct KeyValues<'a> {
     pub value_stride: usize,
 }
 
-/// Enters a head vector as one position of blocks `[head_dim, 16]`.
+/// Writes a head vector to one position of blocks `[head_dim, 16]`.
 #[inline(always)]
 pub fn set_position(blocks: &mut [f32], position: usize, x: &[f32]) {
     let block = &mut blocks[position / LANES * LANES * x.len()..][..LANES * x.len()];
@@ -96,12 +96,12 @@ pub fn set_position(blocks: &mut [f32], position: usize, x: &[f32]) {
     }
 }
 
-/// Attention of rows over the first `lens[row]` positions: the one place where it is computed, in decoding and in
-/// training. A row's result depends on its query and its positions alone, not on the rows beside it.
+/// Computes attention of rows over the first `lens[row]` positions, both in decoding and in training. A row's result depends on
+/// its query and its positions alone, not on the other rows.
 ///
 /// - `queries`: rotated and divided by sqrt(head_dim); `lens`: ascending.
-/// - `weights`: scratch; left holding the attention weights, a row each `weight_stride`, a multiple of 16.
-/// - `out`: a row each `out_stride`.
+/// - `weights`: scratch; holds the attention weights afterwards, a row every `weight_stride`, a multiple of 16.
+/// - `out`: a row every `out_stride`.
 #[inline(always)]
 pub fn attend<const ROWS: usize>(
     queries: [&[f32]; ROWS],
@@ -176,7 +176,7 @@ fn times_blocks_at<const ROWS: usize, const BLOCKS: usize>(
     BLOCKS
 }
 
-/// Sums rows of `rows` (of `width` elements, at distance `stride`) by each row of weights, in order.
+/// Sums rows of `rows` (of `width` elements, at distance `stride`), weighted by each row of weights, in order.
 #[inline(always)]
 fn weighted_rows<const ROWS: usize>(
     weights: [&[f32]; ROWS],
@@ -236,7 +236,7 @@ fn weighted_rows_at<const ROWS: usize, const CHUNKS: usize>(
 /// The largest tile of `for_row_tiles`.
 pub const ROW_TILE: usize = 4;
 
-/// Runs a block for tiles of 4, 2 or 1 of `$count` rows, `$first` the first and `$rows` the constant number of a tile.
+/// Runs a block for tiles of 4, 2 or 1 of `$count` rows. `$first` is a tile's first row, `$rows` its constant number of rows.
 macro_rules! for_row_tiles {
     ($count:expr, |$first:ident, $rows:ident| $body:block) => {{
         let count: usize = $count;
@@ -265,7 +265,7 @@ macro_rules! for_row_tiles {
 
 pub(crate) use for_row_tiles;
 
-/// Causal attention over packed sequences, each on its own.
+/// Computes causal attention within each of the packed sequences.
 ///
 /// - `qkv`: `[N, qkv_dim]`, rotated; `out`: `[N, num_heads * head_dim]`.
 /// - `lengths`: lengths of the sequences, summing to N.
@@ -310,7 +310,7 @@ fn forward_kv_head(
     }
 }
 
-/// Enters a head's vectors of all rows into blocks.
+/// Writes a head's vectors of all rows to blocks.
 #[inline(always)]
 fn set_positions(blocks: &mut [f32], rows: &[f32], row_len: usize, column: usize, head_dim: usize) {
     for (position, row) in rows.chunks_exact(row_len).enumerate() {
@@ -318,9 +318,9 @@ fn set_positions(blocks: &mut [f32], rows: &[f32], row_len: usize, column: usize
     }
 }
 
-/// Gradient of [`attention_forward`]; recomputes the attention weights instead of storing them.
+/// Computes the gradient of [`attention_forward`]; recomputes the attention weights instead of storing them.
 ///
-/// - `grad_out`: `[N, num_heads * head_dim]`; `grad_qkv`: `[N, qkv_dim]`, overwritten, of the rotated queries and keys.
+/// - `grad_out`: `[N, num_heads * head_dim]`; `grad_qkv`: `[N, qkv_dim]`, overwritten, for the rotated queries and keys.
 pub fn attention_backward(
     shape: AttentionShape,
     lengths: &[usize],
@@ -425,7 +425,7 @@ fn backward_kv_head(
     }
 }
 
-/// Takes gradients of attention weights back to gradients of scores, in place; past `len` both are made 0.
+/// Converts gradients of attention weights to gradients of scores, in place; sets both to 0 past `len`.
 #[inline(always)]
 fn softmax_backward(weights: &mut [f32], grad: &mut [f32], len: usize) {
     weights[len..].fill(0.0);

@@ -91,7 +91,7 @@ fn inverse_rms(x: &[f32]) -> f32 {
     1.0 / (squares / x.len() as f32 + RMS_EPSILON).sqrt()
 }
 
-/// Gradients of [`rms_norm`]: writes `grad_x [N, D]`, or adds to it, and adds to `grad_weight [D]`, rows in order.
+/// Computes the gradients of [`rms_norm`]: writes `grad_x [N, D]`, or adds to it, and adds to `grad_weight [D]`, rows in order.
 pub fn rms_norm_backward<const ADD: bool>(
     x: &[f32],
     weight: &[f32],
@@ -133,7 +133,7 @@ pub fn swiglu(gate_up: &[f32], out: &mut [f32], width: usize) {
     });
 }
 
-/// Gradient of [`swiglu`]: writes `grad_gate_up [N, 2 F]`, and once more what [`swiglu`] gave.
+/// Computes the gradient of [`swiglu`]: writes `grad_gate_up [N, 2 F]`, and again the output of [`swiglu`].
 pub fn swiglu_backward(gate_up: &[f32], grad_out: &[f32], grad_gate_up: &mut [f32], out: &mut [f32], width: usize) {
     vectorized!({
         let rows = gate_up.chunks_exact(2 * width).zip(grad_out.chunks_exact(width));
@@ -162,7 +162,7 @@ pub fn sum(x: &[f32], y: &[f32], out: &mut [f32]) {
     vectorized!({ out.iter_mut().zip(x).zip(y).for_each(|((out, x), y)| *out = x + y) });
 }
 
-/// The figures of one AdamW update, bias corrections included.
+/// The constants of one AdamW update, bias corrections included.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWStep {
     /// Decay of the first moment.
@@ -173,9 +173,9 @@ pub struct AdamWStep {
     pub step_size: f32,
     /// Inverse square root of the second moment's bias correction.
     pub inverse_root: f32,
-    /// What weight decay leaves of a weight.
+    /// The fraction of a weight that weight decay keeps.
     pub keep: f32,
-    /// Multiplies gradients first.
+    /// Factor by which gradients are multiplied first.
     pub clip: f32,
 }
 

@@ -5,9 +5,9 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// Columns of a panel.
 const PANEL: usize = 16;
-/// Rows of the right matrix that are multiplied before the next ones: two panels of them stay in the first-level cache.
+/// Rows of the right matrix in a block: two panels of a block stay in the first-level cache.
 const BLOCK: usize = 128;
-/// Tiles of rows that are multiplied by a panel before the next one.
+/// Tiles of rows that are multiplied by a panel before the next panel.
 const GROUP_TILES: usize = 4;
 /// Rows of the right matrix that a tile is multiplied by in one round of its loop.
 const UNROLL: usize = 4;
@@ -76,7 +76,7 @@ impl PackedMatrix {
                         *chunk = *matrix.data[start..].first_chunk().expect("the view holds the matrix");
                     }
                 } else {
-                    // Columns outside: the view of a transpose is read in the order of its memory.
+                    // Columns in the outer loop: this reads a transposed view in the order of its memory.
                     for column in 0..PANEL {
                         for (row, chunk) in panel_chunks.iter_mut().enumerate() {
                             let (row, from) = (first_row + row, first_column + column);
@@ -89,23 +89,23 @@ impl PackedMatrix {
         }
     }
 
-    /// Gives the number of rows.
+    /// Returns the number of rows.
     pub fn num_rows(&self) -> usize {
         self.num_rows
     }
 
-    /// Gives the number of columns.
+    /// Returns the number of columns.
     pub fn num_columns(&self) -> usize {
         self.num_columns
     }
 }
 
-/// What [`matmul`] does with what is in `out`.
+/// How [`matmul`] uses the contents of `out`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Overwrites it.
+    /// Overwrites them.
     Zero,
-    /// Goes on summing: two calls on the halves of k give the bits of one call on the whole.
+    /// Continues the sums: two calls on the halves of k produce the same bits as one call on the whole.
     Out,
 }
 
@@ -120,7 +120,7 @@ pub fn matmul(left: MatrixView<'_>, num_rows: usize, right: &PackedMatrix, start
     matmul_on(Arch::new(), left, num_rows, right, start, out);
 }
 
-/// As [`matmul`], with the instructions of `arch`.
+/// Multiplies as [`matmul`] does, with the instructions of `arch`.
 ///
 /// # Panics
 /// When the slices are shorter than the shapes say.
@@ -138,7 +138,7 @@ pub fn matmul_on(
 }
 
 thread_local! {
-    /// Scratch of a thread's products. On the stack it would be cleared for each of them, which is a good part of a small one.
+    /// Scratch of a thread's products. On the stack it would be cleared for each product, a good part of a small one's cost.
     static SCRATCH: RefCell<[f32; GROUP_TILES * MAX_ROWS * BLOCK]> =
         const { RefCell::new([0.0; GROUP_TILES * MAX_ROWS * BLOCK]) };
 }
@@ -157,7 +157,7 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        // A tile's sums leave registers for a row of the right matrix and a factor: 16 sums of 32 registers, 12 of 16.
+        // A tile's sums leave registers for a row of the right matrix and a factor: they take 16 of 32 registers, or 12 of 16.
         match S::F32_LANES {
             16 if self.num_rows == 1 => self.tiles::<S, 1, 4, 1>(simd),
             8 if self.num_rows == 1 => self.tiles::<S, 1, 4, 2>(simd),
@@ -172,8 +172,8 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     /// Computes tiles of `ROWS` rows and `PANELS` panels of `VECTORS` vectors.
     ///
-    /// A block of k is taken for a few tiles of rows at a time, panel by panel: so a panel comes from the second-level cache
-    /// once for all of them, and the factors of their rows stay in the first.
+    /// Processes a block of k for a few tiles of rows at a time, panel by panel. A panel comes from the second-level cache once
+    /// for all these tiles, and the factors of their rows stay in the first-level cache.
     #[inline(always)]
     fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
         let Product { left, num_rows, right, start, scratch, out } = self;
@@ -212,13 +212,13 @@ impl Product<'_> {
     }
 }
 
-/// What a tile of rows is multiplied by, copied together: its rows may be a stride apart that maps them to a few places of the
-/// first-level cache, and here an offset leads from one row to the next instead of a register each.
+/// The left-hand factors of a tile of rows, copied together. The stride of the original rows may map them to a few places of the
+/// first-level cache. In the copy, an offset leads from one row to the next, instead of a register for each row.
 trait Factors<const ROWS: usize>: Copy {
     fn at(&self, row: usize, k: usize) -> f32;
 }
 
-/// Factors of a matrix whose rows lie side by side.
+/// Factors of a matrix with contiguous rows.
 #[derive(Clone, Copy)]
 struct ByRow<'a, const ROWS: usize>(&'a [[f32; BLOCK]; ROWS]);
 
@@ -240,7 +240,7 @@ impl<const ROWS: usize> Factors<ROWS> for ByK<'_, ROWS> {
     }
 }
 
-/// Copies the first `len` rows of a tile, and the last one again for the others, whose sums are not stored.
+/// Copies the first `len` rows of a tile. Repeats the last one for the other rows, whose sums are not stored.
 #[inline(always)]
 fn copy_rows<const ROWS: usize>(
     left: MatrixView<'_>,
@@ -252,14 +252,14 @@ fn copy_rows<const ROWS: usize>(
     for (row, copy) in copy.iter_mut().enumerate() {
         let from = &left.data[(first_row + row.min(len - 1)) * left.row_stride..][ks.clone()];
         match from.first_chunk() {
-            // Without a call.
+            // Avoids a function call.
             Some(whole) => *copy = *whole,
             None => copy[..from.len()].copy_from_slice(from),
         }
     }
 }
 
-/// As [`copy_rows`], for each k its factors.
+/// Copies as [`copy_rows`] does, but groups the factors by k.
 #[inline(always)]
 fn copy_columns<const ROWS: usize>(
     left: MatrixView<'_>,
@@ -357,7 +357,7 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
                 *sums = *row_vectors::<S, PANELS, VECTORS>(&mut out[row * stride..]);
             }
         }
-        // Several k a round: what a loop costs beside the multiply-adds counts where a core is shared.
+        // Several k per round: the loop's overhead beside the multiply-adds matters if a core is shared.
         let num_rounds = self.block_len.min(BLOCK) / UNROLL;
         let panel_rounds = panels.map(|panel| &panel.as_chunks::<UNROLL>().0[..num_rounds]);
         #[expect(clippy::needless_range_loop, reason = "a round is one of each panel and of the factors")]

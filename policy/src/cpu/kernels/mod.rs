@@ -7,9 +7,9 @@
 
 /// Compiles a block for each instruction set and runs the best one that the machine has.
 ///
-/// The closure gives up `once`, so it can be called only once and its `call_once` is its body: that is inlined into the
-/// function that has the instructions. For a closure that could be called again it would be a shim, too large to inline,
-/// and every `mul_add` in it a call into the C library.
+/// The closure consumes `once`, so it is callable only once and its `call_once` is its body, which is inlined into the function
+/// that has the instructions. If the closure could be called again, `call_once` would be a shim too large to inline, and every
+/// `mul_add` in it a call into the C library.
 macro_rules! vectorized {
     ($body:block) => {{
         let once = $crate::cpu::kernels::Once;
@@ -42,5 +42,5 @@ pub use elementwise::{
 pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 pub use peak::{instruction_set, multiply_adds};
 
-/// Width of the lanes in which long sums run.
+/// Number of lanes in which long sums run.
 pub const LANES: usize = 16;

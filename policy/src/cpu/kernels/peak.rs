@@ -1,15 +1,15 @@
 use pulp::{Arch, Simd, WithSimd};
 
-/// Sums that are formed side by side: enough to hide the latency of a multiply-add, few enough for the registers.
+/// Number of parallel sums: enough to hide the latency of a multiply-add, few enough for the registers.
 const SUMS: usize = 12;
 
-/// Does multiply-adds in registers, `rounds` times 12 vectors, and gives the number of floating-point operations: what
-/// the machine can do at most.
+/// Runs multiply-adds in registers, `rounds` times 12 vectors, and returns the number of floating-point operations. This measures
+/// the peak of the machine.
 pub fn multiply_adds(rounds: usize) -> f64 {
     Arch::new().dispatch(MultiplyAdds { rounds })
 }
 
-/// Names the instructions that the kernels use here, and gives the lanes of a vector.
+/// Returns the name of the instruction set that the kernels use here, and the number of lanes of a vector.
 pub fn instruction_set() -> (&'static str, usize) {
     Arch::new().dispatch(InstructionSet)
 }

@@ -1,43 +1,40 @@
-//! A bus whose traffic is counted for Prometheus. What roles do is what they send: their counts are taken here too.
+//! Counts one process's traffic on the bus for Prometheus. Roles act through the messages they send, so their work is
+//! counted here too.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use async_trait::async_trait;
 use bus::nats::{Server, ServerCounts};
-use bus::{Bus, Delivery, Error};
+use bus::{Delivery, Error};
 use prometheus::{
     HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry, exponential_buckets,
     register_histogram_vec_with_registry, register_int_counter_vec_with_registry, register_int_counter_with_registry,
     register_int_gauge_vec_with_registry,
 };
-use proto::{
-    Beat, Digest, Group, Message, ProblemKey, Refusal, Role, ScoredGroup, StopReason, Task, TaskId, TaskKind, Verdict,
-    Version,
-};
+use proto::{Group, ScoredGroup, StopReason, TaskId, TaskKind, Verdict};
 use tokio::time::Instant;
 
 use crate::late::LateGauge;
 use crate::report::word;
 
-/// A part that a process plays in a run: it says what is counted there.
+/// A role that a process has in a run. It decides which metrics the process has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Duty {
-    /// It asks for tasks and takes scored groups.
+    /// Issues tasks and takes scored groups.
     Learn,
-    /// It takes tasks and sends groups.
+    /// Takes tasks and sends groups.
     Play,
-    /// It takes groups and sends them scored.
+    /// Takes groups and sends scored groups.
     Judge,
 }
 
 impl Duty {
     pub(crate) const ALL: [Duty; 3] = [Duty::Learn, Duty::Play, Duty::Judge];
 
-    /// Names the queue that is filled.
+    /// Returns the queue that this role publishes to.
     fn publishes(self) -> &'static str {
         match self {
             Duty::Learn => "task",
@@ -46,7 +43,7 @@ impl Duty {
         }
     }
 
-    /// Names the queue that is emptied.
+    /// Returns the queue that this role takes from.
     fn takes(self) -> &'static str {
         match self {
             Duty::Learn => "scored",
@@ -56,39 +53,39 @@ impl Duty {
     }
 }
 
-/// Counts what one process says and hears.
+/// Counts the messages that one process sends and receives.
 pub(crate) struct Meters {
-    publishes: IntCounterVec,
-    publish_seconds: HistogramVec,
-    deliveries: IntCounterVec,
-    tasks_issued: IntCounterVec,
-    rollouts: IntCounterVec,
-    rollout_tokens: IntCounterVec,
-    rollout_seconds: HistogramVec,
-    verdicts: IntCounterVec,
-    verify_seconds: HistogramVec,
-    /// When tasks were taken that are played here, and groups that are judged.
-    playing: Begun,
-    judging: Begun,
-    weights_seconds: HistogramVec,
-    weights_bytes: LateGauge,
-    weights_refused: IntCounter,
-    connected: LateGauge,
-    reconnects: IntCounter,
-    denied: IntCounter,
-    slow: IntCounter,
-    dead: IntCounterVec,
-    publish_bytes: IntCounterVec,
-    acks: IntCounterVec,
-    queue_messages: IntGaugeVec,
-    queue_inflight: IntGaugeVec,
-    weights_version: LateGauge,
-    has_weights: AtomicBool,
+    pub(crate) publishes: IntCounterVec,
+    pub(crate) publish_seconds: HistogramVec,
+    pub(crate) deliveries: IntCounterVec,
+    pub(crate) tasks_issued: IntCounterVec,
+    pub(crate) rollouts: IntCounterVec,
+    pub(crate) rollout_tokens: IntCounterVec,
+    pub(crate) rollout_seconds: HistogramVec,
+    pub(crate) verdicts: IntCounterVec,
+    pub(crate) verify_seconds: HistogramVec,
+    /// Start times of the tasks being played and the groups being judged here.
+    pub(crate) playing: Begun,
+    pub(crate) judging: Begun,
+    pub(crate) weights_seconds: HistogramVec,
+    pub(crate) weights_bytes: LateGauge,
+    pub(crate) weights_refused: IntCounter,
+    pub(crate) connected: LateGauge,
+    pub(crate) reconnects: IntCounter,
+    pub(crate) denied: IntCounter,
+    pub(crate) slow: IntCounter,
+    pub(crate) dead: IntCounterVec,
+    pub(crate) publish_bytes: IntCounterVec,
+    pub(crate) acks: IntCounterVec,
+    pub(crate) queue_messages: IntGaugeVec,
+    pub(crate) queue_inflight: IntGaugeVec,
+    pub(crate) weights_version: LateGauge,
+    pub(crate) has_weights: AtomicBool,
 }
 
 impl Meters {
-    /// Registers what a process with these duties counts. What can be counted there by label begins at 0: a rate over a
-    /// counter that appears with its first failure misses it.
+    /// Registers the metrics of a process with these duties. Every labelled counter starts at 0: a rate over a counter that
+    /// appears with its first failure would miss that failure.
     pub(crate) fn new(to: &Registry, duties: &[Duty]) -> Result<Meters> {
         let seconds = exponential_buckets(0.0005, 4.0, 9)?;
         let build = register_int_gauge_vec_with_registry!("build_info", "Always 1.", &["version", "build"], to)?;
@@ -224,8 +221,8 @@ impl Meters {
         Ok(meters)
     }
 
-    /// Makes every counter that a duty may raise.
-    fn begin_at_zero(&self, duty: Duty) {
+    /// Creates, at 0, every counter that a duty may increment.
+    pub(crate) fn begin_at_zero(&self, duty: Duty) {
         let make = |counter: &IntCounterVec, labels: &[&str]| drop(counter.with_label_values(labels));
         let domains = || domains::registry().iter().map(|domain| domain.name());
         let (publishes, takes) = (duty.publishes(), duty.takes());
@@ -256,7 +253,7 @@ impl Meters {
         }
     }
 
-    /// Takes in what is known of the connection; without a server, whether the bus `is_here`, in this process.
+    /// Updates the metrics from the connection to `server`. Without a server, `is_here` tells that the bus is in this process.
     pub(crate) fn look_at(&self, server: Option<&Server>, is_here: bool) {
         let counts = server.map_or_else(ServerCounts::default, Server::counts);
         let ServerCounts { num_reconnects, num_denied, num_slow, queues } = counts;
@@ -280,12 +277,12 @@ impl Meters {
         }
     }
 
-    /// Whether this process has had weights.
+    /// Whether this process has ever had weights.
     pub(crate) fn has_weights(&self) -> bool {
         self.has_weights.load(Ordering::Relaxed)
     }
 
-    /// Gives every metric a value, as a run would.
+    /// Sets every metric to a value, as a run would.
     #[cfg(test)]
     pub(crate) fn fill(&self) {
         self.publish_seconds.with_label_values(&["task"]).observe(0.1);
@@ -297,7 +294,11 @@ impl Meters {
         self.weights_version.set(1.0);
     }
 
-    async fn publish(&self, queue: &str, publish: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    pub(crate) async fn publish(
+        &self,
+        queue: &str,
+        publish: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), Error> {
         let began = Instant::now();
         let published = publish.await;
         self.publish_seconds.with_label_values(&[queue]).observe(began.elapsed().as_secs_f64());
@@ -312,7 +313,7 @@ impl Meters {
         published
     }
 
-    fn took<T>(&self, queue: &str, delivery: Result<Delivery<T>, Error>) -> Result<Delivery<T>, Error> {
+    pub(crate) fn took<T>(&self, queue: &str, delivery: Result<Delivery<T>, Error>) -> Result<Delivery<T>, Error> {
         if let Ok(delivery) = &delivery {
             let redelivered = if delivery.is_redelivered { "true" } else { "false" };
             self.deliveries.with_label_values(&[queue, redelivered]).inc();
@@ -320,7 +321,7 @@ impl Meters {
         delivery
     }
 
-    fn played(&self, group: &Group) {
+    pub(crate) fn played(&self, group: &Group) {
         let domain = group.task.request.domain();
         if let Some(took) = self.playing.end(group.task.id) {
             self.rollout_seconds.with_label_values(&[domain]).observe(took.as_secs_f64());
@@ -334,7 +335,7 @@ impl Meters {
         }
     }
 
-    fn judged(&self, scored: &ScoredGroup) {
+    pub(crate) fn judged(&self, scored: &ScoredGroup) {
         let domain = scored.group.task.request.domain();
         if let Some(took) = self.judging.end(scored.group.task.id) {
             self.verify_seconds.with_label_values(&[domain]).observe(took.as_secs_f64());
@@ -344,17 +345,17 @@ impl Meters {
         }
     }
 
-    fn moved(&self, direction: &str, began: Instant, num_bytes: usize) {
+    pub(crate) fn moved(&self, direction: &str, began: Instant, num_bytes: usize) {
         self.weights_seconds.with_label_values(&[direction]).observe(began.elapsed().as_secs_f64());
         self.weights_bytes.set(num_bytes as f64);
         self.has_weights.store(true, Ordering::Relaxed);
     }
 }
 
-/// What becomes of a message that is handed to the bus.
+/// The outcomes of publishing a message.
 pub(crate) const PUBLISH_RESULTS: [&str; 4] = ["ok", "too_large", "denied", "failed"];
 
-/// What the server is told of a message that was taken: done with, back to the queue, set aside.
+/// The replies to the server about a taken message: done, returned to the queue, set aside.
 pub(crate) const ACKS: [&str; 3] = ["ack", "nak", "term"];
 
 const VERDICTS: [Verdict; 6] =
@@ -367,15 +368,15 @@ fn outcome(stop: StopReason) -> &'static str {
     }
 }
 
-/// When something was begun that is to be ended.
+/// Start times of tasks that have not ended yet.
 #[derive(Default)]
-struct Begun(Mutex<BTreeMap<TaskId, Instant>>);
+pub(crate) struct Begun(Mutex<BTreeMap<TaskId, Instant>>);
 
-/// More than any worker has at a time: what was handed back, and ends elsewhere, is forgotten at last.
+/// More tasks than any worker has at a time. At this size the map is cleared: tasks that were handed back end elsewhere.
 const MAX_BEGUN: usize = 65_536;
 
 impl Begun {
-    fn begin(&self, task: TaskId) {
+    pub(crate) fn begin(&self, task: TaskId) {
         let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if begun.len() >= MAX_BEGUN {
             begun.clear();
@@ -383,123 +384,8 @@ impl Begun {
         begun.insert(task, Instant::now());
     }
 
-    fn end(&self, task: TaskId) -> Option<Duration> {
+    pub(crate) fn end(&self, task: TaskId) -> Option<Duration> {
         let began = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&task)?;
         Some(began.elapsed())
-    }
-}
-
-/// A bus whose traffic is counted.
-pub(crate) struct Counted {
-    bus: Arc<dyn Bus>,
-    meters: Arc<Meters>,
-}
-
-impl Counted {
-    pub(crate) fn new(bus: Arc<dyn Bus>, meters: Arc<Meters>) -> Counted {
-        Counted { bus, meters }
-    }
-}
-
-#[async_trait]
-impl Bus for Counted {
-    async fn publish_task(&self, task: Message<Task>) -> Result<(), Error> {
-        let reissued = if task.envelope.issue > 0 { "true" } else { "false" };
-        let kind = word(&task.body.id.kind);
-        self.meters.publish("task", self.bus.publish_task(task)).await?;
-        self.meters.tasks_issued.with_label_values(&[kind.as_str(), reissued]).inc();
-        Ok(())
-    }
-
-    async fn publish_group(&self, group: Message<Group>) -> Result<(), Error> {
-        self.meters.played(&group.body);
-        self.meters.publish("group", self.bus.publish_group(group)).await
-    }
-
-    async fn publish_scored(&self, scored: Message<ScoredGroup>) -> Result<(), Error> {
-        self.meters.judged(&scored.body);
-        self.meters.publish("scored", self.bus.publish_scored(scored)).await
-    }
-
-    async fn next_task(&self) -> Result<Delivery<Task>, Error> {
-        let task = self.meters.took("task", self.bus.next_task().await)?;
-        self.meters.playing.begin(task.message.body.id);
-        Ok(task)
-    }
-
-    async fn next_group(&self) -> Result<Delivery<Group>, Error> {
-        let group = self.meters.took("group", self.bus.next_group().await)?;
-        self.meters.judging.begin(group.message.body.task.id);
-        Ok(group)
-    }
-
-    async fn next_scored(&self) -> Result<Delivery<ScoredGroup>, Error> {
-        self.meters.took("scored", self.bus.next_scored().await)
-    }
-
-    async fn beat(&self, role: Role, tasks: Vec<TaskId>) -> Result<(), Error> {
-        self.bus.beat(role, tasks).await
-    }
-
-    async fn next_beat(&self) -> Result<Beat, Error> {
-        self.bus.next_beat().await
-    }
-
-    async fn refuse(&self, refusal: Refusal) -> Result<(), Error> {
-        self.bus.refuse(refusal).await
-    }
-
-    async fn next_refusal(&self) -> Result<Refusal, Error> {
-        self.bus.next_refusal().await
-    }
-
-    async fn put_key(&self, task: TaskId, key: ProblemKey) -> Result<(), Error> {
-        self.bus.put_key(task, key).await
-    }
-
-    async fn get_key(&self, task: TaskId) -> Result<ProblemKey, Error> {
-        self.bus.get_key(task).await
-    }
-
-    async fn forget_batch(&self, kind: TaskKind, batch: u64) -> Result<(), Error> {
-        self.bus.forget_batch(kind, batch).await
-    }
-
-    async fn put_weights(&self, digest: Digest, bytes: Arc<[u8]>) -> Result<(), Error> {
-        let (began, num_bytes) = (Instant::now(), bytes.len());
-        self.bus.put_weights(digest, bytes).await?;
-        self.meters.moved("put", began, num_bytes);
-        Ok(())
-    }
-
-    async fn get_weights(&self, digest: Digest) -> Result<Arc<[u8]>, Error> {
-        let began = Instant::now();
-        let fetched = self.bus.get_weights(digest).await;
-        match &fetched {
-            Ok(bytes) => self.meters.moved("get", began, bytes.len()),
-            Err(Error::NoWeights { .. } | Error::BadWeights { .. }) => self.meters.weights_refused.inc(),
-            Err(_) => {}
-        }
-        fetched
-    }
-
-    async fn retain_weights(&self, digests: &[Digest]) -> Result<(), Error> {
-        self.bus.retain_weights(digests).await
-    }
-
-    async fn announce(&self, version: Version) -> Result<(), Error> {
-        self.bus.announce(version).await
-    }
-
-    async fn next_version(&self) -> Result<Version, Error> {
-        self.bus.next_version().await
-    }
-
-    async fn leave(&self) {
-        self.bus.leave().await;
-    }
-
-    async fn restore(&self) -> Result<bool, Error> {
-        self.bus.restore().await
     }
 }

@@ -10,29 +10,29 @@ use crate::main_loop::expect_step;
 use crate::received::Received;
 use crate::{Config, Error, Fold, Manifest, Plans, State};
 
-/// What a replay found.
+/// The result of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplayReport {
-    /// The step after which it began: 0, or that of the oldest checkpoint that is kept where the journal before it is not.
+    /// The step after which it began: 0, or that of the oldest kept checkpoint if the journal before it is gone.
     pub first_step: u64,
-    /// The last step that came out with the digests of the journal, as all since the first did.
+    /// The last step whose digests match the journal, as those of all steps since the first do.
     pub last_step: u64,
-    /// Groups that were folded.
+    /// Number of groups that were folded.
     pub num_groups: u64,
-    /// What the run depended on.
+    /// The manifest of the run.
     pub manifest: Manifest,
 }
 
-/// Computes a run again from its journal alone and compares the digests of every step up to `last_step`. Where the journal has let
-/// go of its first steps, the oldest checkpoint that is kept stands for them.
+/// Computes a run again from its journal alone and compares the digests of every step up to `last_step`. If the first steps of
+/// the journal are gone, begins at the oldest kept checkpoint instead.
 ///
-/// `each` hears the number of every step that agrees.
+/// Calls `each` with the number of every step that matches.
 ///
 /// # Errors
 /// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
-/// [`Error::NotReproducible`] when the run promised no digests; [`Error::File`] when the journal has no manifest, or lacks its
-/// first steps and no checkpoint stands for them.
-pub fn replay(
+/// [`Error::NotReproducible`] when the run is not reproducible; [`Error::File`] when the journal has no manifest, or lacks its
+/// first steps and no checkpoint replaces them.
+pub fn verify_journal(
     config: Config,
     run_dir: &Path,
     sources: Vec<Arc<dyn ProblemSource>>,
@@ -66,7 +66,7 @@ pub fn replay(
             Ok(Record::Group(group)) if group.task().kind == TaskKind::Train => {
                 received.insert(group);
             }
-            // What a process that went on from an earlier checkpoint has folded again is in the journal once.
+            // A step that a resumed process folded again is in the journal only once.
             Ok(Record::Step(expected)) if first_step < expected.step && expected.step <= last_step => {
                 expect_undamaged(&damaged)?;
                 let batch = expected.step - 1;
@@ -83,7 +83,7 @@ pub fn replay(
                 each(expected.step);
             }
             Ok(_) => {}
-            // Where a run was killed its journal ends inside a record.
+            // The journal of a killed run may end inside a record.
             Err(error) if error.truncated => {}
             Err(error) => drop(damaged.get_or_insert((fold.state().step, error))),
         }
@@ -92,7 +92,7 @@ pub fn replay(
     Ok(ReplayReport { first_step, last_step: fold.state().step, num_groups, manifest })
 }
 
-/// Where a replay begins.
+/// The starting point of a replay.
 struct Start {
     state: State,
     training: TrainingState,
@@ -167,7 +167,7 @@ mod tests {
 
     fn replay_of(run_dir: &Path, last_step: u64) -> (Result<ReplayReport, Error>, Vec<u64>) {
         let mut agreed = Vec::new();
-        let report = replay(config(), run_dir, sources(), 1, last_step, |step| agreed.push(step));
+        let report = verify_journal(config(), run_dir, sources(), 1, last_step, |step| agreed.push(step));
         (report, agreed)
     }
 
@@ -241,7 +241,7 @@ mod tests {
         assert!(refusal(folder.path()).0.contains("expected a run on devices whose results are the same twice"));
     }
 
-    /// Of a journal without its first steps the rest is replayed, from the oldest checkpoint that is whole.
+    /// If the first steps of a journal are gone, the rest is replayed from the oldest intact checkpoint.
     #[test]
     fn the_oldest_checkpoint_stands_for_what_is_gone() {
         let folder = tempfile::tempdir().unwrap();
@@ -262,7 +262,7 @@ mod tests {
         point = cut(&mut run, &point);
         cut(&mut run, &point);
         assert_eq!(steps(folder.path(), u64::MAX), (0, 6, vec![1, 2, 3, 4, 5, 6]), "nothing is gone yet");
-        crate::point::forget_passed(&journal, &checkpoints).unwrap();
+        crate::checkpoint::forget_passed(&journal, &checkpoints).unwrap();
         assert_eq!(std::fs::read_dir(&journal).unwrap().count(), 2);
         assert_eq!(steps(folder.path(), u64::MAX), (2, 6, vec![3, 4, 5, 6]));
         assert_eq!(steps(folder.path(), 4), (2, 4, vec![3, 4]));
