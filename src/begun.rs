@@ -25,7 +25,7 @@ pub(crate) fn to_json(manifest: &Manifest, config: &RunConfig) -> Result<String>
 /// Checks that a run directory holds no run, or one that began with this manifest and this config.
 ///
 /// # Errors
-/// Names every config key that differs, or the first other field of the manifest, with its old and new value.
+/// Lists every config key that differs, or the first other field of the manifest, with its old and new value.
 pub(crate) fn expect(run_dir: &Path, manifest: &Manifest, config: &RunConfig) -> Result<()> {
     match learner::expect_begun_with(run_dir, manifest) {
         Err(Error::Manifest { field, .. }) if field == "config" => expect_config(run_dir, config),
@@ -36,7 +36,7 @@ pub(crate) fn expect(run_dir: &Path, manifest: &Manifest, config: &RunConfig) ->
 /// Checks that the journal of a run directory was begun with this config.
 ///
 /// # Errors
-/// Names every key that differs, with its value in the journal and in `config`.
+/// Lists every key that differs, with its value in the journal and in `config`.
 pub(crate) fn expect_config(run_dir: &Path, config: &RunConfig) -> Result<()> {
     let first = JournalReader::open(&run_dir.join("journal"))?.next()?.and_then(Result::ok);
     let is = config.run.digest();

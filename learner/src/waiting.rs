@@ -109,7 +109,7 @@ impl Workers {
     }
 }
 
-/// Names a task for people.
+/// Formats a task for people.
 pub(crate) fn describe(TaskId { kind, batch, index }: TaskId) -> String {
     let kind = if kind == TaskKind::Train { "task" } else { "exam task" };
     format!("{kind} {index} of batch {batch}")

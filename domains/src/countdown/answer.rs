@@ -246,7 +246,7 @@ fn used_too_often(integer: Integer, num_used: usize, num_there: usize) -> String
     }
 }
 
-/// Names the numbers that an answer does not use, and those that it uses less often than they are given.
+/// Lists the numbers that an answer does not use, and those that it uses less often than they are given.
 fn not_used(left: &[u64], given: &[u64]) -> String {
     let count = |numbers: &[u64], number: &u64| numbers.iter().filter(|other| *other == number).count();
     let (partly, wholly): (Vec<u64>, Vec<u64>) =
@@ -415,7 +415,7 @@ fn integer(digits: &str) -> Result<Integer<'_>, Refusal> {
     Ok(integer)
 }
 
-/// Names a character that is not legal in an answer; many look like one that is.
+/// Describes a character that is not legal in an answer; many look like one that is.
 fn name(character: char) -> String {
     match character {
         '\u{feff}' => "a byte order mark (U+FEFF)".to_owned(),
