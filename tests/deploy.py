@@ -50,7 +50,7 @@ def arguments(*paths):
             if words[0] == "begin-or-resume.sh":
                 _, role, run_dir, new_run, *words = words
                 # A build without the feature has no such device; that it refuses it is tested elsewhere.
-                new_run = new_run.replace("--set learner.device=cuda", "")
+                new_run = re.sub(r"--set (learner|actor)\.device=cuda", "", new_run)
                 expect_runs([role, *new_run.split(), "--run-dir", run_dir, *words, "--dry-run"])
             else:
                 role, *words = words
