@@ -75,6 +75,15 @@ pub trait Checker: Send + Sync {
     /// a call that takes too long, and its thread with it.
     fn judge(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error>;
 
+    /// Judges the answers of a group, without reasons. A checker that reads the problem once for all of them is faster, and a
+    /// remote one needs one call.
+    ///
+    /// # Errors
+    /// As of [`Checker::judge`].
+    fn verdicts(&self, problem: &Problem, key: Option<&ProblemKey>, answers: &[&str]) -> Result<Vec<Verdict>, Error> {
+        answers.iter().map(|answer| Ok(self.judge(problem, key, answer)?.verdict)).collect()
+    }
+
     /// Whether a search may query the checker about answers, because a positive verdict reveals nothing that the problem hides.
     fn may_be_searched(&self, _problem: &Problem) -> bool {
         false

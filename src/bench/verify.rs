@@ -1,8 +1,8 @@
 use anyhow::{Context as _, Result};
 use domains::programs::Dialect;
-use domains::{Programs, domain};
+use domains::{Domain, Programs, domain};
 use language::random_answer;
-use proto::{CounterRng, Problem, ProblemOrigin, Purpose, Request};
+use proto::{CounterRng, KeyedProblem, Problem, ProblemOrigin, Purpose, Request};
 use tokio::time::Instant;
 
 use super::{Args, Report, Row, Spread};
@@ -54,49 +54,40 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
     Ok(Report { threads: 1, ..args.report(rows.collect()) })
 }
 
-/// Makes checks of programs of one and two operations: each problem is read once, then random legal answers are judged.
+/// Makes checks of programs of one and two operations: random legal answers and a correct one to each problem.
 fn programs(name: &'static str, levels: &[u32]) -> Result<Checks> {
     let programs = Programs { dialect: Dialect::Full };
-    let mut prepared = Vec::new();
-    for index in 0..PROBLEMS {
+    let groups = (0..PROBLEMS).map(|index| {
         let drawn = programs.draw_ladder(levels[index as usize % levels.len()], 0, index);
         let mut answers = random_answers(&drawn.problem, index)?;
         answers.push(drawn.answer);
-        prepared.push((programs.checker(&drawn.problem, drawn.key.as_ref())?, answers));
-    }
+        Ok((KeyedProblem { problem: drawn.problem, key: drawn.key }, answers))
+    });
+    checks(name, domain("programs")?.as_ref(), groups.collect::<Result<_>>()?)
+}
+
+/// Makes checks of countdown with three and four numbers.
+fn countdown() -> Result<Checks> {
+    let countdown = domain("countdown")?.as_ref();
+    let groups = (0..PROBLEMS).map(|index| {
+        let keyed = countdown.ladder(2 + index as u32 % 2, 0, index);
+        let answers = random_answers(&keyed.problem, index)?;
+        Ok((keyed, answers))
+    });
+    checks("countdown", countdown, groups.collect::<Result<_>>()?)
+}
+
+/// Makes checks of groups as the verifier makes them: every group starts from its problem's text.
+fn checks(name: &'static str, domain: &'static dyn Domain, groups: Vec<(KeyedProblem, Vec<String>)>) -> Result<Checks> {
     let judge = move || {
         let mut num_checks = 0;
-        for (checker, answers) in &mut prepared {
-            for answer in answers {
-                std::hint::black_box(checker.judge(answer));
-                num_checks += 1;
-            }
+        for (KeyedProblem { problem, key }, answers) in &groups {
+            let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
+            num_checks += std::hint::black_box(domain.verdicts(problem, key.as_ref(), &answers)?).len();
         }
         Ok(num_checks)
     };
     Ok(Checks { name, judge: Box::new(judge) })
-}
-
-/// Makes checks of countdown with three and four numbers. Every check starts from the problem's text.
-fn countdown() -> Result<Checks> {
-    let countdown = domain("countdown")?;
-    let mut prepared = Vec::new();
-    for index in 0..PROBLEMS {
-        let problem = countdown.ladder(2 + index as u32 % 2, 0, index).problem;
-        let answers = random_answers(&problem, index)?;
-        prepared.push((problem, answers));
-    }
-    let judge = move || {
-        let mut num_checks = 0;
-        for (problem, answers) in &prepared {
-            for answer in answers {
-                std::hint::black_box(countdown.judge(problem, None, answer)?);
-                num_checks += 1;
-            }
-        }
-        Ok(num_checks)
-    };
-    Ok(Checks { name: "countdown", judge: Box::new(judge) })
 }
 
 fn random_answers(problem: &Problem, index: u64) -> Result<Vec<String>> {

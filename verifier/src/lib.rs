@@ -274,17 +274,21 @@ fn score_answers(
 ) -> Result<ScoredGroup, language::Error> {
     let Examples { language, domain, .. } = examples;
     let request = &group.task.request;
+    // An incomplete answer has no text, and is malformed.
+    let texts = group.rollouts.iter().map(|rollout| language.text(request, &rollout.tokens));
+    let texts: Vec<Option<String>> = texts.collect::<Result<_, _>>()?;
+    let complete: Vec<&str> = texts.iter().flatten().map(String::as_str).collect();
+    let mut judged = domain.verdicts(problem, key, &complete)?.into_iter();
     let mut verdicts = Vec::with_capacity(group.rollouts.len());
-    for Rollout { tokens, .. } in &group.rollouts {
-        // An incomplete answer is malformed.
-        let Some(text) = language.text(request, tokens)? else {
+    for (Rollout { tokens, .. }, text) in group.rollouts.iter().zip(&texts) {
+        let Some(text) = text else {
             verdicts.push(Verdict::Malformed);
             continue;
         };
-        let verdict = domain.judge(problem, key, &text)?.verdict;
+        let verdict = judged.next().expect("every answer has a verdict");
         verdicts.push(verdict);
         if group.task.id.kind == TaskKind::Train {
-            examples.learn_from(problem, Answer { tokens, text: &text }, verdict)?;
+            examples.learn_from(problem, Answer { tokens, text }, verdict)?;
         }
     }
     Ok(ScoredGroup {

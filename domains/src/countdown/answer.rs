@@ -21,38 +21,59 @@ const MAX_DEPTH: usize = 32;
 /// Most digits of an integer that a reason quotes: as many as a 64-bit integer can have.
 const MAX_QUOTED_DIGITS: usize = 20;
 
-/// Judges an answer in text.
+/// Judges an answer in text, with a reason when it is not correct.
 pub(super) fn judge(problem: &Stated, answer: &str) -> Judged {
-    match check(problem, answer) {
+    match check::<String>(problem, answer) {
         Ok(()) => Judged::correct(),
         Err((verdict, reason)) => Judged::because(verdict, reason),
     }
 }
 
-/// A verdict that is not `correct`, and why.
-type Refusal = (Verdict, String);
-
-fn malformed<T>(reason: impl Into<String>) -> Result<T, Refusal> {
-    Err((Verdict::Malformed, reason.into()))
-}
-
-fn incorrect<T>(reason: impl Into<String>) -> Result<T, Refusal> {
-    Err((Verdict::Incorrect, reason.into()))
+/// Judges an answer in text, without a reason.
+pub(super) fn verdict(problem: &Stated, answer: &str) -> Verdict {
+    check::<()>(problem, answer).map_or_else(|(verdict, ())| verdict, |()| Verdict::Correct)
 }
 
 /// Returns the last result of an answer that follows the rules, whatever the target; `None` when it breaks them.
 pub(super) fn value_reached(problem: &Stated, answer: &str) -> Option<u64> {
-    follow(problem, answer).ok()
+    follow::<()>(problem, answer).ok()
 }
 
-fn check(problem: &Stated, answer: &str) -> Result<(), Refusal> {
+/// Why an answer is not correct: a text, or nothing where nobody reads it. Most answers of an untrained policy are wrong, and
+/// writing the reason takes longer than finding it.
+trait Reason {
+    fn of<S: Into<String>>(text: impl FnOnce() -> S) -> Self;
+}
+
+impl Reason for String {
+    fn of<S: Into<String>>(text: impl FnOnce() -> S) -> String {
+        text().into()
+    }
+}
+
+impl Reason for () {
+    fn of<S: Into<String>>(_text: impl FnOnce() -> S) {}
+}
+
+/// A verdict that is not `correct`, and why.
+type Refusal<R> = (Verdict, R);
+
+fn malformed<T, R: Reason, S: Into<String>>(reason: impl FnOnce() -> S) -> Result<T, Refusal<R>> {
+    Err((Verdict::Malformed, R::of(reason)))
+}
+
+fn incorrect<T, R: Reason>(reason: impl FnOnce() -> String) -> Result<T, Refusal<R>> {
+    Err((Verdict::Incorrect, R::of(reason)))
+}
+
+fn check<R: Reason>(problem: &Stated, answer: &str) -> Result<(), Refusal<R>> {
     let reached = follow(problem, answer)?;
-    if reached == problem.target { Ok(()) } else { incorrect(format!("ends in {reached}, not {}", problem.target)) }
+    if reached == problem.target { Ok(()) } else { incorrect(|| format!("ends in {reached}, not {}", problem.target)) }
 }
 
-fn follow(problem: &Stated, answer: &str) -> Result<u64, Refusal> {
+fn follow<R: Reason>(problem: &Stated, answer: &str) -> Result<u64, Refusal<R>> {
     if answer.len() > MAX_TEXT_BYTES {
-        return malformed(format!("expected an answer of up to {MAX_TEXT_BYTES} bytes, got {}", answer.len()));
+        return malformed(|| format!("expected an answer of up to {MAX_TEXT_BYTES} bytes, got {}", answer.len()));
     }
     match lines(answer)?[..] {
         [only] => follow_expression(problem, only),
@@ -64,15 +85,15 @@ fn follow(problem: &Stated, answer: &str) -> Result<u64, Refusal> {
 }
 
 /// Splits an answer into its steps. Line breaks are white space as well, so blank lines are not steps.
-fn lines(answer: &str) -> Result<Vec<&str>, Refusal> {
+fn lines<R: Reason>(answer: &str) -> Result<Vec<&str>, Refusal<R>> {
     let is_blank = |text: &str| text.bytes().all(|byte| is_space(char::from(byte)) || byte == b'\n');
     if is_blank(answer) {
-        return malformed("expected steps or an expression, got nothing");
+        return malformed(|| "expected steps or an expression, got nothing");
     }
     let mut lines = Vec::new();
     for part in answer.split([';', ',']) {
         if is_blank(part) {
-            return malformed("expected a step on both sides of every `;` and `,`, got none on one");
+            return malformed(|| "expected a step on both sides of every `;` and `,`, got none on one");
         }
         lines.extend(part.split('\n').filter(|line| !is_blank(line)));
     }
@@ -88,7 +109,7 @@ struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    fn read(text: &'a str) -> Result<Step<'a>, Refusal> {
+    fn read<R: Reason>(text: &'a str) -> Result<Step<'a>, Refusal<R>> {
         match lexemes(text)?[..] {
             [
                 Lexeme::Integer(first),
@@ -97,13 +118,13 @@ impl<'a> Step<'a> {
                 Lexeme::Equals,
                 Lexeme::Integer(result),
             ] => Ok(Step { first, operator, second, result }),
-            _ => malformed(format!("expected steps such as `25 * 3 = 75`, got {}", quote(text))),
+            _ => malformed(|| format!("expected steps such as `25 * 3 = 75`, got {}", quote(text))),
         }
     }
 }
 
 /// Follows the steps, each of which replaces two numbers by its result; returns the last result.
-fn follow_steps(problem: &Stated, steps: &[Step]) -> Result<u64, Refusal> {
+fn follow_steps<R: Reason>(problem: &Stated, steps: &[Step]) -> Result<u64, Refusal<R>> {
     // All numbers that are given or made by steps, and those of them that are left.
     let (mut there, mut left) = (problem.numbers.clone(), problem.numbers.clone());
     let mut taken = Vec::with_capacity(2 * steps.len());
@@ -113,34 +134,34 @@ fn follow_steps(problem: &Stated, steps: &[Step]) -> Result<u64, Refusal> {
             taken.push(operand.value());
             match left.iter().position(|number| operand.value() == Some(*number)) {
                 Some(at) => Ok(left.remove(at)),
-                None => incorrect(used_too_often(operand, num_taken, count(&there, operand))),
+                None => incorrect(|| used_too_often(operand, num_taken, count(&there, operand))),
             }
         };
         let (first, second) = (take(step.first)?, take(step.second)?);
         let result = step.operator.apply(first, second, problem.bound)?;
         if step.result.value() != Some(result) {
-            return incorrect(format!("{first} {} {second} is {result}, not {}", step.operator, step.result));
+            return incorrect(|| format!("{first} {} {second} is {result}, not {}", step.operator, step.result));
         }
         there.push(result);
         left.push(result);
     }
     let last = left.pop().expect("an answer has a step, and a step a result");
-    if left.is_empty() { Ok(last) } else { incorrect(not_used(&left, &problem.numbers)) }
+    if left.is_empty() { Ok(last) } else { incorrect(|| not_used(&left, &problem.numbers)) }
 }
 
 /// Evaluates an expression that uses every number once, and checks the result that it claims after `=`, if any.
-fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
+fn follow_expression<R: Reason>(problem: &Stated, text: &str) -> Result<u64, Refusal<R>> {
     let lexemes = lexemes(text)?;
     let (written, claimed) = match lexemes[..] {
         [ref written @ .., Lexeme::Equals, Lexeme::Integer(claimed)] => (written, Some(claimed)),
         ref written => (written, None),
     };
     if written.is_empty() {
-        return malformed(format!("expected an expression before `=`, got {}", quote(text)));
+        return malformed(|| format!("expected an expression before `=`, got {}", quote(text)));
     }
     let postfix = postfix(written)?;
     if let [only] = postfix[..] {
-        return malformed(format!("expected steps or an expression, got {only} alone"));
+        return malformed(|| format!("expected steps or an expression, got {only} alone"));
     }
     let integers: Vec<Integer> = postfix.iter().filter_map(|lexeme| lexeme.integer()).collect();
     let mut unused = problem.numbers.clone();
@@ -149,18 +170,18 @@ fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
             Some(at) => drop(unused.remove(at)),
             None => {
                 let num_used = integers.iter().filter(|other| *other == integer).count();
-                return incorrect(used_too_often(*integer, num_used, count(&problem.numbers, *integer)));
+                return incorrect(|| used_too_often(*integer, num_used, count(&problem.numbers, *integer)));
             }
         }
     }
     if !unused.is_empty() {
-        return incorrect(not_used(&unused, &problem.numbers));
+        return incorrect(|| not_used(&unused, &problem.numbers));
     }
     let value = evaluate(&postfix, problem.bound)?;
     match claimed.filter(|claimed| claimed.value() != Some(value)) {
         Some(claimed) => {
             let left = text.split('=').next().unwrap_or_default().trim_matches(is_space);
-            incorrect(format!("{left} is {value}, not {claimed}"))
+            incorrect(|| format!("{left} is {value}, not {claimed}"))
         }
         None => Ok(value),
     }
@@ -169,7 +190,7 @@ fn follow_expression(problem: &Stated, text: &str) -> Result<u64, Refusal> {
 /// Converts an expression to postfix notation, in which every operator follows its operands.
 ///
 /// Source: Dijkstra 1961, "Algol 60 translation".
-fn postfix<'a>(lexemes: &[Lexeme<'a>]) -> Result<Vec<Lexeme<'a>>, Refusal> {
+fn postfix<'a, R: Reason>(lexemes: &[Lexeme<'a>]) -> Result<Vec<Lexeme<'a>>, Refusal<R>> {
     let (mut ordered, mut waiting) = (Vec::with_capacity(lexemes.len()), Vec::<Lexeme>::new());
     let (mut is_operand_next, mut depth) = (true, 0);
     for lexeme in lexemes {
@@ -179,7 +200,7 @@ fn postfix<'a>(lexemes: &[Lexeme<'a>]) -> Result<Vec<Lexeme<'a>>, Refusal> {
                 is_operand_next = false;
             }
             (Lexeme::Open, true) if depth == MAX_DEPTH => {
-                return Err((Verdict::Resource, format!("nested more than {MAX_DEPTH} parentheses deep")));
+                return Err((Verdict::Resource, R::of(|| format!("nested more than {MAX_DEPTH} parentheses deep"))));
             }
             (Lexeme::Open, true) => {
                 depth += 1;
@@ -197,25 +218,25 @@ fn postfix<'a>(lexemes: &[Lexeme<'a>]) -> Result<Vec<Lexeme<'a>>, Refusal> {
                     ordered.push(before);
                 }
                 if waiting.pop().is_none() {
-                    return malformed("`)` closes no `(`");
+                    return malformed(|| "`)` closes no `(`");
                 }
                 depth -= 1;
             }
-            (_, true) => return malformed(format!("expected an integer or `(`, got {lexeme}")),
-            (_, false) => return malformed(format!("expected an operator, got {lexeme}")),
+            (_, true) => return malformed(|| format!("expected an integer or `(`, got {lexeme}")),
+            (_, false) => return malformed(|| format!("expected an operator, got {lexeme}")),
         }
     }
     if is_operand_next {
-        return malformed("the expression ends where an integer is expected");
+        return malformed(|| "the expression ends where an integer is expected");
     }
     if depth > 0 {
-        return malformed("`(` is not closed");
+        return malformed(|| "`(` is not closed");
     }
     ordered.extend(waiting.into_iter().rev());
     Ok(ordered)
 }
 
-fn evaluate(postfix: &[Lexeme], bound: Option<u64>) -> Result<u64, Refusal> {
+fn evaluate<R: Reason>(postfix: &[Lexeme], bound: Option<u64>) -> Result<u64, Refusal<R>> {
     let mut values = Vec::with_capacity(postfix.len());
     for lexeme in postfix {
         let value = match lexeme {
@@ -318,20 +339,20 @@ impl Operator {
     }
 
     /// Computes a result, which is a positive integer up to the bound.
-    fn apply(self, first: u64, second: u64, bound: Option<u64>) -> Result<u64, Refusal> {
+    fn apply<R: Reason>(self, first: u64, second: u64, bound: Option<u64>) -> Result<u64, Refusal<R>> {
         let step = format_args!("{first} {self} {second}");
         let result = match self {
             Operator::Add => first.checked_add(second),
             Operator::Multiply => first.checked_mul(second),
-            Operator::Subtract if first <= second => return incorrect(format!("{step} is no positive integer")),
+            Operator::Subtract if first <= second => return incorrect(|| format!("{step} is no positive integer")),
             Operator::Subtract => Some(first - second),
-            Operator::Divide if !first.is_multiple_of(second) => return incorrect(format!("{step} is no integer")),
+            Operator::Divide if !first.is_multiple_of(second) => return incorrect(|| format!("{step} is no integer")),
             Operator::Divide => Some(first / second),
         };
         match (result, bound) {
-            (None, _) => Err((Verdict::Resource, format!("{step} is larger than 64 bits hold"))),
+            (None, _) => Err((Verdict::Resource, R::of(|| format!("{step} is larger than 64 bits hold")))),
             (Some(result), Some(bound)) if result > bound => {
-                incorrect(format!("{step} is {result}, over the max_intermediate of {bound}"))
+                incorrect(|| format!("{step} is {result}, over the max_intermediate of {bound}"))
             }
             (Some(result), _) => Ok(result),
         }
@@ -384,7 +405,7 @@ impl fmt::Display for Lexeme<'_> {
     }
 }
 
-fn lexemes(text: &str) -> Result<Vec<Lexeme<'_>>, Refusal> {
+fn lexemes<R: Reason>(text: &str) -> Result<Vec<Lexeme<'_>>, Refusal<R>> {
     let mut lexemes = Vec::new();
     let mut rest = text.trim_start_matches(is_space);
     while let Some(first) = rest.chars().next() {
@@ -399,7 +420,7 @@ fn lexemes(text: &str) -> Result<Vec<Lexeme<'_>>, Refusal> {
             '=' => Lexeme::Equals,
             other => match Operator::of(other) {
                 Some(operator) => Lexeme::Operator(operator),
-                None => return malformed(format!("expected integers, + - * / ( ) and =, got {}", name(other))),
+                None => return malformed(|| format!("expected integers, + - * / ( ) and =, got {}", name(other))),
             },
         });
         rest = rest[len..].trim_start_matches(is_space);
@@ -407,10 +428,10 @@ fn lexemes(text: &str) -> Result<Vec<Lexeme<'_>>, Refusal> {
     Ok(lexemes)
 }
 
-fn integer(digits: &str) -> Result<Integer<'_>, Refusal> {
+fn integer<R: Reason>(digits: &str) -> Result<Integer<'_>, Refusal<R>> {
     let integer = Integer { digits };
     if digits.starts_with('0') {
-        return malformed(format!("expected integers from 1 on without leading zeros, got {integer}"));
+        return malformed(|| format!("expected integers from 1 on without leading zeros, got {integer}"));
     }
     Ok(integer)
 }

@@ -14,7 +14,7 @@ mod puzzle;
 mod stated;
 mod symbols;
 
-use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose};
+use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
 
 use self::puzzle::{LARGE_BOUND, MAX_NUMBERS, Puzzle, SMALL_BOUND};
 use self::stated::{NO_MAX, Stated};
@@ -129,6 +129,11 @@ impl Ladder for Countdown {
 impl Checker for Countdown {
     fn judge(&self, problem: &Problem, _key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error> {
         Ok(answer::judge(&self.stated(problem)?, answer))
+    }
+
+    fn verdicts(&self, problem: &Problem, _key: Option<&ProblemKey>, answers: &[&str]) -> Result<Vec<Verdict>, Error> {
+        let stated = self.stated(problem)?;
+        Ok(answers.iter().map(|answer| answer::verdict(&stated, answer)).collect())
     }
 
     /// Always true: the problem shows all that its checker knows.

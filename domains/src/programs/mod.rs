@@ -99,6 +99,14 @@ impl PreparedProblem {
             verdict => Judged::because(verdict, self.puzzle.explain(&answer, verdict, &mut self.machine)),
         }
     }
+
+    /// Judges an answer, without a reason.
+    fn verdict(&mut self, answer: &str) -> Verdict {
+        match self.puzzle.parse_answer(answer) {
+            Ok(answer) => self.puzzle.judge(&answer, self.reference.as_ref(), &mut self.machine),
+            Err(judged) => judged.verdict,
+        }
+    }
 }
 
 /// The kind of a problem: the niche in which it competes.
@@ -198,6 +206,11 @@ impl Ladder for Programs {
 impl Checker for Programs {
     fn judge(&self, problem: &Problem, key: Option<&ProblemKey>, answer: &str) -> Result<Judged, Error> {
         Ok(self.checker(problem, key)?.judge(answer))
+    }
+
+    fn verdicts(&self, problem: &Problem, key: Option<&ProblemKey>, answers: &[&str]) -> Result<Vec<Verdict>, Error> {
+        let mut checker = self.checker(problem, key)?;
+        Ok(answers.iter().map(|answer| checker.verdict(answer)).collect())
     }
 
     /// True for abduction: any input with the given output is correct, and running the program reveals no more than that.
