@@ -682,7 +682,7 @@ mod tests {
             ("local.slot=1", "unknown field `slot`"),
             ("batch.lag=2", "batch.lag: expected 0 or 1, got 2"),
             ("batch.max_staleness=0", "batch.max_staleness: expected 1 to 1000, got 0"),
-            ("batch.max_staleness=8", "batch.lag: expected 1 to 8, and up to batch.max_staleness, got 0"),
+            ("batch.max_staleness=8", "batch.lag: expected 1 to 8, at most batch.max_staleness, got 0"),
         ] {
             let error = set(&[wrong]).unwrap_err().to_string();
             assert!(error.contains(says), "{wrong}: {error}");

@@ -87,7 +87,7 @@ impl Engine {
                 };
                 drop(groups.send(Err(failed)));
             };
-            std::thread::Builder::new().name(name).spawn(play).expect("the system can start a thread");
+            std::thread::Builder::new().name(name).spawn(play).expect("could not start a thread");
         }
         (Engine { jobs, newest }, group_receiver)
     }
@@ -116,7 +116,7 @@ impl Engine {
 /// Returns the message of a panic.
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("no text").to_owned()
+    text.unwrap_or("no message").to_owned()
 }
 
 /// A rollout in a slot.

@@ -83,7 +83,7 @@ pub enum Error {
         text: String,
     },
     /// The threads are gone.
-    #[error("the engine's threads ended early")]
+    #[error("the engine's threads ended unexpectedly")]
     EngineStopped,
 }
 
@@ -285,7 +285,7 @@ impl Actor {
             ) => {
                 // The learner stores the weights again, or announces others. Until then the actor plays loaded versions.
                 if !waited.is_empty() || self.refused.is_none_or(|(refused, _)| refused != digest) {
-                    tracing::warn!("{} tasks wait: {error}", waited.len());
+                    tracing::warn!("could not load weights; {} tasks handed back: {error}", waited.len());
                 }
                 self.refused = Some((digest, Instant::now()));
                 for task in waited {
@@ -327,7 +327,7 @@ pub fn load(digest: Digest, bytes: &[u8], backend: &Backend) -> Result<Weights, 
     let (config, sets) = read_weights(bytes, &[""]).map_err(|error| refuse(error.to_string()))?;
     let got = sets[0].digest(&config);
     if got != digest {
-        return Err(refuse(format!("the store holds {got:?} under this name")));
+        return Err(refuse(format!("the store returned weights with digest {got:?}")));
     }
     backend.load(&config, &sets[0]).map_err(Error::Device)
 }

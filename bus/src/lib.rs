@@ -168,7 +168,7 @@ trait Receipt<T>: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The other end is closed.
-    #[error("bus: {queue} is closed")]
+    #[error("bus: {queue}: channel closed")]
     Closed {
         /// The name of the queue.
         queue: &'static str,
@@ -186,7 +186,7 @@ pub enum Error {
         digest: Digest,
     },
     /// The data stored under the name of a version are not these weights.
-    #[error("bus: weights {digest:?} are refused: {reason}")]
+    #[error("bus: weights {digest:?} rejected: {reason}")]
     BadWeights {
         /// The digest of the weights.
         digest: Digest,
@@ -228,7 +228,7 @@ pub enum Error {
         reason: String,
     },
     /// Another learner holds the run.
-    #[error("bus: run {run:?} has a learner ({holder}); one run has one learner at a time")]
+    #[error("bus: run {run:?} has a learner ({holder}); a run can have only one learner at a time")]
     Taken {
         /// The run.
         run: String,
@@ -236,7 +236,9 @@ pub enum Error {
         holder: String,
     },
     /// A message is larger than the server accepts.
-    #[error("bus: {what} has {size_bytes} bytes, the server takes messages of up to {limit_bytes} (max_payload)")]
+    #[error(
+        "bus: {what} has {size_bytes} bytes; the server accepts messages of up to {limit_bytes} bytes (max_payload)"
+    )]
     TooLarge {
         /// The kind of message.
         what: String,

@@ -600,8 +600,8 @@ async fn a_bucket_that_forgets_is_refused() {
     jetstream.create_key_value(config).await.unwrap();
     let refused =
         connect(&server).await.lead(RUN, RUN, &learner("learner"), terms()).await.map(|_| ()).unwrap_err().to_string();
-    assert!(refused.starts_with("bus: bucket autodidact_runs: expected expiry after 0 s, "), "{refused}");
-    assert!(refused.contains("got expiry after 60 s, "), "{refused}");
+    assert!(refused.starts_with("bus: bucket autodidact_runs: expected max_age 0 s, "), "{refused}");
+    assert!(refused.contains("got max_age 60 s, "), "{refused}");
 }
 
 /// A server that reports an old version: it would silently ignore options that it does not know.

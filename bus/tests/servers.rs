@@ -50,7 +50,7 @@ async fn a_user_and_password_or_a_token_are_used_and_not_shown() {
         let refused = refusal(&server.url_of(wrong)).await;
         assert!(refused.starts_with(&format!("bus: not permitted: {shown}: authorization violation")), "{refused}");
         let refused = refusal(&server.url()).await;
-        let says = "authorization violation; it asks for a key (--nkey), a user and password, or a token";
+        let says = "authorization violation; it requires an nkey (--nkey), a user and password, or a token";
         assert!(refused.ends_with(says), "{refused}");
         // The connection comes back as the same user.
         server.kill();
@@ -81,7 +81,7 @@ async fn a_key_and_a_password_are_not_both_used() {
         Settings { servers: "nats://u:s3cret@127.0.0.1:1".parse().unwrap(), patience: PATIENCE, credentials };
     let refused = Server::connect(settings, "test").await.err().unwrap().to_string();
     assert!(
-        refused.starts_with("bus: server nats://***@127.0.0.1:1: expected a key of this process, or "),
+        refused.starts_with("bus: server nats://***@127.0.0.1:1: expected either an nkey (--nkey) or "),
         "{refused}"
     );
     assert!(refused.ends_with(", got both"), "{refused}");

@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn end(self, known: &str) -> Result<(), Refusal> {
         match self.0.first() {
             None => Ok(()),
-            Some((name, _)) => Err((format!("no field but {known}"), crate::quote(name))),
+            Some((name, _)) => Err((format!("only the fields {known}"), crate::quote(name))),
         }
     }
 }

@@ -459,11 +459,11 @@ fn refuses_what_is_not_a_problem() {
         (r#""mode":"deduction","program":"sort""#, "expected a list of integers as input, got none"),
         (
             r#""mode":"deduction","program":"sort","input":[1],"output":[1]"#,
-            "expected no field but domain, mode, program and input, of a deduction, got \"output\"",
+            "expected only the fields domain, mode, program and input in a deduction problem, got \"output\"",
         ),
         (
             r#""mode":"induction","program":"sort","max_operations":2,"pairs":[[[1],[1]]]"#,
-            "mode, max_operations and pairs, of an induction, got \"program\"",
+            "mode, max_operations and pairs in an induction problem, got \"program\"",
         ),
         (r#""mode":"deduction","program":"sort","input":[4294967297]"#, "as input, got [4294967297]"),
         (
@@ -472,13 +472,13 @@ fn refuses_what_is_not_a_problem() {
         ),
         (r#""mode":"deduction","program":"foo","input":[1]"#, "such as \"filter (> 3) map (* 2)\", got \"foo\""),
         (r#""mode":"deduction","program":"\ufeffrev","input":[1]"#, "got \"\\ufeffrev\""),
-        (r#""mode":"deduction","program":["rev"],"input":[1]"#, "expected a text as program, got [\"rev\"]"),
+        (r#""mode":"deduction","program":["rev"],"input":[1]"#, "expected a string as program, got [\"rev\"]"),
         (r#""mode":"abduction","program":"rev","output":"x""#, "an integer or a list of integers as output, got \"x\""),
         (r#""mode":"abduction","program":"rev","output":[100]"#, "the range of the language, got [100]"),
         (r#""mode":"abduction","program":"rev","output":3"#, "expected an output of the program's type, got 3"),
         (r#""mode":"induction","max_operations":5,"pairs":[[[1],[1]]]"#, "from 1 to 4 (3 in programs-digits), got 5"),
         (r#""mode":"induction","max_operations":2,"pairs":[[1,[1]]]"#, "an output, as pairs, got [[1,[1]]]"),
-        (r#""mode":"induction","max_operations":2,"pairs":[]"#, "and outputs of one type, got []"),
+        (r#""mode":"induction","max_operations":2,"pairs":[]"#, "and with outputs of one type, got []"),
         (r#""mode":"guess","program":"sort","input":[1]"#, "\"abduction\" or \"induction\" as mode, got \"guess\""),
         (r#""program":"sort","input":[1]"#, "as mode, got none"),
     ] {

@@ -127,7 +127,9 @@ pub enum Error {
     #[error(transparent)]
     Domain(#[from] domains::Error),
     /// The domain has only text, no symbols.
-    #[error("domain {domain}: expected one with symbols for networks from random weights, got one of text alone")]
+    #[error(
+        "domain {domain}: expected a domain with a symbol vocabulary, which a network trained from scratch needs, got a text-only domain"
+    )]
     NoSymbols {
         /// The domain.
         domain: String,

@@ -73,7 +73,9 @@ pub fn enumerate_answers(episode: Box<dyn Episode>) -> impl Iterator<Item = Vec<
 fn bounded(legal: LegalTokens) -> Vec<TokenId> {
     match legal {
         LegalTokens::Any => {
-            panic!("expected an answer language that names what may follow, got one in which anything may")
+            panic!(
+                "expected an answer language with a set of legal tokens at every choice, got one that allows any token"
+            )
         }
         LegalTokens::Only(set) => set.iter().collect(),
     }

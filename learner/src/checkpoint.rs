@@ -249,7 +249,7 @@ impl Files<'_> {
                 proto::Error::Version { expected, got, .. } => {
                     (format!("a checkpoint of version {expected}"), format!("version {got}"))
                 }
-                error => ("a state of this build".to_owned(), error.to_string()),
+                error => ("a state that this build can read".to_owned(), error.to_string()),
             };
             Error::File { path: self.folder.join(name), expected, got }
         })

@@ -229,7 +229,7 @@ impl Config {
             None => check("batch.lag", "0 or 1", lag, lag <= 1)?,
             Some(limit) => {
                 check("batch.max_staleness", "1 to 1000", limit, (1..=1_000).contains(&limit))?;
-                check("batch.lag", "1 to 8, and up to batch.max_staleness", lag, (1..=limit.min(8)).contains(&lag))?;
+                check("batch.lag", "1 to 8, at most batch.max_staleness", lag, (1..=limit.min(8)).contains(&lag))?;
             }
         }
         let temperature = self.actor.temperature;
@@ -238,22 +238,22 @@ impl Config {
         let room = self.model.max_positions as u32;
         check(
             "actor.max_answer_tokens",
-            "1 to below model.max_positions",
+            "at least 1, below model.max_positions",
             max_answer_tokens,
             (1..room).contains(&max_answer_tokens),
         )?;
-        check("domains", "one entry or more", "none", !self.domains.is_empty())?;
+        check("domains", "at least one entry", "none", !self.domains.is_empty())?;
         for (index, entry) in self.domains.iter().enumerate() {
             let source = sources.iter().find(|source| source.name() == entry.name);
-            check("domains.name", "a domain of `autodidact domains`", &entry.name, source.is_some())?;
+            check("domains.name", "a domain listed by `autodidact domains`", &entry.name, source.is_some())?;
             let is_new = self.domains[..index].iter().all(|earlier| earlier.name != entry.name);
             check("domains.name", "each domain once", &entry.name, is_new)?;
             check("domains.share", "over 0", entry.share, entry.share > 0.0 && entry.share.is_finite())?;
-            check("domains.levels", "one entry or more", "none", !entry.levels.is_empty())?;
+            check("domains.levels", "at least one entry", "none", !entry.levels.is_empty())?;
             let levels = source.map(|source| source.ladder_levels()).unwrap_or_default();
             for LevelWeight { level, weight } in &entry.levels {
                 let is_known = levels.iter().any(|known| known.level == *level);
-                check("domains.levels.level", "a level of `autodidact domains`", level, is_known)?;
+                check("domains.levels.level", "a level listed by `autodidact domains`", level, is_known)?;
                 check("domains.levels.weight", "over 0", weight, *weight > 0.0 && weight.is_finite())?;
             }
         }
@@ -268,11 +268,11 @@ impl Config {
             learner.learning_rate,
             positive(learner.learning_rate) && learner.learning_rate <= 1.0,
         )?;
-        check("learner.beta1", "0 to below 1", learner.beta1, fraction(learner.beta1))?;
-        check("learner.beta2", "0 to below 1", learner.beta2, fraction(learner.beta2))?;
-        check("learner.weight_decay", "0 to below 1", learner.weight_decay, fraction(learner.weight_decay))?;
+        check("learner.beta1", "at least 0, below 1", learner.beta1, fraction(learner.beta1))?;
+        check("learner.beta2", "at least 0, below 1", learner.beta2, fraction(learner.beta2))?;
+        check("learner.weight_decay", "at least 0, below 1", learner.weight_decay, fraction(learner.weight_decay))?;
         check("learner.max_grad_norm", "over 0", learner.max_grad_norm, positive(learner.max_grad_norm))?;
-        check("learner.ema_decay", "0 to below 1", learner.ema_decay, fraction(learner.ema_decay))?;
+        check("learner.ema_decay", "at least 0, below 1", learner.ema_decay, fraction(learner.ema_decay))?;
         check("learner.window_examples", "1 or more", learner.window_examples, learner.window_examples > 0)?;
         check("learner.reuse", "over 0, up to 100", learner.reuse, positive(learner.reuse) && learner.reuse <= 100.0)?;
         let update_tokens = learner.update_tokens;
@@ -335,23 +335,23 @@ impl SelfPlayConfig {
     fn validate(&self, config: &Config) -> Result<(), Error> {
         let num_tasks = config.batch.num_tasks;
         let key = "self_play.propose_tasks";
-        check(key, "0 to below batch.num_tasks", self.propose_tasks, self.propose_tasks < num_tasks)?;
+        check(key, "at least 0, below batch.num_tasks", self.propose_tasks, self.propose_tasks < num_tasks)?;
         let share = self.proposer_share;
-        check("self_play.proposer_share", "0 to below 1", share, (0.0..1.0).contains(&share))?;
+        check("self_play.proposer_share", "at least 0, below 1", share, (0.0..1.0).contains(&share))?;
         let ProblemShares { proposer, mutation, archive, ladder } = self.problems;
         let shares = [proposer, mutation, archive, ladder];
         let holds = shares.iter().all(|share| *share >= 0.0 && share.is_finite()) && shares.iter().sum::<f64>() > 0.0;
         check("self_play.problems", "weights of 0 or more, not all 0", format!("{shares:?}"), holds)?;
         let learner = &config.learner;
-        let expected = "false with self_play, whose measurements would still see the verdicts";
+        let expected = "false with self_play, whose measurements would use the unshuffled verdicts";
         check("learner.shuffle_labels", expected, learner.shuffle_labels, !learner.shuffle_labels)?;
         let has_cross_entropy = learner.policy_gradient.as_ref().is_none_or(|config| config.cross_entropy);
         let holds = has_cross_entropy || self.proposer_loss == ProposerLoss::PolicyGradient;
-        let expected = "policy-gradient where learner.policy_gradient.cross_entropy is false";
+        let expected = "policy-gradient if learner.policy_gradient.cross_entropy is false";
         check("self_play.proposer_loss", expected, "cross-entropy", holds)?;
         let is_played = config.actor.behavior == Behavior::Policy && config.actor.temperature == 1.0;
         let holds = self.proposer_loss == ProposerLoss::CrossEntropy || is_played;
-        let expected = "cross-entropy unless actor.behavior is policy and actor.temperature 1";
+        let expected = "cross-entropy unless actor.behavior is policy and actor.temperature is 1";
         check("self_play.proposer_loss", expected, "policy-gradient", holds)
     }
 }

@@ -70,12 +70,12 @@ impl fmt::Display for Ban {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Ban { player, task: TaskId { batch, index, .. }, reason, num_trained, steps: (first, last), num_again } =
             self;
-        write!(formatter, "{player} is banned: its group of task {index} of batch {batch}: {reason}; ")?;
+        write!(formatter, "{player} is banned for its group of task {index} of batch {batch}: {reason}; ")?;
         match num_trained {
             0 => write!(formatter, "none of its groups was trained on")?,
             _ => write!(formatter, "{num_trained} of its groups were trained on, in steps {first} to {last}")?,
         }
-        write!(formatter, "; {num_again} are played again")
+        write!(formatter, "; {num_again} will be played again")
     }
 }
 

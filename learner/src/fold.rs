@@ -279,7 +279,7 @@ impl Fold {
             }
             match self.planned.remove(task.id).filter(|planned| is_next && planned.task == *task) {
                 Some(planned) => taken.push(planned),
-                None => return refuse(format!("group {index} was not played for this plan: {:?}", task.id)),
+                None => return refuse(format!("group {index} does not match a planned task: {:?}", task.id)),
             }
         }
         Ok(taken)

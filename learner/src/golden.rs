@@ -119,11 +119,9 @@ fn the_golden_journal_of_version_5() {
     assert_eq!((read.len(), group), (records().len(), step));
     assert_ne!(group, Some(Digest::of(&scored())), "by the bytes of then");
     let error = crate::journal::read_manifest(folder.path()).unwrap_err().to_string();
-    assert!(
-        error.ends_with(
-            ": expected a journal of version 6, got version 5, which `inspect` reads and no run goes on from"
-        )
-    );
+    assert!(error.ends_with(
+        ": expected a journal of version 6, got version 5, which `inspect` can read but a run cannot resume from"
+    ));
 }
 
 /// `COMPLETE` has the digests of all files, weights included; two more files are stored in full. Nothing is trained, so the

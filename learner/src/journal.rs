@@ -125,7 +125,8 @@ impl Journal {
     /// # Errors
     /// [`Error::Io`].
     pub fn append(&mut self, record: &Record) -> Result<(), Error> {
-        let body = zstd::bulk::compress(&FORMAT.encode(record), 1).map_err(Error::io("compress for", &self.path))?;
+        let body =
+            zstd::bulk::compress(&FORMAT.encode(record), 1).map_err(Error::io("compress a record for", &self.path))?;
         let hash = record_hash(record_type(record), &body);
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.extend((body.len() as u32).to_le_bytes());
@@ -176,8 +177,13 @@ impl Journal {
         let file = self.file.get_ref();
         let size_bytes = file.metadata().map_err(Error::io("inspect", &self.path))?.len();
         if size_bytes != self.size_bytes {
-            let (path, expected) = (self.path.clone(), format!("{} bytes, as this process wrote it", self.size_bytes));
-            return Err(Error::File { path, expected, got: format!("{size_bytes}: another process changed it") });
+            let (path, expected) =
+                (self.path.clone(), format!("{} bytes, as written by this process", self.size_bytes));
+            return Err(Error::File {
+                path,
+                expected,
+                got: format!("{size_bytes} bytes: another process changed the file"),
+            });
         }
         file.sync_data().map_err(Error::io("sync", &self.path))
     }

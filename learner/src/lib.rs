@@ -118,7 +118,7 @@ pub enum Error {
     },
     /// The run cannot be replayed, because it uses a device that is not reproducible.
     #[error(
-        "replay: expected a run on devices whose results are the same twice (learner.device and actor.device = \"cpu\"), got another"
+        "replay: expected a run on reproducible devices (learner.device and actor.device = \"cpu\"), got a run on other devices"
     )]
     NotReproducible,
     /// Training diverged.
@@ -133,7 +133,7 @@ pub enum Error {
     #[error(transparent)]
     Observer(#[from] Box<dyn std::error::Error + Send + Sync>),
     /// No group of a task could be judged, whichever actor played it.
-    #[error("task {} of batch {}: {num_tries} groups in turn could not be judged, played by {}: {reason}", task.index, task.batch, players.join(" and "))]
+    #[error("task {} of batch {}: {num_tries} consecutive groups could not be scored (actors {}): {reason}", task.index, task.batch, players.join(", "))]
     Unjudged {
         /// The task.
         task: proto::TaskId,

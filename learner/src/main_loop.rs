@@ -347,7 +347,8 @@ impl<'a> Learner<'a> {
         }
         // A group of a free-running run comes out differently when its task is played again.
         let lacks = |what: &str| {
-            let reason = format!("the journal goes further and lacks {what} of the next step; --fork starts a new run");
+            let reason =
+                format!("the journal has later steps but lacks {what} of the next step; `--fork` starts a new run");
             Error::Integrity { what: "batch", step, reason }
         };
         match self.recovery.expected_steps.get(&(step + 1)) {
@@ -476,7 +477,7 @@ pub(crate) fn expect_step(expected: &StepRecord, weights: Digest, state: Digest)
     match pairs.into_iter().find(|(_, expected, got)| expected != got) {
         None => Ok(()),
         Some((what, was, is)) => {
-            let reason = format!("the journal says {was:?}, computing it again gives {is:?}");
+            let reason = format!("expected {was:?} from the journal, got {is:?} when recomputed");
             Err(Error::Integrity { what, step: expected.step, reason })
         }
     }

@@ -33,7 +33,7 @@ pub fn expect_known(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint
         None => Err(Error::File {
             path: run_dir.join("journal"),
             expected: format!("the records of step {} before the checkpoint", checkpoint.state.step),
-            got: "none: another run wrote it".to_owned(),
+            got: "none: the checkpoint is from another run".to_owned(),
         }),
     }
 }
@@ -69,7 +69,7 @@ fn open_behind(run_dir: &Path, model: &ModelConfig, checkpoint: &Checkpoint) -> 
         Ok(Point { place: Some(place), .. }) => JournalReader::open_behind(&journal, *place),
         Ok(Point { place: None, .. }) => whole(),
         Err(error) => {
-            tracing::warn!("{error}; the journal is read from its beginning instead");
+            tracing::warn!("{error}; reading the journal from its beginning instead");
             let (step, weights) = (checkpoint.state.step, checkpoint.training.weights.digest(model));
             let mut leads_there = step == 0;
             if let Some(mut reader) = whole()? {
@@ -120,8 +120,8 @@ impl Recovered {
         if reader.is_cut_off() {
             return Err(Error::File {
                 path: run_dir.join("checkpoints"),
-                expected: "a checkpoint that the journal knows, since its first segments are gone".to_owned(),
-                got: "none that can be used".to_owned(),
+                expected: "a checkpoint that matches the journal, whose first segments were removed".to_owned(),
+                got: "no usable checkpoint".to_owned(),
             });
         }
         let found = Recovered::after(0, &Plans::default(), &Point::default(), reader, is_reproducible)?;
@@ -340,8 +340,8 @@ mod tests {
         assert_eq!((again.known, again.manifest), (found.known, Some(test_manifest())));
         std::fs::remove_dir_all(&checkpoints).unwrap();
         let error = read(folder.path()).0.err().unwrap().to_string();
-        let says = "checkpoints: expected a checkpoint that the journal knows, since its first segments are gone, got none that \
-                    can be used";
+        let says = "checkpoints: expected a checkpoint that matches the journal, whose first segments were removed, got no \
+                    usable checkpoint";
         assert!(error.ends_with(says), "{error}");
     }
 }

@@ -75,8 +75,8 @@ pub fn expect_in_place(path: &Path, file: &File) -> Result<(), Error> {
     let open = identity(file.metadata().map_err(Error::io("inspect", path))?);
     let got = match std::fs::metadata(path).map(identity) {
         Ok(found) if found == open => return Ok(()),
-        Ok(_) => "another file: it was moved or replaced meanwhile".to_owned(),
-        Err(error) => format!("{error}: it was moved or removed meanwhile"),
+        Ok(_) => "another file: the original was moved or replaced".to_owned(),
+        Err(error) => format!("{error}: the file was moved or removed"),
     };
     Err(Error::File { path: path.to_owned(), expected: "the file that this process has open".to_owned(), got })
 }

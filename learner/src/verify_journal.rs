@@ -141,7 +141,7 @@ impl Start {
             point.received.into_iter().for_each(|group| received.insert(group));
             return Ok(Start { state, training, planned, control: point.known.control, received, reader });
         }
-        let expected = "a checkpoint that the journal knows, since its first segments are gone".to_owned();
+        let expected = "a checkpoint that matches the journal, whose first segments were removed".to_owned();
         Err(Error::File { path: checkpoints, expected, got: refused })
     }
 }
@@ -206,7 +206,7 @@ mod tests {
             run.write_journal(&folder.path().join("journal"));
             let (error, agreed) = refusal(folder.path());
             let what = if is_weights { "weights digest" } else { "state digest" };
-            assert!(error.starts_with(&format!("integrity: {what} of step 2: the journal says ")), "{error}");
+            assert!(error.starts_with(&format!("integrity: {what} of step 2: expected ")), "{error}");
             assert_eq!(agreed, [1]);
         }
     }
@@ -238,7 +238,7 @@ mod tests {
         let mut run = run_of(1);
         run.records[0] = Record::Manifest(Manifest { reproducible: false, ..test_manifest() });
         run.write_journal(&folder.path().join("journal"));
-        assert!(refusal(folder.path()).0.contains("expected a run on devices whose results are the same twice"));
+        assert!(refusal(folder.path()).0.contains("expected a run on reproducible devices"));
     }
 
     /// If the first steps of a journal are gone, the rest is replayed from the oldest intact checkpoint.
@@ -271,8 +271,9 @@ mod tests {
         std::fs::remove_dir_all(&checkpoints).unwrap();
         let (error, _) = refusal(folder.path());
         assert!(
-            error
-                .ends_with("expected a checkpoint that the journal knows, since its first segments are gone, got none"),
+            error.ends_with(
+                "expected a checkpoint that matches the journal, whose first segments were removed, got none"
+            ),
             "{error}"
         );
     }

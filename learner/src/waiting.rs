@@ -118,24 +118,24 @@ pub(crate) fn describe(TaskId { kind, batch, index }: TaskId) -> String {
 impl fmt::Display for Waiting {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (missing, total) = (self.num_missing, self.num_tasks);
-        write!(formatter, "nothing for {} s at step {}: ", self.waited.as_secs(), self.step)?;
+        write!(formatter, "no progress for {} s at step {}: ", self.waited.as_secs(), self.step)?;
         write!(formatter, "{missing} of {total} tasks are outstanding")?;
         for (index, Missing { task, holder, played_by, refused, unavailable }) in self.first.iter().enumerate() {
             write!(formatter, "{} {}", if index == 0 { ":" } else { "," }, describe(*task))?;
             if let Some(reason) = unavailable {
-                write!(formatter, " (waits: {reason})")?;
+                write!(formatter, " (waiting: {reason})")?;
             }
             if let Some((num_refused, reason)) = refused {
-                write!(formatter, " ({num_refused} of its groups could not be judged: {reason})")?;
+                write!(formatter, " ({num_refused} of its groups could not be scored: {reason})")?;
             }
             match holder {
                 Some(Holder { worker, silent, .. }) => {
                     write!(formatter, " ({worker} has it, last heard from {} s ago)", silent.as_secs())?;
                 }
                 None if !played_by.is_empty() => {
-                    write!(formatter, " ({} played it, another actor must)", played_by.join(" and "))?;
+                    write!(formatter, " (played by {}; needs another actor)", played_by.join(" and "))?;
                 }
-                None if self.hears_workers => write!(formatter, " (nobody is known to have it)")?,
+                None if self.hears_workers => write!(formatter, " (no known worker has it)")?,
                 None => {}
             }
         }
@@ -172,24 +172,24 @@ mod tests {
         let missing = (1..5).map(|index| out(task(TaskKind::Train, index))).collect();
         let now = began + 30 * second;
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
-        let expected = "nothing for 30 s at step 7: 4 of 16 tasks are outstanding: task 1 of batch 7 (gone has it, \
+        let expected = "no progress for 30 s at step 7: 4 of 16 tasks are outstanding: task 1 of batch 7 (gone has it, \
                         last heard from 30 s ago), task 2 of batch 7 (slow has it, last heard from 5 s ago), task 3 of \
-                        batch 7 (nobody is known to have it), ...; 1 actor and 1 verifier are connected";
+                        batch 7 (no known worker has it), ...; 1 actor and 1 verifier are connected";
         assert_eq!(waiting, expected);
         let played_by = vec!["gone".to_owned(), "idle".to_owned()];
         let missing = vec![Missing { played_by, ..out(task(TaskKind::Train, 3)) }];
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
-        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are outstanding: task 3 of batch 7 (gone and idle played it, \
-                        another actor must); 1 actor and 1 verifier are connected";
+        let expected = "no progress for 30 s at step 7: 1 of 16 tasks are outstanding: task 3 of batch 7 (played by gone and idle; \
+                        needs another actor); 1 actor and 1 verifier are connected";
         assert_eq!(waiting, expected);
         let missing = vec![out(task(TaskKind::Evaluate, 9))];
         let waiting = Workers::default().waiting(7, missing, 1, false, 90 * second, now).to_string();
-        assert_eq!(waiting, "nothing for 90 s at step 7: 1 of 1 tasks are outstanding: exam task 9 of batch 7");
+        assert_eq!(waiting, "no progress for 90 s at step 7: 1 of 1 tasks are outstanding: exam task 9 of batch 7");
         let refused = Some((2, "no sense".to_owned()));
         let missing = vec![Missing { refused, ..out(task(TaskKind::Train, 2)) }];
         let waiting = workers.waiting(7, missing, 16, true, 30 * second, now).to_string();
-        let expected = "nothing for 30 s at step 7: 1 of 16 tasks are outstanding: task 2 of batch 7 (2 of its groups could not \
-                        be judged: no sense) (slow has it, last heard from 5 s ago); 1 actor and 1 verifier are connected";
+        let expected = "no progress for 30 s at step 7: 1 of 16 tasks are outstanding: task 2 of batch 7 (2 of its groups could not \
+                        be scored: no sense) (slow has it, last heard from 5 s ago); 1 actor and 1 verifier are connected";
         assert_eq!(waiting, expected);
     }
 }

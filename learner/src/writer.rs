@@ -34,7 +34,7 @@ impl Writer {
         let (jobs, receiver) = channel();
         let folder = journal.path().parent().unwrap_or(Path::new("")).to_owned();
         let thread = std::thread::Builder::new().name("journal".to_owned()).spawn(move || write(journal, &receiver));
-        Writer { jobs: Some(jobs), thread: Some(thread.expect("the system can start a thread")), folder }
+        Writer { jobs: Some(jobs), thread: Some(thread.expect("could not start a thread")), folder }
     }
 
     /// Adds a record. It is durable after the next [`Writer::sync`], which also returns any error.
@@ -64,7 +64,7 @@ impl Writer {
         if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join) {
             resume_unwind(panic);
         }
-        Err(Error::io("write", &self.folder)(std::io::Error::other("an earlier write has failed")))
+        Err(Error::io("write", &self.folder)(std::io::Error::other("an earlier write failed")))
     }
 
     fn tell(&self, job: Job) {
@@ -181,7 +181,7 @@ mod tests {
             let error = writer.sync().await.unwrap_err().to_string();
             assert!(error.contains("00000000.log: expected the file that this process has open"), "{error}");
             let error = writer.sync().await.unwrap_err().to_string();
-            assert!(error.ends_with("an earlier write has failed"), "{error}");
+            assert!(error.ends_with("an earlier write failed"), "{error}");
         });
         assert!(!journal.exists());
     }
@@ -197,7 +197,7 @@ mod tests {
             std::fs::File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
             writer.append(control(1));
             let error = writer.sync().await.unwrap_err().to_string();
-            assert!(error.contains("as this process wrote it, got "), "{error}");
+            assert!(error.contains("as written by this process, got "), "{error}");
         });
     }
 

@@ -90,7 +90,11 @@ impl ModelConfig {
             return refuse("num_layers", "1 to 128", self.num_layers);
         }
         if self.num_heads == 0 || !self.d_model.is_multiple_of(self.num_heads) || !multiple_of_16(self.head_dim()) {
-            return refuse("num_heads", "a divisor of d_model that leaves heads a multiple of 16 wide", self.num_heads);
+            return refuse(
+                "num_heads",
+                "a divisor of d_model such that the head width is a multiple of 16",
+                self.num_heads,
+            );
         }
         if self.num_kv_heads == 0 || !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return refuse("num_kv_heads", "a divisor of num_heads", self.num_kv_heads);

@@ -294,8 +294,8 @@ impl Group {
     pub fn check(&self, vocabulary_size: usize) -> Result<(), String> {
         let Group { task, sets, rollouts } = self;
         let is_possible = task.num_rollouts <= Task::MAX_ROLLOUTS && task.max_tokens <= Task::MAX_TOKENS;
-        expect(is_possible, "a task of a size that tasks have")?;
-        expect(rollouts.len() == task.num_rollouts as usize, "as many rollouts as were asked for")?;
+        expect(is_possible, "num_rollouts and max_tokens within the limits of a task")?;
+        expect(rollouts.len() == task.num_rollouts as usize, "as many rollouts as the task requests")?;
         expect(sets.iter().all(|set| is_of_vocabulary(set, vocabulary_size)), "sets of tokens of the vocabulary")?;
         for Rollout { tokens, choices, logprobs, values, search, versions, .. } in rollouts {
             let is_span = |span: &VersionSpan| span.first_token as usize <= tokens.len();
@@ -305,19 +305,25 @@ impl Group {
             let begin = versions
                 .first()
                 .is_some_and(|span| span.first_token == 0 && span.policy_version >= task.policy_version);
-            expect(begin && are_in_order && versions.iter().all(is_span), "the versions of every token, in order")?;
+            expect(
+                begin && are_in_order && versions.iter().all(is_span),
+                "policy versions that cover every token, in order",
+            )?;
             let is_pinned = versions == &[VersionSpan { first_token: 0, policy_version: task.policy_version }];
-            expect(is_pinned || task.free_running, "the version that was asked for")?;
-            expect(tokens.len() <= task.max_tokens as usize, "no more tokens than were asked for")?;
+            expect(is_pinned || task.free_running, "the policy version that the task names")?;
+            expect(tokens.len() <= task.max_tokens as usize, "at most max_tokens tokens in every rollout")?;
             expect(tokens.iter().all(|token| (*token as usize) < vocabulary_size), "tokens of the vocabulary")?;
             expect(choices.are_of(tokens, sets), "choices of legal tokens, in order, in every rollout")?;
             let are_logprobs = logprobs.iter().all(|logprob| *logprob <= 0.0 && logprob.is_finite());
-            expect(are_logprobs && logprobs.len() == choices.len(), "a log-probability of every choice")?;
-            expect(values.is_none(), "no values where none are asked for")?;
-            expect(search.is_none(), "no search where none is asked for")?;
+            expect(
+                are_logprobs && logprobs.len() == choices.len(),
+                "a finite log-probability of at most 0 for every choice",
+            )?;
+            expect(values.is_none(), "no values")?;
+            expect(search.is_none(), "no search targets")?;
         }
         let num_choices = rollouts.iter().map(|rollout| rollout.choices.len()).sum();
-        expect(sets.len() <= num_choices, "no sets but those of choices")
+        expect(sets.len() <= num_choices, "no more sets than choices")
     }
 }
 
@@ -338,7 +344,8 @@ impl ScoredGroup {
             expect(are_known(answer) && choices.are_of(answer, sets), "choices of legal tokens in every example")?;
         }
         for Proposal { rollout, choices, .. } in &self.proposals {
-            let rollout = rollouts.get(*rollout as usize).ok_or("expected proposals of rollouts that are there")?;
+            let rollout =
+                rollouts.get(*rollout as usize).ok_or("expected every proposal to name an existing rollout")?;
             expect(choices.are_of(&rollout.tokens, sets), "choices of legal tokens in every proposal")?;
         }
         Ok(())

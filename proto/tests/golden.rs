@@ -91,40 +91,44 @@ fn pointers_out_of_a_scored_group_are_refused() {
     assert_eq!(scored_group().check(VOCABULARY_SIZE), Ok(()));
     type Change = fn(&mut ScoredGroup);
     let changes: [(&str, Change); 32] = [
-        ("of a size that tasks have", |scored| scored.group.task.num_rollouts = 5000),
-        ("of a size that tasks have", |scored| scored.group.task.max_tokens = u32::MAX),
+        ("within the limits of a task", |scored| scored.group.task.num_rollouts = 5000),
+        ("within the limits of a task", |scored| scored.group.task.max_tokens = u32::MAX),
         ("as many rollouts", |scored| scored.group.rollouts.clear()),
         ("as many rollouts", |scored| scored.group.rollouts = vec![scored.group.rollouts[0].clone(); 2]),
         ("as many verdicts", |scored| scored.verdicts.push(Verdict::Correct)),
         ("tokens of the vocabulary", |scored| scored.group.rollouts[0].tokens[0] = 256),
         ("sets of tokens of the vocabulary", |scored| scored.group.sets[0].insert(256)),
         ("sets of tokens of the vocabulary", |scored| scored.example_sets.push(TokenSet::default())),
-        ("the versions of every token", |scored| scored.group.rollouts[0].versions[0].first_token = 5),
-        ("the versions of every token", |scored| {
+        ("policy versions that cover every token", |scored| scored.group.rollouts[0].versions[0].first_token = 5),
+        ("policy versions that cover every token", |scored| {
             let again = scored.group.rollouts[0].versions[0];
             scored.group.rollouts[0].versions.push(again);
         }),
-        ("the version that was asked for", |scored| scored.group.rollouts[0].versions[0].policy_version = 3),
+        ("the policy version that the task names", |scored| scored.group.rollouts[0].versions[0].policy_version = 3),
         ("no search", |scored| {
             let target = SearchTarget { policy: vec![(111, 1.0)], value: 0.5, num_simulations: 1 };
             scored.group.rollouts[0].search = Some(vec![target]);
         }),
         ("no values", |scored| scored.group.rollouts[0].values = Some(vec![0.5])),
-        ("no sets but", |scored| {
+        ("no more sets than choices", |scored| {
             let again = scored.group.sets[0].clone();
             scored.group.sets.push(again);
         }),
-        ("no sets but", |scored| {
+        ("no more sets than choices", |scored| {
             scored.group.rollouts[0].choices = Choices::new(5, []);
             scored.group.rollouts[0].logprobs.clear();
         }),
         ("a prompt", |scored| scored.prompt.clear()),
         ("a prompt", |scored| scored.prompt[0] = 256),
         ("a prompt in every example", |scored| scored.examples[0].prompt[0] = 256),
-        ("no more tokens", |scored| scored.group.task.max_tokens = 4),
-        ("a log-probability of every choice", |scored| scored.group.rollouts[0].logprobs[0] = f32::NAN),
-        ("a log-probability of every choice", |scored| scored.group.rollouts[0].logprobs[0] = 0.5),
-        ("a log-probability of every choice", |scored| scored.group.rollouts[0].logprobs.push(-0.5)),
+        ("at most max_tokens tokens", |scored| scored.group.task.max_tokens = 4),
+        ("a finite log-probability of at most 0 for every choice", |scored| {
+            scored.group.rollouts[0].logprobs[0] = f32::NAN
+        }),
+        ("a finite log-probability of at most 0 for every choice", |scored| scored.group.rollouts[0].logprobs[0] = 0.5),
+        ("a finite log-probability of at most 0 for every choice", |scored| {
+            scored.group.rollouts[0].logprobs.push(-0.5)
+        }),
         ("choices of legal tokens, in order", |scored| scored.group.rollouts[0].choices.legal[0] = Legal::Set(1)),
         ("choices of legal tokens, in order", |scored| scored.group.rollouts[0].choices.positions = Some(vec![2])),
         ("choices of legal tokens, in order", |scored| scored.group.rollouts[0].choices.positions = None),
@@ -139,7 +143,7 @@ fn pointers_out_of_a_scored_group_are_refused() {
         }),
         ("in every example", |scored| scored.examples[0].choices.positions = Some(vec![5])),
         ("in every example", |scored| scored.examples[0].answer[1] = 256),
-        ("rollouts that are there", |scored| scored.proposals[0].rollout = 1),
+        ("name an existing rollout", |scored| scored.proposals[0].rollout = 1),
         ("in every proposal", |scored| scored.proposals[0].choices.legal[0] = Legal::Set(7)),
         ("in every proposal", |scored| scored.proposals[0].choices.legal.clear()),
     ];
@@ -167,6 +171,6 @@ fn free_running_rollouts_may_have_several_versions() {
     assert!(scored.group.versions().eq([2, 4, 9]) && !scored.group.is_of_version(2));
     for versions in [&[][..], &[span(1, 2)], &[span(0, 1)], &[span(0, 4), span(1, 3)], &[span(0, 2), span(6, 3)]] {
         let reason = with(versions).check(VOCABULARY_SIZE).unwrap_err();
-        assert!(reason.contains("the versions of every token"), "{versions:?}: {reason}");
+        assert!(reason.contains("policy versions that cover every token"), "{versions:?}: {reason}");
     }
 }

@@ -181,10 +181,11 @@ fn a_forger_is_banned_and_the_weights_are_those_of_a_run_without_it() {
     wait_until("a ban", || learner.said_so_far().contains("is banned"));
     wait_until("a checkpoint after it", || cluster.folder.last_step() >= 12);
     let killed = learner.kill();
-    assert!(killed.stderr.contains(&format!("warning: {FORGER} is banned: its group of task ")), "{killed:#?}");
+    assert!(killed.stderr.contains(&format!("warning: {FORGER} is banned for its group of task ")), "{killed:#?}");
     // If a learner that waited too long asks it twice, the forger contradicts itself; otherwise two others outvote it.
-    let is_told_why = [", others agree on ", ", then "].iter().any(|why| killed.stderr.contains(why));
-    assert!(killed.stderr.contains(": it said ") && is_told_why, "{killed:#?}");
+    let is_told_why =
+        [", but others agree on ", ", but an earlier copy has "].iter().any(|why| killed.stderr.contains(why));
+    assert!(killed.stderr.contains(": it has digest ") && is_told_why, "{killed:#?}");
     assert_eq!(killed.stderr.matches(" is banned").count(), 1, "{killed:#?}");
 
     let ended = cluster.learner(&["--resume", "--json"]).end().success();
@@ -249,7 +250,9 @@ fn an_actor_that_gives_itself_away_needs_no_audit() {
         vec![group]
     };
     let two_things: Forge = |group, number| [vec![group.clone()], forged(group, number)].concat();
-    for (forge, says) in [(other_plan, ": it was not played for this plan; none of"), (two_things, ": it said ")] {
+    for (forge, says) in
+        [(other_plan, ": it does not match the planned task; none of"), (two_things, ": it has digest ")]
+    {
         let cluster = Guarded::new();
         let learner = cluster.learner(&["smoke", "--set", "local.bus.audit_share=1e-9"]);
         let _forger = cluster.forger(&Cluster::run_of(&learner), forge);
@@ -257,7 +260,7 @@ fn an_actor_that_gives_itself_away_needs_no_audit() {
         wait_until("a ban", || learner.said_so_far().contains("is banned"));
         let _honest = cluster.start("actor-0", &[]);
         let ended = learner.end().success();
-        assert!(ended.stderr.starts_with(&format!("warning: {FORGER} is banned: its group of task ")), "{ended:#?}");
+        assert!(ended.stderr.starts_with(&format!("warning: {FORGER} is banned for its group of task ")), "{ended:#?}");
         assert!(ended.stderr.contains(says) && ended.stderr.lines().count() == 1, "{ended:#?}");
         assert!(ended.stdout.contains(&format!("; banned: {FORGER}\n")), "{ended:#?}");
         cluster.folder.history().assert_steps_of(&reference(0).history);
@@ -313,10 +316,10 @@ fn an_audit_without_a_second_actor_says_what_it_waits_for() {
     let ended = learner.end();
     let refusal = ended.stderr.lines().last().unwrap();
     assert!(
-        !ended.status.success() && refusal.starts_with("error: stalled: nothing for 4 s at step 0: "),
+        !ended.status.success() && refusal.starts_with("error: stalled: no progress for 4 s at step 0: "),
         "{ended:#?}"
     );
-    assert!(refusal.contains("(lonely played it, another actor must)") && refusal.contains("1 actor "), "{ended:#?}");
+    assert!(refusal.contains("(played by lonely; needs another actor)") && refusal.contains("1 actor "), "{ended:#?}");
 }
 
 #[test]
@@ -337,7 +340,7 @@ fn repeating_what_is_known_hides_no_stall() {
     });
     let ended = learner.end();
     assert!(
-        !ended.status.success() && ended.stderr.contains("error: stalled: nothing for 4 s at step 0: "),
+        !ended.status.success() && ended.stderr.contains("error: stalled: no progress for 4 s at step 0: "),
         "{ended:#?}"
     );
 }
@@ -361,7 +364,7 @@ fn a_task_whose_group_cannot_be_judged_is_played_again_at_once() {
     let spoiler = Forger::start(cluster.server.url(), Credentials::default(), &run, "spoiler", SPOIL);
     let ended = learner.end().success();
     assert!(spoiler.has_forged());
-    assert!(ended.stderr.contains("could not be judged; its task is played again actor=\"spoiler\""), "{ended:#?}");
+    assert!(ended.stderr.contains("group could not be scored; reissuing its task actor=\"spoiler\""), "{ended:#?}");
     cluster.folder.history().assert_steps_of(&reference(0).history);
     for worker in workers {
         worker.end().success();
@@ -385,7 +388,7 @@ fn an_actor_whose_groups_cannot_be_judged_is_banned() {
     let ended = learner.end().success();
     let bans: Vec<&str> = ended.stderr.lines().filter(|line| line.contains(" is banned")).collect();
     assert!(bans.len() == 1 && bans[0].contains(FORGER), "{ended:#?}");
-    assert!(bans[0].contains("it could not be judged, another actor's could"), "{ended:#?}");
+    assert!(bans[0].contains("it could not be scored, but another actor's could"), "{ended:#?}");
 }
 
 #[test]
@@ -399,7 +402,10 @@ fn a_task_of_which_no_group_can_be_judged_ends_the_run() {
     let ended = learner.end();
     let refusal = ended.stderr.lines().last().unwrap();
     assert!(!ended.status.success() && refusal.starts_with("error: task "), "{ended:#?}");
-    assert!(refusal.contains(" of batch 0: ") && refusal.contains(" groups in turn could not be judged"), "{ended:#?}");
+    assert!(
+        refusal.contains(" of batch 0: ") && refusal.contains(" consecutive groups could not be scored"),
+        "{ended:#?}"
+    );
     assert!(refusal.ends_with(": expected tokens of the vocabulary"), "{ended:#?}");
 }
 
@@ -440,12 +446,12 @@ fn what_cannot_be_judged_is_set_aside() {
     });
     let set_aside = || {
         let said = verifier.said_so_far();
-        said.lines().filter(|line| line.contains("a group that cannot be judged is set aside")).count()
+        said.lines().filter(|line| line.contains("group could not be scored; moved to the dead-letter stream")).count()
     };
     wait_until("all of it to be set aside", || set_aside() == num_hostile);
     let said = verifier.said_so_far();
     assert_eq!(said.matches("mallory").count(), num_hostile, "{said}");
-    assert!(said.contains("rollout 7: expected a choice of token ") && said.contains("bytes"), "{said}");
+    assert!(said.contains("rollout 7: expected a choice at token ") && said.contains("bytes"), "{said}");
     assert!(said.len() < 1_000 * num_hostile, "it does not quote all of it: {said}");
     runtime.block_on(async {
         let jetstream = async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap());

@@ -43,8 +43,11 @@ fn keys_and_values_out_of_range() {
             "--set self_play.proposer_loss: unknown variant `none`, expected `cross-entropy`",
         ),
         ("learner.shuffle_labels=true", "--set learner.shuffle_labels: expected false with self_play"),
-        ("self_play.propose_tasks=16", "--set self_play.propose_tasks: expected 0 to below batch.num_tasks, got 16"),
-        ("self_play.proposer_share=1.0", "--set self_play.proposer_share: expected 0 to below 1, got 1"),
+        (
+            "self_play.propose_tasks=16",
+            "--set self_play.propose_tasks: expected at least 0, below batch.num_tasks, got 16",
+        ),
+        ("self_play.proposer_share=1.0", "--set self_play.proposer_share: expected at least 0, below 1, got 1"),
         ("self_play.problems.ladder=-0.1", "self_play.problems: expected weights of 0 or more, not all 0, got [0.5"),
     ] {
         refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", assignment], &[says]);
@@ -67,8 +70,8 @@ fn policy_gradients_out_of_range() {
         ("learner.policy_gradient.updates_per_step=0", ["updates_per_step: expected 1 to 1000", "got 0"]),
         ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
         ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false", "got true"]),
-        ("actor.temperature=0.8", ["actor.temperature: expected 1 where learner.policy_gradient is on", "got 0.8"]),
-        ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more where", "got 1"]),
+        ("actor.temperature=0.8", ["actor.temperature: expected 1 if learner.policy_gradient is set", "got 0.8"]),
+        ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more if", "got 1"]),
     ] {
         let command = ["train", "pg.toml", "--run-dir", "run", "--set", assignment];
         refused(&Folder::holding(&policy_gradient_config("dr-grpo")), &command, &says);
@@ -342,7 +345,7 @@ fn a_checkpoint_without_its_place_in_the_journal_is_used() {
             folder.flip(&place, reference(0).files[&place].len() / 2);
         }
         let ended = folder.resume().success();
-        assert!(ended.stderr.contains("the journal is read from its beginning instead"), "{ended:#?}");
+        assert!(ended.stderr.contains("reading the journal from its beginning instead"), "{ended:#?}");
         assert_eq!(ended.stderr.lines().count(), 1, "{ended:#?}");
         assert!(ended.stdout.contains("resumed at step 40\n"), "{ended:#?}");
         assert_eq!(folder.history(), reference(0).history);
@@ -409,11 +412,7 @@ fn a_damaged_record_of_a_step_costs_no_checkpoint() {
 fn a_journal_without_its_manifest_is_not_continued() {
     let folder = Folder::holding(&reference(0).files);
     folder.flip(SEGMENT, JournalRecord::HEADER_BYTES + 5);
-    refused(
-        &folder,
-        &RESUME,
-        &["run/journal: expected a journal that begins with a manifest, got none that can be read"],
-    );
+    refused(&folder, &RESUME, &["run/journal: expected a journal that begins with a readable manifest, got none"]);
 }
 
 #[test]

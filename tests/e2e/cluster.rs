@@ -165,7 +165,7 @@ fn a_second_learner_is_refused_and_the_first_is_unharmed() {
     wait_until("the first to lead", || cluster.folder.path("run/config.toml").exists());
     let second = cluster.start("learner", &["smoke", "--run-dir", "other"]).end();
     let folder = cluster.folder.path("run").canonicalize().unwrap();
-    let says = format!(":{}); one run has one learner at a time", folder.display());
+    let says = format!(":{}); a run can have only one learner at a time", folder.display());
     let refusal = second.stderr.lines().last().unwrap();
     assert!(!second.status.success() && refusal.starts_with("error: ") && refusal.ends_with(&says), "{second:#?}");
     assert!(!cluster.folder.path("other").exists(), "nothing is left of it");
@@ -190,7 +190,7 @@ fn a_learner_that_was_overtaken_ends() {
     let overtaken = first.end();
     let refusal = overtaken.stderr.lines().last().unwrap();
     assert!(!overtaken.status.success() && refusal.starts_with("error: bus: run "), "{overtaken:#?}");
-    assert!(refusal.ends_with("/other); one run has one learner at a time"), "{overtaken:#?}");
+    assert!(refusal.ends_with("/other); a run can have only one learner at a time"), "{overtaken:#?}");
     second.end().success();
     History::read(&cluster.folder.path("other")).assert_steps_of(&reference(0).history);
 }
@@ -249,7 +249,10 @@ fn a_stall_names_what_is_waited_for() {
     assert!(body.contains("autodidact_learner_waiting_seconds{kind="), "{body}");
     let ended = learner.end();
     let refusal = ended.stderr.lines().last().unwrap();
-    assert!(!ended.status.success() && refusal.starts_with("error: stalled: nothing for 6 s at step "), "{ended:#?}");
+    assert!(
+        !ended.status.success() && refusal.starts_with("error: stalled: no progress for 6 s at step "),
+        "{ended:#?}"
+    );
     assert!(refusal.contains(" 1 verifier ") && says(refusal), "{ended:#?}");
     // The run can be resumed: nothing is lost.
     let resumed = cluster.start("learner", &[&["--resume", "--run-dir", "run"], &HASTE[..]].concat());

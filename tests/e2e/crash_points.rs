@@ -395,10 +395,10 @@ fn a_full_queue_is_waited_for_and_garbage_is_set_aside() {
             async || jetstream.publish(format!("autodidact.{run}.task.garbage"), "garbage".into()).await.unwrap().await;
         while put().await.is_ok() {}
     });
-    wait_until("the learner to wait", || learner.said_so_far().contains("waiting to publish a task: "));
+    wait_until("the learner to wait", || learner.said_so_far().contains("still trying to publish a task: "));
     let workers = cluster.workers();
     learner.end().success();
-    let says = "a message that cannot be read is set aside";
+    let says = "unreadable message moved to the dead-letter stream";
     assert!(workers[0].said_so_far().contains(says), "{}", workers[0].said_so_far());
     cluster.has_ended_as_undisturbed(workers);
 }

@@ -148,7 +148,10 @@ fn what_the_journal_has_lost_is_missed() {
         let refused = folder.call(&RESUME);
         let last = refused.stderr.lines().last().unwrap();
         assert!(!refused.status.success() && last.starts_with("error: "), "{refused:#?}");
-        assert!(last.contains(&format!("the journal goes further and lacks {lacks} of the next step")), "{refused:#?}");
+        assert!(
+            last.contains(&format!("the journal has later steps but lacks {lacks} of the next step")),
+            "{refused:#?}"
+        );
         let steps = |bytes: &[u8]| {
             let steps = whole_records(bytes).0.into_iter().filter(|record| record.kind == JournalRecord::STEP);
             steps.map(|record| record.offset).collect::<Vec<_>>()

@@ -51,8 +51,8 @@ fn a_run_goes_on_from_every_checkpoint_that_it_keeps() {
     let folder = Folder::holding(&run.files());
     (0..3).for_each(|index| damage_checkpoint(&folder, 40 - 10 * index));
     let refused = folder.call(&RESUME);
-    let says = "error: run/checkpoints: expected a checkpoint that the journal knows, since its first segments are gone, got \
-                none that can be used";
+    let says = "error: run/checkpoints: expected a checkpoint that matches the journal, whose first segments were removed, got \
+                no usable checkpoint";
     assert!(!refused.status.success() && refused.stderr.trim_end().ends_with(says), "{refused:#?}");
 }
 

@@ -54,7 +54,7 @@ fn a_run_whose_folder_is_moved_ends_and_writes_nothing_in_its_place() {
         let error = ended.stderr.lines().find_map(|line| line.strip_prefix("error: run/"));
         let says = error.and_then(|error| error.split_once(": ")).map(|(_, says)| says);
         let moved =
-            "expected the file that this process has open, got another file: it was moved or replaced meanwhile";
+            "expected the file that this process has open, got another file: the original was moved or replaced";
         assert_eq!(says, Some(moved), "{ended:#?}");
         assert_eq!(of_run(&folder), another.unwrap(), "what is another run's is left alone");
         assert!(!folder.path("moved/checkpoints").exists() && !folder.path("moved/curves.svg").exists());
@@ -131,7 +131,10 @@ fn a_checkpoint_of_another_run_is_not_scored() {
         let named = checkpoint("run", foreign);
         let ended = folder.call(&[&["eval", &named], &eval[..]].concat());
         let says = format!("{named}: ");
-        assert!(ended.refusal().starts_with(&says) && ended.refusal().contains("another run wrote it"), "{ended:#?}");
+        assert!(
+            ended.refusal().starts_with(&says) && ended.refusal().contains("the checkpoint is from another run"),
+            "{ended:#?}"
+        );
     }
     folder.call(&[&["eval", &checkpoint("run", 30)], &eval[..]].concat()).success();
     folder.call(&[&["eval", &checkpoint("other", 50)], &eval[..]].concat()).success();

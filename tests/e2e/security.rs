@@ -56,8 +56,8 @@ fn who_may_not_is_told_so() {
     let server = NatsServer::with_keys(&folder.path("keys"));
     let url = server.url();
     for (nkey, says) in [
-        ("keys/absent.nk", "bus: keys/absent.nk: expected a file of an nkey's seed, got "),
-        ("keys/ca.pem", "bus: keys/ca.pem: expected the seed of a user's nkey, which begins with SU, got "),
+        ("keys/absent.nk", "bus: keys/absent.nk: expected a file with an nkey seed, got "),
+        ("keys/ca.pem", "bus: keys/ca.pem: expected the seed of a user nkey, which begins with SU, got "),
     ] {
         let refused = folder.call(&[&["actor", "--name", "actor-0"], &key(&url, nkey)[..]].concat());
         assert!(refused.refusal().starts_with(says), "{refused:#?}");
@@ -102,7 +102,7 @@ fn a_key_that_is_taken_back_ends_its_process() {
     cluster.server.reload();
     let ended = out.end();
     let refusal = ended.stderr.lines().last().unwrap();
-    let says = "error: bus: not permitted: for 10 s no server has accepted the credentials of this process: ";
+    let says = "error: bus: not permitted: no server accepted the credentials of this process for 10 s: ";
     assert!(refusal.starts_with(says), "{ended:#?}");
     let verifier = cluster.start("verifier-0", &[]);
     learner.end().success();

@@ -62,7 +62,7 @@ fn what_is_mistyped_is_refused_at_once() {
         for (url, says) in [
             ("http://u:s3cret@h", "--bus: bus: server: expected nats://HOST:PORT or tls://HOST:PORT, "),
             ("nats://h:99999", "--bus: bus: server: expected a port from 1 to 65535, got \"nats://h:99999\""),
-            ("nats://h,", "--bus: bus: server 2: expected a host: a name, or an address, got \"\""),
+            ("nats://h,", "--bus: bus: server 2: expected a host name or an IP address, got \"\""),
         ] {
             let began = Instant::now();
             let refused = folder.call(&[user, &["--bus", url]].concat());

@@ -37,39 +37,39 @@ fn check_rollout(
             let said_legal = match said.next() {
                 Some((at, legal)) if at == position => legal,
                 Some((other, _)) => {
-                    return Err(format!("expected a choice of token {position}, got one of {other}"));
+                    return Err(format!("expected a choice at token {position}, got one at {other}"));
                 }
-                None => return Err(format!("expected a choice of token {position}, got none")),
+                None => return Err(format!("expected a choice at token {position}, got none")),
             };
             if let Legal::Set(set) = said_legal
                 && set as usize >= sets.len()
             {
-                return Err("expected sets that are there".to_owned());
+                return Err(format!("expected one of the {} sets at token {position}, got set {set}", sets.len()));
             }
             let said_tokens = said_legal.tokens(sets);
             if said_tokens != legal {
                 let [expected, got] = [&legal, &said_tokens].map(describe);
-                return Err(format!("expected the language's {expected} for token {position}, got {got}"));
+                return Err(format!(
+                    "expected the language's legal tokens at token {position} ({expected}), got {got}"
+                ));
             }
             if dictionary.refer(legal) != said_legal {
-                return Err(format!("expected sets in order of first use, got {said_legal:?} for token {position}"));
+                return Err(format!("expected sets in order of first use, got {said_legal:?} at token {position}"));
             }
         }
         if !episode.push(*token) {
-            return Err(format!("expected a legal token {position}, got {token}"));
+            return Err(format!("expected a legal token at position {position}, got {token}"));
         }
     }
     if let Some((position, _)) = said.next() {
-        return Err(format!("expected no choice of token {position}, which is forced, got one"));
+        return Err(format!("expected no choice at token {position}, which is forced, got one"));
     }
     let is_complete = episode.next() == Next::Done;
     match rollout.stop {
-        StopReason::Complete if !is_complete => Err("expected a complete answer, got the beginning of one".to_owned()),
-        StopReason::Length if is_complete => {
-            Err("expected an answer that was cut short, got a complete one".to_owned())
-        }
+        StopReason::Complete if !is_complete => Err("expected a complete answer, got an incomplete one".to_owned()),
+        StopReason::Length if is_complete => Err("expected a truncated answer, got a complete one".to_owned()),
         StopReason::Length if rollout.tokens.len() < max_tokens => {
-            Err(format!("expected {max_tokens} tokens of an answer that was cut short, got {}", rollout.tokens.len()))
+            Err(format!("expected {max_tokens} tokens in a truncated answer, got {}", rollout.tokens.len()))
         }
         _ => Ok(()),
     }
@@ -78,6 +78,6 @@ fn check_rollout(
 fn describe(legal: &LegalTokens) -> String {
     match legal {
         LegalTokens::Any => "any token".to_owned(),
-        LegalTokens::Only(set) => format!("set of {} tokens", set.len()),
+        LegalTokens::Only(set) => format!("a set of {} tokens", set.len()),
     }
 }

@@ -40,7 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Bus(#[from] bus::Error),
     /// The group cannot come from a correct actor.
-    #[error("cannot judge task {task:?}: {reason}")]
+    #[error("could not score the group of task {task:?}: {reason}")]
     Group {
         /// The task.
         task: proto::TaskId,
@@ -153,7 +153,7 @@ async fn take(judge: Arc<Judge>, bus: Arc<dyn Bus>, delivery: Arc<Delivery<Group
             Ok(key) => Some(key),
             Err(error @ bus::Error::NoKey { .. }) => {
                 // Its batch is over, or the store was lost. If lost, the learner issues the task and stores the key again.
-                tracing::debug!(%error, "a group is passed over");
+                tracing::debug!(%error, "group skipped");
                 delivery.acknowledge().await?;
                 return Ok(None);
             }
@@ -230,10 +230,10 @@ async fn refuse(bus: &dyn Bus, delivery: &Delivery<Group>, unjudged: Unjudged) -
             if !delivery.set_aside().await {
                 return Err(Error::Group { task, reason });
             }
-            tracing::warn!(actor, ?task, reason, "a group that cannot be judged is set aside");
+            tracing::warn!(actor, ?task, reason, "group could not be scored; moved to the dead-letter stream");
         }
         RefusalCause::CheckerUnavailable => {
-            tracing::debug!(?task, reason, "a group waits for its checker");
+            tracing::debug!(?task, reason, "checker unavailable; group handed back for redelivery");
             delivery.hand_back(CHECKER_PAUSE).await?;
         }
     }

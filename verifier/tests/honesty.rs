@@ -135,7 +135,7 @@ fn forged_choices_are_refused() {
         (
             "a wider set",
             |group| change_set(group, 1, 0, |tokens| tokens.push(250)),
-            "rollout 1: expected the language's set of ",
+            "rollout 1: expected the language's legal tokens at token ",
         ),
         (
             "a narrower set",
@@ -143,7 +143,7 @@ fn forged_choices_are_refused() {
                 let kept = token_of(&group.rollouts[1], 0);
                 change_set(group, 1, 0, |tokens| tokens.retain(|token| *token == kept));
             },
-            ", got set of 1 tokens",
+            ", got a set of 1 tokens",
         ),
         (
             "another set of as many tokens",
@@ -154,7 +154,7 @@ fn forged_choices_are_refused() {
                     tokens[gone] = 250;
                 });
             },
-            "rollout 0: expected the language's set of ",
+            "rollout 0: expected the language's legal tokens at token ",
         ),
         ("the whole vocabulary", |group| group.rollouts[2].choices.legal[1] = Legal::Any, ", got any token"),
         (
@@ -170,7 +170,7 @@ fn forged_choices_are_refused() {
                 let forced = rollouts[0].choices.iter().last().unwrap().0;
                 sets.push([tokens[forced], 250].into_iter().collect());
             },
-            "rollout 0: expected a choice of token ",
+            "rollout 0: expected a choice at token ",
         ),
         (
             "a choice that is left out",
@@ -180,7 +180,7 @@ fn forged_choices_are_refused() {
         (
             "the first choice left out",
             |group| change_choices(&mut group.rollouts[3], |choices| _ = choices.remove(0)),
-            "a choice of token 0, got one of",
+            "a choice at token 0, got one at",
         ),
         (
             "a choice where one token is legal",
@@ -191,18 +191,14 @@ fn forged_choices_are_refused() {
                 sets.push([rollouts[2].tokens[last]].into_iter().collect());
                 change_choices(&mut rollouts[2], |choices| choices.push((last, set)));
             },
-            "rollout 2: expected no choice of token ",
+            "rollout 2: expected no choice at token ",
         ),
         (
             "a token that is not legal",
             |group| *group.rollouts[2].tokens.last_mut().unwrap() = 250,
             "rollout 2: expected a legal token ",
         ),
-        (
-            "an end that is none",
-            |group| group.rollouts[1].stop = StopReason::Length,
-            "expected an answer that was cut short",
-        ),
+        ("an end that is none", |group| group.rollouts[1].stop = StopReason::Length, "expected a truncated answer"),
         (
             "an answer that breaks off",
             |group| {
@@ -253,7 +249,7 @@ fn answers_are_cut_short_at_the_limit() {
     check_choices(&SymbolLanguage, &group).unwrap();
     group.task.max_tokens = 8;
     let refusal = check_choices(&SymbolLanguage, &group).unwrap_err();
-    assert_eq!(refusal, "rollout 0: expected 8 tokens of an answer that was cut short, got 7");
+    assert_eq!(refusal, "rollout 0: expected 8 tokens in a truncated answer, got 7");
 }
 
 /// [`Group::check`] requires one log-probability for each choice, finite and at most 0.
@@ -262,7 +258,7 @@ fn probabilities_that_are_none_are_refused() {
     for logprob in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.5] {
         let mut group = played(solve("countdown", "20 12 6 1 -> 50"), Behavior::Policy, 20);
         group.rollouts[0].logprobs[0] = logprob;
-        let says = "expected a log-probability of every choice";
+        let says = "expected a finite log-probability of at most 0 for every choice";
         assert_eq!(group.check(VOCABULARY_SIZE), Err(says.to_owned()), "{logprob}");
     }
 }
@@ -288,7 +284,8 @@ async fn a_verifier_judges_no_forged_group() {
     let Error::Group { task, reason } = error else { panic!("{error}") };
     assert_eq!(task, honest.task.id);
     assert!(
-        reason.starts_with("rollout 0: expected the language's set of ") && reason.ends_with("set of 256 tokens"),
+        reason.starts_with("rollout 0: expected the language's legal tokens at token ")
+            && reason.ends_with("set of 256 tokens"),
         "{reason}"
     );
 }

@@ -36,8 +36,8 @@ struct Mistake {
 
 /// The port of an address without one.
 const DEFAULT_PORT: u16 = 4222;
-const FORM: &str = "nats://HOST:PORT or tls://HOST:PORT, several with commas and nothing else between them";
-const WITH_LOGIN: &str = "nats:// or tls:// before each user, password or token, and %2C for a comma in one";
+const FORM: &str = "nats://HOST:PORT or tls://HOST:PORT, several separated by commas without spaces";
+const WITH_LOGIN: &str = "nats:// or tls:// before each user, password or token, and %2C for a comma in any of these";
 
 impl FromStr for Servers {
     type Err = Error;
@@ -157,17 +157,17 @@ fn read(item: &str) -> Result<Address, Mistake> {
         None => {
             let (host, port) = place.split_at(place.find(':').unwrap_or(place.len()));
             if port.matches(':').count() > 1 {
-                return Err(mistake("a host and a port; an IPv6 address stands between [ and ]"));
+                return Err(mistake("a host and a port, with an IPv6 address between [ and ]"));
             }
             if !is_host(host) {
-                return Err(mistake("a host: a name, or an address"));
+                return Err(mistake("a host name or an IP address"));
             }
             (host.to_owned(), port)
         }
     };
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => None,
-        None => return Err(mistake("nothing but a port after an IPv6 address")),
+        None => return Err(mistake("only a port after an IPv6 address")),
         Some(port) => {
             let is_number = port.chars().all(|digit| digit.is_ascii_digit());
             let number = port.parse().ok().filter(|port| is_number && *port > 0);
@@ -193,8 +193,8 @@ pub fn is_host(host: &str) -> bool {
 
 fn read_login(login: &str, mistake: &impl Fn(&'static str) -> Mistake) -> Result<Login, Mistake> {
     let decode = |text: &str| {
-        let decoded =
-            decode(text).ok_or_else(|| mistake("%XX, two hexadecimal digits, for a % in a user, password or token"))?;
+        let decoded = decode(text)
+            .ok_or_else(|| mistake("%XX, two hexadecimal digits after each %, in a user, password or token"))?;
         Ok(decoded)
     };
     match login.split_once(':') {
@@ -269,44 +269,50 @@ mod tests {
     #[test]
     fn what_was_mistyped_is_refused_and_a_secret_in_it_not_shown() {
         for (text, says) in [
-            ("", "expected a host: a name, or an address, got \"\""),
-            ("http://h:4222", "expected nats://HOST:PORT or tls://HOST:PORT, several with commas"),
+            ("", "expected a host name or an IP address, got \"\""),
+            ("http://h:4222", "expected nats://HOST:PORT or tls://HOST:PORT, several separated by commas"),
             ("ws://h", "got \"ws://h\""),
             ("nats:/h", "expected a port from 1 to 65535, got \"nats:/h\""),
-            ("nats://", "expected a host: a name, or an address, got \"nats://\""),
-            ("nats://:4222", "expected a host: a name, or an address, got \"nats://:4222\""),
+            ("nats://", "expected a host name or an IP address, got \"nats://\""),
+            ("nats://:4222", "expected a host name or an IP address, got \"nats://:4222\""),
             ("nats://h:", "expected a port from 1 to 65535, got \"nats://h:\""),
             ("nats://h:0", "expected a port from 1 to 65535, got"),
             ("nats://h:99999", "expected a port from 1 to 65535, got \"nats://h:99999\""),
             ("nats://h:+1", "expected a port from 1 to 65535, got"),
             ("nats://h:4222x", "expected a port from 1 to 65535, got"),
             ("nats://h:4222/x", "expected a port from 1 to 65535, got"),
-            ("nats://h/x", "expected a host: a name, or an address, got"),
-            ("nats://127.0.0.256", "expected a host: a name, or an address, got"),
-            ("nats://a..b", "expected a host: a name, or an address, got"),
-            ("-", "expected a host: a name, or an address, got \"-\""),
-            ("nats://-h:1", "expected a host: a name, or an address, got"),
-            ("nats://h-.b", "expected a host: a name, or an address, got"),
-            ("nats://ä", "expected a host: a name, or an address, got"),
-            ("nats://::1:4222", "an IPv6 address stands between [ and ], got"),
+            ("nats://h/x", "expected a host name or an IP address, got"),
+            ("nats://127.0.0.256", "expected a host name or an IP address, got"),
+            ("nats://a..b", "expected a host name or an IP address, got"),
+            ("-", "expected a host name or an IP address, got \"-\""),
+            ("nats://-h:1", "expected a host name or an IP address, got"),
+            ("nats://h-.b", "expected a host name or an IP address, got"),
+            ("nats://ä", "expected a host name or an IP address, got"),
+            ("nats://::1:4222", "with an IPv6 address between [ and ], got"),
             ("nats://[::1:4222", "expected a ] after an IPv6 address, got"),
             ("nats://[h]:4222", "expected an IPv6 address between [ and ], got"),
-            ("nats://[::1]4222", "expected nothing but a port after an IPv6 address, got"),
-            ("nats://a,", "bus: server 2: expected a host: a name, or an address, got \"\""),
-            (",nats://a", "bus: server 1: expected a host: a name, or an address, got \"\""),
+            ("nats://[::1]4222", "expected only a port after an IPv6 address, got"),
+            ("nats://a,", "bus: server 2: expected a host name or an IP address, got \"\""),
+            (",nats://a", "bus: server 1: expected a host name or an IP address, got \"\""),
             ("nats://a,,nats://b", "bus: server 2: expected "),
-            ("nats://a, nats://b", "bus: server 2: expected nats://HOST:PORT or tls://HOST:PORT, several with commas"),
+            (
+                "nats://a, nats://b",
+                "bus: server 2: expected nats://HOST:PORT or tls://HOST:PORT, several separated by commas",
+            ),
             (" nats://a", "bus: server: expected nats://HOST:PORT"),
             ("nats://a b", "bus: server: expected nats://HOST:PORT"),
             ("nats://a\n", "got \"nats://a\\n\""),
             ("http://u:s3cret@h:1", "got \"http://***@h:1\""),
             ("s3cret:://x@h:0", "got \"***@h:0\""),
-            ("nats://u:s3cret@", "expected a host: a name, or an address, got \"nats://***@\""),
+            ("nats://u:s3cret@", "expected a host name or an IP address, got \"nats://***@\""),
             ("nats://u:s3cret@h:99999", "expected a port from 1 to 65535, got \"nats://***@h:99999\""),
             ("nats://u:s3c ret@h", "got \"nats://***@h\""),
             ("nats://:s3cret@h", "expected a user before the password, got \"nats://***@h\""),
             ("nats://@h", "expected USER:PASSWORD or a token before the @, got"),
-            ("nats://u:s3cret%@h", "expected %XX, two hexadecimal digits, for a % in a user, password or token, got"),
+            (
+                "nats://u:s3cret%@h",
+                "expected %XX, two hexadecimal digits after each %, in a user, password or token, got",
+            ),
             ("nats://u:s3cret%+1@h", "expected %XX, "),
             ("nats://u:s3cret%FF@h", "expected %XX, "),
             (

@@ -327,16 +327,17 @@ fn stream_terms(config: &Config) -> String {
     let Config { subjects, retention, discard, max_messages, max_messages_per_subject, .. } = config;
     let Config { duplicate_window, allow_direct, num_replicas, .. } = config;
     format!(
-        "{subjects:?}, {retention:?}, {discard:?}, {max_messages} messages, {max_messages_per_subject} a subject, copies \
-         known for {duplicate_window:?}, direct reads {allow_direct}, {num_replicas} replicas"
+        "subjects {subjects:?}, retention {retention:?}, discard {discard:?}, max_msgs {max_messages}, \
+         max_msgs_per_subject {max_messages_per_subject}, duplicate_window {duplicate_window:?}, \
+         allow_direct {allow_direct}, num_replicas {num_replicas}"
     )
 }
 
 /// Describes the settings of a stream's consumer that are compared.
 fn consumer_terms(ack_policy: AckPolicy, ack_wait: Duration, max_deliver: i64, max_ack_pending: i64) -> String {
     format!(
-        "; its consumer: acknowledged {ack_policy:?} within {ack_wait:?}, delivered up to {max_deliver} times, \
-         {max_ack_pending} at a time"
+        "; consumer: ack_policy {ack_policy:?}, ack_wait {ack_wait:?}, max_deliver {max_deliver}, \
+         max_ack_pending {max_ack_pending}"
     )
 }
 

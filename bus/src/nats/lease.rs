@@ -147,7 +147,7 @@ impl Server {
     }
 
     async fn make_streams(&self, layout: &Layout, terms: &StreamLimits) -> Result<(), Error> {
-        let mut patience = self.patience("make the streams of the run".to_owned());
+        let mut patience = self.patience("create the streams of the run".to_owned());
         let difference = loop {
             let made = async {
                 layout.make_anew(&self.jetstream, terms).await?;
@@ -174,7 +174,7 @@ impl Server {
     /// Checks that the bucket of all runs, which somebody else may have created, meets the needs of leases and announcements.
     /// Only the number of replicas is raised if it is too low.
     async fn expect_bucket(&self, terms: &StreamLimits) -> Result<(), Error> {
-        let mut patience = self.patience("look at the bucket of all runs".to_owned());
+        let mut patience = self.patience("check the bucket of all runs".to_owned());
         let config = loop {
             let found = async {
                 let config = self.runs(terms.num_replicas).await?.stream.cached_info().config.clone();
@@ -192,8 +192,8 @@ impl Server {
         let describe = |config: &stream::Config| {
             let stream::Config { max_age, max_messages, max_bytes, max_message_size, allow_direct, .. } = config;
             format!(
-                "expiry after {} s, {max_messages} entries, {max_bytes} bytes, {max_message_size} an entry (-1: no limit), direct \
-                 reads {allow_direct}",
+                "max_age {} s, max_msgs {max_messages}, max_bytes {max_bytes}, max_msg_size {max_message_size} \
+                 (0 or -1: no limit), allow_direct {allow_direct}",
                 max_age.as_secs_f64()
             )
         };
@@ -240,7 +240,9 @@ impl Server {
                 Ok(Err((other, revision))) => {
                     let holder = other.map_or_else(String::new, |other| other.holder);
                     let seconds = terms.lease.as_secs_f64();
-                    tracing::warn!("run {run:?} has a learner ({holder}); waiting {seconds} s to see if it lives");
+                    tracing::warn!(
+                        "run {run:?} has a learner ({holder}); waiting {seconds} s to see whether it is alive"
+                    );
                     seen = Some(revision);
                     tokio::time::sleep(terms.lease).await;
                 }
@@ -255,7 +257,7 @@ impl Server {
     /// When the server is unreachable for too long.
     pub async fn announcement(&self, run: &str) -> Result<Option<Vec<u8>>, Error> {
         check_name(run)?;
-        let mut patience = self.patience(format!("look for run {run:?}"));
+        let mut patience = self.patience(format!("look up run {run:?}"));
         loop {
             let found = async {
                 let Some(store) = self.runs_if_any().await? else { return Ok(None) };
@@ -274,7 +276,7 @@ impl Server {
     /// When the server is unreachable for too long.
     pub async fn announced_runs(&self) -> Result<Vec<String>, Error> {
         use futures_util::TryStreamExt as _;
-        let mut patience = self.patience("look for runs".to_owned());
+        let mut patience = self.patience("list the runs".to_owned());
         loop {
             let found = async {
                 let Some(store) = self.runs_if_any().await? else { return Ok(Vec::new()) };
@@ -329,7 +331,7 @@ impl Lease {
         let mut lost = self.lost.clone();
         match lost.wait_for(Option::is_some).await {
             Ok(holder) => Error::Taken { run: self.run.clone(), holder: holder.clone().unwrap_or_default() },
-            Err(_) => Error::Closed { queue: "the keeper of the lease" },
+            Err(_) => Error::Closed { queue: "lease renewal" },
         }
     }
 
@@ -352,8 +354,12 @@ impl Lease {
         self.changed.send_replace(wish);
         if tokio::time::timeout(limit, &mut self.keeper).await.is_err() {
             self.keeper.abort();
-            let what = if wish == Wish::End { "its streams may stay on the server; its lease" } else { "its lease" };
-            tracing::warn!("run {} could not be left in order within {} s: {what} runs out", self.run, limit.as_secs());
+            let what = if wish == Wish::End { "; its streams may remain on the server" } else { "" };
+            tracing::warn!(
+                "could not release run {} within {} s; its lease will expire{what}",
+                self.run,
+                limit.as_secs()
+            );
         }
     }
 }
@@ -408,8 +414,8 @@ impl Keeper {
                 Err(error) => {
                     self.num_failures += 1;
                     match wish == Wish::Announce && self.num_failures == RENEWALS {
-                        true => tracing::warn!(%error, run = self.run, "the lease could not be renewed in its time"),
-                        false => tracing::debug!(%error, "the lease could not be renewed, or the run not be left"),
+                        true => tracing::warn!(%error, run = self.run, "could not renew the lease in time"),
+                        false => tracing::debug!(%error, "could not renew or release the lease"),
                     }
                 }
             }
@@ -440,14 +446,14 @@ impl Keeper {
         let left = match (removed, self.server.expect_permitted()) {
             (Ok(Ok(left)), _) => left,
             (_, Err(denied)) => {
-                tracing::warn!("the streams of run {}, which is over, stay on the server: {denied}", self.run);
+                tracing::warn!("could not remove the streams of finished run {}: {denied}", self.run);
                 None
             }
             (Ok(Err(error)), Ok(())) => return Err(error),
             (Err(elapsed), Ok(())) => return Err(elapsed.into()),
         };
         if let Some((stream, num_messages)) = left {
-            tracing::warn!("{num_messages} messages that were set aside stay on the server, in stream {stream}");
+            tracing::warn!("{num_messages} dead-lettered messages remain on the server, in stream {stream}");
         }
         self.has_removed = true;
         Ok(())
@@ -464,7 +470,7 @@ impl Keeper {
                 match store.entry(lease_key(&self.run)).await? {
                     // Another learner has held it since, and has released it.
                     Some(entry) if entry.operation != kv::Operation::Put => {
-                        return Ok(Some("another, which has left by now".to_owned()));
+                        return Ok(Some("another learner, which has since released the run".to_owned()));
                     }
                     // The server has lost the lease.
                     None => self.revision = store.create(lease_key(&self.run), value).await?,

@@ -176,14 +176,14 @@ impl Nats {
     async fn make_what_is_missing(&self) {
         let Some(Led { terms, .. }) = &self.led else { return };
         let missing = || {
-            tracing::warn!(run = self.layout.run(), "the server had lost a stream of this run; it is made again");
+            tracing::warn!(run = self.layout.run(), "the server lost a stream of this run; recreating it");
             self.has_lost.store(true, Ordering::Relaxed);
         };
         let look = |queue: Queue, num_waiting: u64, num_taken: u64| {
             self.server.count(queue, |counts| (counts.num_waiting, counts.num_taken) = (num_waiting, num_taken));
         };
         if let Err(error) = self.layout.make_missing(self.jetstream(), terms, missing, look).await {
-            tracing::debug!(%error, "streams could not be made again");
+            tracing::debug!(%error, "could not recreate streams");
         }
     }
 }
@@ -325,7 +325,7 @@ impl WeightStore for Nats {
             match self.remove_weights(digest).await {
                 Ok(()) => drop(self.stored.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest)),
                 // The weights only take up space; the next version tries again.
-                Err(error) => tracing::debug!(%error, "weights could not be removed"),
+                Err(error) => tracing::debug!(%error, "could not remove old weights"),
             }
         }
         Ok(())
@@ -387,7 +387,7 @@ impl Bus for Nats {
         batches.push((kind, batch));
         for (kind, batch) in batches {
             if let Err(error) = self.purge_batch(&layout::batch_token(kind, batch)).await {
-                tracing::debug!(%error, "a batch could not be removed");
+                tracing::debug!(%error, "could not remove the messages of a finished batch");
                 // It takes up room until the next one is forgotten.
                 self.unforgotten.lock().unwrap_or_else(PoisonError::into_inner).push((kind, batch));
             }
@@ -409,8 +409,8 @@ impl Nats {
         // While the server is away, messages accumulate until the buffer is full.
         match tokio::time::timeout(SAY_LIMIT, self.server.client.publish(subject, payload.into())).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a call was not heard"),
-            Err(_) => tracing::debug!("a call was not heard: the server is away"),
+            Ok(Err(error)) => tracing::debug!(%error, "could not send a message to current listeners"),
+            Err(_) => tracing::debug!("could not send a message to current listeners: server unreachable"),
         }
     }
 
@@ -423,7 +423,7 @@ impl Nats {
                 Ok(_) => return Ok(()),
                 Err(error) => {
                     self.make_what_is_missing().await;
-                    patience.wait_after(with_room(error, "it", payload.len() as u64)).await?;
+                    patience.wait_after(with_room(error, "the message", payload.len() as u64)).await?;
                 }
             }
         }

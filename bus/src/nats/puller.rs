@@ -114,7 +114,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Puller<T> {
                 }
                 Err(error) => {
                     if receipt.set_aside().await {
-                        tracing::warn!(subject, %error, "a message that cannot be read is set aside");
+                        tracing::warn!(subject, %error, "unreadable message moved to the dead-letter stream");
                     }
                 }
             }
@@ -190,7 +190,7 @@ async fn receive(
             }
         };
         if let Err(error) = done {
-            tracing::debug!(stream, %error, "nothing to take from yet");
+            tracing::debug!(stream, %error, "could not pull messages; retrying");
             tokio::time::sleep(RETRY_PAUSE).await;
             num_wanted = 0;
             drop(arrive.send(None));
@@ -313,8 +313,8 @@ async fn keep(held: Weak<Held>, every: Duration) {
 async fn say(client: &Client, reply: Subject, kind: AckKind) -> bool {
     match tokio::time::timeout(SAY_LIMIT, client.publish(reply, kind.into())).await {
         Ok(Ok(())) => return true,
-        Ok(Err(error)) => tracing::debug!(%error, "the server did not hear of a delivery"),
-        Err(_) => tracing::debug!("the server did not hear of a delivery: it is away"),
+        Ok(Err(error)) => tracing::debug!(%error, "could not acknowledge a delivery"),
+        Err(_) => tracing::debug!("could not acknowledge a delivery: server unreachable"),
     }
     false
 }

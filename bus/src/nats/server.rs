@@ -114,7 +114,7 @@ impl Server {
         if seed.is_some() && servers.has_login() {
             return Err(Error::Unfit {
                 what: format!("server {servers}"),
-                expected: "a key of this process, or a user, password or token with the address".to_owned(),
+                expected: "either an nkey (--nkey) or credentials in the address".to_owned(),
                 got: "both".to_owned(),
             });
         }
@@ -132,7 +132,7 @@ impl Server {
                 Ok(Err(error)) if is_refusal(error.kind()) && servers.len() == 1 => {
                     let has_said = seed.is_some() || servers.has_login();
                     let hint =
-                        if has_said { "" } else { "; it asks for a key (--nkey), a user and password, or a token" };
+                        if has_said { "" } else { "; it requires an nkey (--nkey), a user and password, or a token" };
                     return Err(Error::Denied { reason: format!("{servers}: {error}{hint}") });
                 }
                 Ok(Err(error)) => {
@@ -141,7 +141,7 @@ impl Server {
                     }
                     patience.wait_after(error).await?;
                 }
-                Err(_) => patience.wait_after("no answer").await?,
+                Err(_) => patience.wait_after("no response").await?,
             }
         };
         let version = client.server_info().version;
@@ -183,7 +183,7 @@ impl Server {
                         tokio::time::sleep(RETRY_PAUSE).await;
                         continue;
                     }
-                    "one without".to_owned()
+                    "one without JetStream".to_owned()
                 }
                 _ => return Ok(()),
             };
@@ -243,7 +243,7 @@ impl Heard {
             Some((first, last, said)) if *last - *first >= REFUSED_LIMIT => {
                 let seconds = REFUSED_LIMIT.as_secs();
                 Err(Error::Denied {
-                    reason: format!("for {seconds} s no server has accepted the credentials of this process: {said}"),
+                    reason: format!("no server accepted the credentials of this process for {seconds} s: {said}"),
                 })
             }
             _ => Ok(()),
@@ -309,17 +309,17 @@ fn is_refusal(kind: ConnectErrorKind) -> bool {
 fn read(what: &str, path: &Path) -> Result<String, Error> {
     let unfit = |got: std::io::Error| Error::Unfit {
         what: path.display().to_string(),
-        expected: format!("a file of {what}"),
+        expected: format!("a file with {what}"),
         got: got.to_string(),
     };
     std::fs::read_to_string(path).map_err(unfit)
 }
 
 fn read_seed(path: &Path) -> Result<String, Error> {
-    let seed = read("an nkey's seed", path)?.trim().to_owned();
+    let seed = read("an nkey seed", path)?.trim().to_owned();
     let unfit = |got: nkeys::error::Error| Error::Unfit {
         what: path.display().to_string(),
-        expected: "the seed of a user's nkey, which begins with SU".to_owned(),
+        expected: "the seed of a user nkey, which begins with SU".to_owned(),
         got: got.to_string(),
     };
     nkeys::KeyPair::from_seed(&seed).map_err(unfit)?;
@@ -375,7 +375,7 @@ impl Patience {
             return Err(Error::Unreachable { what, seconds, reason });
         }
         if waited >= TOLD_AFTER && self.heard.may_tell() {
-            tracing::warn!("waiting to {}: {reason}", self.what);
+            tracing::warn!("still trying to {}: {reason}", self.what);
         }
         tokio::time::sleep(RETRY_PAUSE).await;
         Ok(())

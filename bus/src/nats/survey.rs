@@ -60,7 +60,7 @@ impl Server {
     /// When the server is unreachable for too long.
     pub async fn leader(&self, run: &str) -> Result<Option<Leader>, Error> {
         check_name(run)?;
-        let mut patience = self.patience(format!("look for the learner of run {run:?}"));
+        let mut patience = self.patience(format!("look up the learner of run {run:?}"));
         loop {
             let found = async {
                 let Some(store) = self.runs_if_any().await? else { return Ok(None) };
@@ -105,7 +105,7 @@ impl Server {
     /// # Errors
     /// When the server is unreachable for too long.
     pub async fn stream_uses(&self) -> Result<Vec<StreamUse>, Error> {
-        let mut patience = self.patience("list the streams of runs".to_owned());
+        let mut patience = self.patience("list the streams of all runs".to_owned());
         loop {
             match self.jetstream.streams().try_collect::<Vec<_>>().await {
                 Ok(streams) => {

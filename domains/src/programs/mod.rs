@@ -382,7 +382,7 @@ impl Programs {
         let program = puzzle.program().or(reference.as_ref()).ok_or_else(|| Error::Problem {
             domain: self.name(),
             expected: "an induction problem with its key".to_owned(),
-            got: format!("{:?} alone", problem.text),
+            got: format!("{:?} without a key", problem.text),
         })?;
         let behavior = Behavior::of(program, &mut Machine::new());
         let minimal = Catalog::get(self.dialect).minimal_length(behavior);

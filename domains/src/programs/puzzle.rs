@@ -44,15 +44,16 @@ pub(super) enum Puzzle {
 /// What the parser expected when it failed.
 pub(super) type Expected = &'static str;
 
-const EXPECTED_TEXT: Expected = "a text such as \"sort take 2 : [5 1 4] -> ?\", \"sort : ? -> [1 4]\" or \
+const EXPECTED_TEXT: Expected = "a problem such as \"sort take 2 : [5 1 4] -> ?\", \"sort : ? -> [1 4]\" or \
                                  \"? max 2 : [5 1] -> [1 5] ; [3] -> [3]\"";
 const EXPECTED_PROGRAM: Expected = "a well-typed program of 1 to 8 operations, such as \"filter (> 3) map (* 2)\"";
 const EXPECTED_INPUT: Expected = "an input of up to 6 integers from -9 to 9 (digits in programs-digits)";
-const EXPECTED_OUTPUT: Expected = "an output that is an integer or a list of up to 6, within the range of the language";
-const EXPECTED_DEFINED: Expected = "an input on which the program has an output of up to 6 elements";
+const EXPECTED_OUTPUT: Expected =
+    "an output that is an integer or a list of up to 6 integers, within the range of the language";
+const EXPECTED_DEFINED: Expected = "an input for which the program returns an output of up to 6 elements";
 const EXPECTED_TYPE: Expected = "an output of the program's type";
-const EXPECTED_PAIRS: Expected = "1 to 4 pairs with different inputs and outputs of one type";
-const EXPECTED_MAX: Expected = "a largest number of operations from 1 to 4 (3 in programs-digits)";
+const EXPECTED_PAIRS: Expected = "1 to 4 pairs with distinct inputs and with outputs of one type";
+const EXPECTED_MAX: Expected = "a maximum number of operations from 1 to 4 (3 in programs-digits)";
 
 impl Puzzle {
     pub(super) fn deduction(program: Program, input: Vec<i32>) -> Result<Puzzle, Expected> {
@@ -207,7 +208,7 @@ impl Puzzle {
         let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
         let of = |name: &str| json.get(name).map_or("none".to_owned(), describe_json);
         let program = |fields: &mut Fields<'_>| {
-            let text = fields.read("program", "a text", text)?;
+            let text = fields.read("program", "a string", text)?;
             parse_program(dialect, &text).map_err(|expected| (expected.to_owned(), of("program")))
         };
         // The name of the field that holds the data of the mode, and the puzzle.
@@ -215,13 +216,13 @@ impl Puzzle {
             Mode::Deduction => {
                 let program = program(&mut fields)?;
                 let input = fields.read("input", "a list of integers", input)?;
-                fields.end("domain, mode, program and input, of a deduction")?;
+                fields.end("domain, mode, program and input in a deduction problem")?;
                 ("input", Puzzle::deduction(program, input))
             }
             Mode::Abduction => {
                 let program = program(&mut fields)?;
                 let output = fields.read("output", "an integer or a list of integers", output)?;
-                fields.end("domain, mode, program and output, of an abduction")?;
+                fields.end("domain, mode, program and output in an abduction problem")?;
                 ("output", Puzzle::abduction(program, output))
             }
             Mode::Induction => {
@@ -233,7 +234,7 @@ impl Puzzle {
                 };
                 let expected = "a list of pairs, each a list of an input and an output,";
                 let pairs = fields.read("pairs", expected, |value| list(value, pair))?;
-                fields.end("domain, mode, max_operations and pairs, of an induction")?;
+                fields.end("domain, mode, max_operations and pairs in an induction problem")?;
                 ("pairs", Puzzle::induction(dialect, max_operations, pairs))
             }
         };

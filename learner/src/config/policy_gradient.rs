@@ -52,19 +52,19 @@ impl PolicyGradientConfig {
             (1..=1_000).contains(&self.updates_per_step),
         )?;
         let is_shuffled = config.learner.shuffle_labels;
-        let expected = "false where learner.policy_gradient is on, which would still see the verdicts";
+        let expected = "false with learner.policy_gradient, which would use the unshuffled verdicts";
         check("learner.shuffle_labels", expected, is_shuffled, !is_shuffled)?;
         let (behavior, temperature, num_rollouts) =
             (config.actor.behavior, config.actor.temperature, config.batch.num_rollouts);
         // Importance ratios compare two versions of the network, at the temperature at which the learner computes.
         check(
             "actor.behavior",
-            "policy where learner.policy_gradient is on",
+            "policy if learner.policy_gradient is set",
             "uniform-legal",
             behavior == Behavior::Policy,
         )?;
-        check("actor.temperature", "1 where learner.policy_gradient is on", temperature, temperature == 1.0)?;
+        check("actor.temperature", "1 if learner.policy_gradient is set", temperature, temperature == 1.0)?;
         let is_enough = num_rollouts > 1 || self.kind != PolicyGradientKind::DrGrpo;
-        check("batch.num_rollouts", "2 or more where learner.policy_gradient is dr-grpo", num_rollouts, is_enough)
+        check("batch.num_rollouts", "2 or more if learner.policy_gradient.kind is dr-grpo", num_rollouts, is_enough)
     }
 }

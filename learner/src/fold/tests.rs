@@ -125,10 +125,10 @@ fn groups_that_do_not_answer_the_batch_are_refused() {
     let cases: [(Spoil, &str); 6] = [
         (|groups| drop(groups.pop()), "expected 4 groups, got 3"),
         (|groups| groups.push(groups[3].clone()), "expected 4 groups, got 5"),
-        (|groups| groups.swap(1, 2), "group 1 was not played for this plan"),
-        (|groups| groups[2] = groups[1].clone(), "group 2 was not played for this plan"),
-        (|groups| groups[3].group.task.seed ^= 1, "group 3 was not played for this plan"),
-        (|groups| groups[0].group.task.id.batch = 1, "group 0 was not played for this plan"),
+        (|groups| groups.swap(1, 2), "group 1 does not match a planned task"),
+        (|groups| groups[2] = groups[1].clone(), "group 2 does not match a planned task"),
+        (|groups| groups[3].group.task.seed ^= 1, "group 3 does not match a planned task"),
+        (|groups| groups[0].group.task.id.batch = 1, "group 0 does not match a planned task"),
     ];
     for (spoil, expected) in cases {
         let mut fold = fold_of(&test_config());

@@ -188,12 +188,13 @@ pub(crate) fn read_manifest(folder: &Path) -> Result<Option<Manifest>, Error> {
     if manifest.is_none() && has_begun {
         return Err(Error::File {
             path: folder.to_owned(),
-            expected: "a journal that begins with a manifest".to_owned(),
-            got: "none that can be read".to_owned(),
+            expected: "a journal that begins with a readable manifest".to_owned(),
+            got: "none".to_owned(),
         });
     }
     if reader.is_old {
-        let got = format!("version {}, which `inspect` reads and no run goes on from", version5::FORMAT.version);
+        let got =
+            format!("version {}, which `inspect` can read but a run cannot resume from", version5::FORMAT.version);
         return Err(other_version(folder.to_owned(), got));
     }
     Ok(manifest.cloned())

@@ -80,7 +80,7 @@ impl Learner<'_> {
         if due.is_empty() {
             return Ok(());
         }
-        tracing::info!(num_tasks = due.len(), first = ?due[0], "asking again");
+        tracing::info!(num_tasks = due.len(), first = ?due[0], "reissuing overdue tasks");
         if self.ledger.is_overdue(limit, now) {
             // Bad weights may be the cause: they are overwritten.
             self.put_weights();

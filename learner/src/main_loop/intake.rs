@@ -48,7 +48,7 @@ impl Learner<'_> {
         }
         if cause == RefusalCause::CheckerUnavailable {
             if self.ledger.wait_for_checker(task, envelope.issue, reason.clone(), Instant::now()) {
-                tracing::warn!(?task, reason, "a task waits for its checker, and the step that needs it waits too");
+                tracing::warn!(?task, reason, "checker unavailable; the step is waiting for this task");
             }
             return Ok(());
         }
@@ -59,12 +59,7 @@ impl Learner<'_> {
             let players = players.into_iter().map(str::to_owned).collect();
             return Err(Error::Unjudged { task, num_tries: refused.len(), players, reason });
         }
-        tracing::warn!(
-            actor = envelope.played_by,
-            ?task,
-            reason,
-            "a group could not be judged; its task is played again"
-        );
+        tracing::warn!(actor = envelope.played_by, ?task, reason, "group could not be scored; reissuing its task");
         self.wanted.insert(task);
         Ok(())
     }
@@ -94,7 +89,7 @@ impl Learner<'_> {
         let vocabulary_size = self.fold.config().model.vocabulary_size;
         let fault = match is_planned {
             true => scored.group.check(vocabulary_size).err(),
-            false => Some("it was not played for this plan".to_owned()),
+            false => Some("it does not match the planned task".to_owned()),
         };
         if let Some(reason) = fault {
             if !self.audits.is_on() {
@@ -145,12 +140,20 @@ impl Learner<'_> {
                 self.wanted.insert(id);
             }
             AuditOutcome::Contradiction(Mismatch { player, said, agreed }) => {
-                self.ban(&player, id, format!("it said {}, then {}", agreed.short(), said.short()))?;
+                self.ban(
+                    &player,
+                    id,
+                    format!("it has digest {}, but an earlier copy has {}", said.short(), agreed.short()),
+                )?;
             }
             AuditOutcome::Agreed(group, mismatches) => {
                 // Bans come first: a ban record takes back the groups of the banned actor that precede it in the journal.
                 for Mismatch { player, said, agreed } in mismatches {
-                    self.ban(&player, id, format!("it said {}, others agree on {}", said.short(), agreed.short()))?;
+                    self.ban(
+                        &player,
+                        id,
+                        format!("it has digest {}, but others agree on {}", said.short(), agreed.short()),
+                    )?;
                 }
                 self.receive(*group)?;
             }
@@ -166,7 +169,7 @@ impl Learner<'_> {
             let refused = self.ledger.refused(id).iter().map(|refusal| refusal.envelope.played_by.clone());
             let refused: BTreeSet<String> = refused.filter(|player| *player != group.played_by).collect();
             for player in refused.difference(&self.audits.banned().clone()) {
-                self.ban(player, id, "it could not be judged, another actor's could".to_owned())?;
+                self.ban(player, id, "it could not be scored, but another actor's could".to_owned())?;
             }
         }
         self.close(id);
@@ -318,11 +321,11 @@ mod tests {
             accept(&mut learner, TERM - 1, "a", answer(&other, -1.0)).await.unwrap();
             assert_eq!(learner.received.len(), 0, "both are passed over");
             let error = accept(&mut learner, TERM, "a", answer(&other, -1.0)).await.unwrap_err().to_string();
-            assert_eq!(error, "integrity: group of step 0: task 0: it was not played for this plan");
+            assert_eq!(error, "integrity: group of step 0: task 0: it does not match the planned task");
             let mut broken = answer(&task, -1.0);
             broken.group.rollouts.pop();
             let error = accept(&mut learner, TERM, "a", broken).await.unwrap_err().to_string();
-            assert!(error.contains("task 0: expected as many rollouts as were asked for"), "{error}");
+            assert!(error.contains("task 0: expected as many rollouts as the task requests"), "{error}");
             accept(&mut learner, TERM - 1, "a", answer(&task, -1.0)).await.unwrap();
             assert_eq!(learner.received.len(), 1, "the same plan was played for an earlier life");
         });
@@ -349,7 +352,7 @@ mod tests {
                 learner.issue_again(vec![task]).await.unwrap();
             }
             let error = learner.refuse(refusal(TERM, MAX_TRIES as u32 - 1)).unwrap_err().to_string();
-            let says = "task 2 of batch 0: 5 groups in turn could not be judged, played by a: no problem";
+            let says = "task 2 of batch 0: 5 consecutive groups could not be scored (actors a): no problem";
             assert_eq!(error, says);
         });
     }

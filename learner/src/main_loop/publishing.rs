@@ -71,7 +71,7 @@ impl Learner<'_> {
             for (digest, bytes) in weights {
                 if let Err(error) = bus.put_weights(digest, bytes).await {
                     // It is tried again when tasks are overdue again.
-                    tracing::warn!(%error, "weights could not be stored again");
+                    tracing::warn!(%error, "could not republish weights");
                 }
             }
         })));
