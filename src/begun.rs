@@ -48,8 +48,8 @@ pub(crate) fn expect_config(run_dir: &Path, config: &RunConfig) -> Result<()> {
     match changes.filter(|changes| !changes.is_empty()) {
         Some(changes) => bail!("manifest: {}; `--fork` starts a new run from this config", changes.join(", ")),
         None => bail!(
-            "{}: expected a journal that was begun with this config ({}), got one of another ({}), of which nothing here \
-             says what it was",
+            "{}: expected a journal of this config ({}), got one of another config ({}), which is no longer in the run \
+             directory",
             run_dir.join("journal").display(),
             is.short(),
             was.short()

@@ -36,7 +36,7 @@ impl Closing<'_> {
         if summary.outcome == Outcome::Interrupted {
             text += &self.exam_table()?;
             text += &format!(
-                "\nstopped at step {} after {} ({} of CPU time); go on with: {}\n",
+                "\nstopped at step {} after {} ({} of CPU time); resume with: {}\n",
                 summary.step,
                 clock(summary.elapsed),
                 clock(cpu_time),
@@ -45,7 +45,7 @@ impl Closing<'_> {
             return Ok(text);
         }
         text += &format!(
-            "{} steps in {} ({} of CPU time): {} answers, {} of them right, {} tokens trained on\n\n",
+            "{} steps in {} ({} of CPU time): {} answers, {} of them correct, {} tokens trained on\n\n",
             summary.step,
             clock(summary.elapsed),
             clock(cpu_time),
@@ -58,7 +58,7 @@ impl Closing<'_> {
         cells.sort_by(|left, right| right.2.total_cmp(&left.2));
         let total: f64 = cells.iter().map(|cell| cell.2).sum();
         if total > 0.0 {
-            text += "\nwhere the trained tokens came from\n";
+            text += "\norigins of the trained tokens\n";
         }
         for (problem_origin, label_origin, weighted) in &cells {
             let (problem, label) = (word(problem_origin), word(label_origin));
@@ -70,13 +70,13 @@ impl Closing<'_> {
             summary.weights_digest.short()
         );
         if summary.num_audited > 0 || !summary.banned.is_empty() {
-            let banned = if summary.banned.is_empty() { "nobody".to_owned() } else { summary.banned.join(", ") };
-            text += &format!("two actors agreed on {} tasks; banned: {banned}\n", summary.num_audited);
+            let banned = if summary.banned.is_empty() { "none".to_owned() } else { summary.banned.join(", ") };
+            text += &format!("audits: two actors agreed on {} tasks; banned: {banned}\n", summary.num_audited);
         }
         if let Some(control) = summary.control {
             let comes_out_the_same = plan.manifest.reproducible && !plan.config.run.is_free_running();
-            let what = if comes_out_the_same { "weights" } else { "config" };
-            text += &format!("the same {what} again: {}\n", plan.again(control));
+            let what = if comes_out_the_same { "reproduce the weights" } else { "rerun the config" };
+            text += &format!("{what} with: {}\n", plan.again(control));
         }
         text += &format!("test exams: autodidact eval {run_dir}\ncurves: {run_dir}/curves.svg\n");
         Ok(text)
@@ -87,7 +87,7 @@ impl Closing<'_> {
         if summary.evals.is_empty() {
             return Ok(String::new());
         }
-        let mut rows = vec![["dev exam", "before", "after", "random legal", "1 blind try"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["dev exam", "before", "after", "random legal", "enumeration"].map(str::to_owned).to_vec()];
         for (name, baselines) in self.baselines()? {
             let mut of_exam: Vec<_> = summary.evals.iter().filter(|eval| eval.exam == name).collect();
             of_exam.sort_by_key(|eval| eval.step);

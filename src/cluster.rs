@@ -33,14 +33,14 @@ use crate::signals::stop_in_order;
 /// A NATS server, and how a process says there who it is.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Place {
-    /// The NATS server, such as nats://127.0.0.1:4222; several with commas between them. A user and password, or a token, stand
-    /// before the host: nats://USER:PASSWORD@HOST.
+    /// NATS server, such as nats://127.0.0.1:4222; separate several with commas. Credentials precede the host:
+    /// nats://USER:PASSWORD@HOST or nats://TOKEN@HOST.
     #[arg(long, value_name = "URL", value_parser = Given::read)]
     bus: Given,
-    /// The key of this process, as `keys init` makes it; its file's name is the name that the server knows.
+    /// NKey file of this process, from `keys init`; the server knows the process by the name of this file.
     #[arg(long, value_name = "FILE")]
     nkey: Option<PathBuf>,
-    /// Certificates that vouch for the server, besides those of this machine.
+    /// Additional CA certificates (PEM) to trust for the server.
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 }
@@ -54,7 +54,7 @@ struct Given(Result<Servers, String>);
 pub(crate) struct BusArgs {
     #[command(flatten)]
     pub(crate) place: Place,
-    /// The run; without it a learner names it by what it depends on, and a worker joins the only one that has a learner.
+    /// Run ID [default: for a learner, a digest of the manifest; for a worker, the only run with a learner].
     #[arg(long, value_name = "ID")]
     run: Option<String>,
 }
@@ -62,10 +62,10 @@ pub(crate) struct BusArgs {
 /// What a worker is told about itself.
 #[derive(Clone, Debug, clap::Args)]
 struct Worker {
-    /// Names this process; its key's file does without it, or its machine and number.
+    /// Name of this process [default: the name of its --nkey file, else ROLE-HOST-PID].
     #[arg(long)]
     name: Option<String>,
-    /// Serve this process to Prometheus at this address, such as 127.0.0.1:9101; port 0 takes a free one.
+    /// Serve Prometheus metrics at this address, such as 127.0.0.1:9101; port 0 picks a free port.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
 }
@@ -76,13 +76,13 @@ pub(crate) struct ActorArgs {
     bus_args: BusArgs,
     #[command(flatten)]
     worker: Worker,
-    /// Where the policy plays: cpu, candle-cpu, cuda or cuda:N; without it, as the run's `actor.device` says.
+    /// Device for the policy: cpu, candle-cpu, cuda or cuda:N [default: `actor.device` of the run].
     #[arg(long)]
     device: Option<Device>,
-    /// Threads that play on the CPU; 0 for all cores.
+    /// CPU threads for rollouts; 0 uses all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
-    /// Sequences decoded side by side.
+    /// Sequences decoded in parallel.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     slots: u32,
 }
@@ -159,24 +159,25 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
         let device = args.device.unwrap_or(config.run.actor.device);
         ensure!(
             device.is_reproducible() || !config.run.is_reproducible(),
-            "--device: expected cpu in a run that promises the same weights again, got {device}; its learner would have to be started \
-             with --set actor.device={device}"
+            "--device: expected cpu in a reproducible run, got {device}; to use {device}, start the learner with \
+             --set actor.device={device}"
         );
         ensure!(
             device.is_reproducible() || config.local.audit_share().is_none(),
-            "--device: expected cpu in a run with audits (local.bus.audit_share), got {device}, which does not play the same twice"
+            "--device: expected cpu in a run with audits (local.bus.audit_share), got {device}, whose \
+             rollouts are not reproducible"
         );
         device.open().context("actor.device")?;
         let config = actor::Config { device, num_threads, num_slots: args.slots as usize };
         let summary = actor::run(config, language(), bus, shutdown).await?;
-        Ok(format!("{} groups played, {} tokens", summary.num_groups, summary.num_tokens))
+        Ok(format!("{} groups generated, {} tokens", summary.num_groups, summary.num_tokens))
     })
 }
 
 pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
     work(Role::Verifier, &args.bus_args, &args.worker, async |config, bus, shutdown| {
         let summary = verifier::run(Judge::new(language(), config.run.batch.num_rollouts), bus, shutdown).await?;
-        Ok(format!("{} groups judged, {} answers", summary.num_groups, summary.num_verdicts))
+        Ok(format!("{} groups scored, {} answers", summary.num_groups, summary.num_verdicts))
     })
 }
 
@@ -189,7 +190,7 @@ fn work(
 ) -> Result<()> {
     bus_args.place.servers()?;
     bus_args.run.as_deref().map_or(Ok(()), check_name).context("--run")?;
-    let shutdown = stop_in_order("handing back what is unfinished")?;
+    let shutdown = stop_in_order("returning unfinished work")?;
     let name = worker_name(role, worker, bus_args)?;
     let listener = worker.metrics.as_deref().map(Listener::bind).transpose()?;
     let metrics = Arc::new(WorkerMetrics::new(role)?);
@@ -240,7 +241,7 @@ impl Joined {
     async fn join(bus_args: &BusArgs, name: &str) -> Result<Joined> {
         let server = bus_args.place.connect(name, PATIENCE).await?;
         let (run, announced) = find(&server, bus_args).await?;
-        let config = run_config::from_toml(&run, &announced.config).context("the config of the run")?;
+        let config = run_config::from_toml(&run, &announced.config).context("read the config of the run")?;
         // On devices without bitwise reproducibility there are no numerics to compare.
         let numerics = match config.run.is_reproducible() {
             true => Numerics::measure(Device::Cpu)?,
@@ -287,9 +288,9 @@ async fn find(server: &Server, bus_args: &BusArgs) -> Result<(String, Announceme
                 Ok(_) => continue,
                 Err(error) => {
                     match has_told {
-                        true => tracing::debug!(%error, run, "passed over"),
+                        true => tracing::debug!(%error, run, "run skipped"),
                         false => tracing::warn!(
-                            "run {run} is passed over: expected what a learner of this build announces, got {error}"
+                            "run {run} is skipped: expected an announcement by a learner of this build, got {error}"
                         ),
                     }
                     continue;
@@ -308,7 +309,7 @@ async fn find(server: &Server, bus_args: &BusArgs) -> Result<(String, Announceme
         match found.len() {
             1 => return Ok(found.remove(0)),
             0 => {}
-            _ => bail!("--run: expected one of the runs that have a learner on {servers}: {}", leaders.join(", ")),
+            _ => bail!("--run: expected one of the runs with a learner on {servers}: {}", leaders.join(", ")),
         }
         let without: String = without.iter().map(|run| format!("; {run}")).collect();
         if began.elapsed() >= PATIENCE {
@@ -326,13 +327,17 @@ async fn find(server: &Server, bus_args: &BusArgs) -> Result<(String, Announceme
 pub(crate) fn describe(leader: &Leader) -> String {
     let Leader { name, leads_for, silent_for, .. } = leader;
     let name = name.as_deref().unwrap_or_default();
-    format!("its learner, {name}, has it for {} and was there {:.1} s ago", clock(*leads_for), silent_for.as_secs_f64())
+    format!(
+        "its learner, {name}, has led it for {} and was last seen {:.1} s ago",
+        clock(*leads_for),
+        silent_for.as_secs_f64()
+    )
 }
 
 /// Describes a learner that is gone: when it was seen last.
 fn last_seen(Leader { name, silent_for, .. }: Leader) -> String {
     match name {
-        Some(name) => format!(": {name} was there last, {} ago", clock(silent_for)),
+        Some(name) => format!(": {name} was last seen {} ago", clock(silent_for)),
         None => format!(": the last one left {} ago", clock(silent_for)),
     }
 }
@@ -362,7 +367,7 @@ fn run_fingerprint(run: &str, manifest: &Manifest) -> String {
 
 fn with_faults(bus: Arc<dyn bus::Bus>, faults: Option<Faults>) -> Arc<dyn bus::Bus> {
     let Some(faults) = faults else { return bus };
-    tracing::warn!(?faults, "local.bus.fault: messages are lost, repeated and delayed on purpose");
+    tracing::warn!(?faults, "local.bus.fault: messages are dropped, duplicated and delayed on purpose");
     Arc::new(Faulty::new(bus, faults))
 }
 
@@ -415,8 +420,8 @@ impl BusArgs {
         let taken = server.max_payload();
         if needed > taken {
             bail!(
-                "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may have {needed} \
-                 bytes; {} takes messages of up to {taken} (max_payload)",
+                "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may take {needed} \
+                 bytes; {} accepts messages of up to {taken} (max_payload)",
                 self.bus()
             );
         }
@@ -470,7 +475,7 @@ impl Led {
 /// Returns the identity of this process: a unique id, and for people the machine, process id and what it works at.
 pub(crate) fn identity(at: &Path) -> Result<Identity> {
     let mut id = [0; 16];
-    SysRng.try_fill_bytes(&mut id).context("ask the system for a random id")?;
+    SysRng.try_fill_bytes(&mut id).context("generate a random id")?;
     let name = format!("{}:{}:{}", machine(), std::process::id(), at.display());
     Ok(Identity { name, id: format!("{:032x}", u128::from_le_bytes(id)), before: None })
 }
@@ -500,7 +505,7 @@ fn note_learner(run_dir: &Path, id: &str) -> Result<()> {
 
 fn lock_inode_of(run_dir: &Path) -> Result<u64> {
     let path = run_dir.join(RunLock::FILE_NAME);
-    Ok(std::fs::metadata(&path).with_context(|| format!("look at {}", path.display()))?.ino())
+    Ok(std::fs::metadata(&path).with_context(|| format!("read metadata of {}", path.display()))?.ino())
 }
 
 /// Returns the worker's name in subjects: letters, digits, `-` and `_`.

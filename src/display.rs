@@ -44,7 +44,7 @@ impl Display {
         let (events, receiver) = sync_channel(MAX_WAITING);
         let printer = Printer { screen: Screen::new(settings.quiet), settings, last_line: None };
         let thread = std::thread::Builder::new().name("display".to_owned()).spawn(move || printer.run(&receiver));
-        Ok(Display { events, thread: thread.context("start the thread of the display")? })
+        Ok(Display { events, thread: thread.context("start the display thread")? })
     }
 
     /// Queues an event to be shown, or drops it if the queue is full. Never blocks.
@@ -98,13 +98,11 @@ impl Printer {
                 self.settings.control = control;
                 self.screen.say(&format!("resumed at step {step}\n"))?;
                 if truncated_bytes > 0 {
-                    note(format_args!(
-                        "journal: {truncated_bytes} bytes of a record that cannot be read were removed from its end"
-                    ));
+                    note(format_args!("journal: removed {truncated_bytes} bytes of an unreadable record from the end"));
                 }
                 for record in unreadable {
                     note(format_args!(
-                        "journal: the record at byte {} of {} is damaged and is passed over",
+                        "journal: skipped the damaged record at byte {} of {}",
                         record.offset,
                         record.segment.display()
                     ));
@@ -115,7 +113,7 @@ impl Printer {
                 Ok(())
             }
             Event::CheckpointRefused(reason) => {
-                note(format_args!("checkpoint refused, going on from an earlier state: {reason}"));
+                note(format_args!("checkpoint rejected, resuming from an earlier state: {reason}"));
                 Ok(())
             }
             Event::Step(event) => self.step_line(*event),
@@ -129,7 +127,7 @@ impl Printer {
             Event::Control(control) => {
                 self.settings.control = Some(control);
                 self.screen.say(&format!(
-                    "the clock decides: the learning rate decays from step {}, the run ends with step {}\n",
+                    "time limit: the learning rate decays from step {}, the run ends at step {}\n",
                     control.decay_from, control.stop_at
                 ))
             }

@@ -42,7 +42,7 @@ impl Listener {
             Ok(Listener { address: listener.local_addr()?, listener })
         };
         bind().map_err(|error| {
-            anyhow!("--metrics: expected an address that is free, such as 127.0.0.1:9100, got {address}: {error}")
+            anyhow!("--metrics: expected a free address, such as 127.0.0.1:9100, got {address}: {error}")
         })
     }
 
@@ -59,7 +59,7 @@ async fn answer_all(listener: tokio::net::TcpListener, metrics: Arc<dyn Scraped>
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a scrape could not be accepted");
+                tracing::warn!(%error, "failed to accept a metrics connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -113,7 +113,7 @@ mod tests {
         let taken = Listener::bind("127.0.0.1:0").unwrap();
         let address = taken.address.to_string();
         let refusal = Listener::bind(&address).unwrap_err().to_string();
-        assert!(refusal.starts_with("--metrics: expected an address that is free"), "{refusal}");
+        assert!(refusal.starts_with("--metrics: expected a free address"), "{refusal}");
         assert!(refusal.contains(&format!("got {address}: ")), "{refusal}");
         assert!(Listener::bind("nonsense").unwrap_err().to_string().contains("got nonsense: "));
     }

@@ -15,24 +15,24 @@ use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory (its newest checkpoint) or a checkpoint.
+    /// Run directory (uses its newest checkpoint) or checkpoint.
     run: PathBuf,
-    /// An exam of `autodidact domains`, or `all` for those of the domains that the run trains on.
+    /// Exam from `autodidact domains`, or `all` for the exams of all domains that the run trains on.
     #[arg(long, conflicts_with = "problems", default_value = "all")]
     exam: String,
-    /// A file of problems, one JSON object a line; `-` is standard input. docs/formats.md has every form.
+    /// File of problems, one JSON object per line, or `-` for standard input; see docs/formats.md.
     #[arg(long, value_name = "FILE.jsonl")]
     problems: Option<PathBuf>,
-    /// Sampled answers a problem, for pass@k.
+    /// Sampled answers per problem, for pass@k.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     samples: u32,
-    /// Which part of the exam.
+    /// Split of the exam.
     #[arg(long, conflicts_with = "problems", default_value = "test", value_parser = ["dev", "test"])]
     split: String,
-    /// Print one JSON object an exam instead of tables.
+    /// Print one JSON object per exam instead of tables.
     #[arg(long)]
     json: bool,
-    /// Threads; 0 for all cores.
+    /// CPU threads; 0 uses all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
 }
@@ -55,12 +55,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     sets.push((name, problems));
                 } else {
                     let has = model.max_positions;
-                    note(format_args!("{name}: left out, its problems need more than model.max_positions = {has}"));
+                    note(format_args!("{name}: skipped, its problems need more than model.max_positions = {has}"));
                 }
             }
             ensure!(
                 !sets.is_empty(),
-                "--exam all: expected exams of what the run trains on, found none that fits; name one"
+                "--exam all: expected exams of the run's domains, found none that fits the model; name an exam instead"
             );
         }
         None => sets.push((format!("{} ({})", args.exam, args.split), sit(&args.exam)?)),
@@ -265,7 +265,7 @@ fn read_problems(path: &Path, trained_on: &[String], max_positions: usize) -> Re
         problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);
     }
     if problems.is_empty() {
-        bail!("{}: expected problems, one JSON object a line, found none", lines.name);
+        bail!("{}: expected problems, one JSON object per line, found none", lines.name);
     }
     Ok((lines.name, problems))
 }

@@ -13,22 +13,22 @@ use crate::report::print;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Domain of `autodidact domains`.
+    /// Domain from `autodidact domains`.
     #[arg(long, required_unless_present = "exam")]
     domain: Option<String>,
-    /// Level of its ladder.
+    /// Level of the domain's ladder.
     #[arg(long, default_value_t = 1)]
     level: u32,
-    /// How many problems.
+    /// Number of problems.
     #[arg(long, default_value_t = 10)]
     count: u64,
     /// Seed of the ladder.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Rebuild an exam, and compare it with the committed one.
+    /// Rebuild this exam and compare it with the committed one.
     #[arg(long, conflicts_with_all = ["domain", "level", "count", "seed"])]
     exam: Option<String>,
-    /// Where to write the rebuilt exam's file, such as `programs-induction.jsonl.zst`; keys, where it has them, go beside it.
+    /// Output file for the rebuilt exam, such as `programs-induction.jsonl.zst`; its keys, if any, go next to it.
     #[arg(long, conflicts_with = "domain", value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -66,14 +66,14 @@ fn rebuild_exam(name: &str, out: Option<&PathBuf>) -> Result<()> {
         }
     }
     let (got, expected) = (rebuilt.digest(), committed.digest());
-    ensure!(rebuilt == *committed, "{name}: expected the committed exam, {expected}, got another, {got}");
+    ensure!(rebuilt == *committed, "{name}: expected the committed exam with digest {expected}, got digest {got}");
     let (num_dev, num_test) = (rebuilt.dev.len(), rebuilt.test.len());
-    print(&format!("{name}: {num_dev} dev and {num_test} test problems, digest {got}: is the committed exam\n"))
+    print(&format!("{name}: {num_dev} dev and {num_test} test problems, digest {got}: matches the committed exam\n"))
 }
 
 #[derive(clap::Args)]
 pub(crate) struct DomainsArgs {
-    /// Print one JSON object a domain instead of text.
+    /// Print one JSON object per domain instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -129,10 +129,8 @@ impl DomainLine<'_> {
         for ExamLine { exam, num_dev, num_test, levels, digest } in &self.exams {
             let word = if levels.len() == 1 { "level" } else { "levels" };
             let levels = levels.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-            text += &format!(
-                "  exam {exam}  {num_dev} dev, {num_test} test, of {word} {levels}, digest {}\n",
-                digest.short()
-            );
+            text +=
+                &format!("  exam {exam}  {num_dev} dev, {num_test} test, {word} {levels}, digest {}\n", digest.short());
         }
         text
     }

@@ -71,12 +71,12 @@ impl JsonLines {
 
 /// Reads one JSON object. The error for other text names what was found.
 fn object(text: &str) -> Result<Value> {
-    const EXPECTED: &str = "expected one JSON object a line";
+    const EXPECTED: &str = "expected one JSON object per line";
     match json(text) {
         Ok(json) if json.is_object() => Ok(json),
         Ok(json) => Err(anyhow!("{EXPECTED}, got {}", describe_json(&json))),
         Err(error) if text.trim_ascii_start().starts_with('[') => {
-            Err(error.context(format!("{EXPECTED}, got a part of an array")))
+            Err(error.context(format!("{EXPECTED}, got part of an array")))
         }
         Err(error) => Err(error.context(EXPECTED)),
     }
@@ -112,7 +112,9 @@ pub(crate) fn json(text: &str) -> Result<Value> {
         let line = if line > 1 { format!("line {line}, ") } else { String::new() };
         let mark = stray_mark(text).map_or(String::new(), |offset| {
             let column = text[..offset].chars().count() + 1;
-            format!("; a byte order mark (U+FEFF) stands at character {column}, where only the start of the input may have one")
+            format!(
+                "; a byte order mark (U+FEFF) is at character {column}; it is allowed only at the start of the input"
+            )
         });
         anyhow!("{message} at {line}column {column}{mark}")
     })
@@ -131,7 +133,7 @@ pub(crate) fn stray_mark(text: &str) -> Option<usize> {
 /// Reads an input as UTF-8, and removes the leading byte order mark.
 fn without_mark(bytes: &[u8]) -> Result<&str> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        bail!("expected UTF-8, got the byte order mark of UTF-16");
+        bail!("expected UTF-8, got a UTF-16 byte order mark");
     }
     utf8(bytes).map(strip_mark)
 }
@@ -228,8 +230,8 @@ mod tests {
             (r#"{"a\nb":1,"a\nb":1}"#, "a\\nb is given twice at column 16"),
             (
                 "{\"\u{feff}a\":1}",
-                "unexpected key \\u{feff}a at column 7; a byte order mark (U+FEFF) stands at character 3, where only the \
-                 start of the input may have one",
+                "unexpected key \\u{feff}a at column 7; a byte order mark (U+FEFF) is at character 3; it is allowed only at \
+                 the start of the input",
             ),
         ] {
             assert_eq!(json(text).unwrap_err().to_string(), says, "{text}");

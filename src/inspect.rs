@@ -17,12 +17,12 @@ use crate::report::{bytes, clock, folder_bytes, percent, print, table, word};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory.
+    /// Run directory.
     run: PathBuf,
-    /// List the groups that this step folded.
+    /// List the groups that step N folded.
     #[arg(long, value_name = "N", conflicts_with = "group")]
     step: Option<u64>,
-    /// Show one group: its task, every answer with its verdict, and the examples made of it.
+    /// Show one group: its task, its answers with verdicts, and the training examples made from it.
     #[arg(long, value_name = "BATCH/INDEX")]
     group: Option<GroupId>,
     /// Print one JSON object instead of text.
@@ -42,7 +42,7 @@ impl FromStr for GroupId {
 
     fn from_str(text: &str) -> Result<GroupId, String> {
         let parsed = text.split_once('/').and_then(|(batch, index)| Some((batch.parse().ok()?, index.parse().ok()?)));
-        let (batch, index) = parsed.ok_or_else(|| format!("expected a batch and an index as in 20/3, got {text:?}"))?;
+        let (batch, index) = parsed.ok_or_else(|| format!("expected BATCH/INDEX, such as 20/3, got {text:?}"))?;
         Ok(GroupId { batch, index })
     }
 }
@@ -63,7 +63,7 @@ fn show<T: Serialize>(found: &T, text: fn(&T) -> String, json: bool) -> Result<(
 fn read_journal(run: &Path, visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
     let journal = run.join("journal");
     if !journal.is_dir() {
-        bail!("{}: expected a run directory, with a journal", run.display());
+        bail!("{}: expected a run directory with a journal, found none", run.display());
     }
     let Damage { tail, mut unreadable } = learner::read_journal(&journal, visit)?;
     unreadable.extend(tail);
@@ -168,20 +168,26 @@ impl Summary {
         line("groups", format!("{} with {} answers", self.num_groups, self.num_rollouts));
         if self.num_gone_steps > 0 {
             let step = self.num_gone_steps;
-            line("gone", format!("steps 1 to {step} and their groups: every kept checkpoint has folded them"));
+            line("removed", format!("steps 1 to {step} and their groups, which every kept checkpoint includes"));
         }
         for EvalRecord { step, exam, num_correct, num_problems } in &self.evals {
             let share = percent(*num_correct as f64 / *num_problems as f64);
             line("exam", format!("{exam} at step {step}: {share} of {num_problems} dev problems"));
         }
         if let Some(Control { decay_from, stop_at }) = self.control {
-            line("clock", format!("the learning rate decays from step {decay_from}, the run ends with step {stop_at}"));
+            line(
+                "time limit",
+                format!("the learning rate decays from step {decay_from}, the run ends at step {stop_at}"),
+            );
         }
         if self.num_disputes > 0 {
-            line("disputes", format!("{}: another actor said otherwise of a task that was done", self.num_disputes));
+            line(
+                "disputes",
+                format!("{}: another actor returned a different group for a completed task", self.num_disputes),
+            );
         }
         for BanRecord { player, tasks } in &self.bans {
-            line("banned", format!("{player}; its groups of {} tasks were taken back", tasks.len()));
+            line("banned", format!("{player}; its groups of {} tasks were withdrawn", tasks.len()));
         }
         line("journal", bytes(self.size_bytes));
         text + &unreadable_lines(&self.unreadable)
@@ -193,7 +199,7 @@ fn unreadable_lines(unreadable: &[RecordError]) -> String {
     let line = |RecordError { segment, offset, truncated, foreign }: &RecordError| {
         let what = match (truncated, foreign) {
             (true, _) => "ends inside a record",
-            (_, true) => "has a record of another build's format",
+            (_, true) => "has a record in another build's format",
             _ => "has a damaged record",
         };
         format!("{:<13} {} {what} at byte {offset}\n", "unreadable", segment.display())
@@ -251,7 +257,7 @@ impl Step {
                 Some(gone) if gone > 0 => format!("steps {} to {last}", gone + 1),
                 _ => format!("{last} steps"),
             };
-            format!("--step: expected one of the {steps} of the journal{hint}, got {number}")
+            format!("--step: expected one of the {steps} in the journal{hint}, got {number}")
         })?;
         // A group may come after its step: an unreadable group was played again.
         let wanted: BTreeSet<Digest> = digests.iter().copied().collect();
@@ -269,7 +275,7 @@ impl Step {
     }
 
     fn text(&self) -> String {
-        let mut rows = vec![["asked", "group", "family", "from", "right", "digest"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["task", "group", "family", "origin", "correct", "digest"].map(str::to_owned).to_vec()];
         rows.extend(self.groups.iter().map(|group| {
             vec![
                 group.asked.clone(),
@@ -368,7 +374,7 @@ impl Group {
         })?;
         let found = found.with_context(|| {
             format!(
-                "--group: expected a group of the journal, which has {} of batch {batch}{}, got {batch}/{index}",
+                "--group: expected a group in the journal, which has {} of batch {batch}{}, got {batch}/{index}",
                 indices.len(),
                 unreadable_hint(&unreadable)
             )
@@ -438,7 +444,7 @@ impl Group {
         };
         let folded = self.step.map_or("not folded".to_owned(), |step| format!("folded in step {step}"));
         let mut text = format!(
-            "group {}/{}, {folded}: {}\nprompt: {}\n{} answers of {versions}, {} at temperature {}{}\n\n{}",
+            "group {}/{}, {folded}: {}\nprompt: {}\n{} answers by policy {versions}, {} at temperature {}{}\n\n{}",
             task.id.batch,
             task.id.index,
             self.asked,
@@ -446,7 +452,7 @@ impl Group {
             self.answers.len(),
             word(&task.sampling.behavior),
             task.sampling.temperature,
-            self.played_by.as_ref().map_or(String::new(), |player| format!(", played by {player}")),
+            self.played_by.as_ref().map_or(String::new(), |player| format!(", generated by {player}")),
             table(&answers),
         );
         let mut examples = vec![["example", "prompt", "label", "problem", "choices"].map(str::to_owned).to_vec()];
@@ -460,7 +466,7 @@ impl Group {
             ]
         }));
         text += &match self.examples.len() {
-            0 => "\nno training example was made of it\n".to_owned(),
+            0 => "\nno training examples were made from this group\n".to_owned(),
             _ => format!("\n{}", table(&examples)),
         };
         text

@@ -21,22 +21,22 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Make a key for every process of a cluster, certificates, and the config of a server that knows them.
+    /// Create a key for every process of a cluster, TLS certificates, and the server config that uses them.
     Init(InitArgs),
 }
 
 #[derive(clap::Args)]
 struct InitArgs {
-    /// Where they go; absent or empty.
+    /// Output directory; must be empty or not exist.
     #[arg(value_name = "DIR")]
     folder: PathBuf,
-    /// Keys for actors.
+    /// Number of keys for actors.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_KEYS))]
     actors: u32,
-    /// Keys for verifiers.
+    /// Number of keys for verifiers.
     #[arg(long, value_name = "M", value_parser = clap::value_parser!(u32).range(1..=MAX_KEYS))]
     verifiers: u32,
-    /// A name or address by which processes call the server; may be given again.
+    /// Host name or IP address by which processes reach the server; repeatable.
     #[arg(long, value_name = "NAME", default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned()])]
     host: Vec<String>,
 }
@@ -53,7 +53,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let Command::Init(args) = &args.command;
     let folder = &args.folder;
     let is_free = folder.read_dir().map_or(true, |mut entries| entries.next().is_none());
-    ensure!(is_free && !folder.is_file(), "{}: expected an empty or absent folder, found files", folder.display());
+    ensure!(
+        is_free && !folder.is_file(),
+        "{}: expected an empty or nonexistent directory, found files",
+        folder.display()
+    );
     // Checked before anything is written: an invalid name must change nothing.
     let is_name = |host: &str| is_host(host) || host.parse::<Ipv6Addr>().is_ok();
     if let Some(host) = args.host.iter().find(|host| !is_name(host)) {
@@ -87,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         format!("--bus tls://{host}:4222 --nkey {} --tls-ca {}", path(&format!("{name}.nk")), path("ca.pem"))
     };
     print(&format!(
-        "{} keys in {}, each for one process. The server:\n  cd {} && nats-server -c nats.conf\nThe processes:\n  \
+        "{} keys in {}, one per process. Start the server:\n  cd {} && nats-server -c nats.conf\nStart the processes:\n  \
          autodidact learner smoke {}\n  autodidact actor {}\n  autodidact verifier {}",
         1 + args.actors + args.verifiers,
         folder.display(),

@@ -55,7 +55,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Parser)]
 #[command(
     version,
-    about = "Self-play reasoning from random weights: problems that a machine checks, learning from the verdicts."
+    about = "Self-play reinforcement learning for reasoning, from random weights, with machine-checked rewards."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -64,45 +64,45 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train from random weights, all roles in this process.
+    /// Train from random weights, with all roles in this process.
     Train(plan::Args),
-    /// Train, with actors and verifiers that come and go over a NATS server.
+    /// Run the learner; actors and verifiers connect over NATS.
     Learner(train::LearnerArgs),
-    /// Play for a learner.
+    /// Run an actor: generate rollouts for a learner over NATS.
     Actor(cluster::ActorArgs),
-    /// Judge for a learner.
+    /// Run a verifier: score rollouts for a learner over NATS.
     Verifier(cluster::VerifierArgs),
-    /// List the runs on a NATS server, or remove one that nobody leads.
+    /// List the runs on a NATS server, or remove a run without a learner.
     Runs(runs::Args),
-    /// Say who may do what on a NATS server: a key for every process.
+    /// Create keys and server config for a secured NATS server.
     Keys(keys::Args),
-    /// Score a run or a checkpoint on an exam, beside its baselines.
+    /// Evaluate a run or a checkpoint on an exam, and compare it with baselines.
     Eval(eval::Args),
     /// Run every arm of a study with every seed, and compare the arms with the control.
     Study(study::Args),
-    /// Compute a run again from its journal and compare every digest.
+    /// Recompute a run from its journal and verify every digest.
     Replay(replay::Args),
-    /// Show what the journal of a run holds, also while the run goes on.
+    /// Show the contents of a run's journal, even while the run is in progress.
     Inspect(inspect::Args),
-    /// Answer one problem with a run.
+    /// Solve one problem with the policy of a run.
     Solve(solve::Args),
-    /// Judge answers: JSON lines in, one verdict line for each.
+    /// Check answers: read JSON lines, print one verdict per line.
     Verify(verify::Args),
-    /// Write problems of a ladder, or rebuild an exam.
+    /// Generate problems of a ladder level, or rebuild an exam.
     Generate(generate::Args),
-    /// Measure training, decoding or judging on this machine.
+    /// Benchmark training, decoding, verification or the NATS bus on this machine.
     Bench(bench::Args),
-    /// List domains, their levels and exams.
+    /// List the domains with their levels and exams.
     Domains(generate::DomainsArgs),
-    /// Print a config in full: a preset, or a file and what it starts from.
+    /// Print the full config that a preset or a file resolves to.
     Config(ConfigArgs),
 }
 
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// A preset (laptop, ladder, smoke) or a TOML file.
+    /// Preset (laptop, ladder, smoke) or TOML file [default: laptop].
     config: Option<PathBuf>,
-    /// Change one key.
+    /// Override one config key; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }

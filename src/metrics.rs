@@ -73,10 +73,10 @@ impl Scraped for WorkerMetrics {
 
     fn readiness(&self) -> Result<(), String> {
         match self.traffic.server.get() {
-            None => Err("it has not joined a run yet".to_owned()),
-            Some(server) if !server.is_connected() => Err("the NATS server is away".to_owned()),
+            None => Err("has not joined a run yet".to_owned()),
+            Some(server) if !server.is_connected() => Err("the NATS server is unreachable".to_owned()),
             Some(_) if self.role == Role::Actor && !self.traffic.meters.has_weights() => {
-                Err("it has no weights yet".to_owned())
+                Err("has received no weights yet".to_owned())
             }
             Some(_) => Ok(()),
         }
@@ -127,7 +127,7 @@ impl Metrics {
         let values = Values {
             journal: run_dir.join("journal"),
             is_known: !goes_on,
-            readiness: Err("no step and no exam yet".to_owned()),
+            readiness: Err("no step or exam completed yet".to_owned()),
             trained_tokens_before: None,
             learner_step: LateGauge::register("learner_step", "Steps folded by the run.", to)?,
             learner_steps: register_int_counter_with_registry!(
@@ -137,13 +137,13 @@ impl Metrics {
             )?,
             step_seconds: register_histogram_with_registry!(
                 "learner_step_duration_seconds",
-                "From the version of a step to the next, waiting included.",
+                "Time from one policy version to the next, including waiting.",
                 exponential_buckets(0.0625, 2.0, 14)?,
                 to
             )?,
             reward_mean: LateGauge::register(
                 "learner_reward_mean",
-                "Share of the last batch's rollouts that solve their problem; of proposals, that are admitted.",
+                "Share of the last batch's rollouts that solved their problem; for proposals, that were admitted.",
                 to,
             )?,
             rollouts: register_int_counter_vec_with_registry!(
@@ -154,13 +154,13 @@ impl Metrics {
             )?,
             rollouts_solved: register_int_counter_vec_with_registry!(
                 "rollouts_solved_total",
-                "Rollouts folded that solve their problem; of proposals, the admitted ones.",
+                "Rollouts folded that solved their problem; for proposals, that were admitted.",
                 &["family"],
                 to
             )?,
             trained_tokens: register_int_counter_with_registry!(
                 "trained_tokens_total",
-                "Input tokens trained on, with repeats.",
+                "Input tokens trained on, counting repeats.",
                 to
             )?,
             wait_seconds: register_counter_with_registry!(
@@ -175,7 +175,7 @@ impl Metrics {
             )?,
             waiting_seconds: register_gauge_vec_with_registry!(
                 "learner_waiting_seconds",
-                "For how long nothing has come, once that is longer than it should be; of tasks of a kind, by who has them.",
+                "Time without progress, by kind of the outstanding tasks and role that holds them; absent during progress.",
                 &["role", "kind"],
                 to
             )?,
@@ -188,46 +188,46 @@ impl Metrics {
             )?,
             policy_gradient_loss: register_gauge_vec_with_registry!(
                 "learner_policy_gradient_loss",
-                "Loss of the last step's policy gradient, before its weight, by the role that was played.",
+                "Policy gradient loss of the last step, before weighting, by role (solver, proposer).",
                 &["role"],
                 to
             )?,
             policy_gradient_clip_ratio: register_gauge_vec_with_registry!(
                 "learner_policy_gradient_clip_ratio",
-                "Share of its tokens whose surrogate was clipped.",
+                "Share of policy gradient tokens whose surrogate was clipped.",
                 &["role"],
                 to
             )?,
             entropy: LateGauge::register(
                 "policy_entropy_nats",
-                "Estimated entropy of a choice of the policy that played the last batch.",
+                "Estimated entropy per choice of the policy that generated the last batch.",
                 to,
             )?,
             logprob_mismatch: LateGauge::register(
                 "logprob_mismatch_nats",
-                "Mean difference between the log-probabilities of actor and learner, where their versions are equal.",
+                "Mean difference between actor and learner log-probabilities at equal policy versions.",
                 to,
             )?,
             staleness: register_histogram_with_registry!(
                 "weights_lag_versions",
-                "Steps between the oldest version that drew a token of a rollout and the state that it trains.",
+                "Steps between the oldest policy version that sampled a token of a rollout and the state that it trains.",
                 vec![0.0, 1.0, 2.0, 4.0, 8.0, 16.0],
                 to
             )?,
             stale: register_int_counter_with_registry!(
                 "groups_stale_total",
-                "Groups of a free-running run that came too late and were not trained on.",
+                "Groups of a free-running run that arrived too late and were not trained on.",
                 to
             )?,
             exam_solved: register_gauge_vec_with_registry!(
                 "exam_solved_ratio",
-                "Share of an exam's dev problems solved when it was last sat.",
+                "Share of an exam's dev problems solved in its last evaluation.",
                 &["exam"],
                 to
             )?,
             checkpoint_time: LateGauge::register(
                 "checkpoint_last_success_timestamp_seconds",
-                "When this process wrote its last checkpoint, in Unix time.",
+                "Unix time at which this process wrote its last checkpoint.",
                 to,
             )?,
             journal_bytes: register_int_gauge_with_registry!("journal_bytes", "Size of the journal.", to)?,
@@ -292,7 +292,7 @@ impl Scraped for Metrics {
         // The lock is held until all values are read, so that they belong to one step.
         let values = self.values();
         if !values.is_known {
-            return Err(anyhow!("the run is being read"));
+            return Err(anyhow!("the run is still loading"));
         }
         values.journal_bytes.set(folder_bytes(&values.journal) as i64);
         self.traffic.text()
@@ -300,7 +300,7 @@ impl Scraped for Metrics {
 
     fn readiness(&self) -> Result<(), String> {
         match self.traffic.server.get() {
-            Some(server) if !server.is_connected() => Err("the NATS server is away".to_owned()),
+            Some(server) if !server.is_connected() => Err("the NATS server is unreachable".to_owned()),
             _ => self.values().readiness.clone(),
         }
     }
@@ -475,7 +475,7 @@ mod tests {
     #[test]
     fn a_run_that_goes_on_has_its_own_values_before_it_is_scraped() {
         let metrics = metrics(&[Duty::Learn], true);
-        assert_eq!(metrics.text().unwrap_err().to_string(), "the run is being read");
+        assert_eq!(metrics.text().unwrap_err().to_string(), "the run is still loading");
         let eval = |step, num_correct| EvalRecord { step, exam: "e".to_owned(), num_correct, num_problems: 200 };
         let resumed = Event::Resumed {
             step: 7,

@@ -19,33 +19,33 @@ use crate::run_config::{self, LocalConfig, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A preset (laptop, ladder, smoke) or a TOML file; `laptop` without it.
+    /// Preset (laptop, ladder, smoke) or TOML file [default: laptop].
     config: Option<String>,
-    /// Where the run lives; `runs/<config>-<seed>-<n>` without it.
+    /// Run directory [default: `runs/<config>-<seed>-<n>`].
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// Wall time after which the run ends; 10 without it, unless the config says how many steps.
+    /// Stop after M minutes of wall time [default: 10, unless the config sets a number of steps].
     #[arg(long, value_name = "M")]
     minutes: Option<f64>,
-    /// Steps after which the run ends.
+    /// Stop after N steps.
     #[arg(long, value_name = "N", conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(1..=MAX_TOML))]
     steps: Option<u64>,
     /// Seed of the run.
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=MAX_TOML))]
     seed: Option<u64>,
-    /// Change one key of the config.
+    /// Override one config key; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Go on where the run in --run-dir stopped.
+    /// Resume the run in --run-dir.
     #[arg(long, requires = "run_dir", conflicts_with_all = ["config", "seed", "steps", "fork"])]
     resume: bool,
-    /// Start a new run from the config of the run in --run-dir.
+    /// Start a new run with the config of the run in --run-dir.
     #[arg(long, requires = "run_dir", conflicts_with = "config")]
     fork: bool,
-    /// Serve the run to Prometheus at this address, such as 127.0.0.1:9100; port 0 takes a free one.
+    /// Serve Prometheus metrics at this address, such as 127.0.0.1:9100; port 0 picks a free port.
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<String>,
-    /// Print what would run, and stop.
+    /// Print the resolved config and exit.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Print one JSON object at the end instead of text.
@@ -74,7 +74,7 @@ impl End {
     /// Shortens a run without an explicit number of steps if `AUTODIDACT_CI=1`. The note on standard error names `what`.
     pub(crate) fn shorten_for_ci(&mut self, what: &str) {
         if std::env::var_os("AUTODIDACT_CI").is_some_and(|value| value == "1") && self.steps.is_none() {
-            note(format_args!("AUTODIDACT_CI=1: {what} shortened as --steps {CI_STEPS} does"));
+            note(format_args!("AUTODIDACT_CI=1: {what} shortened to {CI_STEPS} steps"));
             *self = End { steps: Some(CI_STEPS), minutes: None, is_shortened: true };
         }
     }
@@ -135,7 +135,7 @@ fn resumed(run_dir: &Path, end: End, overrides: &[String]) -> Result<RunConfig> 
     let mut config = run_config::of_run(run_dir, overrides)?;
     config.name = begun::config_name(run_dir).unwrap_or(config.name);
     if let (Some(minutes), Some(steps)) = (end.minutes, config.run.schedule.num_steps) {
-        bail!("--minutes: expected a run that ends by the clock, got {minutes} for one that ends with step {steps}");
+        bail!("--minutes: expected a run without a fixed number of steps, got {minutes} for a run of {steps} steps");
     }
     let minutes = end.minutes.or(config.local.minutes);
     Ok(clocked(RunConfig { local: LocalConfig { minutes, ..config.local }, ..config }))
@@ -231,7 +231,7 @@ impl Plan {
     pub(crate) fn display(&self, listener: Option<&Listener>) -> display::Settings {
         let config = &self.config.run;
         let mut opening = format!(
-            "run directory: {}\n{} parameters, {} problems x {} answers a step, {} threads, config {}\n",
+            "run directory: {}\n{} parameters, {} problems x {} answers per step, {} threads, config {}\n",
             self.run_dir.display(),
             count(config.model.num_parameters() as f64),
             config.batch.num_tasks,
@@ -286,16 +286,16 @@ fn expect_free(run_dir: &Path) -> Result<()> {
     }
     let folder = quoted_path(run_dir);
     let found = match run_dir.join("config.toml").exists() {
-        true => format!("a run; `--resume --run-dir {folder}` goes on with it"),
-        false => "files that are no run".to_owned(),
+        true => format!("a run; resume it with `--resume --run-dir {folder}`"),
+        false => "files that are not a run".to_owned(),
     };
-    bail!("--run-dir {folder}: expected an empty or absent folder, found {found}");
+    bail!("--run-dir {folder}: expected an empty or nonexistent directory, found {found}");
 }
 
 /// Creates a new run folder with the first free number. No other process can create the same one.
 fn make_run_dir(config: &RunConfig) -> Result<PathBuf> {
     let folder = Path::new("runs");
-    let at = |path: &Path| format!("create {}; --run-dir names another place", path.display());
+    let at = |path: &Path| format!("create {}; use --run-dir to choose another directory", path.display());
     std::fs::create_dir_all(folder).with_context(|| at(folder))?;
     let mut number = 1;
     loop {

@@ -80,7 +80,7 @@ impl Player {
         }
         let mut scored = BTreeMap::new();
         for _ in problems {
-            let group = groups.blocking_recv().context("the engine ended early")??;
+            let group = groups.blocking_recv().context("the engine stopped early")??;
             scored.insert(group.task.id.index, verifier::score(language.as_ref(), group, None)?);
         }
         Ok(scored.into_values().collect())
@@ -122,9 +122,9 @@ pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
         }
         return Ok((model, checkpoint));
     }
-    let refused = |reason: String| note(format_args!("checkpoint refused, an earlier one is used: {reason}"));
+    let refused = |reason: String| note(format_args!("checkpoint rejected, using an earlier one: {reason}"));
     load_newest(path, refused)?.with_context(|| {
-        format!("{}: expected a run with a checkpoint that is whole, or a checkpoint; found neither", path.display())
+        format!("{}: expected a run with a complete checkpoint, or a checkpoint; found neither", path.display())
     })
 }
 

@@ -79,7 +79,7 @@ impl Recorder {
 
     /// Returns the CPU time of the run so far, including earlier processes.
     fn cpu_time(&self) -> Result<Duration> {
-        let usage = getrusage(UsageWho::RUSAGE_SELF).context("ask for the CPU time of this process")?;
+        let usage = getrusage(UsageWho::RUSAGE_SELF).context("read the CPU time of this process")?;
         let duration = |time: TimeVal| Duration::new(time.tv_sec() as u64, 1_000 * time.tv_usec() as u32);
         Ok(self.cpu_before + duration(usage.user_time()) + duration(usage.system_time()))
     }

@@ -11,12 +11,12 @@ use crate::run_config::of_run;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory.
+    /// Run directory.
     run: PathBuf,
-    /// Last step to compute; all of them without it.
+    /// Last step to recompute [default: the last step of the journal].
     #[arg(long)]
     to: Option<u64>,
-    /// Threads; 0 for all cores.
+    /// CPU threads; 0 uses all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
     /// Print one JSON object instead of text.
@@ -32,19 +32,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let last_step = args.to.unwrap_or(u64::MAX);
     let report = learner::verify_journal(config.run, &args.run, crate::sources(), num_threads, last_step, |step| {
         if step.is_multiple_of(100) {
-            note(format_args!("step {step} agrees"));
+            note(format_args!("step {step}: digests match"));
         }
     })?;
     let ReplayReport { first_step, last_step, num_groups, .. } = report;
     let journal = args.run.join("journal");
     let begins = match first_step {
         0 => String::new(),
-        step => format!("the first {step} steps are gone from the journal: begun with the checkpoint of step {step}\n"),
+        step => {
+            format!("the journal no longer has the first {step} steps: started from the checkpoint of step {step}\n")
+        }
     };
     let expected = args.to.unwrap_or(first_step + 1);
     if expected <= first_step {
         bail!(
-            "--to: expected a step after {first_step}, the first from which the journal of {} can be replayed, got {expected}",
+            "--to: expected a step after {first_step}, from which the journal of {} can be replayed, got {expected}",
             args.run.display()
         );
     }
@@ -59,7 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return print(&report.to_string());
     }
     print(&format!(
-        "{begins}replayed {num_steps} steps from {num_groups} groups: every weights digest and state digest agrees with the \
+        "{begins}replayed {num_steps} steps from {num_groups} groups: every weights digest and state digest matches the \
          journal\n"
     ))
 }

@@ -34,7 +34,7 @@ struct NoReader;
 
 impl std::fmt::Display for NoReader {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("write to standard output: nobody reads it any more")
+        formatter.write_str("write to standard output: its reader has closed it")
     }
 }
 

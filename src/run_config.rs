@@ -132,7 +132,8 @@ impl LocalConfig {
         check("checkpoint_every", "1 or more", self.checkpoint_every, self.checkpoint_every > 0)?;
         check("keep_checkpoints", "1 or more", self.keep_checkpoints as u64, self.keep_checkpoints > 0)?;
         let has_another = self.keep_journal == KeepJournal::All || self.keep_checkpoints > 1;
-        let expected = "2 or more with local.keep_journal = \"since-checkpoint\", lest one damaged file end the run";
+        let expected =
+            "2 or more with local.keep_journal = \"since-checkpoint\", so that one damaged file does not end the run";
         check("keep_checkpoints", expected, self.keep_checkpoints as u64, has_another)?;
         if let Some(minutes) = self.minutes {
             check_minutes(&named("local.minutes"), minutes)?;
@@ -152,7 +153,7 @@ impl LocalConfig {
         let shares = [drop, duplicate, reorder];
         ensure!(
             shares.iter().all(is_share) && shares.iter().sum::<f64>() < 1.0,
-            "{}: expected shares that are less than 1 together, got {shares:?}",
+            "{}: expected shares that sum to less than 1, got {shares:?}",
             named("local.bus.fault")
         );
         Ok(())
@@ -211,7 +212,7 @@ pub(crate) fn from_toml(name: &str, text: &str) -> Result<RunConfig> {
 /// Returns the path of a run directory's config.
 pub(crate) fn path_in_run(run_dir: &Path) -> Result<PathBuf> {
     let path = run_dir.join("config.toml");
-    ensure!(path.exists(), "{}: expected a run directory, with a config.toml", run_dir.display());
+    ensure!(path.exists(), "{}: expected a run directory with a config.toml, found none", run_dir.display());
     Ok(path)
 }
 
@@ -258,7 +259,7 @@ impl TomlFile {
         // The parser would accept a second mark.
         ensure!(
             stray_mark(&self.text) != Some(0),
-            "{}: expected one byte order mark (U+FEFF) at most, got two",
+            "{}: expected at most one byte order mark (U+FEFF), got two",
             self.path.display()
         );
         toml::from_str(&self.text).map_err(|error| self.refusal(&error))
@@ -271,7 +272,7 @@ impl TomlFile {
     fn refusal(&self, error: &toml::de::Error) -> anyhow::Error {
         let position = error.span().map_or(String::new(), |span| self.position(span.start));
         let mark = stray_mark(&self.text).map_or(String::new(), |offset| {
-            format!("; a byte order mark (U+FEFF) stands in{}", self.position(offset).trim_start_matches(','))
+            format!("; a byte order mark (U+FEFF) is at{}", self.position(offset).trim_start_matches(','))
         });
         anyhow!("{}{position}: {}{mark}", self.path.display(), error.message())
     }
@@ -364,20 +365,20 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
     })?;
     ensure!(
         local.bus.audit_share == 0.0 || !run.is_free_running(),
-        "{}: expected 0 in a free-running run, where what an actor plays depends on when it does, got {}",
+        "{}: expected 0 in a free-running run, whose rollouts depend on timing, got {}",
         named("local.bus.audit_share"),
         local.bus.audit_share
     );
     ensure!(
         local.bus.audit_share == 0.0 || run.actor.device.is_reproducible(),
-        "{}: expected 0 where actor.device = {}, which does not play the same twice, got {}",
+        "{}: expected 0 with actor.device = {}, whose rollouts are not reproducible, got {}",
         named("local.bus.audit_share"),
         run.actor.device,
         local.bus.audit_share
     );
     if let (Some(minutes), Some(steps)) = (local.minutes, run.schedule.num_steps) {
         let (minutes_at, steps_at) = (named("local.minutes"), named("schedule.num_steps"));
-        bail!("{minutes_at} = {minutes}, {steps_at} = {steps}: expected one end of the run, got both");
+        bail!("{minutes_at} = {minutes}, {steps_at} = {steps}: expected one limit on the run, got both");
     }
     validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
     validate_ladder(&run).map_err(|error| error.context(named("domains")))?;
@@ -468,7 +469,9 @@ fn complete(mut own: Table) -> Result<Table> {
             let needed = preset("ladder").expect("a preset");
             match needed.keys().find(|key| !own.contains_key(*key)) {
                 None => Ok(own),
-                Some(key) => bail!("expected a config in full, or preset = \"laptop\" or another; `{key}` is missing"),
+                Some(key) => {
+                    bail!("expected a full config, or a preset such as preset = \"laptop\"; `{key}` is missing")
+                }
             }
         }
     }
@@ -546,11 +549,11 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
         table = table
             .get_mut(part)
             .and_then(Value::as_table_mut)
-            .with_context(|| format!("--set {key}: expected a table of the config, got {part:?}"))?;
+            .with_context(|| format!("--set {key}: expected a table in the config, got {part:?}"))?;
     }
     if value.is_empty() {
         let known = MAY_BE_ABSENT.join(", ");
-        ensure!(MAY_BE_ABSENT.contains(&key), "--set {key}=: expected a key that may be absent ({known})");
+        ensure!(MAY_BE_ABSENT.contains(&key), "--set {key}=: expected an optional key ({known})");
         table.remove(last);
         return Ok(());
     }
@@ -652,7 +655,7 @@ mod tests {
         assert!(error.contains("local.bus.audit_share: expected 0 in a free-running run"), "{error}");
         let unequal = ["actor.device=candle-cpu", "local.bus.audit_share=0.1"];
         let error = set(&unequal).unwrap_err().to_string();
-        assert!(error.contains("local.bus.audit_share: expected 0 where actor.device = candle-cpu"), "{error}");
+        assert!(error.contains("local.bus.audit_share: expected 0 with actor.device = candle-cpu"), "{error}");
         for said in [["seed=3", "seed=3"], ["schedule.num_steps=3", "schedule={num_steps=4,warmup_steps=1}"]] {
             let error = set(&said).unwrap_err().to_string();
             assert_eq!(error, format!("--set {} and --set {}: expected one of them, got both", said[0], said[1]));
@@ -663,7 +666,7 @@ mod tests {
             ("seed=3\nlearner.reuse=2", "--set: expected one key=value on one line, got \"seed=3\\nlearner.reuse=2\""),
             (
                 "local.minutes=1",
-                "--set local.minutes = 1, schedule.num_steps = 40: expected one end of the run, got both",
+                "--set local.minutes = 1, schedule.num_steps = 40: expected one limit on the run, got both",
             ),
             ("learner.lr=1", "unknown field `lr`"),
             ("lerner.reuse=1", "expected a table"),

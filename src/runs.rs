@@ -14,7 +14,7 @@ use crate::report::{bytes, clock, print, table};
 pub(crate) struct Args {
     #[command(flatten)]
     place: Place,
-    /// Remove what the server holds of this run; refused while it has a learner.
+    /// Remove the data of this run from the server; refused while the run has a learner.
     #[arg(long, value_name = "ID")]
     remove: Option<String>,
     /// Print one JSON object instead of a table.
@@ -141,7 +141,7 @@ fn list(json: bool, found: &[Found]) -> Result<String> {
     if found.is_empty() {
         return Ok("no runs".to_owned());
     }
-    let head = ["run", "config", "step", "on the server", "learner"].map(str::to_owned).to_vec();
+    let head = ["run", "config", "step", "size", "learner"].map(str::to_owned).to_vec();
     let rows = found.iter().map(|(run, leader, _)| {
         let learner = match (leader, run.is_over) {
             (Some(leader), _) if leader.lives => {
@@ -150,7 +150,7 @@ fn list(json: bool, found: &[Found]) -> Result<String> {
             }
             (_, true) => "none: the run is over".to_owned(),
             (Some(Leader { name: Some(name), silent_for, .. }), _) => {
-                format!("none: {name} was there last, {} ago", clock(*silent_for))
+                format!("none: {name} was last seen {} ago", clock(*silent_for))
             }
             (Some(Leader { name: None, silent_for, .. }), _) => {
                 format!("none: the last one left {} ago", clock(*silent_for))

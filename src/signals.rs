@@ -108,7 +108,7 @@ fn obey(heard: Signal, is_first: bool) {
     match order.as_ref() {
         Some(Order { shutdown, how, .. }) if is_first => {
             // Print the note before cancelling: a command with nothing to clean up ends at once.
-            note(format_args!("stopping: {how} (again quits at once)"));
+            note(format_args!("stopping: {how} (a second signal quits at once)"));
             shutdown.cancel();
         }
         // A closing terminal may cause two SIGHUPs: one from the shell and one from the kernel.

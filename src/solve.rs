@@ -13,14 +13,14 @@ use crate::report::{print, word};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A run directory (its newest checkpoint) or a checkpoint.
+    /// Run directory (uses its newest checkpoint) or checkpoint.
     run: PathBuf,
-    /// A problem as text ("3 7 25 -> 82") or as JSON; docs/formats.md has every form.
+    /// Problem as text ("3 7 25 -> 82") or JSON; see docs/formats.md.
     problem: String,
-    /// The domain of a problem that names none.
+    /// Domain of a problem that does not name one.
     #[arg(long, default_value = "countdown")]
     domain: String,
-    /// Answers to sample when the first, most probable one is wrong.
+    /// Answers to sample if the greedy answer is wrong.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     samples: u32,
     /// Print one JSON object instead of text.
@@ -53,13 +53,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     print(&format!("{}   (step {})", problem.text, checkpoint.state.step))?;
     let shown = solved.unwrap_or(0);
     for (tried, answer) in answers.iter().enumerate().filter(|(tried, _)| *tried == 0 || *tried == shown) {
-        let how = if tried == 0 { "most probable answer".to_owned() } else { format!("sample {tried}") };
+        let how = if tried == 0 { "greedy answer".to_owned() } else { format!("sample {tried}") };
         let (answer, verdict) = render(answer);
         print(&format!("{how}: {answer}   {verdict}"))?;
     }
     match solved {
         Some(_) => Ok(()),
-        None => print(&format!("none of {} samples solves it", args.samples)),
+        None => print(&format!("none of {} samples solves the problem", args.samples)),
     }
 }
 

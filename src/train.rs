@@ -85,7 +85,7 @@ async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Arc<
     let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
     let mut led = tokio::select! {
         led = bus_args.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks) => led?,
-        () = shutdown.cancelled() => bail!("stopped before the run had its NATS server"),
+        () = shutdown.cancelled() => bail!("stopped before the learner had connected to its NATS server"),
     };
     led.bus = Arc::new(CountingBus::new(led.bus, traffic.meters.clone()));
     let _first = traffic.server.set(led.server.clone());
@@ -182,7 +182,7 @@ async fn run_roles(
 /// Returns an audit of a share of the tasks, with a fresh random secret: the run's seed is known, as every task contains it.
 fn draw_audit(share: f64) -> Result<Audit> {
     let mut secret = [0; 32];
-    SysRng.try_fill_bytes(&mut secret).context("ask the system for a secret")?;
+    SysRng.try_fill_bytes(&mut secret).context("generate a random secret")?;
     Ok(Audit { share, secret })
 }
 

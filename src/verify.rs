@@ -11,8 +11,8 @@ use crate::report::print;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Lines such as `{"problem":{"domain":"countdown","numbers":[3,7],"target":4},"answer":"7 - 3 = 4"}`; standard
-    /// input without it, or as `-`. docs/formats.md has every form.
+    /// File of lines such as `{"problem":{"domain":"countdown","numbers":[3,7],"target":4},"answer":"7 - 3 = 4"}`, or `-`
+    /// for standard input [default: -]. See docs/formats.md.
     file: Option<PathBuf>,
 }
 
@@ -38,15 +38,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         print(&reply)?;
     }
     if num_errors > 0 {
-        bail!("{num_errors} of {num_lines} lines are no problem and answer; each has its error in its place");
+        bail!(
+            "{num_errors} of {num_lines} lines are not a valid problem with an answer; the output has an error for each"
+        );
     }
     Ok(())
 }
 
 fn judge(entry: &Value) -> Result<Judged> {
-    let problem = entry.get("problem").context("expected a field problem, found none")?;
-    let answer = entry.get("answer").context("expected a field answer with text, found none")?;
-    let refuse = || anyhow!("expected a field answer with text, got {}", describe_json(answer));
+    let problem = entry.get("problem").context("expected a field `problem`, found none")?;
+    let answer = entry.get("answer").context("expected a text field `answer`, found none")?;
+    let refuse = || anyhow!("expected a text field `answer`, got {}", describe_json(answer));
     let answer = answer.as_str().ok_or_else(refuse)?;
     let problem = problem_from_json(problem)?;
     Ok(domain(&problem.domain)?.judge(&problem, None, answer)?)

@@ -43,7 +43,7 @@ const GROUP_TIME: Duration = Duration::from_millis(86);
 
 pub(super) fn measure(args: &Args) -> Result<Report> {
     // The server is a separate process with its own storage folder. Both must be removed when this process ends.
-    let shutdown = stop_in_order("ending the nats-server")?;
+    let shutdown = stop_in_order("shutting down the nats-server")?;
     let runtime = tokio::runtime::Runtime::new()?;
     let measured = async {
         let process = ServerProcess::start(&args.server)?;
@@ -57,7 +57,7 @@ pub(super) fn measure(args: &Args) -> Result<Report> {
     runtime.block_on(async {
         tokio::select! {
             report = measured => report,
-            () = shutdown.cancelled() => bail!("stopped before all was measured"),
+            () = shutdown.cancelled() => bail!("stopped before the measurement was complete"),
         }
     })
 }
@@ -92,7 +92,7 @@ impl ServerProcess {
             }
             sleep(Duration::from_millis(10)).await;
         }
-        bail!("--server: expected a nats-server that says its port within 30 s, got none")
+        bail!("--server: expected a nats-server that reports its port within 30 s, got none")
     }
 }
 
@@ -162,7 +162,7 @@ async fn group() -> Result<Group> {
         Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, language());
     let weights = Backend::Cpu.load(&config, &Params::init(&config, 0))?;
     engine.submit(task(0, 0), LoadedVersion { policy_version: 0, weights })?;
-    Ok(groups.recv().await.context("the engine ended")??)
+    Ok(groups.recv().await.context("the engine stopped early")??)
 }
 
 fn envelope() -> Envelope {
@@ -287,7 +287,7 @@ async fn weights(args: &Args, url: &str) -> Result<Vec<Row>> {
             let copied = timed(async { copy(&source, &folder.path().join("copy")) }).await?;
             let put = timed(async { Ok(learner.put_weights(digest, bytes.clone()).await?) }).await?;
             let got = timed(async {
-                ensure!(actor.get_weights(digest).await? == bytes, "the weights came back otherwise");
+                ensure!(actor.get_weights(digest).await? == bytes, "expected the stored weights, got other bytes");
                 Ok(())
             })
             .await?;
@@ -377,7 +377,7 @@ async fn actors(args: &Args, url: &str) -> Result<Vec<Row>> {
                 rate = learn => rate?,
                 Some(ended) = others.join_next() => {
                     ended??;
-                    bail!("a worker ended")
+                    bail!("a worker stopped early")
                 }
             });
         }

@@ -19,43 +19,43 @@ use crate::run_config::LocalConfig;
 pub(crate) struct Args {
     /// What to measure.
     what: What,
-    /// Width of the network: 4 layers below 256 and 6 from there on, 4 heads, SwiGLU three times as wide.
+    /// Model width; 4 layers below 256, otherwise 6; 4 heads; SwiGLU three times as wide.
     #[arg(long, default_value_t = 128)]
     d_model: usize,
-    /// Sequences in a training step, or decoded side by side.
+    /// Sequences per training step, or decoded in parallel.
     #[arg(long, default_value_t = 64)]
     batch: usize,
-    /// Length of a sequence; decoding starts from a prompt of a sixth of it.
+    /// Sequence length; decoding starts from a prompt of one sixth of it.
     #[arg(long, default_value_t = 96)]
     positions: usize,
-    /// Where to train or decode: cpu, candle-cpu, cuda or cuda:N.
+    /// Device for training or decoding: cpu, candle-cpu, cuda or cuda:N.
     #[arg(long, default_value_t = Device::Cpu)]
     device: Device,
-    /// Threads of the device cpu; 0 for all cores.
+    /// Threads of the cpu device; 0 uses all cores.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// How often each figure is measured; the median counts.
+    /// Number of measurements per figure; the output has medians.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// Measure PyTorch in turn with ours.
+    /// Also measure PyTorch, alternating with autodidact.
     #[arg(long)]
     peer: bool,
-    /// The Python that has PyTorch.
+    /// Python interpreter with PyTorch.
     #[arg(long, default_value = "python3", value_name = "PROGRAM")]
     python: String,
-    /// The nats-server to measure: `bus` starts it on a free port.
+    /// nats-server program that `bus` starts on a free port.
     #[arg(long, default_value = "nats-server", value_name = "PROGRAM")]
     server: String,
-    /// Groups that `bus` carries to time them together.
+    /// Groups per timed measurement of `bus`.
     #[arg(long, default_value_t = 10_000)]
     groups: usize,
-    /// Sizes of weights for `bus`, in MiB.
+    /// Sizes of the weights that `bus` transfers, in MiB.
     #[arg(long, default_values_t = [5, 100, 540], value_delimiter = ',', value_name = "MIB")]
     weights: Vec<usize>,
-    /// For how long `bus` watches each number of simulated actors.
+    /// Seconds for which `bus` measures each number of simulated actors.
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// Print one JSON object.
+    /// Print one JSON object instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -64,11 +64,11 @@ pub(crate) struct Args {
 enum What {
     /// Training steps: forward, backward, AdamW.
     Train,
-    /// Batched decoding with a key-value cache, sampling included.
+    /// Batched decoding with a KV cache, including sampling.
     Decode,
-    /// Judging answers.
+    /// Checking answers.
     Verify,
-    /// Carrying groups and weights over a NATS server on this machine.
+    /// Transferring groups and weights over a NATS server on this machine.
     Bus,
 }
 
@@ -116,10 +116,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.positions >= 12, "positions: expected 12 or more, got {}", args.positions);
     ensure!(args.threads <= 1_024, "threads: expected 0 to 1024, got {}", args.threads);
     let has_peer = matches!(args.what, What::Train | What::Decode);
-    ensure!(!args.peer || has_peer, "--peer: expected train or decode");
+    ensure!(!args.peer || has_peer, "--peer: expected train or decode, got verify or bus");
     let is_cpu = args.device == Device::Cpu;
-    ensure!(is_cpu || has_peer, "--device: expected cpu for what is no train or decode, got {}", args.device);
-    ensure!(is_cpu || !args.peer, "--peer: expected --device cpu, which PyTorch is measured on, got {}", args.device);
+    ensure!(is_cpu || has_peer, "--device: expected cpu for verify and bus, got {}", args.device);
+    ensure!(
+        is_cpu || !args.peer,
+        "--peer: expected --device cpu, the only device for PyTorch here, got {}",
+        args.device
+    );
     ensure!((1..=1_000_000).contains(&args.groups), "groups: expected 1 to 1000000, got {}", args.groups);
     let are_sizes = args.weights.iter().all(|mib| (1..=4_096).contains(mib));
     ensure!(are_sizes, "weights: expected 1 to 4096 MiB each, got {:?}", args.weights);
@@ -179,9 +183,9 @@ impl Report {
             text += &format!("multiply-add peak {} GF/s\n", peak.show(|value| format!("{value:.0}")));
         }
         if let Some(version) = &self.peer_version {
-            text += &format!("PyTorch {version}; a ratio is ours over theirs, round by round\n");
+            text += &format!("PyTorch {version}; ratios are autodidact over PyTorch, round by round\n");
         }
-        text += "medians (least to most)\n\n";
+        text += "medians (min to max)\n\n";
         let rows = self.rows.iter().map(|row| {
             let mut cells = vec![row.name.clone(), format!("{} {}/s", row.per_second.show(count), row.unit)];
             cells.extend(row.gflops.map(|value| format!("{} GF/s", value.show(|value| format!("{value:.0}")))));

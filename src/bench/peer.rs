@@ -36,14 +36,14 @@ impl Peer {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| {
-                format!("peer: expected a Python with PyTorch (--python), cannot start {}", args.python)
+                format!("peer: expected a Python interpreter with PyTorch (--python), cannot start {}", args.python)
             })?;
         let input = process.stdin.take().context("the peer has a standard input")?;
         let output = BufReader::new(process.stdout.take().context("the peer has a standard output")?);
         let mut peer = Peer { version: String::new(), process, input, output };
         let hello = peer.read()?;
         if let Some(error) = hello.get("error").and_then(Value::as_str) {
-            bail!("{error}; --python names another Python");
+            bail!("{error}; use --python to choose another interpreter");
         }
         peer.version = hello["version"].as_str().unwrap_or_default().to_owned();
         Ok(peer)
@@ -51,8 +51,8 @@ impl Peer {
 
     /// Measures every mode once. Returns tokens per second.
     pub(super) fn round(&mut self) -> Result<Vec<(String, f64)>> {
-        writeln!(self.input).context("the peer ended early")?;
-        serde_json::from_value(self.read()?).context("the peer answers with modes and rates")
+        writeln!(self.input).context("the peer exited early")?;
+        serde_json::from_value(self.read()?).context("peer: expected modes and rates")
     }
 
     fn read(&mut self) -> Result<Value> {

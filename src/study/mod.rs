@@ -32,12 +32,12 @@ use rows::{Row, Rows};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A study as TOML, such as deploy/studies/smoke.toml.
+    /// Study file in TOML, such as deploy/studies/smoke.toml.
     file: PathBuf,
-    /// Where its runs and `study.csv` live; `runs/study-<name of the file>` without it.
+    /// Directory for its runs and `study.csv` [default: `runs/study-<file stem>`].
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Print what would run and the table so far, and stop.
+    /// Print the planned runs and the table so far, and exit.
     #[arg(long, conflicts_with = "json")]
     dry_run: bool,
     /// Print one JSON object at the end instead of text.
@@ -126,7 +126,7 @@ struct TrainedTotals {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let shutdown = stop_in_order("the run that goes on writes a checkpoint")?;
+    let shutdown = stop_in_order("the current run is writing a checkpoint")?;
     let dir = args
         .dir
         .as_deref()
@@ -143,7 +143,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let at = path.display().to_string();
     let mut rows = Rows::open(path)?;
     if rows.torn_bytes > 0 {
-        note(format_args!("{at}: {} bytes of an unfinished line were removed from its end", rows.torn_bytes));
+        note(format_args!("{at}: removed an incomplete line of {} bytes from the end", rows.torn_bytes));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let failed = runtime.block_on(study.run(&mut rows, &mut Screen::new(args.json), &shutdown));
@@ -154,13 +154,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         again += &format!(" --dir {}", quoted_path(&dir));
     }
     let Some(failed) = failed? else {
-        note(format_args!("stopped; go on with: {again}"));
+        note(format_args!("stopped; resume with: {again}"));
         let outcome = serde_json::json!({"outcome": "interrupted", "go_on": again});
         return if args.json { print(&outcome.to_string()) } else { Ok(()) };
     };
     study.print_table(rows.all(), args.json)?;
     let (num_failed, num_runs) = (failed.len(), study.runs.len());
-    ensure!(failed.is_empty(), "{num_failed} of {num_runs} runs failed: {}; again: {again}", failed.join(", "));
+    ensure!(failed.is_empty(), "{num_failed} of {num_runs} runs failed: {}; retry with: {again}", failed.join(", "));
     Ok(())
 }
 
@@ -261,7 +261,7 @@ impl Study {
         for run in &self.runs {
             let state = match self.missing_exams(run, rows).len() {
                 0 => "finished",
-                _ if run.exists() => "to go on with",
+                _ if run.exists() => "to resume",
                 _ => "to start",
             };
             let words: Vec<String> = run.words.iter().map(|word| quoted(word)).collect();
@@ -291,7 +291,7 @@ fn expect_one_update_size(runs: &[Run], control: &str) -> Result<()> {
         let (arm, got) = (&run.arm, size(run));
         ensure!(
             got == expected,
-            "arm {arm}: expected learner.update_tokens = {expected}, as the control {control} has, got {got}"
+            "arm {arm}: expected learner.update_tokens = {expected}, as in the control {control}, got {got}"
         );
     }
     Ok(())
@@ -327,7 +327,7 @@ impl Arm {
                 preset.clone()
             }
             (None, Some(path)) => argument(&study.with_file_name("").join(path)).display().to_string(),
-            _ => bail!("expected either preset or config"),
+            _ => bail!("expected one of preset and config, got both or neither"),
         };
         let config = plan::resolve(Some(Path::new(&start)), &self.set, Some(seed), end)?;
         Ok((start, config))
@@ -354,7 +354,7 @@ impl Run {
 
     /// Trains in a separate process, resuming where an earlier one stopped. Returns `None` if it was told to stop.
     async fn train(&self, shutdown: &CancellationToken) -> Result<Option<Trained>> {
-        let mut command = Command::new(std::env::current_exe().context("find this program")?);
+        let mut command = Command::new(std::env::current_exe().context("find the path of this program")?);
         command.arg("train");
         if self.exists() {
             command.args(["--resume", "--run-dir"]).arg(&self.run_dir);
@@ -376,7 +376,7 @@ impl Run {
             return Ok(None);
         }
         ensure!(output.status.success(), "train ended with {}", output.status);
-        let trained: Trained = serde_json::from_slice(&output.stdout).context("read what train printed")?;
+        let trained: Trained = serde_json::from_slice(&output.stdout).context("read the output of train")?;
         Ok((trained.outcome == "finished").then_some(trained))
     }
 

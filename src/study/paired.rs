@@ -86,7 +86,7 @@ impl Table {
 
     pub(crate) fn text(&self) -> String {
         if self.costs.is_empty() {
-            return "no run is finished yet\n".to_owned();
+            return "no run has finished yet\n".to_owned();
         }
         let head = ["means", "runs", "steps", "trained tokens", "CPU s", "wall s", "entropy, nats"];
         let (mut costs, mut scores) = (vec![head.map(str::to_owned).to_vec()], Vec::new());

@@ -89,7 +89,7 @@ impl Rows {
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
-                bail!("{}: expected no other study that writes it, got one", at())
+                bail!("{}: expected no other study to write this file, found one", at())
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(error).with_context(at),
         }
@@ -126,7 +126,7 @@ pub(crate) fn read(path: &Path) -> Result<(Vec<Row>, u64)> {
     let at = || format!("{}: expected a study's rows", path.display());
     let mut reader = csv::Reader::from_reader(&bytes[..end]);
     let header = reader.headers().with_context(at)?;
-    ensure!(end == 0 || header.iter().eq(COLUMNS), "{}, got a first line of other columns", at());
+    ensure!(end == 0 || header.iter().eq(COLUMNS), "{}, got a header with other columns", at());
     let rows = reader.deserialize().collect::<Result<Vec<Row>, _>>();
     Ok((rows.with_context(at)?, end as u64))
 }

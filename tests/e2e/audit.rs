@@ -302,7 +302,7 @@ fn what_is_disputed_outlives_the_learner() {
     cluster.folder.history().assert_steps_of(&reference(0).history);
     let inspected = cluster.folder.call(&["inspect", "run"]).success().stdout;
     assert!(
-        inspected.contains("\ndisputes      1: another actor said otherwise of a task that was done\n"),
+        inspected.contains("\ndisputes      1: another actor returned a different group for a completed task\n"),
         "{inspected}"
     );
 }

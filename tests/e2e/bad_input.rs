@@ -12,13 +12,13 @@ use crate::runs::{
     reference, wait_until,
 };
 
-const CHECKPOINT_REFUSED: &str = "checkpoint refused, going on from an earlier state: run/checkpoints/step_00000040/";
+const CHECKPOINT_REFUSED: &str = "checkpoint rejected, resuming from an earlier state: run/checkpoints/step_00000040/";
 
 #[test]
 fn keys_and_values_out_of_range() {
     for (assignment, says) in [
         ("learner.lr=1", "--set learner.lr: unknown field `lr`, expected one of `device`, `learning_rate`"),
-        ("lerner.reuse=1", "--set lerner.reuse: expected a table of the config, got \"lerner\""),
+        ("lerner.reuse=1", "--set lerner.reuse: expected a table in the config, got \"lerner\""),
         ("local.slot=1", "--set local.slot: unknown field `slot`, expected one of `threads`"),
         ("learner.reuse", "--set: expected key=value, got \"learner.reuse\""),
         ("learner.reuse=many", "--set learner.reuse: invalid type: string \"many\", expected f64"),
@@ -35,7 +35,7 @@ fn keys_and_values_out_of_range() {
         ("schedule.num_steps=0", "--set schedule.num_steps: expected 1 or more, got 0"),
         ("local.slots=0", "--set local.slots: expected 1 to 1048576, got 0"),
         ("local.minutes=nan", "--set local.minutes: expected a number over 0, up to 1000000, got NaN"),
-        ("learner.reusee=", "--set learner.reusee=: expected a key that may be absent (self_play, "),
+        ("learner.reusee=", "--set learner.reusee=: expected an optional key (self_play, "),
         ("model.size=huge", "--set model.size: expected one of micro, nano, small, got \"huge\""),
         ("actor.max_answer_tokens=9", "exams.names: countdown-3 needs actor.max_answer_tokens = 10, got 9"),
         (
@@ -134,7 +134,7 @@ fn config_files() {
         ),
         (
             "learner.reuse = 1.0\n",
-            "mine.toml: expected a config in full, or preset = \"laptop\" or another; `actor` is missing",
+            "mine.toml: expected a full config, or a preset such as preset = \"laptop\"; `actor` is missing",
         ),
         (
             "preset = \"smoke\"\ndomains = [{name = 3, share = 1.0, levels = []}]\n",
@@ -161,11 +161,11 @@ fn config_files() {
 #[test]
 fn run_directories_in_use() {
     let folder = Folder::holding(&reference(0).files);
-    let says =
-        "--run-dir run: expected an empty or absent folder, found a run; `--resume --run-dir run` goes on with it";
+    let says = "--run-dir run: expected an empty or nonexistent directory, found a run; resume it with \
+                `--resume --run-dir run`";
     refused(&folder, &["train", "smoke", "--run-dir", "run"], &[says]);
     let others = Folder::holding(&Files::from([("run/note.txt".into(), b"mine".to_vec())]));
-    let says = "--run-dir run: expected an empty or absent folder, found files that are no run";
+    let says = "--run-dir run: expected an empty or nonexistent directory, found files that are not a run";
     refused(&others, &["train", "smoke", "--run-dir", "run"], &[says]);
     refused(&folder, &["train", "--resume", "--run-dir", "absent"], &["absent: expected a run directory"]);
     let killed = Files::from([("run/config.toml.0.partial".into(), vec![])]);
@@ -208,7 +208,7 @@ fn a_config_whose_origin_is_lost_is_not_resumed() {
     let path = folder.path("run/config.toml");
     let config = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, config.replace("d_model = 32", "d_model = 64")).unwrap();
-    let says = ["run/journal: expected a journal that was begun with this config (", "), got one of another ("];
+    let says = ["run/journal: expected a journal of this config (", "), got one of another config ("];
     refused(&folder, &RESUME, &says);
     refused(&folder, &["replay", "run"], &says);
 }
@@ -231,7 +231,7 @@ fn what_is_said_twice_is_refused() {
     }
     let says = "--set: expected one key=value on one line, got \"seed=2\\nlearner.reuse=3\"";
     refused(&Folder::new(), &[&train[..], &["--set", "seed=2\nlearner.reuse=3"]].concat(), &[says]);
-    let says = ["local.minutes = 3, schedule.num_steps = 40: expected one end of the run, got both"];
+    let says = ["local.minutes = 3, schedule.num_steps = 40: expected one limit on the run, got both"];
     refused(&Folder::new(), &[&train[..], &["--set", "local.minutes=3"]].concat(), &says);
     let mine = "preset = \"smoke\"\nlocal.minutes = 3.0\n";
     let folder = Folder::holding(&Files::from([("mine.toml".into(), mine.into())]));
@@ -247,7 +247,7 @@ fn what_is_said_twice_is_refused() {
 #[test]
 fn the_clock_does_not_end_a_run_that_ends_by_steps() {
     let folder = Folder::holding(&reference(0).files);
-    let says = "--minutes: expected a run that ends by the clock, got 3 for one that ends with step 40";
+    let says = "--minutes: expected a run without a fixed number of steps, got 3 for a run of 40 steps";
     refused(&folder, &["train", "--resume", "--run-dir", "run", "--minutes", "3"], &[says]);
 }
 
@@ -295,10 +295,7 @@ fn a_cut_journal_is_recovered() {
         remove_checkpoint(&folder, NUM_STEPS);
         std::fs::write(folder.path(SEGMENT), &bytes[..record.offset + kept_bytes]).unwrap();
         let ended = folder.resume().success();
-        assert_eq!(
-            ended.stderr,
-            format!("journal: {kept_bytes} bytes of a record that cannot be read were removed from its end\n")
-        );
+        assert_eq!(ended.stderr, format!("journal: removed {kept_bytes} bytes of an unreadable record from the end\n"));
         folder.history().assert_steps_of(&reference(0).history);
         assert!(folder.call(&["replay", "run"]).success().stdout.starts_with("replayed 40 steps "));
     }
@@ -328,7 +325,7 @@ fn a_damaged_record_is_passed_over() {
     remove_checkpoint(&folder, NUM_STEPS);
     folder.flip(SEGMENT, group.offset + JournalRecord::HEADER_BYTES);
     let ended = folder.resume().success();
-    let says = format!("journal: the record at byte {} of {SEGMENT} is damaged and is passed over\n", group.offset);
+    let says = format!("journal: skipped the damaged record at byte {} of {SEGMENT}\n", group.offset);
     assert_eq!(ended.stderr, says);
     folder.history().assert_steps_of(&reference(0).history);
 }
@@ -388,7 +385,7 @@ fn a_checkpoint_that_the_journal_does_not_know_is_not_used() {
             None => std::fs::remove_dir_all(folder.path("run/journal")).unwrap(),
         }
         let ended = folder.resume().success();
-        let says = "checkpoint refused, going on from an earlier state: its step 40 is not in the journal\n";
+        let says = "checkpoint rejected, resuming from an earlier state: its step 40 is not in the journal\n";
         assert!(ended.stderr.starts_with(says), "{ended:#?}");
         assert!(ended.stdout.contains(resumed), "{ended:#?}");
         folder.history().assert_steps_of(&reference(0).history);
@@ -426,7 +423,7 @@ fn what_is_not_there_is_not_replayed() {
 fn eval_and_solve_pass_over_a_damaged_checkpoint() {
     let folder = Folder::holding(&reference(0).files);
     folder.flip(&format!("run/checkpoints/step_{NUM_STEPS:08}/model.safetensors"), 100);
-    let says = "checkpoint refused, an earlier one is used: run/checkpoints/step_00000040/model.safetensors: expected ";
+    let says = "checkpoint rejected, using an earlier one: run/checkpoints/step_00000040/model.safetensors: expected ";
     let eval = folder.call(&["eval", "run", "--exam", "countdown-3", "--split", "dev", "--samples", "1"]).success();
     assert!(eval.stderr.starts_with(says) && eval.stdout.contains("step 30\n"), "{eval:#?}");
     let solve = folder.call(&["solve", "run", "3 7 -> 21", "--json"]).success();
@@ -480,7 +477,7 @@ fn exams_that_do_not_fit() {
     let says = ["countdown-sos (test): ", ": expected prompt and answer within model.max_positions = 32, got 49"];
     refused(&folder, &["eval", "run", "--exam", "countdown-sos"], &says);
     let all = folder.call(&["eval", "run", "--samples", "1", "--json"]).success();
-    assert!(all.stderr.contains("countdown-sos (test): left out, its problems need more than "), "{all:#?}");
+    assert!(all.stderr.contains("countdown-sos (test): skipped, its problems need more than "), "{all:#?}");
     for line in all.stdout.lines() {
         assert!(serde_json::from_str::<Value>(line).unwrap()["exam"].is_string(), "{line}");
     }
@@ -494,7 +491,7 @@ fn without_a_checkpoint_the_journal_is_enough() {
         folder.flip(&format!("run/checkpoints/step_{step:08}/state.postcard"), 100);
     }
     let ended = folder.resume().success();
-    let refused = ended.stderr.lines().filter(|line| line.starts_with("checkpoint refused")).count();
+    let refused = ended.stderr.lines().filter(|line| line.starts_with("checkpoint rejected")).count();
     assert_eq!(refused, checkpoints.len(), "{ended:#?}");
     assert!(ended.stdout.contains("resumed at step 0\n"), "{ended:#?}");
     folder.history().assert_steps_of(&reference(0).history);
@@ -523,7 +520,7 @@ fn errors_name_their_cause_once() {
 fn folders_that_are_no_run() {
     let folder = Folder::holding(&Files::from([("plain/note.txt".into(), b"nothing".to_vec())]));
     for name in ["plain", "absent"] {
-        refused(&folder, &["eval", name], &[name, "expected a run with a checkpoint", "found neither"]);
+        refused(&folder, &["eval", name], &[name, "expected a run with a complete checkpoint", "found neither"]);
         refused(&folder, &["replay", name], &[name, "expected a run directory"]);
     }
 }
@@ -588,13 +585,13 @@ fn answers_to_verify() {
     let replies: Vec<Value> = ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(replies.len(), lines.len(), "a line for a line: {ended:#?}");
     for (index, says) in [
-        (1, "expected one JSON object a line: expected ident at column 2"),
+        (1, "expected one JSON object per line: expected ident at column 2"),
         (2, "expected UTF-8"),
-        (3, "expected a field problem, found none"),
-        (4, "expected one JSON object a line, got []"),
+        (3, "expected a field `problem`, found none"),
+        (4, "expected one JSON object per line, got []"),
         (5, "domain: expected one of countdown"),
-        (6, "expected a field answer with text, found none"),
-        (8, "expected one JSON object a line: EOF while parsing a string at column 40"),
+        (6, "expected a text field `answer`, found none"),
+        (8, "expected one JSON object per line: EOF while parsing a string at column 40"),
     ] {
         assert_eq!(replies[index]["line"], index + 1);
         let error = replies[index]["error"].as_str().unwrap();
@@ -602,7 +599,10 @@ fn answers_to_verify() {
     }
     assert_eq!([&replies[0]["verdict"], &replies[7]["verdict"]], ["correct", "incorrect"]);
     assert_eq!(replies[7]["reason"], "ends in 10, not 4");
-    assert_eq!(ended.refusal(), "7 of 9 lines are no problem and answer; each has its error in its place");
+    assert_eq!(
+        ended.refusal(),
+        "7 of 9 lines are not a valid problem with an answer; the output has an error for each"
+    );
     assert!(folder.call(&["verify", "absent.jsonl"]).refusal().starts_with("open absent.jsonl: "));
 }
 

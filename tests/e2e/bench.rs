@@ -70,7 +70,7 @@ fn a_peer_is_measured_in_the_same_rounds() {
 fn a_peer_that_is_missing_is_named_with_its_remedy() {
     let folder = Folder::new();
     let ended = folder.call(&[&TINY[..], &["--python", "no-such-python"]].concat());
-    assert!(ended.refusal().contains("expected a Python with PyTorch (--python)"), "{ended:?}");
+    assert!(ended.refusal().contains("expected a Python interpreter with PyTorch (--python)"), "{ended:?}");
     let peer = fake_peer(&folder, r#"echo '{"error": "the peer needs PyTorch: pip install torch"}'"#);
     let ended = folder.call(&[&TINY[..], &["--python", &peer]].concat());
     assert!(ended.refusal().contains("the peer needs PyTorch: pip install torch"), "{ended:?}");

@@ -129,7 +129,7 @@ fn a_worker_that_is_told_to_end_hands_back_what_it_has() {
         actor.terminate();
         let ended = actor.end().success();
         assert!(told.elapsed() < Duration::from_secs(10));
-        assert!(ended.stderr.contains("stopping: handing back what is unfinished"), "{ended:#?}");
+        assert!(ended.stderr.contains("stopping: returning unfinished work"), "{ended:#?}");
     }
     let _actor = cluster.start("actor", &[]);
     wait_until("steps", || cluster.folder.last_step() >= 20);
@@ -149,7 +149,7 @@ fn a_learner_that_stops_goes_on_by_the_command_that_it_prints() {
     learner.interrupt();
     let ended = learner.end().success();
     assert!(cluster.folder.last_step() < NUM_STEPS, "{ended:#?}");
-    let command = ended.printed("go on with: ");
+    let command = ended.printed("resume with: ");
     assert_eq!(command, format!("autodidact learner --bus {} --run mine --resume --run-dir run", cluster.server.url()));
     cluster.folder.call_printed(command).success();
     cluster.folder.history().assert_steps_of(&reference(0).history);
@@ -221,7 +221,7 @@ fn what_cannot_meet_is_told_why() {
         .map(|run| folder.start(&["learner", "smoke", "--bus", &server.url(), "--run", run, "--run-dir", run]));
     wait_until("two runs", || ["one", "two"].iter().all(|run| folder.path(run).join("config.toml").exists()));
     let refused = folder.call(&["actor", "--bus", &server.url()]);
-    let says = format!("--run: expected one of the runs that have a learner on {}: one (its learner, ", server.url());
+    let says = format!("--run: expected one of the runs with a learner on {}: one (its learner, ", server.url());
     assert!(
         refused.refusal().starts_with(&says) && refused.refusal().contains("), two (its learner, "),
         "{refused:#?}"
@@ -320,7 +320,7 @@ fn workers_end_when_they_are_told_also_without_a_server() {
     }
     let ended = learner.end().success();
     assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
-    assert!(ended.stdout.contains("; go on with: autodidact learner --bus "), "{ended:#?}");
+    assert!(ended.stdout.contains("; resume with: autodidact learner --bus "), "{ended:#?}");
 }
 
 /// A learner that may not resume a run does not disturb the run's workers.

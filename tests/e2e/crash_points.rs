@@ -239,7 +239,7 @@ fn a_learner_killed_as_it_lets_go_of_its_journal_goes_on_with_the_same_weights()
     }
     assert_eq!(cluster.folder.checkpoints(), [30, 40]);
     let replayed = cluster.folder.call(&["replay", "run"]).success().stdout;
-    assert!(replayed.contains("with the checkpoint of step 30\nreplayed 10 steps "), "{replayed}");
+    assert!(replayed.contains("from the checkpoint of step 30\nreplayed 10 steps "), "{replayed}");
 }
 
 fn segment(folder: &Folder, index: u64) -> PathBuf {

@@ -29,7 +29,10 @@ fn shell(folder: &Folder, script: &str) -> Ended {
 fn error_of(line: &str) -> String {
     let ended = verify(line);
     let reply: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{line}: {error} {ended:#?}"));
-    assert_eq!(ended.refusal(), "1 of 1 lines are no problem and answer; each has its error in its place");
+    assert_eq!(
+        ended.refusal(),
+        "1 of 1 lines are not a valid problem with an answer; the output has an error for each"
+    );
     assert_eq!(reply["line"], 1);
     reply["error"].as_str().unwrap_or_else(|| panic!("{line}: {reply}")).to_owned()
 }
@@ -87,13 +90,16 @@ fn a_byte_order_mark_is_taken_at_the_start_and_named_elsewhere() {
     assert_eq!(verify(format!("{MARK}\n{RIGHT}\n")).success().stdout, CORRECT);
     for text in [format!("{RIGHT}\n{MARK}{RIGHT}\n"), format!("\n{MARK}{RIGHT}\n"), format!("{MARK}{MARK}{RIGHT}\n")] {
         let ended = verify(text);
-        assert!(ended.stdout.contains("a byte order mark (U+FEFF) stands at character 1, where only"), "{ended:#?}");
+        assert!(
+            ended.stdout.contains("a byte order mark (U+FEFF) is at character 1; it is allowed only"),
+            "{ended:#?}"
+        );
         assert!(ended.refusal().starts_with("1 of "), "{ended:#?}");
     }
     let ended = verify(RIGHT.replace("7 - 3", &format!("{MARK}7 - 3"))).success();
     assert!(ended.stdout.starts_with("{\"verdict\":\"malformed\",\"reason\":\"") && ended.stdout.contains("(U+FEFF)"));
     let utf_16: Vec<u8> = format!("{MARK}{RIGHT}\n").encode_utf16().flat_map(u16::to_le_bytes).collect();
-    assert!(verify(utf_16).stdout.contains("expected UTF-8, got the byte order mark of UTF-16"));
+    assert!(verify(utf_16).stdout.contains("expected UTF-8, got a UTF-16 byte order mark"));
 
     let folder = Folder::holding(&reference(0).files);
     let problem = r#"{"nums":[3,7],"target":4}"#;
@@ -112,10 +118,10 @@ fn a_byte_order_mark_is_taken_at_the_start_and_named_elsewhere() {
     let resolved = Folder::holding(&files(format!("{MARK}{config}"))).call(&["config", "mine.toml"]).success();
     assert_eq!(resolved.stdout, Folder::holding(&files(config.to_owned())).call(&["config", "mine.toml"]).stdout);
     let twice = Folder::holding(&files(format!("{MARK}{MARK}{config}")));
-    refused(&twice, &["config", "mine.toml"], &["mine.toml: expected one byte order mark (U+FEFF) at most, got two"]);
+    refused(&twice, &["config", "mine.toml"], &["mine.toml: expected at most one byte order mark (U+FEFF), got two"]);
     let says = ["mine.toml, line 1, column 9: unclosed table, expected `]`"];
     refused(&Folder::holding(&files(format!("{MARK}[learner\n"))), &["config", "mine.toml"], &says);
-    let says = ["mine.toml, line 2, column 1: ", "a byte order mark (U+FEFF) stands in line 2, column 1"];
+    let says = ["mine.toml, line 2, column 1: ", "a byte order mark (U+FEFF) is at line 2, column 1"];
     refused(&Folder::holding(&files(config.replace("seed", &format!("{MARK}seed")))), &["config", "mine.toml"], &says);
     let study = include_str!("../../deploy/studies/smoke.toml");
     let folder = Folder::holding(&files(format!("{MARK}{study}")));
@@ -158,20 +164,20 @@ fn a_dash_is_standard_input_and_blank_lines_are_no_lines() {
 fn what_was_found_is_named() {
     let problem = r#"{"domain":"countdown","numbers":[3,7],"target":4}"#;
     for (line, says) in [
-        (format!(r#"{{"problem":{problem},"answer":7}}"#), "expected a field answer with text, got 7"),
-        (format!(r#"{{"problem":{problem},"answer":[1,4]}}"#), "expected a field answer with text, got [1,4]"),
-        (format!(r#"{{"problem":{problem},"answer":null}}"#), "expected a field answer with text, got null"),
+        (format!(r#"{{"problem":{problem},"answer":7}}"#), "expected a text field `answer`, got 7"),
+        (format!(r#"{{"problem":{problem},"answer":[1,4]}}"#), "expected a text field `answer`, got [1,4]"),
+        (format!(r#"{{"problem":{problem},"answer":null}}"#), "expected a text field `answer`, got null"),
         (format!(r#"{{"problem":{problem},"answer":[{}1]}}"#, "1,".repeat(99)), "got an array of 100 elements"),
         (r#"{"problem":7,"answer":"7"}"#.to_owned(), "problem: expected a JSON object, got 7"),
         (r#"{"problem":null,"answer":"7"}"#.to_owned(), "problem: expected a JSON object, got null"),
         (r#"{"problem":{"domain":null},"answer":"7"}"#.to_owned(), "domain: expected one of countdown, "),
-        ("[1,4]".to_owned(), "expected one JSON object a line, got [1,4]"),
+        ("[1,4]".to_owned(), "expected one JSON object per line, got [1,4]"),
         (
             "[".to_owned(),
-            "expected one JSON object a line, got a part of an array: EOF while parsing a list at column 1",
+            "expected one JSON object per line, got part of an array: EOF while parsing a list at column 1",
         ),
-        ("null".to_owned(), "expected one JSON object a line, got null"),
-        (format!("{RIGHT},"), "expected one JSON object a line: trailing characters at column 83"),
+        ("null".to_owned(), "expected one JSON object per line, got null"),
+        (format!("{RIGHT},"), "expected one JSON object per line: trailing characters at column 83"),
     ] {
         let error = error_of(&line);
         assert!(error.starts_with(says) || error.ends_with(says), "{line}: {error}");
@@ -188,15 +194,15 @@ fn what_was_found_is_named() {
     for (text, says) in [
         (
             format!("[\n  {problem},\n  {problem}\n]\n"),
-            "mine.jsonl, line 1: expected one JSON object a line, got a part of an array",
+            "mine.jsonl, line 1: expected one JSON object per line, got part of an array",
         ),
         (
             format!("[{problem},{problem}]\n"),
-            "mine.jsonl, line 1: expected one JSON object a line, got an array of 2 elements",
+            "mine.jsonl, line 1: expected one JSON object per line, got an array of 2 elements",
         ),
         (
             format!("{problem}\n{problem},\n"),
-            "mine.jsonl, line 2: expected one JSON object a line: trailing characters at column 50",
+            "mine.jsonl, line 2: expected one JSON object per line: trailing characters at column 50",
         ),
         (
             format!("{problem}\n\n{{\"nums\":[3,7],\"target\":100000}}\n"),

@@ -127,18 +127,18 @@ fn what_cannot_be_read_is_named() {
 fn what_is_not_there() {
     let folder = Folder::holding(&reference(0).files);
     for (args, says) in [
-        (["--step", "41"], "--step: expected one of the 40 steps of the journal, got 41"),
-        (["--step", "0"], "--step: expected one of the 40 steps of the journal, got 0"),
-        (["--group", "20/16"], "--group: expected a group of the journal, which has 16 of batch 20, got 20/16"),
-        (["--group", "99/0"], "--group: expected a group of the journal, which has 0 of batch 99, got 99/0"),
+        (["--step", "41"], "--step: expected one of the 40 steps in the journal, got 41"),
+        (["--step", "0"], "--step: expected one of the 40 steps in the journal, got 0"),
+        (["--group", "20/16"], "--group: expected a group in the journal, which has 16 of batch 20, got 20/16"),
+        (["--group", "99/0"], "--group: expected a group in the journal, which has 0 of batch 99, got 99/0"),
     ] {
         let refusal = folder.call(&["inspect", "run", args[0], args[1]]);
         assert_eq!(refusal.refusal(), says);
     }
     let ended = folder.call(&["inspect", "run", "--group", "20"]);
-    assert!(ended.stderr.contains("expected a batch and an index as in 20/3, got \"20\""), "{ended:#?}");
+    assert!(ended.stderr.contains("expected BATCH/INDEX, such as 20/3, got \"20\""), "{ended:#?}");
     for name in ["run/journal", "absent"] {
-        let says = format!("{name}: expected a run directory, with a journal");
+        let says = format!("{name}: expected a run directory with a journal, found none");
         assert_eq!(folder.call(&["inspect", name]).refusal(), says);
     }
 }

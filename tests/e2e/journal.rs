@@ -59,17 +59,17 @@ fn a_run_goes_on_from_every_checkpoint_that_it_keeps() {
 #[test]
 fn replay_begins_where_the_journal_does_and_says_so() {
     let folder = trimmed();
-    let says = "the first 20 steps are gone from the journal: begun with the checkpoint of step 20\nreplayed 20 steps from 320 \
-                groups: every weights digest and state digest agrees with the journal\n";
+    let says = "the journal no longer has the first 20 steps: started from the checkpoint of step 20\nreplayed 20 steps from \
+                320 groups: every weights digest and state digest matches the journal\n";
     assert_eq!(folder.call(&["replay", "run"]).success().stdout, says);
     let json = folder.call(&["replay", "run", "--to", "25", "--json"]).success().stdout;
     assert_eq!(json.trim_end(), "{\"first_step\":20,\"num_groups\":80,\"num_steps\":5}");
     let refused = folder.call(&["replay", "run", "--to", "20"]);
-    let says = "--to: expected a step after 20, the first from which the journal of run can be replayed, got 20";
+    let says = "--to: expected a step after 20, from which the journal of run can be replayed, got 20";
     assert_eq!(refused.refusal(), says);
     damage_checkpoint(&folder, 20);
     let later = folder.call(&["replay", "run"]).success().stdout;
-    assert!(later.starts_with("the first 30 steps are gone from the journal: begun with"), "{later}");
+    assert!(later.starts_with("the journal no longer has the first 30 steps: started from"), "{later}");
 }
 
 #[test]
@@ -80,18 +80,18 @@ fn inspect_says_which_steps_are_gone_and_what_they_left() {
     assert_eq!(summary["evals"], reference(0).summary["evals"]);
     assert_eq!(summary["last_step"]["step"], NUM_STEPS);
     let text = folder.call(&["inspect", "run"]).success();
-    assert_eq!(text.printed("gone          "), "steps 1 to 20 and their groups: every kept checkpoint has folded them");
+    assert_eq!(text.printed("removed       "), "steps 1 to 20 and their groups, which every kept checkpoint includes");
     assert!(folder.call(&["inspect", "run", "--step", "21"]).success().stdout.starts_with("step 21\n"));
     let refused = folder.call(&["inspect", "run", "--step", "20"]);
-    assert_eq!(refused.refusal(), "--step: expected one of the steps 21 to 40 of the journal, got 20");
+    assert_eq!(refused.refusal(), "--step: expected one of the steps 21 to 40 in the journal, got 20");
 }
 
 #[test]
 fn one_checkpoint_alone_does_not_stand_for_a_journal() {
     let set = ["--set", "local.keep_checkpoints=1"];
     let refused = Folder::new().call(&[&["train", "smoke"], &SINCE_CHECKPOINT[..], &set].concat());
-    let says = "--set local.keep_checkpoints: expected 2 or more with local.keep_journal = \"since-checkpoint\", lest one damaged \
-                file end the run, got 1";
+    let says = "--set local.keep_checkpoints: expected 2 or more with local.keep_journal = \"since-checkpoint\", so that one \
+                damaged file does not end the run, got 1";
     assert_eq!(refused.refusal(), says);
 }
 

@@ -55,9 +55,8 @@ fn a_scrape_is_the_run_at_a_step() {
 
     let other = Folder::new();
     let refused = other.call(&["train", "smoke", "--run-dir", "run", "--metrics", &address]);
-    let says = format!(
-        "--metrics: expected an address that is free, such as 127.0.0.1:9100, got {address}: Address already in use"
-    );
+    let says =
+        format!("--metrics: expected a free address, such as 127.0.0.1:9100, got {address}: Address already in use");
     assert!(refused.refusal().starts_with(&says), "{refused:#?}");
     assert!(other.files().is_empty(), "the run did not start");
     process.interrupt();
@@ -83,12 +82,12 @@ fn a_learner_without_workers_says_what_it_knows() {
         let (address, mut answer) = (metrics_address(process), (0, String::new()));
         wait_until("the run's values", || {
             answer = get(&address, "/metrics");
-            assert!(answer.0 == 200 || answer == (503, "the run is being read\n".to_owned()), "{answer:?}");
+            assert!(answer.0 == 200 || answer == (503, "the run is still loading\n".to_owned()), "{answer:?}");
             answer.0 == 200
         });
         answer.1
     };
-    let not_ready = (503, "no step and no exam yet\n".to_owned());
+    let not_ready = (503, "no step or exam completed yet\n".to_owned());
 
     let learner = cluster.learner(&args);
     let text = scrape(&learner);
@@ -144,7 +143,7 @@ fn prometheus_scrapes_a_cluster() {
     let steps = "schedule.num_steps=100000";
     let actor = start(&["actor"]);
     let early = get(&metrics_address(&actor), "/readyz");
-    assert_eq!(early, (503, "it has not joined a run yet\n".to_owned()));
+    assert_eq!(early, (503, "has not joined a run yet\n".to_owned()));
     let learner = start(&[&["learner", "smoke", "--run-dir", "run", "--set", steps], &HASTE[..]].concat());
     let verifier = start(&["verifier"]);
     let processes = [("learner", &learner), ("actor", &actor), ("verifier", &verifier)];

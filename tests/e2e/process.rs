@@ -124,7 +124,7 @@ fn a_checkpoint_of_another_run_is_not_scored() {
         copy(foreign);
         let ended = folder.call(&[&["eval", "run"], &eval[..]].concat()).success();
         assert!(ended.stdout.contains(&format!("200 problems, step {used}\n")), "{ended:#?}");
-        let says = format!("checkpoint refused, an earlier one is used: its step {foreign} is not in the journal\n");
+        let says = format!("checkpoint rejected, using an earlier one: its step {foreign} is not in the journal\n");
         assert!(ended.stderr.ends_with(&says), "{ended:#?}");
         let ended = folder.call(&["solve", "run", "3 7 25 -> 82", "--samples", "1"]).success();
         assert!(ended.stdout.contains(&format!("(step {used})")), "{ended:#?}");
@@ -242,7 +242,7 @@ fn a_terminal_that_goes_away_stops_a_run_with_a_checkpoint() {
     signal_if_it_runs(&run);
     let ended = run.end().success();
     assert_eq!(folder.checkpoints(), [folder.last_step()]);
-    let resumed = ended.printed("go on with: ");
+    let resumed = ended.printed("resume with: ");
     assert_eq!(resumed, "autodidact train --resume --run-dir run");
 }
 
@@ -293,7 +293,7 @@ fn commands_run_as_they_are_printed() {
     wait_until("checkpoints", || folder.path("-x/checkpoints").exists());
     run.interrupt();
     let ended = run.end().success();
-    let command = ended.printed("go on with: ");
+    let command = ended.printed("resume with: ");
     assert_eq!(command, "autodidact train --resume --run-dir ./-x");
     let resumed = folder.start_command(shell(command));
     wait_until("it to go on", || resumed.printed_so_far().contains("resumed at step "));
@@ -301,13 +301,13 @@ fn commands_run_as_they_are_printed() {
     resumed.end().success();
     let ended = folder.call(&["train", "smoke", "--steps", "1", "--set", "schedule.warmup_steps=1", "--run-dir=-y"]);
     let ended = ended.success();
-    for label in ["the same weights again: ", "test exams: "] {
+    for label in ["reproduce the weights with: ", "test exams: "] {
         let command = ended.printed(label);
         assert!(!command.contains(" -y"), "{command}");
         folder.call_printed(command).success();
     }
     let refused = folder.call(&["train", "smoke", "--run-dir=-y"]);
-    assert!(refused.refusal().contains("`--resume --run-dir ./-y` goes on with it"), "{refused:#?}");
+    assert!(refused.refusal().contains("resume it with `--resume --run-dir ./-y`"), "{refused:#?}");
 }
 
 fn shell(printed: &str) -> Command {
@@ -377,7 +377,7 @@ fn first_errors_say_what_to_do() {
         assert!(folder.call(&["train", "smoke", "--run-dir", run_dir]).refusal().starts_with(says), "{run_dir}");
     }
     let nowhere = folder.call(&["train", "smoke"]);
-    assert!(nowhere.refusal().starts_with("create runs; --run-dir names another place: "), "{nowhere:#?}");
+    assert!(nowhere.refusal().starts_with("create runs; use --run-dir to choose another directory: "), "{nowhere:#?}");
     assert_eq!(std::fs::read(folder.path("runs")).unwrap(), b"mine");
     for command in ["eval", "replay", "inspect"] {
         let ended = folder.call(&[command, "absent"]);

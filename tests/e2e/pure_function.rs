@@ -19,8 +19,8 @@ const STEPS_AFTER_KILLS: u64 = 10;
 /// The most iterations for which the killer spins before a kill: about the time of a step.
 const MAX_SPINS: u64 = 1 << 21;
 
-const SAME_AGAIN: &str = "the same weights again: ";
-const GO_ON: &str = "go on with: ";
+const SAME_AGAIN: &str = "reproduce the weights with: ";
+const GO_ON: &str = "resume with: ";
 
 #[test]
 fn two_runs_agree() {
@@ -76,7 +76,7 @@ fn ctrl_c_writes_a_checkpoint_and_says_how_to_go_on() {
     assert_eq!(folder.checkpoints(), [stopped_at]);
     let command = ended.printed(GO_ON);
     assert_eq!(command, "autodidact train --resume --run-dir run");
-    assert!(ended.stdout.contains(" of CPU time); go on with: "), "{ended:#?}");
+    assert!(ended.stdout.contains(" of CPU time); resume with: "), "{ended:#?}");
     let cpu_before = cpu_seconds(&folder);
     let resumed = folder.call_printed(&format!("{command} --json")).success();
     folder.history().assert_steps_of(&reference(0).history);
@@ -92,7 +92,7 @@ fn ci_shortens_a_run_and_says_so() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
     command.args(["train", "smoke", "--run-dir", "run"]).env("AUTODIDACT_CI", "1");
     let ended = folder.start_command(command).end().success();
-    assert_eq!(ended.stderr, "AUTODIDACT_CI=1: this run is shortened as --steps 3 does\n");
+    assert_eq!(ended.stderr, "AUTODIDACT_CI=1: this run is shortened to 3 steps\n");
     assert_eq!(folder.history().steps, reference(0).history.steps[..3]);
 }
 

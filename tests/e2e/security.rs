@@ -20,7 +20,7 @@ fn key<'a>(url: &'a str, path: &'a str) -> [&'a str; 6] {
 fn a_run_with_keys_gives_the_weights_of_one_process() {
     let folder = Folder::new();
     let made = folder.call(&INIT).success();
-    assert!(made.stdout.starts_with("4 keys in keys, each for one process."), "{made:#?}");
+    assert!(made.stdout.starts_with("4 keys in keys, one per process."), "{made:#?}");
     for entry in std::fs::read_dir(folder.path("keys")).unwrap() {
         let entry = entry.unwrap();
         assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");
@@ -52,7 +52,7 @@ fn who_may_not_is_told_so() {
     let folder = Folder::new();
     folder.call(&INIT).success();
     let again = folder.call(&INIT);
-    assert_eq!(again.refusal(), "keys: expected an empty or absent folder, found files");
+    assert_eq!(again.refusal(), "keys: expected an empty or nonexistent directory, found files");
     let server = NatsServer::with_keys(&folder.path("keys"));
     let url = server.url();
     for (nkey, says) in [

@@ -41,7 +41,7 @@ fn a_password_is_used_and_never_shown() {
     assert!(said[0].stdout.contains(&format!(": joined run mine on {shown}")), "{said:#?}");
     assert!(learner.stdout.contains(&format!("join with --bus '{shown}' --run mine")), "{learner:#?}");
     let go_on = format!("autodidact learner --bus '{shown}' --run mine --resume --run-dir run");
-    assert_eq!(learner.printed("go on with: "), go_on);
+    assert_eq!(learner.printed("resume with: "), go_on);
     // An address with wrong credentials, and one that is unreachable.
     let wrong = folder.call(&["actor", "--bus", &server.url_of("u:s3cret")]);
     assert!(wrong.refusal().starts_with(&format!("bus: not permitted: {shown}: ")), "{wrong:#?}");
@@ -127,7 +127,10 @@ fn a_run_without_a_learner_is_not_joined_and_can_be_removed() {
     let remove = |id: &str| cluster.folder.call(&["runs", "--bus", &url, "--remove", id]);
     let refused = remove("alive");
     let says = "--remove: expected a run without a learner, got alive: its learner, ";
-    assert!(refused.refusal().starts_with(says) && refused.refusal().contains("/alive, has it for "), "{refused:#?}");
+    assert!(
+        refused.refusal().starts_with(says) && refused.refusal().contains("/alive, has led it for "),
+        "{refused:#?}"
+    );
     let refused = remove("nothing");
     assert!(refused.refusal().ends_with(", which has alive, dead, got \"nothing\""), "{refused:#?}");
     assert!(remove("dead").success().stdout.starts_with("removed run dead: "));
