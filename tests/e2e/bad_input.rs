@@ -68,7 +68,10 @@ fn policy_gradients_out_of_range() {
         ("learner.policy_gradient.clip_high=nan", ["learner.policy_gradient.clip_high: expected", "got NaN"]),
         ("learner.policy_gradient.entropy_bonus=-0.1", ["entropy_bonus: expected 0 to 1", "got -0.1"]),
         ("learner.policy_gradient.updates_per_step=0", ["updates_per_step: expected 1 to 1000", "got 0"]),
-        ("actor.behavior=uniform-legal", ["actor.behavior: expected policy where", "got uniform-legal"]),
+        (
+            "actor.behavior=uniform-legal",
+            ["actor.behavior: expected policy if learner.policy_gradient is set", "got uniform-legal"],
+        ),
         ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false", "got true"]),
         ("actor.temperature=0.8", ["actor.temperature: expected 1 if learner.policy_gradient is set", "got 0.8"]),
         ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more if", "got 1"]),
