@@ -194,23 +194,50 @@ fn play(
             continue;
         }
         let (_, policy) = playing.as_mut().expect("a version is being played");
-        let in_slots = slots.iter().enumerate();
-        let feeds: Vec<Feed<'_>> =
-            in_slots.filter_map(|(slot, active)| Some(Feed { slot, tokens: &active.as_ref()?.pending })).collect();
-        let fed: Vec<usize> = feeds.iter().map(|feed| feed.slot).collect();
-        policy.feed(&feeds)?;
-        let mut draws: Vec<Draw<'_>> = slots.iter_mut().flatten().map(Active::draw).collect();
-        for (slot, (token, logprob)) in fed.into_iter().zip(policy.sample(&mut draws)?) {
-            let active = slots[slot].as_mut().expect("the slot was fed");
+        let feed_of = feed(policy.as_mut(), &slots)?;
+        let in_slots = slots.iter_mut().zip(&feed_of);
+        let mut draws: Vec<Draw<'_>> =
+            in_slots.filter_map(|(active, feed)| Some(active.as_mut()?.draw((*feed)?))).collect();
+        let drawn = policy.sample(&mut draws)?;
+        for (slot, (token, logprob)) in slots.iter_mut().filter(|slot| slot.is_some()).zip(drawn) {
+            let active = slot.as_mut().expect("the slot is active");
             if active.choose(token, logprob) {
                 num_active -= 1;
-                let active = slots[slot].take().expect("the slot was fed");
+                let active = slot.take().expect("the slot is active");
                 if let Some(group) = active.job.group.clone().finish(active.job.attempt, active.played) {
                     drop(groups.send(Ok(group)));
                 }
             }
         }
     }
+}
+
+/// Feeds every slot its pending tokens. Rollouts of a group that begin together are fed their prompt once, and the slot is copied.
+/// Returns the index of the feed of each active slot.
+fn feed(policy: &mut dyn Policy, slots: &[Option<Active>]) -> Result<Vec<Option<usize>>, policy::Error> {
+    let mut feeds = Vec::<Feed<'_>>::new();
+    let mut copies = Vec::new();
+    // Rollouts that begin, with the index of their feed.
+    let mut begun = Vec::<(&Active, usize)>::new();
+    let feed_of = slots.iter().enumerate().map(|(slot, active)| {
+        let active = active.as_ref()?;
+        if let Some((_, feed)) = begun.iter().rfind(|(first, _)| active.begins_like(first)) {
+            copies.push((feeds[*feed].slot, slot));
+            return Some(*feed);
+        }
+        let feed = feeds.len();
+        feeds.push(Feed { slot, tokens: &active.pending });
+        if active.played.choices.is_empty() {
+            begun.push((active, feed));
+        }
+        Some(feed)
+    });
+    let feed_of = feed_of.collect();
+    policy.feed(&feeds)?;
+    for (from, to) in copies {
+        policy.fork(from, to)?;
+    }
+    Ok(feed_of)
 }
 
 fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
@@ -296,10 +323,17 @@ fn draw_uniformly(legal: &LegalTokens, vocabulary_size: usize, rng: &mut Counter
 }
 
 impl Active {
-    /// Returns the draw of the next token.
-    fn draw(&mut self) -> Draw<'_> {
+    /// Whether nothing distinguishes this rollout from another one of its group yet: both have drawn no token.
+    fn begins_like(&self, other: &Active) -> bool {
+        Arc::ptr_eq(&self.job.group, &other.job.group)
+            && [self, other].iter().all(|active| active.played.choices.is_empty())
+            && self.pending == other.pending
+    }
+
+    /// Returns the draw of the next token, after a feed.
+    fn draw(&mut self, feed: usize) -> Draw<'_> {
         let temperature = self.job.group.task.sampling.temperature;
-        Draw { legal: &self.legal, temperature, rng: &mut self.rng }
+        Draw { feed, legal: &self.legal, temperature, rng: &mut self.rng }
     }
 
     /// Appends a chosen token and the tokens that it forces. Returns whether the rollout is over.

@@ -7,7 +7,7 @@ use actor::engine::{Engine, LoadedVersion};
 use actor::{Config, Error};
 use bus::{Bus, InProcess};
 use language::{Language as _, SymbolLanguage};
-use policy::{Backend, Device, Division, ModelConfig, Params, Sequence, TrainingState, write_weights};
+use policy::{Backend, Device, Division, ModelConfig, Params, Sequence, TrainingState, Variant, write_weights};
 use proto::{
     Behavior, Difficulty, Digest, Envelope, Group, Message, Niche, Problem, ProblemOrigin, Request, Sampling,
     StopReason, Task, TaskId, TaskKind, Version,
@@ -24,6 +24,7 @@ fn config() -> ModelConfig {
         num_heads: 2,
         num_kv_heads: 1,
         ff_dim: 32,
+        variant: Variant::default(),
     }
 }
 

@@ -200,6 +200,7 @@ fn test_config() -> Config {
             num_heads: 1,
             num_kv_heads: 1,
             ff_dim: 16,
+            variant: policy::Variant::default(),
         },
         batch: BatchConfig { num_tasks: 4, num_rollouts: 2, lag: 0, max_staleness: None },
         actor: ActorConfig {

@@ -3,13 +3,14 @@
 //!
 //! [`ModelConfig`] and [`Params`] define the weights. A [`Device`] is opened as a [`Backend`]. A backend has a [`Policy`], which
 //! plays with a key-value cache, and a [`Trainer`], which trains the weights on a [`Loss`]. Both have two implementations, in
-//! `cpu` and in `candle`, and `tests/backends.rs` compares them. Dims: N rows (tokens of all sequences, packed), D model width, V
-//! vocabulary, M chosen tokens.
+//! `cpu` and in `candle`, and `tests/backends.rs` compares them. [`formats`] reads pretrained networks. Dims: N rows (tokens of
+//! all sequences, packed), D model width, V vocabulary, M chosen tokens.
 
 mod candle;
 mod config;
 pub mod cpu;
 mod device;
+pub mod formats;
 mod losses;
 mod numerics;
 mod params;
@@ -21,7 +22,7 @@ use std::borrow::Cow;
 
 use proto::{CounterRng, LegalTokens, TokenId};
 
-pub use config::{AttentionShape, ModelConfig, TensorSpec};
+pub use config::{AttentionShape, ModelConfig, RopeScaling, TensorSpec, Variant};
 pub use device::{Backend, Device};
 pub use losses::{BatchScores, ClippedSurrogate, CrossEntropy, Loss, LossBatch, LossGrad, Scores, SurrogateStats};
 pub use numerics::Numerics;
@@ -69,14 +70,14 @@ pub trait Policy: Send {
     /// [`Error::Tensor`].
     fn logits(&self) -> Result<Cow<'_, [f32]>, Error>;
 
-    /// Draws a token after each feed, in order, and returns it with its log-probability. Samples as [`sample`] does, without
-    /// copying all logits off the device.
+    /// Draws tokens after feeds, and returns each with its log-probability, in the order of the draws. Samples as [`sample`] does,
+    /// without copying all logits off the device.
     ///
     /// # Errors
     /// [`Error::Tensor`].
     ///
     /// # Panics
-    /// When the numbers of draws and feeds differ, or a draw has no legal token.
+    /// When a draw has no legal token, or names no feed.
     fn sample(&self, draws: &mut [Draw<'_>]) -> Result<Vec<(TokenId, f32)>, Error>;
 }
 
@@ -92,6 +93,8 @@ pub struct Feed<'a> {
 /// A token to draw, as [`sample`] does.
 #[derive(Debug)]
 pub struct Draw<'a> {
+    /// Index of the feed after which to draw. Several draws after one feed begin different continuations.
+    pub feed: usize,
     /// The legal tokens.
     pub legal: &'a LegalTokens,
     /// Divides the logits; 0 takes the most probable token.

@@ -1,7 +1,9 @@
 use proto::{Digest, LegalTokens, TokenId};
 use serde::{Deserialize, Serialize};
 
-use crate::{CrossEntropy, Device, Division, Error, LossBatch, ModelConfig, OptimizerStep, Sequence, TrainingState};
+use crate::{
+    CrossEntropy, Device, Division, Error, LossBatch, ModelConfig, OptimizerStep, Sequence, TrainingState, Variant,
+};
 
 /// The arithmetic of a process. Two processes of one run must agree on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,7 @@ impl Numerics {
             num_heads: 3,
             num_kv_heads: 1,
             ff_dim: 80,
+            variant: Variant::default(),
         };
         let legal: LegalTokens = (0..32).collect();
         let sequences: Vec<Sequence> = [3, 24, 17]

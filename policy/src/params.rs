@@ -83,7 +83,7 @@ impl Params {
 ///
 /// ```
 /// # let config = policy::ModelConfig { vocabulary_size: 8, max_positions: 8, d_model: 16, num_layers: 1, num_heads: 1,
-/// #     num_kv_heads: 1, ff_dim: 16 };
+/// #     num_kv_heads: 1, ff_dim: 16, variant: policy::Variant::default() };
 /// let params = policy::Params::init(&config, 0);
 /// let bytes = policy::write_weights(&config, &[("", &params)]);
 /// let (same_config, sets) = policy::read_weights(&bytes, &[""]).unwrap();

@@ -3,8 +3,8 @@
 
 use policy::{
     Backend, BatchScores, ClippedSurrogate, CrossEntropy, Device, Division, Draw, Feed, Loss, LossBatch, LossGrad,
-    ModelConfig, OptimizerStep, Params, Policy, Scores, Sequence, SurrogateStats, Trainer, TrainingState,
-    masked_logprob,
+    ModelConfig, OptimizerStep, Params, Policy, RopeScaling, Scores, Sequence, SurrogateStats, Trainer, TrainingState,
+    Variant, masked_logprob,
 };
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
 
@@ -35,10 +35,40 @@ fn config((num_heads, num_kv_heads, head_dim): (usize, usize, usize)) -> ModelCo
         num_heads,
         num_kv_heads,
         ff_dim: 32,
+        variant: Variant::default(),
     }
 }
 
 const SHAPES: [(usize, usize, usize); 3] = [(4, 2, 16), (2, 2, 32), (6, 1, 16)];
+
+/// Returns decoders of every shape, with each switch of a family, and with all of them.
+fn configs() -> Vec<ModelConfig> {
+    let scaling = RopeScaling { factor: 4.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 32 };
+    let all = Variant {
+        head_dim: Some(32),
+        qkv_bias: true,
+        qk_norm: true,
+        tied_head: true,
+        rms_norm_eps: 1e-3,
+        rope_theta: 50.0,
+        rope_scaling: Some(scaling),
+        no_rope_layers: vec![1],
+        windows: vec![Some(5), None],
+    };
+    let plain = Variant::default;
+    let variants = [
+        Variant { head_dim: all.head_dim, ..plain() },
+        Variant { qkv_bias: true, ..plain() },
+        Variant { qk_norm: true, ..plain() },
+        Variant { tied_head: true, ..plain() },
+        Variant { rms_norm_eps: all.rms_norm_eps, ..plain() },
+        Variant { rope_theta: all.rope_theta, rope_scaling: all.rope_scaling, ..plain() },
+        Variant { no_rope_layers: all.no_rope_layers.clone(), windows: all.windows.clone(), ..plain() },
+        all,
+    ];
+    let variants = variants.map(|variant| ModelConfig { variant, ..config(SHAPES[0]) });
+    SHAPES.map(config).into_iter().chain(variants).collect()
+}
 
 /// Returns sequences of many lengths, with more rows than one chunk holds. Their legal sets differ, and some are the whole
 /// vocabulary. Not every position is a choice.
@@ -62,8 +92,14 @@ fn sequences() -> Vec<Sequence> {
 /// Returns a state whose head is large enough that no gradient is lost in rounding.
 fn training(config: &ModelConfig) -> TrainingState {
     let mut state = TrainingState::initial(config, 1);
-    state.weights.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 20.0);
+    sharpen(config, &mut state.weights);
     state
+}
+
+/// Scales the head, or the norm before a tied head.
+fn sharpen(config: &ModelConfig, weights: &mut Params) {
+    let factor = if config.variant.tied_head { 3.0 } else { 20.0 };
+    weights.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= factor);
 }
 
 fn trainer(backend: &Backend, config: &ModelConfig, weights: &Params) -> Box<dyn Trainer> {
@@ -182,8 +218,7 @@ impl Loss for Preference {
 
 #[test]
 fn every_backend_trains_as_the_kernels_do() {
-    for shape in SHAPES {
-        let config = config(shape);
+    for config in configs() {
         let weights = training(&config).weights;
         let kernels = trainer(&Backend::Cpu, &config, &weights);
         let sequences = sequences();
@@ -282,12 +317,11 @@ fn no_backend_follows_what_is_not_finite() {
 /// slot got its tokens, it has the logits of a slot that was fed them all at once.
 #[test]
 fn every_backend_plays_as_the_kernels_do() {
-    for shape in SHAPES {
-        let config = config(shape);
+    for config in configs() {
         let tokens: Vec<TokenId> = (0..40).map(|index| index * 7 % 24).collect();
         let [first, second] = [1, 2].map(|seed| {
             let mut params = Params::init(&config, seed);
-            params.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 20.0);
+            sharpen(&config, &mut params);
             params
         });
         let at_once = |weights: &Params, tokens: &[TokenId]| {
@@ -345,12 +379,21 @@ fn every_backend_draws_as_the_kernels_do() {
         policy.feed(&feeds).unwrap();
         let mut rngs: Vec<CounterRng> =
             (0..asked.len() as u64).map(|slot| CounterRng::new(seed, Purpose::Rollout, 0, 0, slot)).collect();
-        let draws = asked.iter().zip(&mut rngs);
-        let mut draws: Vec<Draw<'_>> =
-            draws.map(|((legal, temperature), rng)| Draw { legal, temperature: *temperature, rng }).collect();
+        // Two draws after every other feed, in descending order.
+        let feed_of = |number: usize| (asked.len() - 1 - number) / 2 * 2;
+        let draws = asked.iter().zip(&mut rngs).enumerate();
+        let mut draws: Vec<Draw<'_>> = draws
+            .map(|(number, ((legal, temperature), rng))| Draw {
+                feed: feed_of(number),
+                legal,
+                temperature: *temperature,
+                rng,
+            })
+            .collect();
         let drawn = policy.sample(&mut draws).unwrap();
         let logits = policy.logits().unwrap();
-        for ((token, logprob), (logits, (legal, temperature))) in drawn.iter().zip(logits.chunks(1_000).zip(&asked)) {
+        for (number, ((token, logprob), (legal, temperature))) in drawn.iter().zip(&asked).enumerate() {
+            let logits = &logits[feed_of(number) * 1_000..][..1_000];
             assert!(legal.contains(*token));
             if *temperature != 0.5 {
                 let expected = masked_logprob(logits, legal, *token);
@@ -383,10 +426,17 @@ fn every_backend_draws_as_the_kernels_do() {
 /// entropy, and a pairwise loss.
 #[test]
 fn every_weight_has_the_gradient_of_the_loss() {
-    let config = config(SHAPES[0]);
-    let mut weights = training(&config).weights;
+    let configs = configs();
+    let [plain, .., all] = &configs[..] else { unreachable!("there are several") };
+    for config in [plain, all] {
+        expect_gradients(config);
+    }
+}
+
+fn expect_gradients(config: &ModelConfig) {
+    let mut weights = training(config).weights;
     let sequences = sequences();
-    let kernels = trainer(&Backend::Cpu, &config, &weights);
+    let kernels = trainer(&Backend::Cpu, config, &weights);
     let cases = [
         cross_entropy(&sequences),
         boxed(surrogate(kernels.as_ref(), &sequences, 0.0)),
@@ -395,9 +445,9 @@ fn every_weight_has_the_gradient_of_the_loss() {
     let mut pairs = LossBatch::default();
     sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
     for batch in cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs]) {
-        let pass = |weights: &Params| pass(trainer(&Backend::Cpu, &config, weights).as_mut(), &batch);
+        let pass = |weights: &Params| pass(trainer(&Backend::Cpu, config, weights).as_mut(), &batch);
         let Pass { scores, gradient, .. } = pass(&weights);
-        let trainer = trainer(&Backend::Cpu, &config, &weights);
+        let trainer = trainer(&Backend::Cpu, config, &weights);
         assert_eq!(scores.logprobs, trainer.logprobs(batch.sequences()).unwrap());
         for (index, spec) in config.tensors().iter().enumerate() {
             let gradient = &gradient.tensors[index];

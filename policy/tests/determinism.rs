@@ -3,7 +3,7 @@
 use policy::cpu::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 use policy::{
     Backend, ClippedSurrogate, CrossEntropy, Device, Division, Feed, Loss, LossBatch, ModelConfig, Numerics,
-    OptimizerStep, Params, Policy, Sequence, Trainer, TrainingState, masked_logprob,
+    OptimizerStep, Params, Policy, Sequence, Trainer, TrainingState, Variant, masked_logprob,
 };
 use proptest::prelude::*;
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
@@ -42,6 +42,7 @@ fn config_with_heads(head_dim: usize) -> ModelConfig {
         num_heads: 4,
         num_kv_heads: 2,
         ff_dim: 48,
+        variant: Variant::default(),
     }
 }
 
@@ -122,6 +123,14 @@ proptest! {
 /// change their scores, and threads do not change the gradient.
 #[test]
 fn gradients_have_the_same_bits_beside_others() {
+    for variant in
+        [Variant::default(), Variant { tied_head: true, qkv_bias: true, qk_norm: true, ..Variant::default() }]
+    {
+        expect_the_same_gradients(&ModelConfig { variant, ..config() });
+    }
+}
+
+fn expect_the_same_gradients(config: &ModelConfig) {
     let rollout = |number: u64| {
         let sequence = sequence(5 + number as usize * 7 % 33, number);
         let loss = ClippedSurrogate {
@@ -138,7 +147,7 @@ fn gradients_have_the_same_bits_beside_others() {
     let bystander =
         |number: u64| (sequence(11 + number as usize, number), Box::new(CrossEntropy { weight: 0.0 }) as Box<dyn Loss>);
     let gradients = |parts: Vec<(Sequence, Box<dyn Loss>)>, division| {
-        let mut trainer = trainer(&config(), 5, division);
+        let mut trainer = trainer(config, 5, division);
         let mut batch = LossBatch::default();
         parts.iter().for_each(|(sequence, loss)| batch.push([sequence], loss.as_ref()));
         let scores = trainer.gradients(&batch).unwrap();

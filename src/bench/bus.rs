@@ -157,6 +157,7 @@ async fn group() -> Result<Group> {
         num_heads: 2,
         num_kv_heads: 1,
         ff_dim: 32,
+        variant: policy::Variant::default(),
     };
     let (engine, mut groups) =
         Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, language());

@@ -90,6 +90,7 @@ impl Args {
             num_heads: 4,
             num_kv_heads: 4,
             ff_dim: 3 * self.d_model,
+            variant: policy::Variant::default(),
         }
     }
 }
@@ -206,8 +207,11 @@ fn decode(
     for _ in prompt.len()..positions {
         let feeds: Vec<Feed<'_>> = pending.iter().enumerate().map(|(slot, tokens)| Feed { slot, tokens }).collect();
         policy.feed(&feeds)?;
-        let mut draws: Vec<Draw<'_>> =
-            rngs.iter_mut().map(|rng| Draw { legal: &legal, temperature: 1.0, rng }).collect();
+        let mut draws: Vec<Draw<'_>> = rngs
+            .iter_mut()
+            .enumerate()
+            .map(|(feed, rng)| Draw { feed, legal: &legal, temperature: 1.0, rng })
+            .collect();
         pending = policy.sample(&mut draws)?.into_iter().map(|(token, _)| vec![token]).collect();
     }
     Ok(())
@@ -235,6 +239,7 @@ mod tests {
             num_heads: 2,
             num_kv_heads: 2,
             ff_dim: 96,
+            variant: policy::Variant::default(),
         };
         let block = 32 * 96 + 32 * 32 + 32 * 192 + 96 * 32;
         assert_eq!(forward_operations(&config), f64::from(2 * (2 * block + 32 * 64)));

@@ -3,12 +3,12 @@
 //! Candle's own `softmax_last_dim`, `rms_norm` and `rope` are avoided: they silently compute no gradient (candle issues 2168,
 //! 3568, 3752).
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::{rms_norm_slow, softmax, swiglu};
 use proto::TokenId;
 
-use crate::cpu::kernels::{RMS_EPSILON, RotaryTable};
-use crate::{AttentionShape, ModelConfig, Params, TensorSpec};
+use crate::cpu::kernels::RotaryTable;
+use crate::{AttentionShape, ModelConfig, Params, TensorSpec, Variant};
 
 /// One version of the weights on a device.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl CandleWeights {
 impl Rotary {
     pub(super) fn new(config: &ModelConfig, device: &Device) -> Result<Rotary> {
         let (positions, half) = (config.max_positions, config.head_dim() / 2);
-        let table = RotaryTable::new(positions, config.head_dim());
+        let table = RotaryTable::new(positions, &config.variant.rope_frequencies(config.head_dim()));
         let (cosines, sines): (Vec<&[f32]>, Vec<&[f32]>) = (0..positions).map(|position| table.at(position)).unzip();
         let place = |rows: Vec<&[f32]>| Tensor::from_vec(rows.concat(), (positions, 1, half), device);
         Ok(Rotary { cosines: place(cosines)?, sines: place(sines)? })
@@ -80,35 +80,45 @@ pub(super) fn logits(
     rows: &[u32],
     mut attend: impl FnMut(usize, Projected) -> Result<Tensor>,
 ) -> Result<Tensor> {
-    let AttentionShape { num_heads, num_kv_heads, head_dim } = config.attention_shape();
+    let Variant { qkv_bias, qk_norm, tied_head, no_rope_layers, .. } = &config.variant;
     let mut weights = weights.iter();
     let mut next = || weights.next().expect("one tensor for each of the config's specs");
-    let norm = |x: &Tensor, weight: &Tensor| rms_norm_slow(x, weight, RMS_EPSILON);
+    let norm = |x: &Tensor, weight: &Tensor| rms_norm_slow(x, weight, config.variant.rms_norm_eps);
     let embed = next();
     let device = embed.device();
     let num_rows = tokens.len();
     let rotary = rotary.at(&Tensor::new(positions, device)?)?;
     let mut x = embed.index_select(&Tensor::new(tokens, device)?, 0)?; // [N, D]
     for layer in 0..config.num_layers {
-        let qkv = norm(&x, next())?.matmul(next())?;
+        let AttentionShape { num_heads, num_kv_heads, head_dim, .. } = config.attention_shape(layer);
+        let mut qkv = norm(&x, next())?.matmul(next())?;
+        if *qkv_bias {
+            qkv = qkv.broadcast_add(next())?;
+        }
         let heads = qkv.reshape((num_rows, num_heads + 2 * num_kv_heads, head_dim))?;
-        let projected = Projected {
-            queries: rotary.rotate(&heads.narrow(1, 0, num_heads)?)?,
-            keys: rotary.rotate(&heads.narrow(1, num_heads, num_kv_heads)?)?,
-            values: heads.narrow(1, num_heads + num_kv_heads, num_kv_heads)?.contiguous()?,
-        };
+        let mut queries = heads.narrow(1, 0, num_heads)?;
+        let mut keys = heads.narrow(1, num_heads, num_kv_heads)?;
+        if *qk_norm {
+            (queries, keys) = (norm(&queries, next())?, norm(&keys, next())?);
+        }
+        if !no_rope_layers.contains(&layer) {
+            (queries, keys) = (rotary.rotate(&queries)?, rotary.rotate(&keys)?);
+        }
+        let values = heads.narrow(1, num_heads + num_kv_heads, num_kv_heads)?.contiguous()?;
+        let projected = Projected { queries, keys, values };
         x = (x + attend(layer, projected)?.matmul(next())?)?;
         let gate_up = norm(&x, next())?.matmul(next())?;
         x = (x + swiglu(&gate_up)?.matmul(next())?)?;
     }
     let chosen = x.index_select(&Tensor::new(rows, device)?, 0)?;
-    norm(&chosen, next())?.matmul(next())
+    let chosen = norm(&chosen, next())?;
+    if *tied_head { chosen.matmul(&embed.t()?) } else { chosen.matmul(next()) }
 }
 
 /// Computes attention within B sequences: the query heads that share a key-value head are rows of one product.
 ///
 /// - `queries`: `[B, heads, T, head_dim]`; `keys`, `values`: `[B, kv_heads, L, head_dim]`.
-/// - `hidden`: `[B or 1, 1, T, L]`, 0 if a row sees a position, and large and negative if it does not.
+/// - `hidden`: `[B or 1, 1, T, L]`, a mask of [`Hidden`].
 ///
 /// Returns `[B, T, D]`.
 pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, hidden: &Tensor) -> Result<Tensor> {
@@ -123,15 +133,46 @@ pub(super) fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor, hidden
     out.transpose(1, 2)?.reshape((batch, time, num_heads * head_dim))
 }
 
-/// Computes the causal mask, `[B, 1, T, L]`, for rows at `positions`, `[B, T]`, and L positions to see.
-pub(super) fn hide_future(
-    positions: Vec<u32>,
-    (batch, time): (usize, usize),
-    len: usize,
-    device: &Device,
-) -> Result<Tensor> {
-    let rows = Tensor::from_vec(positions, (batch, 1, time, 1), device)?.to_dtype(candle_core::DType::F32)?;
-    let seen = Tensor::arange(0u32, len as u32, device)?.to_dtype(candle_core::DType::F32)?;
-    // Distance ahead of the row, clamped to [0, 1].
-    seen.broadcast_sub(&rows)?.clamp(0f32, 1f32)? * -1e9
+/// What the rows of a pass do not see: 0 if a row sees a position, and large and negative if it does not. Layers with equal
+/// windows share a mask.
+pub(super) struct Hidden {
+    /// By window, `[B, 1, T, L]`.
+    masks: Vec<(Option<usize>, Tensor)>,
+}
+
+impl Hidden {
+    /// Computes the masks of every layer for rows at `positions`, `[B, T]`, and L positions to see.
+    pub(super) fn new(
+        config: &ModelConfig,
+        positions: Vec<u32>,
+        (batch, time): (usize, usize),
+        len: usize,
+        device: &Device,
+    ) -> Result<Hidden> {
+        let rows = Tensor::from_vec(positions, (batch, 1, time, 1), device)?.to_dtype(DType::F32)?;
+        let seen = Tensor::arange(0u32, len as u32, device)?.to_dtype(DType::F32)?;
+        let ahead = seen.broadcast_sub(&rows)?;
+        let future = ahead.clamp(0f32, 1f32)?;
+        let mut hidden = Hidden { masks: Vec::new() };
+        for layer in 0..config.num_layers {
+            let window = config.attention_shape(layer).window;
+            if hidden.find(window).is_none() {
+                let mask = match window {
+                    Some(window) => ((ahead.neg()? + (1.0 - window as f64))?.clamp(0f32, 1f32)? + &future)?,
+                    None => future.clone(),
+                };
+                hidden.masks.push((window, (mask * -1e9)?));
+            }
+        }
+        Ok(hidden)
+    }
+
+    fn find(&self, window: Option<usize>) -> Option<&Tensor> {
+        self.masks.iter().find(|(other, _)| *other == window).map(|(_, mask)| mask)
+    }
+
+    /// Returns the mask of a layer.
+    pub(super) fn of(&self, config: &ModelConfig, layer: usize) -> &Tensor {
+        self.find(config.attention_shape(layer).window).expect("every layer has a mask")
+    }
 }

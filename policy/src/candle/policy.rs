@@ -4,7 +4,7 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor};
 use proto::TokenId;
 
-use super::network::{self, CandleWeights, Projected, attention, hide_future};
+use super::network::{self, CandleWeights, Hidden, Projected, attention};
 use super::sampler;
 use crate::{Draw, Error, Feed, ModelConfig, Policy, Weights};
 
@@ -79,7 +79,7 @@ impl Policy for CandlePolicy {
             &weights.rotary,
             (&pass.tokens, &pass.positions),
             &pass.last_rows,
-            |layer, projected| pass.attend(&layers[layer], &projected),
+            |layer, projected| pass.attend(&layers[layer], pass.hidden.of(&weights.config, layer), &projected),
         )?;
         for feed in feeds {
             lengths[feed.slot] += feed.tokens.len();
@@ -115,7 +115,7 @@ struct Pass {
     padded: Tensor,
     /// The place of each row.
     places: Tensor,
-    hidden: Tensor,
+    hidden: Hidden,
     num_slots: usize,
     longest_feed: usize,
     /// Number of positions that some row sees.
@@ -151,7 +151,7 @@ impl Pass {
             cache_positions: cache_positions.broadcast_as(spread)?.contiguous()?,
             padded: Tensor::new(padded, device)?,
             places: Tensor::new(places, device)?,
-            hidden: hide_future(padded_positions, (num_slots, longest_feed), num_seen, device)?,
+            hidden: Hidden::new(config, padded_positions, (num_slots, longest_feed), num_seen, device)?,
             tokens,
             positions,
             last_rows,
@@ -162,7 +162,7 @@ impl Pass {
     }
 
     /// Writes the rows' keys and values to the cache of a block, and attends to the result: `[N, D]`.
-    fn attend(&self, cache: &LayerCache, projected: &Projected) -> Result<Tensor> {
+    fn attend(&self, cache: &LayerCache, hidden: &Tensor, projected: &Projected) -> Result<Tensor> {
         // `[N, heads, head_dim]` to `[slots, heads, T, head_dim]`
         let by_slot = |rows: &Tensor| {
             let (num_rows, num_heads, head_dim) = rows.dims3()?;
@@ -175,7 +175,7 @@ impl Pass {
         let seen = |cache: &Tensor| cache.narrow(0, 0, self.num_slots)?.narrow(2, 0, self.num_seen);
         let queries = by_slot(&projected.queries)?;
         let (_, num_heads, _, head_dim) = queries.dims4()?;
-        let out = attention(&queries, &seen(&cache.keys)?, &seen(&cache.values)?, &self.hidden)?;
+        let out = attention(&queries, &seen(&cache.keys)?, &seen(&cache.values)?, hidden)?;
         out.reshape((self.num_slots * self.longest_feed, num_heads * head_dim))?.index_select(&self.places, 0)
     }
 }

@@ -9,41 +9,38 @@ use crate::{Draw, sampler};
 /// Tokens of a block: about the square root of a large vocabulary, so that transfers off the device are small.
 const BLOCK: usize = 256;
 
-/// Draws a token for each row of `logits [rows, V]`, as [`sampler::sample`] does from the same row.
+/// Draws tokens after rows of `logits [feeds, V]`, as [`sampler::sample`] does from the same rows.
 pub(super) fn sample(logits: &Tensor, draws: &mut [Draw<'_>]) -> Result<Vec<(TokenId, f32)>> {
-    let (num_rows, vocabulary_size) = logits.dims2()?;
-    assert_eq!(num_rows, draws.len(), "a draw after each feed");
-    let mut drawn = vec![(0, 0.0); num_rows];
+    let (_, vocabulary_size) = logits.dims2()?;
+    let mut drawn = vec![(0, 0.0); draws.len()];
     let (mut bounded, mut free) = (Vec::new(), Vec::new());
-    for (row, draw) in draws.iter_mut().enumerate() {
+    for (number, draw) in draws.iter_mut().enumerate() {
         match draw.legal {
-            LegalTokens::Only(set) => bounded.push((row, set, draw)),
-            LegalTokens::Any => free.push((row, draw)),
+            LegalTokens::Only(set) => bounded.push((number, set, draw)),
+            LegalTokens::Any => free.push((number, draw)),
         }
     }
     if !bounded.is_empty() {
-        let members = bounded.iter().flat_map(|(row, set, _)| {
-            let start = row * vocabulary_size;
+        let members = bounded.iter().flat_map(|(_, set, draw)| {
+            let start = draw.feed * vocabulary_size;
             set.iter().map(move |token| (start + token as usize) as u32)
         });
         let members = Tensor::new(members.collect::<Vec<u32>>(), logits.device())?;
         let members: Vec<f32> = logits.flatten_all()?.index_select(&members, 0)?.to_vec1()?;
         let mut rest = &members[..];
-        for (row, set, draw) in bounded {
+        for (number, set, draw) in bounded {
             let logits = rest.split_off(..set.len()).expect("a logit for each member");
             // The members, in order, act as a vocabulary of their own.
             let (index, logprob) = sampler::sample(logits, &any_of(logits), draw.temperature, draw.rng);
             let token = set.iter().nth(index as usize).expect("a member was drawn");
-            drawn[row] = (token, logprob);
+            drawn[number] = (token, logprob);
         }
     }
     if !free.is_empty() {
-        let rows = Tensor::new(free.iter().map(|(row, _)| *row as u32).collect::<Vec<_>>(), logits.device())?;
-        let draws: Vec<&mut Draw<'_>>;
-        let rows_of: Vec<usize>;
-        (rows_of, draws) = free.into_iter().unzip();
+        let rows = Tensor::new(free.iter().map(|(_, draw)| draw.feed as u32).collect::<Vec<_>>(), logits.device())?;
+        let (numbers, draws): (Vec<usize>, Vec<&mut Draw<'_>>) = free.into_iter().unzip();
         let tokens = sample_any(&logits.index_select(&rows, 0)?, draws)?;
-        rows_of.into_iter().zip(tokens).for_each(|(row, token)| drawn[row] = token);
+        numbers.into_iter().zip(tokens).for_each(|(number, token)| drawn[number] = token);
     }
     Ok(drawn)
 }

@@ -4,7 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Result, Tensor, Var};
 use proto::{LegalTokens, TokenId};
 
-use super::network::{Projected, Rotary, attention, hide_future, logits};
+use super::network::{Hidden, Projected, Rotary, attention, logits};
 use crate::losses::LossPart;
 use crate::{
     BatchScores, ChosenToken, Error, LossBatch, LossGrad, ModelConfig, OptimizerStep, Params, Sequence, TensorSpec,
@@ -64,9 +64,9 @@ impl CandleTrainer {
         let tokens: Vec<TokenId> = sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
         let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
         let positions: Vec<u32> = lengths.iter().flat_map(|len| 0..*len as u32).collect();
-        let packing = Packing::new(&lengths, self.device())?;
+        let packing = Packing::new(&self.config, &lengths, self.device())?;
         let (rows, choices) = chosen_rows(sequences);
-        let attend = |_, projected| packing.attend(projected);
+        let attend = |layer, projected| packing.attend(packing.hidden.of(&self.config, layer), projected);
         let logits = logits(&self.config, weights, &self.rotary, (&tokens, &positions), &rows, attend)?;
         masked_scores(&logits, &choices)
     }
@@ -186,13 +186,13 @@ struct Packing {
     padded: Tensor,
     /// The place of each row.
     places: Tensor,
-    hidden: Tensor,
+    hidden: Hidden,
     batch: usize,
     longest: usize,
 }
 
 impl Packing {
-    fn new(lengths: &[usize], device: &Device) -> Result<Packing> {
+    fn new(config: &ModelConfig, lengths: &[usize], device: &Device) -> Result<Packing> {
         let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
         let (mut padded, mut places, mut start) = (Vec::<u32>::new(), Vec::<u32>::new(), 0);
         for (sequence, len) in lengths.iter().enumerate() {
@@ -200,18 +200,18 @@ impl Packing {
             places.extend((0..*len).map(|position| (sequence * longest + position) as u32));
             start += len;
         }
-        let hidden = hide_future((0..longest as u32).collect(), (1, longest), longest, device)?;
+        let hidden = Hidden::new(config, (0..longest as u32).collect(), (1, longest), longest, device)?;
         let (padded, places) = (Tensor::new(padded, device)?, Tensor::new(places, device)?);
         Ok(Packing { padded, places, hidden, batch, longest })
     }
 
-    fn attend(&self, Projected { queries, keys, values }: Projected) -> Result<Tensor> {
+    fn attend(&self, hidden: &Tensor, Projected { queries, keys, values }: Projected) -> Result<Tensor> {
         let heads = |x: Tensor| {
             let (num_rows, num_heads, head_dim) = x.dims3()?;
             let padded = x.reshape((num_rows, num_heads * head_dim))?.index_select(&self.padded, 0)?;
             padded.reshape((self.batch, self.longest, num_heads, head_dim))?.transpose(1, 2)?.contiguous()
         };
-        let out = attention(&heads(queries)?, &heads(keys)?, &heads(values)?, &self.hidden)?;
+        let out = attention(&heads(queries)?, &heads(keys)?, &heads(values)?, hidden)?;
         let (batch, longest, width) = out.dims3()?;
         out.reshape((batch * longest, width))?.index_select(&self.places, 0)
     }

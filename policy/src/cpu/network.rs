@@ -12,7 +12,7 @@ use super::kernels::{
     self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
     rms_norm_backward, swiglu, swiglu_backward,
 };
-use super::packed::{Linear, PackedWeights};
+use super::packed::{Linear, PackedLayer, PackedWeights};
 use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
 use crate::{BatchScores, ChosenToken, LossGrad, Params, Sequence};
@@ -50,6 +50,9 @@ pub(crate) fn add_gradients(
 ) -> BatchScores {
     let mut workspace = workspaces.take();
     let mut scores = BatchScores::default();
+    // A tied head has its gradient in the same tensor. Two sums that take turns would depend on where chunks end.
+    let num_shared = if network.config.variant.tied_head { network.embed.len() } else { 0 };
+    let mut of_inputs = vec![0.0; num_shared];
     for part in part.split(|_, num_tokens| num_tokens <= CHUNK_ROWS) {
         let chunk = Chunk::new(part.sequences);
         workspace.forward(network, &chunk);
@@ -60,10 +63,11 @@ pub(crate) fn add_gradients(
             logprobs: workspace.scored(network, &chunk).map(logprob).collect(),
             entropies: workspace.scored(network, &chunk).zip(part.reads_entropies()).map(entropy).collect(),
         };
-        workspace.backward(network, &chunk, &part.grad(&of_chunk), gradients);
+        workspace.backward(network, &chunk, &part.grad(&of_chunk), gradients, &mut of_inputs);
         scores.logprobs.extend(of_chunk.logprobs);
         scores.entropies.extend(of_chunk.entropies);
     }
+    add(&mut gradients.tensors[0][..num_shared], &of_inputs);
     workspaces.put_back(workspace);
     scores
 }
@@ -105,6 +109,8 @@ impl<'a> Chunk<'a> {
 #[derive(Default)]
 struct Activations {
     input: Vec<f32>,
+    /// Before the norms of queries and keys, if there are any.
+    unnormed: Vec<f32>,
     /// Queries and keys rotated.
     qkv: Vec<f32>,
     attended: Vec<f32>,
@@ -152,7 +158,7 @@ struct Grad {
 
 impl Workspace {
     fn forward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>) {
-        let width = network.config.d_model;
+        let (width, epsilon) = (network.config.d_model, network.config.variant.rms_norm_eps);
         self.layers.resize_with(network.layers.len(), Activations::default);
         self.x.clear();
         for token in &chunk.tokens {
@@ -162,14 +168,15 @@ impl Workspace {
         let last_layer = network.layers.len() - 1;
         for (index, (layer, kept)) in network.layers.iter().zip(&mut self.layers).enumerate() {
             std::mem::swap(&mut kept.input, &mut self.x);
-            normalise(&kept.input, &layer.attention_norm, &mut self.normed);
+            normalise(&kept.input, &layer.attention_norm, epsilon, &mut self.normed);
             linear(&self.normed, &layer.qkv.forward, &mut kept.qkv);
-            network.rotary.rotate(network.shape, chunk.positions(), &mut kept.qkv);
-            kept.attended.resize(kept.input.len(), 0.0);
-            attention_forward(network.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
+            layer.finish_qkv(epsilon, chunk.positions(), &mut kept.qkv, Some(&mut kept.unnormed));
+            let attended_width = layer.shape.queries_dim();
+            kept.attended.resize(chunk.tokens.len() * attended_width, 0.0);
+            attention_forward(layer.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
             let residual = if index == last_layer {
                 // No later block attends to these rows: only the rows that predict chosen tokens are computed.
-                keep_rows(&mut kept.attended, &chunk.chosen_rows, width);
+                keep_rows(&mut kept.attended, &chunk.chosen_rows, attended_width);
                 self.x.clone_from(&kept.input);
                 keep_rows(&mut self.x, &chunk.chosen_rows, width);
                 &self.x
@@ -178,14 +185,14 @@ impl Workspace {
             };
             linear(&kept.attended, &layer.out.forward, &mut self.normed);
             sum(residual, &self.normed, &mut kept.middle);
-            normalise(&kept.middle, &layer.mlp_norm, &mut self.normed);
+            normalise(&kept.middle, &layer.mlp_norm, epsilon, &mut self.normed);
             linear(&self.normed, &layer.gate_up.forward, &mut kept.gate_up);
             self.gated.resize(kept.gate_up.len() / 2, 0.0);
             swiglu(&kept.gate_up, &mut self.gated, network.config.ff_dim);
             linear(&self.gated, &layer.down.forward, &mut self.normed);
             sum(&kept.middle, &self.normed, &mut self.x);
         }
-        normalise(&self.x, &network.norm, &mut self.normed);
+        normalise(&self.x, &network.norm, epsilon, &mut self.normed);
         linear(&self.normed, &network.head.forward, &mut self.logits);
     }
 
@@ -198,10 +205,19 @@ impl Workspace {
         chunk.choices.iter().copied().zip(self.logits.chunks_exact(network.config.vocabulary_size))
     }
 
-    fn backward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>, grads: &[LossGrad], gradients: &mut Params) {
-        let width = network.config.d_model;
+    /// Adds to `gradients`; those of the input rows of a tied embedding go to `of_inputs`, `[V, D]`.
+    fn backward(
+        &mut self,
+        network: &PackedWeights,
+        chunk: &Chunk<'_>,
+        grads: &[LossGrad],
+        gradients: &mut Params,
+        of_inputs: &mut [f32],
+    ) {
+        let (width, epsilon) = (network.config.d_model, network.config.variant.rms_norm_eps);
         let vocabulary = network.config.vocabulary_size;
-        let mut tensors = gradients.tensors.iter_mut().rev();
+        let (embed, tensors) = gradients.tensors.split_first_mut().expect("gradients have the config's tensors");
+        let mut tensors = tensors.iter_mut().rev();
         let mut next = || tensors.next().expect("gradients have the config's tensors");
         let grad = &mut self.grad;
         zeros(&mut grad.logits, self.logits.len());
@@ -212,35 +228,57 @@ impl Workspace {
                 masked_entropy_backward(logits, &chosen.legal, of_loss.entropy, grad);
             }
         }
-        linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
+        if network.config.variant.tied_head {
+            linear(&grad.logits, network.head.transposed(), &mut grad.normed);
+            add_product(&grad.logits, vocabulary, &self.normed, width, embed, &mut grad.packed);
+        } else {
+            linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
+        }
         grad.x.resize(self.x.len(), 0.0);
-        rms_norm_backward::<false>(&self.x, &network.norm, &grad.normed, &mut grad.x, next());
+        rms_norm_backward::<false>(&self.x, &network.norm, epsilon, &grad.normed, &mut grad.x, next());
         let last_layer = network.layers.len() - 1;
         for (index, (layer, kept)) in network.layers.iter().zip(&self.layers).enumerate().rev() {
             let (down, gate_up, mlp_norm) = (next(), next(), next());
-            let (out, qkv, attention_norm) = (next(), next(), next());
+            let out = next();
+            let qk_norm = layer.qk_norm.as_ref().map(|_| [next(), next()]);
+            let qkv_bias = layer.qkv_bias.as_ref().map(|_| next());
+            let (qkv, attention_norm) = (next(), next());
             linear(&grad.x, layer.down.transposed(), &mut grad.gated);
             grad.gate_up.resize(kept.gate_up.len(), 0.0);
             self.gated.resize(grad.gated.len(), 0.0);
             swiglu_backward(&kept.gate_up, &grad.gated, &mut grad.gate_up, &mut self.gated, network.config.ff_dim);
             add_weight_gradient(&self.gated, &layer.down, &grad.x, down, &mut grad.packed);
-            normalise(&kept.middle, &layer.mlp_norm, &mut self.normed);
+            normalise(&kept.middle, &layer.mlp_norm, epsilon, &mut self.normed);
             linear_backward(&self.normed, &layer.gate_up, &grad.gate_up, gate_up, &mut grad.normed, &mut grad.packed);
-            rms_norm_backward::<true>(&kept.middle, &layer.mlp_norm, &grad.normed, &mut grad.x, mlp_norm);
+            rms_norm_backward::<true>(&kept.middle, &layer.mlp_norm, epsilon, &grad.normed, &mut grad.x, mlp_norm);
 
             linear_backward(&kept.attended, &layer.out, &grad.x, out, &mut grad.attended, &mut grad.packed);
             if index == last_layer {
                 spread_rows(&mut grad.x, &chunk.chosen_rows, chunk.tokens.len(), width);
-                spread_rows(&mut grad.attended, &chunk.chosen_rows, chunk.tokens.len(), width);
+                spread_rows(&mut grad.attended, &chunk.chosen_rows, chunk.tokens.len(), layer.shape.queries_dim());
             }
             grad.qkv.resize(kept.qkv.len(), 0.0);
-            attention_backward(network.shape, &chunk.lengths, &kept.qkv, &grad.attended, &mut grad.qkv);
-            network.rotary.rotate_back(network.shape, chunk.positions(), &mut grad.qkv);
-            normalise(&kept.input, &layer.attention_norm, &mut self.normed);
+            attention_backward(layer.shape, &chunk.lengths, &kept.qkv, &grad.attended, &mut grad.qkv);
+            layer.rotary.rotate_back(layer.shape, chunk.positions(), &mut grad.qkv);
+            if let Some([key_norm, query_norm]) = qk_norm {
+                let grads = [query_norm, key_norm];
+                qk_norm_backward(layer, epsilon, &kept.unnormed, &mut grad.qkv, grads, &mut grad.normed);
+            }
+            if let Some(qkv_bias) = qkv_bias {
+                grad.qkv.chunks_exact(layer.shape.qkv_dim()).for_each(|row| add(qkv_bias, row));
+            }
+            normalise(&kept.input, &layer.attention_norm, epsilon, &mut self.normed);
             linear_backward(&self.normed, &layer.qkv, &grad.qkv, qkv, &mut grad.normed, &mut grad.packed);
-            rms_norm_backward::<true>(&kept.input, &layer.attention_norm, &grad.normed, &mut grad.x, attention_norm);
+            rms_norm_backward::<true>(
+                &kept.input,
+                &layer.attention_norm,
+                epsilon,
+                &grad.normed,
+                &mut grad.x,
+                attention_norm,
+            );
         }
-        let embed = next();
+        let embed = if network.config.variant.tied_head { of_inputs } else { &mut embed[..] };
         for (token, row) in chunk.tokens.iter().zip(grad.x.chunks_exact(width)) {
             let start = *token as usize * width;
             add(&mut embed[start..start + width], row);
@@ -253,9 +291,9 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) {
     buffer.resize(len, 0.0);
 }
 
-pub(crate) fn normalise(x: &[f32], weight: &[f32], out: &mut Vec<f32>) {
+pub(crate) fn normalise(x: &[f32], weight: &[f32], epsilon: f32, out: &mut Vec<f32>) {
     out.resize(x.len(), 0.0);
-    rms_norm(x, weight, out);
+    rms_norm(x, weight, epsilon, out);
 }
 
 fn sum(x: &[f32], y: &[f32], out: &mut Vec<f32>) {
@@ -292,8 +330,42 @@ fn add_weight_gradient(
     packed: &mut PackedMatrix,
 ) {
     let (inputs, outputs) = (weight.forward.num_rows(), weight.forward.num_columns());
-    packed.pack(MatrixView::row_major(grad_out, outputs), grad_out.len() / outputs, outputs);
-    matmul(MatrixView::row_major(x, inputs).transposed(), inputs, packed, Start::Out, grad_weight);
+    add_product(x, inputs, grad_out, outputs, grad_weight, packed);
+}
+
+/// Adds `left^T right` to `out [left_width, right_width]`; `packed` is scratch.
+fn add_product(
+    left: &[f32],
+    left_width: usize,
+    right: &[f32],
+    right_width: usize,
+    out: &mut [f32],
+    packed: &mut PackedMatrix,
+) {
+    packed.pack(MatrixView::row_major(right, right_width), right.len() / right_width, right_width);
+    matmul(MatrixView::row_major(left, left_width).transposed(), left_width, packed, Start::Out, out);
+}
+
+/// Converts gradients of normalised query and key heads to gradients of the heads before the norms, in place, and adds to the
+/// gradients of the norms' weights, queries first.
+fn qk_norm_backward(
+    layer: &PackedLayer,
+    epsilon: f32,
+    unnormed: &[f32],
+    grad_qkv: &mut [f32],
+    grad_norms: [&mut Vec<f32>; 2],
+    scratch: &mut Vec<f32>,
+) {
+    let row_len = layer.shape.qkv_dim();
+    let norms = layer.qk_norm.as_ref().expect("a layer with norms");
+    for ((columns, norm), grad_norm) in layer.qk_columns().into_iter().zip(norms).zip(grad_norms) {
+        for (row, grad_row) in unnormed.chunks_exact(row_len).zip(grad_qkv.chunks_exact_mut(row_len)) {
+            let grad = &mut grad_row[columns.clone()];
+            scratch.clear();
+            scratch.extend_from_slice(grad);
+            rms_norm_backward::<false>(&row[columns.clone()], norm, epsilon, scratch, grad, grad_norm);
+        }
+    }
 }
 
 /// Moves the given rows, which ascend, to the front and drops the others.

@@ -44,6 +44,7 @@ fn average(average: &mut Params, weights: &Params, decay: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Variant;
 
     fn config() -> ModelConfig {
         ModelConfig {
@@ -54,6 +55,7 @@ mod tests {
             num_heads: 1,
             num_kv_heads: 1,
             ff_dim: 16,
+            variant: Variant::default(),
         }
     }
 

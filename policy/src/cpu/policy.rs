@@ -6,7 +6,7 @@ use proto::TokenId;
 use super::kernels::{KeyValues, LANES, ROW_TILE, add, attend, for_row_tiles, set_position, swiglu, vectorized};
 use super::network::{keep_rows, linear, normalise};
 use super::packed::PackedWeights;
-use crate::{Draw, Error, Feed, ModelConfig, Policy, Weights, sample};
+use crate::{AttentionShape, Draw, Error, Feed, ModelConfig, Policy, Weights, sample};
 
 /// The network with a key-value cache.
 pub(crate) struct CpuPolicy {
@@ -18,7 +18,6 @@ pub(crate) struct CpuPolicy {
     scratch: Scratch,
 }
 
-#[derive(Clone)]
 struct LayerCache {
     /// By slot and key-value head: blocks `[head_dim, 16]`, `capacity` positions in all.
     keys: Vec<f32>,
@@ -36,21 +35,74 @@ struct Scratch {
     gated: Vec<f32>,
     projected: Vec<f32>,
     weights: Vec<f32>,
+    /// Logits of the feeds that were computed together.
+    of_feeds: Vec<f32>,
     logits: Vec<f32>,
 }
+
+/// Rows that are computed together.
+const MAX_ROWS: usize = 2_048;
 
 impl CpuPolicy {
     pub(crate) fn new(weights: Arc<PackedWeights>, num_slots: usize) -> CpuPolicy {
         let config = &weights.config;
         let cache_len = num_slots * slot_len(config);
-        let cache = LayerCache { keys: vec![0.0; cache_len], values: vec![0.0; cache_len] };
+        // Not cloned: memory that is only zeroed is not taken until it is used.
+        let cache = |_| LayerCache { keys: vec![0.0; cache_len], values: vec![0.0; cache_len] };
         CpuPolicy {
             num_slots,
             lengths: vec![0; num_slots],
-            layers: vec![cache; config.num_layers],
+            layers: (0..config.num_layers).map(cache).collect(),
             scratch: Scratch::default(),
             weights,
         }
+    }
+
+    /// Appends tokens to slots, and appends the logits after each feed.
+    fn feed_rows(&mut self, feeds: &[Feed<'_>]) {
+        let CpuPolicy { weights, num_slots: _, lengths, layers, scratch: s } = self;
+        let config = &weights.config;
+        let (width, epsilon) = (config.d_model, config.variant.rms_norm_eps);
+        let ends = feeds.iter().scan(0, |end, feed| {
+            *end += feed.tokens.len();
+            Some(*end)
+        });
+        let last_rows: Vec<usize> = ends.map(|end| end - 1).collect();
+        s.x.clear();
+        for token in feeds.iter().flat_map(|feed| feed.tokens) {
+            let start = *token as usize * width;
+            s.x.extend_from_slice(&weights.embed[start..start + width]);
+        }
+        s.weights.resize(ROW_TILE * capacity(config), 0.0);
+        let last_layer = layers.len() - 1;
+        for (index, (layer, cache)) in weights.layers.iter().zip(layers).enumerate() {
+            normalise(&s.x, &layer.attention_norm, epsilon, &mut s.normed);
+            linear(&s.normed, &layer.qkv.forward, &mut s.qkv);
+            let positions = feeds.iter().flat_map(|feed| (lengths[feed.slot]..).take(feed.tokens.len()));
+            layer.finish_qkv(epsilon, positions, &mut s.qkv, None);
+            let attended_width = layer.shape.queries_dim();
+            s.attended.resize(s.x.len() / width * attended_width, 0.0);
+            let weights = (&mut s.weights[..], capacity(config));
+            attention(layer.shape, cache, feeds, lengths, &s.qkv, weights, &mut s.attended);
+            if index == last_layer {
+                keep_rows(&mut s.x, &last_rows, width);
+                keep_rows(&mut s.attended, &last_rows, attended_width);
+            }
+            linear(&s.attended, &layer.out.forward, &mut s.projected);
+            add(&mut s.x, &s.projected);
+            normalise(&s.x, &layer.mlp_norm, epsilon, &mut s.normed);
+            linear(&s.normed, &layer.gate_up.forward, &mut s.gate_up);
+            s.gated.resize(s.gate_up.len() / 2, 0.0);
+            swiglu(&s.gate_up, &mut s.gated, config.ff_dim);
+            linear(&s.gated, &layer.down.forward, &mut s.projected);
+            add(&mut s.x, &s.projected);
+        }
+        for feed in feeds {
+            lengths[feed.slot] += feed.tokens.len();
+        }
+        normalise(&s.x, &weights.norm, epsilon, &mut s.normed);
+        linear(&s.normed, &weights.head.forward, &mut s.of_feeds);
+        s.logits.extend_from_slice(&s.of_feeds);
     }
 }
 
@@ -75,57 +127,33 @@ impl Policy for CpuPolicy {
     }
 
     fn fork(&mut self, from: usize, to: usize) -> Result<(), Error> {
-        let len = slot_len(&self.weights.config);
-        for LayerCache { keys, values } in &mut self.layers {
-            for cache in [keys, values] {
-                cache.copy_within(from * len..(from + 1) * len, to * len);
+        let config = &self.weights.config;
+        let head_len = config.head_dim() * capacity(config);
+        let filled = config.head_dim() * self.lengths[from].next_multiple_of(LANES);
+        for cache in self.layers.iter_mut().flat_map(|LayerCache { keys, values }| [keys, values]) {
+            for kv_head in 0..config.num_kv_heads {
+                let [from, to] = [from, to].map(|slot| (slot * config.num_kv_heads + kv_head) * head_len);
+                cache.copy_within(from..from + filled, to);
             }
         }
         self.lengths[to] = self.lengths[from];
         Ok(())
     }
 
+    /// Computes a number of rows at a time, which bounds the memory beside the cache.
     fn feed(&mut self, feeds: &[Feed<'_>]) -> Result<(), Error> {
-        let CpuPolicy { weights, num_slots: _, lengths, layers, scratch: s } = self;
-        let config = &weights.config;
-        let width = config.d_model;
-        let ends = feeds.iter().scan(0, |end, feed| {
-            *end += feed.tokens.len();
-            Some(*end)
-        });
-        let last_rows: Vec<usize> = ends.map(|end| end - 1).collect();
-        s.x.clear();
-        for token in feeds.iter().flat_map(|feed| feed.tokens) {
-            let start = *token as usize * width;
-            s.x.extend_from_slice(&weights.embed[start..start + width]);
+        self.scratch.logits.clear();
+        let mut rest = feeds;
+        while !rest.is_empty() {
+            let mut num_rows = 0;
+            let fits = |feed: &&Feed<'_>| {
+                num_rows += feed.tokens.len();
+                num_rows <= MAX_ROWS
+            };
+            let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            self.feed_rows(now);
+            rest = later;
         }
-        s.weights.resize(ROW_TILE * capacity(config), 0.0);
-        let last_layer = layers.len() - 1;
-        for (index, (layer, cache)) in weights.layers.iter().zip(layers).enumerate() {
-            normalise(&s.x, &layer.attention_norm, &mut s.normed);
-            linear(&s.normed, &layer.qkv.forward, &mut s.qkv);
-            let positions = feeds.iter().flat_map(|feed| (lengths[feed.slot]..).take(feed.tokens.len()));
-            weights.rotary.rotate(weights.shape, positions, &mut s.qkv);
-            s.attended.resize(s.x.len(), 0.0);
-            attention(weights, cache, feeds, lengths, &s.qkv, &mut s.weights, &mut s.attended);
-            if index == last_layer {
-                keep_rows(&mut s.x, &last_rows, width);
-                keep_rows(&mut s.attended, &last_rows, width);
-            }
-            linear(&s.attended, &layer.out.forward, &mut s.projected);
-            add(&mut s.x, &s.projected);
-            normalise(&s.x, &layer.mlp_norm, &mut s.normed);
-            linear(&s.normed, &layer.gate_up.forward, &mut s.gate_up);
-            s.gated.resize(s.gate_up.len() / 2, 0.0);
-            swiglu(&s.gate_up, &mut s.gated, config.ff_dim);
-            linear(&s.gated, &layer.down.forward, &mut s.projected);
-            add(&mut s.x, &s.projected);
-        }
-        for feed in feeds {
-            lengths[feed.slot] += feed.tokens.len();
-        }
-        normalise(&s.x, &weights.norm, &mut s.normed);
-        linear(&s.normed, &weights.head.forward, &mut s.logits);
         Ok(())
     }
 
@@ -134,12 +162,11 @@ impl Policy for CpuPolicy {
     }
 
     fn sample(&self, draws: &mut [Draw<'_>]) -> Result<Vec<(TokenId, f32)>, Error> {
-        let rows = self.scratch.logits.chunks_exact(self.weights.config.vocabulary_size);
-        assert_eq!(rows.len(), draws.len(), "a draw after each feed");
-        let draw = |(logits, Draw { legal, temperature, rng }): (&[f32], &mut Draw<'_>)| {
-            sample(logits, legal, *temperature, rng)
+        let vocabulary_size = self.weights.config.vocabulary_size;
+        let draw = |Draw { feed, legal, temperature, rng }: &mut Draw<'_>| {
+            sample(&self.scratch.logits[*feed * vocabulary_size..][..vocabulary_size], legal, *temperature, rng)
         };
-        Ok(rows.zip(draws).map(draw).collect())
+        Ok(draws.iter_mut().map(draw).collect())
     }
 }
 
@@ -154,16 +181,15 @@ fn capacity(config: &ModelConfig) -> usize {
 
 /// Appends the rows' keys and values to the cache of one layer and attends.
 fn attention(
-    network: &PackedWeights,
+    shape: AttentionShape,
     cache: &mut LayerCache,
     feeds: &[Feed<'_>],
     lengths: &[usize],
     qkv: &[f32],
-    weights: &mut [f32],
+    (weights, capacity): (&mut [f32], usize),
     out: &mut [f32],
 ) {
-    let (shape, capacity) = (network.shape, capacity(&network.config));
-    let (head_dim, width) = (shape.head_dim, shape.num_heads * shape.head_dim);
+    let (head_dim, width) = (shape.head_dim, shape.queries_dim());
     vectorized!({
         let mut rows = qkv.chunks_exact(shape.qkv_dim()).zip(out.chunks_exact_mut(width));
         for feed in feeds {
@@ -183,7 +209,7 @@ fn attention(
                         let queries: [&[f32]; ROWS] = std::array::from_fn(|query| &row[column(query)..][..head_dim]);
                         attend(
                             queries,
-                            [position + 1; ROWS],
+                            std::array::from_fn(|_| shape.seen_by(position)),
                             key_values,
                             (&mut *weights, capacity),
                             (&mut out[column(0)..], head_dim),

@@ -1,7 +1,9 @@
+use std::ops::Range;
+
 use super::{LANES, softmax_in_place, sum_lanes};
 use crate::AttentionShape;
 
-/// Cosines and sines of rotary position embedding (Su et al. 2021), base 10,000, halves rotated against each other.
+/// Cosines and sines of rotary position embedding (Su et al. 2021), halves rotated against each other.
 #[derive(Clone, Debug)]
 pub struct RotaryTable {
     half: usize,
@@ -11,13 +13,15 @@ pub struct RotaryTable {
 
 impl RotaryTable {
     /// Computes the table with `libm`, which gives the same bits on every machine.
-    pub fn new(max_positions: usize, head_dim: usize) -> RotaryTable {
-        let half = head_dim / 2;
-        let mut values = Vec::with_capacity(max_positions * head_dim);
+    ///
+    /// - `frequencies`: radians per position, for each pair of a head's elements; 0 rotates nothing.
+    pub fn new(max_positions: usize, frequencies: &[f64]) -> RotaryTable {
+        let half = frequencies.len();
+        let mut values = Vec::with_capacity(max_positions * 2 * half);
         for position in 0..max_positions {
-            let angle = |index: usize| position as f64 * libm::pow(10_000.0, -(index as f64) / half as f64);
-            values.extend((0..half).map(|index| libm::cos(angle(index)) as f32));
-            values.extend((0..half).map(|index| libm::sin(angle(index)) as f32));
+            let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
+            values.extend(angles.clone().map(|angle| libm::cos(angle) as f32));
+            values.extend(angles.map(|angle| libm::sin(angle) as f32));
         }
         RotaryTable { half, values }
     }
@@ -96,35 +100,38 @@ pub fn set_position(blocks: &mut [f32], position: usize, x: &[f32]) {
     }
 }
 
-/// Computes attention of rows over the first `lens[row]` positions, both in decoding and in training. A row's result depends on
-/// its query and its positions alone, not on the other rows.
+/// Computes attention of rows over positions, both in decoding and in training. A row's result depends on its query and its
+/// positions alone, not on the other rows.
 ///
-/// - `queries`: rotated and divided by sqrt(head_dim); `lens`: ascending.
+/// - `queries`: rotated and divided by sqrt(head_dim).
+/// - `seen`: the positions that each row sees; their ends ascend.
 /// - `weights`: scratch; holds the attention weights afterwards, a row every `weight_stride`, a multiple of 16.
 /// - `out`: a row every `out_stride`.
 #[inline(always)]
 pub fn attend<const ROWS: usize>(
     queries: [&[f32]; ROWS],
-    lens: [usize; ROWS],
+    seen: [Range<usize>; ROWS],
     key_values: KeyValues<'_>,
     (weights, weight_stride): (&mut [f32], usize),
     (out, out_stride): (&mut [f32], usize),
 ) {
-    attention_weights(queries, lens, key_values.keys, (&mut *weights, weight_stride));
-    let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * weight_stride..][..lens[row]]);
+    attention_weights(queries, &seen, key_values.keys, (&mut *weights, weight_stride));
+    let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * weight_stride..][..seen[row].end]);
     weighted_rows(weights, key_values.values, key_values.value_stride, queries[0].len(), (out, out_stride));
 }
 
 #[inline(always)]
 fn attention_weights<const ROWS: usize>(
     queries: [&[f32]; ROWS],
-    lens: [usize; ROWS],
+    seen: &[Range<usize>; ROWS],
     keys: &[f32],
     (weights, stride): (&mut [f32], usize),
 ) {
-    times_blocks(queries, keys, lens[ROWS - 1].div_ceil(LANES), (&mut *weights, stride));
-    for (row, len) in lens.into_iter().enumerate() {
-        softmax_in_place(&mut weights[row * stride..][..len.next_multiple_of(LANES)], len);
+    times_blocks(queries, keys, seen[ROWS - 1].end.div_ceil(LANES), (&mut *weights, stride));
+    for (row, Range { start, end }) in seen.iter().cloned().enumerate() {
+        let weights = &mut weights[row * stride..][..end.next_multiple_of(LANES)];
+        weights[..start].fill(f32::NEG_INFINITY);
+        softmax_in_place(weights, end);
     }
 }
 
@@ -304,8 +311,8 @@ fn forward_kv_head(
         for_row_tiles!(qkv.len() / qkv_dim, |first, ROWS| {
             let queries: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
-            let lens = std::array::from_fn(|row| first + row + 1);
-            attend(queries, lens, key_values, (&mut *weights, stride), (&mut out[first * width + column..], width));
+            let seen = std::array::from_fn(|row| shape.seen_by(first + row));
+            attend(queries, seen, key_values, (&mut *weights, stride), (&mut out[first * width + column..], width));
         });
     }
 }
@@ -402,13 +409,13 @@ fn backward_kv_head(
                 std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
             let grad_outs: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &grad_out[(first + row) * width + column..][..head_dim]);
-            let lens: [usize; ROWS] = std::array::from_fn(|row| first + row + 1);
-            attention_weights(queries, lens, keys, (&mut *weights, stride));
-            times_blocks(grad_outs, values, lens[ROWS - 1].div_ceil(LANES), (&mut *grad_scores, stride));
-            let tile_len = lens[ROWS - 1];
-            for (row, len) in lens.into_iter().enumerate() {
+            let seen: [Range<usize>; ROWS] = std::array::from_fn(|row| shape.seen_by(first + row));
+            attention_weights(queries, &seen, keys, (&mut *weights, stride));
+            let tile_len = seen[ROWS - 1].end;
+            times_blocks(grad_outs, values, tile_len.div_ceil(LANES), (&mut *grad_scores, stride));
+            for (row, seen) in seen.iter().enumerate() {
                 let row = row * stride..row * stride + tile_len.next_multiple_of(LANES);
-                softmax_backward(&mut weights[row.clone()], &mut grad_scores[row], len);
+                softmax_backward(&mut weights[row.clone()], &mut grad_scores[row], seen.end);
             }
             let grad_scores: [&[f32]; ROWS] = std::array::from_fn(|row| &grad_scores[row * stride..][..tile_len]);
             let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * stride..][..tile_len]);

@@ -67,17 +67,15 @@ pub fn softmax_in_place(scores: &mut [f32], len: usize) {
     scores.iter_mut().for_each(|score| *score *= scale);
 }
 
-/// Added to a row's mean square.
-pub const RMS_EPSILON: f32 = 1e-6;
-
 /// Normalises each row to root mean square 1 and scales it (Zhang and Sennrich 2019).
 ///
 /// - `x`, `out`: `[N, D]`; `weight`: `[D]`, D a multiple of 16.
-pub fn rms_norm(x: &[f32], weight: &[f32], out: &mut [f32]) {
+/// - `epsilon`: added to a row's mean square.
+pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     let width = weight.len();
     vectorized!({
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-            let scale = inverse_rms(x);
+            let scale = inverse_rms(x, epsilon);
             for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
                 *out = x * scale * weight;
             }
@@ -86,15 +84,29 @@ pub fn rms_norm(x: &[f32], weight: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn inverse_rms(x: &[f32]) -> f32 {
+fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
     let squares = sum_pairs(x, x, |a, b, sum| a.mul_add(b, sum));
-    1.0 / (squares / x.len() as f32 + RMS_EPSILON).sqrt()
+    1.0 / (squares / x.len() as f32 + epsilon).sqrt()
+}
+
+/// Normalises each row in place, as [`rms_norm`] does.
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    let width = weight.len();
+    vectorized!({
+        for x in x.chunks_exact_mut(width) {
+            let scale = inverse_rms(x, epsilon);
+            for (x, weight) in x.iter_mut().zip(weight) {
+                *x = *x * scale * weight;
+            }
+        }
+    });
 }
 
 /// Computes the gradients of [`rms_norm`]: writes `grad_x [N, D]`, or adds to it, and adds to `grad_weight [D]`, rows in order.
 pub fn rms_norm_backward<const ADD: bool>(
     x: &[f32],
     weight: &[f32],
+    epsilon: f32,
     grad_out: &[f32],
     grad_x: &mut [f32],
     grad_weight: &mut [f32],
@@ -104,7 +116,7 @@ pub fn rms_norm_backward<const ADD: bool>(
     vectorized!({
         let rows = x.chunks_exact(width).zip(grad_out.chunks_exact(width)).zip(grad_x.chunks_exact_mut(width));
         for ((x, grad_out), grad_x) in rows {
-            let scale = inverse_rms(x);
+            let scale = inverse_rms(x, epsilon);
             for index in 0..width {
                 weighted[index] = grad_out[index] * weight[index];
                 grad_weight[index] = (grad_out[index] * x[index]).mul_add(scale, grad_weight[index]);
@@ -211,7 +223,7 @@ mod tests {
     fn rms_norm_by_hand() {
         let x: Vec<f32> = (0..16).map(|index| (index % 4 + 1) as f32).collect();
         let mut out = vec![0.0; 16];
-        rms_norm(&x, &[0.5; 16], &mut out);
+        rms_norm(&x, &[0.5; 16], 1e-6, &mut out);
         for (out, expected) in out.iter().zip([0.1826, 0.3651, 0.5477, 0.7303]) {
             assert!((out - expected).abs() < 1e-4);
         }

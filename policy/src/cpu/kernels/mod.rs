@@ -36,8 +36,8 @@ pub(crate) use vectorized;
 
 pub use attention::{KeyValues, ROW_TILE, RotaryTable, attend, attention_backward, attention_forward, set_position};
 pub use elementwise::{
-    AdamWStep, RMS_EPSILON, adamw, add, exp, rms_norm, rms_norm_backward, softmax_in_place, sum, sum_lanes, swiglu,
-    swiglu_backward,
+    AdamWStep, adamw, add, exp, rms_norm, rms_norm_backward, rms_norm_in_place, softmax_in_place, sum, sum_lanes,
+    swiglu, swiglu_backward,
 };
 pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
 pub use peak::{instruction_set, multiply_adds};
