@@ -7,6 +7,7 @@ mod exam;
 mod json;
 pub mod programs;
 pub mod symbols;
+mod wording;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
 pub use programs::Programs;
 pub use symbols::Symbols;
+pub use wording::{Wording, answer_of, reply_with};
 
 /// A family of problems, in text.
 ///
@@ -23,6 +25,11 @@ pub use symbols::Symbols;
 pub trait Domain: Ladder + Checker + Forms {
     /// Returns the interface for networks that read symbols; `None` for a domain of text alone.
     fn symbols(&self) -> Option<&dyn Symbols> {
+        None
+    }
+
+    /// Returns the domain in words, for models that read text; `None` if only networks that read symbols can be asked.
+    fn wording(&self) -> Option<&dyn Wording> {
         None
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use domains::symbols::{Grammar, Next, vocabulary};
-use domains::{Domain, Exam, Judged, Symbols, domain, exam, exam_specs, registry};
+use domains::{Domain, Exam, Judged, Symbols, answer_of, domain, exam, exam_specs, registry};
 use language::{Language as _, SymbolLanguage, trace};
 use proto::{CounterRng, Difficulty, KeyedProblem, Problem, Purpose, SetDictionary, TokenId, Verdict};
 
@@ -69,6 +69,31 @@ fn legal_play_is_never_malformed_and_stays_within_its_length() {
         assert_eq!(has_reason, verdict != Verdict::Correct, "{text}: every verdict but correct has a reason");
         assert_eq!(symbols_of(domain).spell(problem, &text), Some(answer), "{text}: the one spelling");
     });
+}
+
+/// Worked examples are solved as a model's reply would be, and are in no exam. Every problem that a generator draws has a question.
+#[test]
+fn worked_examples_are_correct_and_problems_have_questions() {
+    let mut num_domains = 0;
+    for domain in registry() {
+        let Some(wording) = domain.wording() else { continue };
+        num_domains += 1;
+        for (problem, reply) in wording.examples() {
+            assert_eq!(
+                domain.judge(&problem, None, answer_of(&reply)).unwrap(),
+                Judged::correct(),
+                "{problem:?} {reply}"
+            );
+            assert!(!domain.is_exam(&problem), "{problem:?}");
+        }
+        for level in domain.ladder_levels() {
+            let problem = domain.ladder(level.level, 1, 0).problem;
+            assert!(wording.question(&problem).unwrap().len() > problem.text.len());
+        }
+        let foreign = Problem { domain: "elsewhere".to_owned(), text: "1 2 -> 3".to_owned() };
+        assert!(wording.question(&foreign).is_err());
+    }
+    assert!(num_domains > 0);
 }
 
 /// Every text gets a verdict, and every verdict but `correct` comes with a short reason.

@@ -5,7 +5,10 @@
 
 mod source;
 pub mod symbols;
+pub mod text;
 mod walk;
+
+use std::path::PathBuf;
 
 use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, Verdict};
 
@@ -133,5 +136,44 @@ pub enum Error {
     NoSymbols {
         /// The domain.
         domain: String,
+    },
+    /// The domain has no wording.
+    #[error("domain {domain}: expected a domain in words, which a pretrained model needs, got one without a wording")]
+    NoWording {
+        /// The domain.
+        domain: String,
+    },
+    /// Proposals cannot be asked for in words.
+    #[error("domain {domain}: expected a problem to solve, got a request to propose one, which has no wording")]
+    NoProposals {
+        /// The domain.
+        domain: String,
+    },
+    /// A tokenizer cannot be built from its files, or does not encode a text.
+    #[error("{what}: expected {expected}, got {got}")]
+    Tokenizer {
+        /// What is wrong.
+        what: String,
+        /// What it has to be.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
+    /// A chat template cannot be compiled, or fails on a chat.
+    #[error("chat template{}: {reason}", .line.map(|line| format!(", line {line}")).unwrap_or_default())]
+    Template {
+        /// The line of the template, counted from 1, where one is to blame.
+        line: Option<usize>,
+        /// What the template engine says.
+        reason: String,
+    },
+    /// A file of a model cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
     },
 }

@@ -13,6 +13,7 @@ mod propose;
 mod puzzle;
 mod stated;
 mod symbols;
+mod words;
 
 use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
 
@@ -21,7 +22,7 @@ use self::stated::{NO_MAX, Stated};
 use crate::exam::{ExamSpec, exam_contains};
 use crate::json::Refusal;
 use crate::symbols::Symbols;
-use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder};
+use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder, Wording};
 
 /// The countdown domain.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,11 @@ const EXAM_SPECS: [ExamSpec; 3] = [
 impl Domain for Countdown {
     fn symbols(&self) -> Option<&dyn Symbols> {
         Some(self)
+    }
+
+    /// The variant without a calculator has none of its own: a model that reads text does the arithmetic itself in either.
+    fn wording(&self) -> Option<&dyn Wording> {
+        self.calculator.then_some(self)
     }
 
     fn exams(&self) -> Option<&dyn Exams> {

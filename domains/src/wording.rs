@@ -1,0 +1,61 @@
+use proto::Problem;
+
+use crate::Error;
+
+/// A domain in words, for models that read text.
+pub trait Wording: Send + Sync {
+    /// Writes a problem as a question, with the form of the reply that [`answer_of`] reads.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn question(&self, problem: &Problem) -> Result<String, Error>;
+
+    /// Lists worked examples, each a problem with a correct reply. None is in an exam.
+    fn examples(&self) -> Vec<(Problem, String)>;
+}
+
+/// Finds the answer in a model's reply: the text within the last `<answer>` and `</answer>`, else the last line that is not blank.
+/// Empty if the reply is blank.
+///
+/// ```
+/// assert_eq!(domains::answer_of("Let me see.\n<answer> 3 * 7 </answer>\nDone."), "3 * 7");
+/// assert_eq!(domains::answer_of("25 * 3 = 75\n75 + 7\n"), "75 + 7");
+/// ```
+pub fn answer_of(reply: &str) -> &str {
+    let tagged = reply.rfind(OPEN).map(|start| &reply[start + OPEN.len()..]);
+    let tagged = tagged.and_then(|rest| rest.find(CLOSE).map(|end| &rest[..end]));
+    let last_line = || reply.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    tagged.unwrap_or_else(last_line).trim()
+}
+
+/// Writes the reply in which [`answer_of`] finds an answer.
+pub fn reply_with(answer: &str) -> String {
+    format!("{OPEN}{answer}{CLOSE}")
+}
+
+const OPEN: &str = "<answer>";
+const CLOSE: &str = "</answer>";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_found() {
+        for (reply, answer) in [
+            ("", ""),
+            (" \n\t\n", ""),
+            ("7 - 3", "7 - 3"),
+            ("First.\n7 - 3\n\n", "7 - 3"),
+            ("<answer>7 - 3</answer>", "7 - 3"),
+            ("<answer>1</answer> no: <answer>2</answer>.", "2"),
+            ("<answer>\n7\n- 3\n</answer>", "7\n- 3"),
+            ("<answer></answer>", ""),
+            ("<answer>7 - 3", "<answer>7 - 3"),
+            ("<answer>1</answer>\n<answer>2", "<answer>2"),
+        ] {
+            assert_eq!(answer_of(reply), answer, "{reply:?}");
+            assert!(answer.contains(OPEN) || answer_of(&reply_with(answer)) == answer);
+        }
+    }
+}
