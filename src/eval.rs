@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use domains::{Split, exam_problems, exams_of, trained_variant};
-use policy::Params;
+use language::Language;
 use proto::Problem;
 
 use crate::input::JsonLines;
-use crate::player::{Player, Scores, expect_room, load, positions_needed, run_of};
+use crate::player::{Player, Scores};
 use crate::report::{note, percent, print, table};
+use crate::subject::{self, Subject, expect_room, positions, positions_needed, run_of};
 use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory (uses its newest checkpoint) or checkpoint.
-    run: PathBuf,
+    #[command(flatten)]
+    subject: subject::Args,
     /// Exam from `autodidact domains`, or `all` for the exams of all domains that the run trains on.
     #[arg(long, conflicts_with = "problems", default_value = "all")]
     exam: String,
@@ -38,23 +39,25 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let (model, checkpoint) = load(&args.run)?;
-    let num_threads = usize::from(args.threads);
-    let trained = Player::new(&model, &checkpoint.training.average, num_threads)?;
-    let untrained = Player::new(&model, &Params::init(&model, 0), num_threads)?;
+    let subject = Subject::named(&args.subject)?;
+    let (language, has, step) = (subject.language.clone(), subject.model.max_positions, subject.step);
+    let language = language.as_ref();
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
     let mut sets: Vec<(String, Vec<Problem>)> = Vec::new();
-    let trained_on = trained_domains(&args.run)?;
+    ensure!(
+        subject.step.is_some() || args.problems.is_some() || args.exam != "all",
+        "--exam: expected one exam for a pretrained model, such as countdown-3, since all of them take hours"
+    );
+    let trained_on = trained_domains(&args.subject.subject, &subject)?;
     let sit = |name: &str| exam_problems(name, split, trained_on.iter().map(String::as_str));
     match &args.problems {
-        Some(path) => sets.push(read_problems(path, &trained_on, model.max_positions)?),
+        Some(path) => sets.push(read_problems(path, &trained_on, language, has)?),
         None if args.exam == "all" => {
             for spec in exams_of(trained_on.iter().map(String::as_str)) {
                 let (name, problems) = (format!("{} ({})", spec.name, args.split), sit(spec.name)?);
-                if positions_needed(&problems)? <= model.max_positions {
+                if positions_needed(language, &problems)? <= has {
                     sets.push((name, problems));
                 } else {
-                    let has = model.max_positions;
                     note(format_args!("{name}: skipped, its problems need more than model.max_positions = {has}"));
                 }
             }
@@ -65,9 +68,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         None => sets.push((format!("{} ({})", args.exam, args.split), sit(&args.exam)?)),
     }
+    let longest = sets.iter().map(|(_, problems)| positions_needed(language, problems)).collect::<Result<Vec<_>>>()?;
+    let longest = longest.into_iter().max().unwrap_or(has).min(has);
+    let player = |subject: Subject| Player::new(subject, longest, usize::from(args.threads));
+    let untrained = subject.untrained().map(player).transpose()?;
+    let trained = player(subject)?;
     for (name, problems) in sets {
-        let sat = Sat::sit(&trained, &untrained, &problems, args.samples).with_context(|| name.clone())?;
-        let report = Report { parts: by_part(&problems, &sat)?, step: checkpoint.state.step, sat, name };
+        if step.is_none() {
+            note(format_args!("{name}: {} problems, {} answers to each", problems.len(), args.samples + 1));
+        }
+        let sat = Sat::sit(&trained, untrained.as_ref(), &problems, args.samples).with_context(|| name.clone())?;
+        let report = Report { parts: by_part(&problems, &sat)?, step, sat, name };
         print(&if args.json { report.json().to_string() } else { report.text() })?;
     }
     Ok(())
@@ -78,17 +89,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Sat {
     /// Greedy and sampled.
     trained: (Scores, Scores),
-    untrained: (Scores, Scores),
+    /// Those of a network of the same shape with random weights, if the run began with one.
+    untrained: Option<(Scores, Scores)>,
     random: Scores,
     /// Blind enumeration with one checker call, and with one call per sample.
     enumerated: (Scores, Scores),
 }
 
 impl Sat {
-    fn sit(trained: &Player, untrained: &Player, problems: &[Problem], num_samples: u32) -> Result<Sat> {
+    fn sit(trained: &Player, untrained: Option<&Player>, problems: &[Problem], num_samples: u32) -> Result<Sat> {
         Ok(Sat {
             trained: trained.score(problems, num_samples)?,
-            untrained: untrained.score(problems, num_samples)?,
+            untrained: untrained.map(|player| player.score(problems, num_samples)).transpose()?,
             random: baselines::uniform_legal(problems, num_samples)?,
             enumerated: (baselines::enumeration(problems, 1)?, baselines::enumeration(problems, num_samples)?),
         })
@@ -98,7 +110,7 @@ impl Sat {
         let both = |(left, right): &(Scores, Scores)| (left.at(places), right.at(places));
         Sat {
             trained: both(&self.trained),
-            untrained: both(&self.untrained),
+            untrained: self.untrained.as_ref().map(both),
             random: self.random.at(places),
             enumerated: both(&self.enumerated),
         }
@@ -125,7 +137,7 @@ impl Sat {
         serde_json::json!({
             "num_problems": self.num_problems(),
             "trained": network(&self.trained),
-            "untrained": network(&self.untrained),
+            "untrained": self.untrained.as_ref().map(network),
             "uniform_legal": {
                 "pass_at_1": estimate(self.random.pass_at(1)),
                 "pass_at_k": estimate(self.random.pass_at(k)),
@@ -141,7 +153,8 @@ impl Sat {
 /// The results of one exam.
 struct Report {
     name: String,
-    step: u64,
+    /// The step of the run; `None` for a pretrained model.
+    step: Option<u64>,
     sat: Sat,
     parts: Vec<Part>,
 }
@@ -186,16 +199,15 @@ impl Report {
         let alone = |name: &str, one: &Scores, many: (f64, f64)| {
             [name.to_owned(), "-".to_owned(), cell(one.pass_at(1)), cell(many)]
         };
-        let mut rows = [
-            ["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned),
-            network("trained", &sat.trained),
-            network("untrained network, same mask", &sat.untrained),
-            alone("uniform random legal tokens", &sat.random, sat.random.pass_at(k)),
-            alone("blind enumeration, k checker calls", &sat.enumerated.0, sat.enumerated.1.pass_at(1)),
-        ]
-        .map(Vec::from);
+        let mut rows = vec![["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned)];
+        rows.push(network(if step.is_some() { "trained" } else { "pretrained model" }, &sat.trained));
+        rows.extend(sat.untrained.as_ref().map(|scores| network("untrained network, same mask", scores)));
+        rows.push(alone("uniform random legal tokens", &sat.random, sat.random.pass_at(k)));
+        rows.push(alone("blind enumeration, k checker calls", &sat.enumerated.0, sat.enumerated.1.pass_at(1)));
+        let mut rows: Vec<_> = rows.into_iter().map(Vec::from).collect();
         rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
-        let mut text = format!("{name}, {} problems, step {step}\n{}", sat.num_problems(), table(&rows));
+        let step = step.map_or(String::new(), |step| format!(", step {step}"));
+        let mut text = format!("{name}, {} problems{step}\n{}", sat.num_problems(), table(&rows));
         if !parts.is_empty() {
             let best = format!("pass@{k}");
             let head = ["part", "problems", "greedy", &best, "untrained", "random", "enumeration"].map(str::to_owned);
@@ -206,7 +218,7 @@ impl Report {
                     sat.num_problems().to_string(),
                     cell(sat.trained.0.pass_at(1)),
                     cell(sat.trained.1.pass_at(k)),
-                    cell(sat.untrained.1.pass_at(k)),
+                    sat.untrained.as_ref().map_or("-".to_owned(), |(_, sampled)| cell(sampled.pass_at(k))),
                     cell(sat.random.pass_at(k)),
                     cell(sat.enumerated.1.pass_at(1)),
                 ]
@@ -238,17 +250,28 @@ impl Report {
     }
 }
 
-/// Returns the domains that a run, or a checkpoint's run, trains on; all domains if the checkpoint lies in no run.
-fn trained_domains(path: &Path) -> Result<Vec<String>> {
+/// Returns the domains that a run, or a checkpoint's run, trains on; if there is no run, those that the network can be asked about.
+fn trained_domains(path: &Path, subject: &Subject) -> Result<Vec<String>> {
     let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
     Ok(match run {
         Some(run) => run_config::of_run(&run, &[])?.domains().map(str::to_owned).collect(),
-        None => domains::registry().iter().map(|domain| domain.name().to_owned()).collect(),
+        None => {
+            let in_words = subject.step.is_none();
+            let known = domains::registry().iter();
+            let can_ask =
+                known.filter(|domain| if in_words { domain.wording().is_some() } else { domain.symbols().is_some() });
+            can_ask.map(|domain| domain.name().to_owned()).collect()
+        }
     })
 }
 
 /// Reads a file of problems. Returns its name too. A problem without a domain uses the variant that the run trains on.
-fn read_problems(path: &Path, trained_on: &[String], max_positions: usize) -> Result<(String, Vec<Problem>)> {
+fn read_problems(
+    path: &Path,
+    trained_on: &[String],
+    language: &dyn Language,
+    max_positions: usize,
+) -> Result<(String, Vec<Problem>)> {
     let mut lines = JsonLines::open(path)?;
     let mut problems = Vec::new();
     while let Some((line, json)) = lines.next()? {
@@ -259,7 +282,9 @@ fn read_problems(path: &Path, trained_on: &[String], max_positions: usize) -> Re
             if let Some(variant) = variant.filter(|_| json.get("domain").is_none()) {
                 problem.domain = variant.to_owned();
             }
-            expect_room(&problem, max_positions)?;
+            expect_room(language, &problem, max_positions)?;
+            // The baselines answer in symbols.
+            positions(crate::language().as_ref(), &problem)?;
             Ok(problem)
         };
         problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);

@@ -27,9 +27,11 @@ mod keys;
 mod late;
 mod manifest;
 mod metrics;
+mod model;
 mod panics;
 mod plan;
 mod player;
+mod pretrained;
 mod record;
 mod replay;
 mod report;
@@ -38,6 +40,7 @@ mod runs;
 mod signals;
 mod solve;
 mod study;
+mod subject;
 mod train;
 mod verify;
 
@@ -90,6 +93,8 @@ enum Command {
     Verify(verify::Args),
     /// Generate problems of a ladder level, or rebuild an exam.
     Generate(generate::Args),
+    /// Get a pretrained model.
+    Model(model::Args),
     /// Benchmark training, decoding, verification or the NATS bus on this machine.
     Bench(bench::Args),
     /// List the domains with their levels and exams.
@@ -160,6 +165,7 @@ fn run(command: Command) -> Result<()> {
         Command::Solve(args) => solve::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Model(args) => model::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Domains(args) => generate::print_domains(&args),
         Command::Config(args) => run_config::resolve(args.config.as_deref(), &args.overrides, &[])

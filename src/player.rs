@@ -1,34 +1,42 @@
 //! Plays problems with one version of the weights, and scores the answers.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use actor::engine::{Engine, LoadedVersion};
-use anyhow::{Context as _, Result, ensure};
-use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
-use policy::{Backend, Device, ModelConfig, Params, Weights};
+use anyhow::{Context as _, Result};
+use language::Language;
+use policy::{Backend, Device, ModelConfig, Weights};
 use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
 };
 
-use crate::language;
-use crate::report::note;
+use crate::subject::{Subject, expect_room};
 
 /// Plays problems with one version of the weights.
 pub(crate) struct Player {
     weights: Weights,
-    max_positions: usize,
+    language: Arc<dyn Language>,
     num_threads: usize,
 }
 
+/// Memory for keys and values, as far as it allows more than one slot.
+const CACHE_BYTES: usize = 1 << 30;
+
+/// Most sequences that are decoded together.
+const MAX_SLOTS: usize = 512;
+
 impl Player {
-    pub(crate) fn new(model: &ModelConfig, params: &Params, num_threads: usize) -> Result<Player> {
+    /// Loads a network for sequences of up to `max_positions` tokens. 0 threads are as many as the machine has cores. Consumes the
+    /// subject, whose weights take as much memory again.
+    pub(crate) fn new(subject: Subject, max_positions: usize, num_threads: usize) -> Result<Player> {
         let num_threads = match num_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        let weights = Backend::Cpu.load(model, params)?;
-        Ok(Player { weights, max_positions: model.max_positions, num_threads })
+        let model = ModelConfig { max_positions, ..subject.model };
+        let weights = Backend::Cpu.load(&model, &subject.params)?;
+        Ok(Player { weights, language: subject.language, num_threads })
     }
 
     /// Scores one greedy answer and `num_samples` sampled answers per problem.
@@ -57,12 +65,13 @@ impl Player {
 
     /// Plays and judges the problems. Returns the groups in order of the problems.
     fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
-        problems.iter().try_for_each(|problem| expect_room(problem, self.max_positions))?;
-        let language = language();
-        let (engine, mut groups) = Engine::start(
-            actor::Config { device: Device::Cpu, num_threads: self.num_threads, num_slots: 512 },
-            language.clone(),
-        );
+        let (language, model) = (&self.language, self.weights.config());
+        problems.iter().try_for_each(|problem| expect_room(language.as_ref(), problem, model.max_positions))?;
+        let num_rollouts = problems.len().saturating_mul(num_samples as usize).max(1);
+        let num_slots = (CACHE_BYTES / model.cache_bytes()).clamp(1, MAX_SLOTS.min(num_rollouts));
+        let num_threads = self.num_threads.min(num_slots);
+        let config = actor::Config { device: Device::Cpu, num_threads, num_slots };
+        let (engine, mut groups) = Engine::start(config, language.clone());
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {
                 id: TaskId { kind: TaskKind::Evaluate, batch: 0, index: index as u32 },
@@ -85,55 +94,6 @@ impl Player {
         }
         Ok(scored.into_values().collect())
     }
-}
-
-/// Returns the lengths of a problem's prompt and of its longest answer, in tokens.
-pub(crate) fn positions(problem: &Problem) -> Result<(usize, usize)> {
-    let (language, problem) = (language(), problem.clone());
-    let answer = language.room(&problem)?.answer;
-    let request = Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false };
-    Ok((language.open(&request)?.prompt().len(), answer))
-}
-
-/// Checks that a network has room for a problem with its longest answer.
-pub(crate) fn expect_room(problem: &Problem, max_positions: usize) -> Result<()> {
-    let (needed, text) = (positions_needed(std::slice::from_ref(problem))?, &problem.text);
-    ensure!(
-        needed <= max_positions,
-        "{text}: expected prompt and answer within model.max_positions = {max_positions}, got {needed}"
-    );
-    Ok(())
-}
-
-/// Returns the most positions that a prompt with its longest answer takes.
-pub(crate) fn positions_needed(problems: &[Problem]) -> Result<usize> {
-    let lengths = problems.iter().map(positions);
-    lengths
-        .map(|length| length.map(|(prompt, answer)| prompt + answer))
-        .try_fold(0, |most, needed| Ok(most.max(needed?)))
-}
-
-/// Reads a checkpoint, or the newest complete one of a run. A checkpoint in a run's folder must match the run's journal.
-pub(crate) fn load(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
-    if path.join("COMPLETE").exists() {
-        let (model, checkpoint) = load_checkpoint(path)?;
-        if let Some(run) = run_of(path) {
-            expect_known(&run, &model, &checkpoint).with_context(|| path.display().to_string())?;
-        }
-        return Ok((model, checkpoint));
-    }
-    let refused = |reason: String| note(format_args!("checkpoint rejected, using an earlier one: {reason}"));
-    load_newest(path, refused)?.with_context(|| {
-        format!("{}: expected a run with a complete checkpoint, or a checkpoint; found neither", path.display())
-    })
-}
-
-/// Returns the run in whose folder a checkpoint lies.
-pub(crate) fn run_of(checkpoint: &Path) -> Option<PathBuf> {
-    // Resolve `.` and links first.
-    let checkpoint = checkpoint.canonicalize().ok()?;
-    let run = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?.parent()?;
-    run.join("config.toml").exists().then(|| run.to_owned())
 }
 
 /// Number of right answers per problem, out of `num_samples` each.

@@ -16,7 +16,7 @@ use toml::{Table, Value};
 
 use crate::input::{name_of_input, read_text, stray_mark};
 use crate::language;
-use crate::player::positions;
+use crate::subject::positions;
 
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 3] = [
@@ -353,6 +353,11 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
     let local: LocalConfig = origin.read(local, "local")?;
     let run: learner::Config = origin.read(table, "")?;
     local.validate(&named)?;
+    ensure!(
+        run.model.variant.is_plain(),
+        "{}: expected none, since networks from random weights have the plain decoder",
+        named("model.variant")
+    );
     let (expected, got) = (language().vocabulary_size(), run.model.vocabulary_size);
     ensure!(got == expected, "{}: expected {expected}, got {got}", named("model.vocabulary_size"));
     let sources: Vec<_> = crate::sources();
@@ -419,7 +424,8 @@ fn validate_exams(config: &learner::Config) -> Result<()> {
     for (index, name) in config.exams.names.iter().enumerate() {
         let problems = exam_problems(name, Split::Dev, config.domains.iter().map(|entry| entry.name.as_str()))?;
         ensure!(!config.exams.names[..index].contains(name), "expected every exam once, got {name} twice");
-        let lengths = problems.iter().map(positions).collect::<Result<Vec<_>>>()?;
+        let lengths =
+            problems.iter().map(|problem| positions(language().as_ref(), problem)).collect::<Result<Vec<_>>>()?;
         let longest = lengths.iter().map(|(prompt, _)| *prompt).max().unwrap_or(0);
         let answer = config.actor.max_answer_tokens as usize;
         let (needed, available) = (longest + answer, config.model.max_positions);

@@ -1,20 +1,18 @@
 //! `solve`: answers one problem with a run.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use domains::{domain, problem_from_json};
 use proto::{Problem, TokenId, Verdict};
 
 use crate::input::{json, strip_mark};
-use crate::language;
-use crate::player::{Player, load};
+use crate::player::Player;
 use crate::report::{print, word};
+use crate::subject::{self, Subject, expect_room, positions_needed};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory (uses its newest checkpoint) or checkpoint.
-    run: PathBuf,
+    #[command(flatten)]
+    subject: subject::Args,
     /// Problem as text ("3 7 25 -> 82") or JSON; see docs/formats.md.
     problem: String,
     /// Domain of a problem that does not name one.
@@ -30,9 +28,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let problem = read_problem(&args.problem, &args.domain)?;
-    let (domain, language) = (domain(&problem.domain)?, language());
-    let (model, checkpoint) = load(&args.run)?;
-    let player = Player::new(&model, &checkpoint.training.average, 0)?;
+    let (domain, subject) = (domain(&problem.domain)?, Subject::named(&args.subject)?);
+    let (language, step) = (subject.language.clone(), subject.step);
+    expect_room(language.as_ref(), &problem, subject.model.max_positions)?;
+    let longest = positions_needed(language.as_ref(), std::slice::from_ref(&problem))?;
+    let player = Player::new(subject, longest, 0)?;
     let mut answers = player.answers(&problem, 1, 0.0)?;
     answers.extend(player.answers(&problem, args.samples, 1.0)?);
     let solved = answers.iter().position(|(_, verdict)| *verdict == Verdict::Correct);
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let (answer, verdict) = render(&answers[solved.unwrap_or(0)]);
         let found = serde_json::json!({
             "problem": domain.problem_to_json(&problem)?,
-            "step": checkpoint.state.step,
+            "step": step,
             "answer": answer,
             "verdict": verdict,
             // 0 for the most probable answer; null when none is right.
@@ -50,11 +50,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         });
         return print(&found.to_string());
     }
-    print(&format!("{}   (step {})", problem.text, checkpoint.state.step))?;
+    let step = step.map_or(String::new(), |step| format!("   (step {step})"));
+    print(&format!("{}{step}", problem.text))?;
     let shown = solved.unwrap_or(0);
     for (tried, answer) in answers.iter().enumerate().filter(|(tried, _)| *tried == 0 || *tried == shown) {
         let how = if tried == 0 { "greedy answer".to_owned() } else { format!("sample {tried}") };
         let (answer, verdict) = render(answer);
+        // A reply may have several lines, and more than a terminal should be sent.
+        let answer: String = answer
+            .chars()
+            .map(|it| if it.is_control() { it.escape_default().to_string() } else { it.into() })
+            .collect();
         print(&format!("{how}: {answer}   {verdict}"))?;
     }
     match solved {

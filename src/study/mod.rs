@@ -21,13 +21,15 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::input::{name_of_input, read_text};
+use crate::language;
 use crate::manifest::manifest;
 use crate::plan::{self, End};
-use crate::player::{Player, load, positions_needed};
+use crate::player::Player;
 use crate::record::mean_entropy;
 use crate::report::{Screen, argument, note, print, quoted, quoted_path};
 use crate::run_config::{self, RunConfig, TomlFile, expect_preset};
 use crate::signals::{pass_on_to, stop_in_order};
+use crate::subject::{Subject, positions_needed};
 use rows::{Row, Rows};
 
 #[derive(clap::Args)]
@@ -193,7 +195,7 @@ impl Study {
         for (index, name) in exams.iter().enumerate() {
             ensure!(!exams[..index].contains(name), "exams: expected every exam once, got {name} twice");
             for run in &runs {
-                let needed = positions_needed(&run.config.exam(name, file.split)?)?;
+                let needed = positions_needed(language().as_ref(), &run.config.exam(name, file.split)?)?;
                 let has = run.config.run.model.max_positions;
                 let arm = &run.arm;
                 ensure!(needed <= has, "exams: {name} needs model.max_positions = {needed}, arm {arm} has {has}");
@@ -388,10 +390,11 @@ impl Run {
             Some(started) => self.manifest.expect_same(started)?,
             None => bail!("{}: expected a journal that begins with a manifest", self.run_dir.display()),
         }
-        let (model, checkpoint) = load(&self.run_dir)?;
-        let (expected, got) = (trained.step, checkpoint.state.step);
+        let subject = Subject::load(&self.run_dir)?;
+        let (expected, got) = (trained.step, subject.step.unwrap_or(0));
         ensure!(got == expected, "{}: expected a checkpoint of step {expected}, got {got}", self.run_dir.display());
-        let player = Player::new(&model, &checkpoint.training.average, self.config.local.threads)?;
+        let max_positions = subject.model.max_positions;
+        let player = Player::new(subject, max_positions, self.config.local.threads)?;
         let entropy_nats = mean_entropy(&self.run_dir)?;
         let sit = |name: &String| {
             let problems = self.config.exam(name, split)?;
@@ -423,7 +426,8 @@ fn trained_exams(runs: &[Run], split: Split) -> Result<Vec<String>> {
     let mut exams = Vec::new();
     for spec in exams_of(runs.iter().flat_map(|run| run.config.domains())) {
         let fits = |run: &Run| {
-            Ok(positions_needed(&run.config.exam(spec.name, split)?)? <= run.config.run.model.max_positions)
+            let needed = positions_needed(language().as_ref(), &run.config.exam(spec.name, split)?)?;
+            Ok(needed <= run.config.run.model.max_positions)
         };
         if runs.iter().map(fits).collect::<Result<Vec<_>>>()?.into_iter().all(|fits| fits) {
             exams.push(spec.name.to_owned());

@@ -523,7 +523,7 @@ fn errors_name_their_cause_once() {
 fn folders_that_are_no_run() {
     let folder = Folder::holding(&Files::from([("plain/note.txt".into(), b"nothing".to_vec())]));
     for name in ["plain", "absent"] {
-        refused(&folder, &["eval", name], &[name, "expected a run with a complete checkpoint", "found neither"]);
+        refused(&folder, &["eval", name], &[name, "expected a run with a complete checkpoint", "found none of them"]);
         refused(&folder, &["replay", name], &[name, "expected a run directory"]);
     }
 }

@@ -14,9 +14,11 @@ mod inspect;
 mod journal;
 mod learning;
 mod metrics;
+mod model;
 #[path = "../../bus/tests/nats_server/mod.rs"]
 mod nats_server;
 mod pages;
+mod pretrained;
 mod process;
 mod pure_function;
 mod roles;
@@ -24,3 +26,4 @@ mod runs;
 mod security;
 mod servers;
 mod study;
+mod web_server;

@@ -1,0 +1,147 @@
+//! What `solve`, `eval` and studies measure: a network, with the language that it reads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use language::Language;
+use language::text::TextOptions;
+use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
+use policy::formats::Pretrained;
+use policy::{ModelConfig, Params};
+use proto::{Problem, ProblemOrigin, Request};
+
+use crate::model::known::{is_known, resolve};
+use crate::pretrained;
+use crate::report::note;
+
+/// The options of commands that measure a network.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory (uses its newest checkpoint), checkpoint, or pretrained model: a Hugging Face folder, a GGUF file, or a name
+    /// from `autodidact model get`.
+    #[arg(value_name = "RUN|MODEL")]
+    pub(crate) subject: PathBuf,
+    /// Longest reply of a pretrained model, in tokens [default: 64].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_reply_tokens: Option<u32>,
+    /// Worked examples in the prompt of a pretrained model, 0 to 3 [default: 3].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=3))]
+    examples: Option<u8>,
+}
+
+const MAX_REPLY_TOKENS: u32 = 64;
+const NUM_EXAMPLES: usize = 3;
+
+/// A network, with the language that it reads.
+pub(crate) struct Subject {
+    pub(crate) model: ModelConfig,
+    pub(crate) params: Params,
+    pub(crate) language: Arc<dyn Language>,
+    /// The step of the run that trained it; `None` for a pretrained model.
+    pub(crate) step: Option<u64>,
+}
+
+impl Subject {
+    /// Reads the averaged weights of a run's newest checkpoint, or of a checkpoint.
+    pub(crate) fn load(path: &Path) -> Result<Subject> {
+        let (model, checkpoint) = load_run(path)?;
+        let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
+        Ok(Subject { model, params, language: crate::language(), step })
+    }
+
+    /// Reads what a command names: a run, a checkpoint, or a pretrained model.
+    pub(crate) fn named(args: &Args) -> Result<Subject> {
+        let Args { subject, max_reply_tokens, examples } = args;
+        if is_run(subject) {
+            ensure!(
+                max_reply_tokens.is_none() && examples.is_none(),
+                "--max-reply-tokens, --examples: expected a pretrained model, got a run, whose config decides"
+            );
+            return Subject::load(subject);
+        }
+        let pretrained = Pretrained::open(&model_of(subject)?)?;
+        let options = TextOptions {
+            max_reply_tokens: max_reply_tokens.unwrap_or(MAX_REPLY_TOKENS),
+            num_examples: examples.map_or(NUM_EXAMPLES, usize::from),
+        };
+        let language = Arc::new(pretrained::language(&pretrained, options)?);
+        Ok(Subject { model: pretrained.config().clone(), params: pretrained.load()?, language, step: None })
+    }
+
+    /// Returns a network of the same shape with random weights; `None` for a pretrained model.
+    pub(crate) fn untrained(&self) -> Option<Subject> {
+        self.step?;
+        let params = Params::init(&self.model, 0);
+        Some(Subject { model: self.model.clone(), params, language: self.language.clone(), step: Some(0) })
+    }
+}
+
+/// Returns the file or folder of a pretrained model that is named or lies at a path.
+fn model_of(subject: &Path) -> Result<PathBuf> {
+    if subject.is_file() || subject.join("config.json").exists() {
+        return Ok(subject.to_owned());
+    }
+    if let Some(known) = subject.to_str().filter(|name| !subject.exists() && is_known(name)) {
+        return resolve(known);
+    }
+    bail!(
+        "{}: expected a run with a complete checkpoint, a checkpoint, or a pretrained model (a folder with config.json, a GGUF \
+         file, or a name from `autodidact model get`); found none of them",
+        subject.display()
+    )
+}
+
+/// Whether a path is a run or a checkpoint, or was meant as one.
+fn is_run(path: &Path) -> bool {
+    ["COMPLETE", "state.postcard", "config.toml", "checkpoints", "journal"].iter().any(|name| path.join(name).exists())
+}
+
+/// Returns the lengths of a problem's prompt and of its longest answer, in tokens.
+pub(crate) fn positions(language: &dyn Language, problem: &Problem) -> Result<(usize, usize)> {
+    let problem = problem.clone();
+    let answer = language.room(&problem)?.answer;
+    let request = Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false };
+    Ok((language.open(&request)?.prompt().len(), answer))
+}
+
+/// Checks that a network has room for a problem with its longest answer.
+pub(crate) fn expect_room(language: &dyn Language, problem: &Problem, max_positions: usize) -> Result<()> {
+    let (needed, text) = (positions_needed(language, std::slice::from_ref(problem))?, &problem.text);
+    ensure!(
+        needed <= max_positions,
+        "{text}: expected prompt and answer within model.max_positions = {max_positions}, got {needed}"
+    );
+    Ok(())
+}
+
+/// Returns the most positions that a prompt with its longest answer takes.
+pub(crate) fn positions_needed(language: &dyn Language, problems: &[Problem]) -> Result<usize> {
+    let lengths = problems.iter().map(|problem| positions(language, problem));
+    lengths
+        .map(|length| length.map(|(prompt, answer)| prompt + answer))
+        .try_fold(0, |most, needed| Ok(most.max(needed?)))
+}
+
+/// Reads a checkpoint, or the newest complete one of a run. A checkpoint in a run's folder must match the run's journal.
+fn load_run(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
+    if path.join("COMPLETE").exists() {
+        let (model, checkpoint) = load_checkpoint(path)?;
+        if let Some(run) = run_of(path) {
+            expect_known(&run, &model, &checkpoint).with_context(|| path.display().to_string())?;
+        }
+        return Ok((model, checkpoint));
+    }
+    let refused = |reason: String| note(format_args!("checkpoint rejected, using an earlier one: {reason}"));
+    load_newest(path, refused)?.with_context(|| {
+        format!("{}: expected a run with a complete checkpoint, or a checkpoint; found neither", path.display())
+    })
+}
+
+/// Returns the run in whose folder a checkpoint lies.
+pub(crate) fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+    // Resolve `.` and links first.
+    let checkpoint = checkpoint.canonicalize().ok()?;
+    let run = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?.parent()?;
+    run.join("config.toml").exists().then(|| run.to_owned())
+}
