@@ -680,6 +680,7 @@ mod tests {
             ("learner.reuse=-1.0", "learner.reuse: expected over 0"),
             ("learner.reuse=many", "invalid type"),
             ("model.vocabulary_size=100", "model.vocabulary_size: expected 256, got 100"),
+            ("model.variant={tied_head=true}", "model.variant: expected none"),
             ("model.d_model=33", "model.d_model: expected a multiple of 16"),
             ("model.size=huge", "expected one of micro, nano, small, got \"huge\""),
             ("local.slots=0", "local.slots: expected 1 to"),

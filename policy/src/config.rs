@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// Longest sequence of any network.
-const MAX_POSITIONS: usize = 1 << 17;
+/// Longest sequence of any network. Pretrained networks for longer ones are cut to it.
+pub(crate) const MAX_POSITIONS: usize = 1 << 17;
 /// Most heads of any network.
 const MAX_HEADS: usize = 512;
 /// Widest head of any network.

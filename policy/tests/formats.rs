@@ -94,7 +94,7 @@ fn every_family_is_read_as_it_was_written() {
         let pretrained = Pretrained::open(folder.path()).unwrap();
         assert_eq!((pretrained.config(), pretrained.family()), (&config, family));
         assert_eq!(pretrained.load().unwrap(), params, "{family}");
-        assert_eq!((pretrained.path(), pretrained.folder()), (folder.path(), Some(folder.path())));
+        assert_eq!(pretrained.path(), folder.path());
         assert!(pretrained.gguf().is_none() && pretrained.end_tokens().is_empty());
         let file = folder.path().join("model.safetensors");
         assert_eq!(pretrained.size_bytes(), file.metadata().unwrap().len());
@@ -829,7 +829,7 @@ fn gguf_files_are_read_as_llama_cpp_means_them() {
             let pretrained = Pretrained::open(&path).unwrap();
             assert_eq!((pretrained.config(), pretrained.family()), (&config, family));
             assert_eq!(pretrained.load().unwrap(), params, "{family}");
-            assert_eq!((pretrained.path(), pretrained.folder()), (&*path, None));
+            assert_eq!(pretrained.path(), &*path);
             assert_eq!(pretrained.stored_types(), BTreeMap::from([("F32", file.tensors.len())]));
             assert_eq!(pretrained.size_bytes(), path.metadata().unwrap().len());
         }

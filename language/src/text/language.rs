@@ -15,8 +15,8 @@ pub struct TextLanguage {
     /// The token with which answers that are not sampled end.
     end: TokenId,
     options: TextOptions,
-    /// The request that was opened last, with its prompt: the rollouts of a group open the same one.
-    opened: Mutex<Option<(Request, Arc<[TokenId]>)>>,
+    /// The problem that was asked last, with its prompt: the rollouts of a group ask the same one.
+    asked: Mutex<Option<(Problem, Arc<[TokenId]>)>>,
 }
 
 /// Reads replies.
@@ -94,7 +94,7 @@ impl TextLanguage {
             got: "none".to_owned(),
         })?;
         let replies = Arc::new(Replies { tokenizer, vocabulary_size, end_tokens: ends });
-        Ok(TextLanguage { replies, template, end, options, opened: Mutex::new(None) })
+        Ok(TextLanguage { replies, template, end, options, asked: Mutex::new(None) })
     }
 
     /// Returns the tokens at which replies end, ascending.
@@ -102,20 +102,16 @@ impl TextLanguage {
         &self.replies.end_tokens
     }
 
-    /// Returns the prompt of a request.
-    fn prompt(&self, request: &Request) -> Result<Arc<[TokenId]>, Error> {
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((last, prompt)) = &*opened
-            && last == request
+    /// Returns the prompt of a problem.
+    fn prompt(&self, problem: &Problem) -> Result<Arc<[TokenId]>, Error> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((last, prompt)) = &*asked
+            && last == problem
         {
             return Ok(prompt.clone());
         }
-        let domain = domain(request.domain())?.as_ref();
-        let Request::Solve { problem, .. } = request else {
-            return Err(Error::NoProposals { domain: domain.name().to_owned() });
-        };
-        let prompt: Arc<[TokenId]> = self.chat(wording_of(domain)?, problem)?.into();
-        *opened = Some((request.clone(), prompt.clone()));
+        let prompt: Arc<[TokenId]> = self.chat(wording_of(domain(&problem.domain)?.as_ref())?, problem)?.into();
+        *asked = Some((problem.clone(), prompt.clone()));
         Ok(prompt)
     }
 
@@ -149,9 +145,12 @@ impl Language for TextLanguage {
 
     fn open(&self, request: &Request) -> Result<Box<dyn Episode>, Error> {
         let domain = domain(request.domain())?.as_ref();
+        let Request::Solve { problem, .. } = request else {
+            return Err(Error::NoProposals { domain: domain.name().to_owned() });
+        };
         Ok(Box::new(TextEpisode {
             domain,
-            prompt: self.prompt(request)?,
+            prompt: self.prompt(problem)?,
             request: Arc::new(request.clone()),
             replies: self.replies.clone(),
             answer: Vec::new(),
@@ -163,8 +162,7 @@ impl Language for TextLanguage {
     }
 
     fn room(&self, problem: &Problem) -> Result<Room, Error> {
-        let prompt = self.chat(wording_of(domain(&problem.domain)?.as_ref())?, problem)?.len();
-        Ok(Room { prompt, answer: self.options.max_reply_tokens as usize })
+        Ok(Room { prompt: self.prompt(problem)?.len(), answer: self.options.max_reply_tokens as usize })
     }
 
     fn proposal_room(&self, name: &str, _niche: Niche) -> Result<Room, Error> {

@@ -95,7 +95,7 @@ pub(super) fn read(gguf: &Gguf, store: &Store, path: &Path) -> Result<(Family, M
         no_rope_layers: Vec::new(),
         windows: Vec::new(),
     };
-    let max_positions = keys.size("context_length")?.min(super::MAX_POSITIONS);
+    let max_positions = keys.size("context_length")?.min(crate::config::MAX_POSITIONS);
     let ff_dim = keys.size("feed_forward_length")?;
     let config = |variant| ModelConfig {
         vocabulary_size,

@@ -212,7 +212,7 @@ fn network(keys: Keys<'_>, has_head: bool) -> Result<(Family, ModelConfig), Form
     let tied_by_default = family == Family::SmolLm3;
     let mut config = ModelConfig {
         vocabulary_size: keys.size("vocab_size")?,
-        max_positions: keys.size("max_position_embeddings")?.min(super::MAX_POSITIONS),
+        max_positions: keys.size("max_position_embeddings")?.min(crate::config::MAX_POSITIONS),
         d_model,
         num_layers: keys.size("num_hidden_layers")?,
         num_heads,

@@ -167,11 +167,6 @@ impl Pretrained {
         &self.path
     }
 
-    /// Returns the folder of Hugging Face, which may also hold a tokenizer, if that was opened.
-    pub fn folder(&self) -> Option<&Path> {
-        self.gguf.is_none().then_some(&self.path)
-    }
-
     /// Reads the weights as F32. Beside them, memory holds a few rows at a time.
     ///
     /// # Errors
@@ -221,9 +216,6 @@ impl fmt::Display for Family {
         formatter.pad(self.name())
     }
 }
-
-/// Longest sequence that [`ModelConfig::validate`] allows: longer ones are cut to it.
-const MAX_POSITIONS: usize = 1 << 17;
 
 /// Checks the shape that a file describes.
 fn validate(config: &ModelConfig, path: &Path) -> Result<(), FormatError> {
