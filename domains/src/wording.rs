@@ -12,6 +12,15 @@ pub trait Wording: Send + Sync {
 
     /// Lists worked examples, each a problem with a correct reply. None is in an exam.
     fn examples(&self) -> Vec<(Problem, String)>;
+
+    /// Returns a regular expression that a well-formed answer matches from its first character to its last, for constrained
+    /// decoding; `None` if answers are free text. It bounds the length, and reveals nothing that the problem hides.
+    ///
+    /// # Errors
+    /// [`Error::Problem`] when the text is not in the problem language.
+    fn answer_pattern(&self, _problem: &Problem) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
 }
 
 /// Finds the answer in a model's reply: the text within the last `<answer>` and `</answer>`, else the last line that is not blank.
