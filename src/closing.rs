@@ -88,19 +88,21 @@ impl Closing<'_> {
             return Ok(String::new());
         }
         let mut rows = vec![["dev exam", "before", "after", "random legal", "enumeration"].map(str::to_owned).to_vec()];
-        for (name, baselines) in self.baselines()? {
+        let baselines = self.baselines()?;
+        if baselines.is_empty() {
+            rows[0].truncate(3);
+        }
+        for name in self.exams() {
             let mut of_exam: Vec<_> = summary.evals.iter().filter(|eval| eval.exam == name).collect();
             of_exam.sort_by_key(|eval| eval.step);
             let share = |eval: Option<&&EvalRecord>| {
                 eval.map_or("-".to_owned(), |eval| percent(eval.num_correct as f64 / eval.num_problems as f64))
             };
-            rows.push(vec![
-                name.to_owned(),
-                share(of_exam.first()),
-                share(of_exam.last()),
-                percent(baselines.uniform_legal),
-                percent(baselines.enumeration_1_call),
-            ]);
+            let mut row = vec![name.to_owned(), share(of_exam.first()), share(of_exam.last())];
+            if let Some(Baselines { uniform_legal, enumeration_1_call }) = baselines.get(name) {
+                row.extend([*uniform_legal, *enumeration_1_call].map(percent));
+            }
+            rows.push(row);
         }
         Ok(table(&rows))
     }
@@ -132,9 +134,16 @@ impl Closing<'_> {
         }))
     }
 
-    /// Scores the baselines on every exam that the run sat, in order of name.
+    /// Returns the names of the exams that the run sat, in order.
+    fn exams(&self) -> BTreeSet<&str> {
+        self.summary.evals.iter().map(|eval| eval.exam.as_str()).collect()
+    }
+
+    /// Scores the baselines on every exam that the run sat. A run from a pretrained model has none.
     fn baselines(&self) -> Result<BTreeMap<&str, Baselines>> {
-        let names: BTreeSet<&str> = self.summary.evals.iter().map(|eval| eval.exam.as_str()).collect();
+        if self.plan.config.base.is_some() {
+            return Ok(BTreeMap::new());
+        }
         let baselines = |name| {
             let problems = &self.plan.config.exam(name, Split::Dev)?;
             Ok((
@@ -145,6 +154,6 @@ impl Closing<'_> {
                 },
             ))
         };
-        names.into_iter().map(baselines).collect()
+        self.exams().into_iter().map(baselines).collect()
     }
 }

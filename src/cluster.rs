@@ -23,7 +23,6 @@ use verifier::Judge;
 use crate::counting_bus::CountingBus;
 use crate::endpoint::Listener;
 use crate::files::write_whole;
-use crate::language;
 use crate::manifest::manifest_with;
 use crate::metrics::WorkerMetrics;
 use crate::report::{clock, note, option, print, word};
@@ -68,6 +67,10 @@ struct Worker {
     /// Serve Prometheus metrics at this address, such as 127.0.0.1:9101; port 0 picks a free port.
     #[arg(long, value_name = "ADDR")]
     metrics: Option<String>,
+    /// Pretrained model that the run begins with, if it is elsewhere on this machine: a path, or a name from `autodidact model
+    /// get`.
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -168,15 +171,17 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
              rollouts are not reproducible"
         );
         device.open().context("actor.device")?;
+        let language = config.language();
         let config = actor::Config { device, num_threads, num_slots: args.slots as usize };
-        let summary = actor::run(config, language(), bus, shutdown).await?;
+        let summary = actor::run(config, language, bus, shutdown).await?;
         Ok(format!("{} groups generated, {} tokens", summary.num_groups, summary.num_tokens))
     })
 }
 
 pub(crate) fn run_verifier(args: &VerifierArgs) -> Result<()> {
     work(Role::Verifier, &args.bus_args, &args.worker, async |config, bus, shutdown| {
-        let summary = verifier::run(Judge::new(language(), config.run.batch.num_rollouts), bus, shutdown).await?;
+        let summary =
+            verifier::run(Judge::new(config.language(), config.run.batch.num_rollouts), bus, shutdown).await?;
         Ok(format!("{} groups scored, {} answers", summary.num_groups, summary.num_verdicts))
     })
 }
@@ -202,7 +207,7 @@ fn work(
         }
         let joined = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            joined = Joined::join(bus_args, &name) => joined?,
+            joined = Joined::join(bus_args, worker, &name) => joined?,
         };
         print(&format!("{name}: joined run {} on {}", joined.run, bus_args.place.servers()?))?;
         let _first = metrics.traffic.server.set(joined.server.clone());
@@ -238,10 +243,11 @@ struct Joined {
 
 impl Joined {
     /// Waits for the run, and checks that this build on this machine computes what the run needs.
-    async fn join(bus_args: &BusArgs, name: &str) -> Result<Joined> {
+    async fn join(bus_args: &BusArgs, worker: &Worker, name: &str) -> Result<Joined> {
         let server = bus_args.place.connect(name, PATIENCE).await?;
         let (run, announced) = find(&server, bus_args).await?;
-        let config = run_config::from_toml(&run, &announced.config).context("read the config of the run")?;
+        let config = run_config::from_toml(&run, &announced.config, worker.base.as_deref());
+        let config = config.context("read the config of the run")?;
         // On devices without bitwise reproducibility there are no numerics to compare.
         let numerics = match config.run.is_reproducible() {
             true => Numerics::measure(Device::Cpu)?,

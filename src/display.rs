@@ -1,14 +1,15 @@
 //! Progress output of a run for people.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use language::Language;
 use learner::{Control, Event, Sample, StepEvent};
 
-use crate::language;
 use crate::report::{Screen, clock, count, note, percent, word};
 
 /// Shows events on a separate thread, so that a blocked reader blocks nothing else.
@@ -19,7 +20,6 @@ pub(crate) struct Display {
 }
 
 /// Settings of the display.
-#[derive(Debug)]
 pub(crate) struct Settings {
     /// Printed first.
     pub(crate) opening: String,
@@ -31,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) warmup_steps: u64,
     /// For a run that proposes its own problems: the initial steps on the ladder alone.
     pub(crate) bootstrap_steps: Option<u64>,
+    /// The language of the run's answers.
+    pub(crate) language: Arc<dyn Language>,
 }
 
 /// Maximum queued events. Events beyond it are dropped.
@@ -178,7 +180,7 @@ impl Printer {
         ))?;
         if let Some(Sample { problem, origin, answer, verdict }) = sample {
             let (origin, verdict) = (word(&origin), word(&verdict));
-            let answer = language().show(&problem.domain, &answer);
+            let answer = self.settings.language.show(&problem.domain, &answer);
             self.screen.say(&format!("             {origin:>10}: {}   {answer}   {verdict}\n", problem.text))?;
         }
         Ok(())
@@ -223,6 +225,7 @@ mod tests {
             control: Some(Control { decay_from: 80, stop_at: 100 }),
             warmup_steps: 20,
             bootstrap_steps: Some(50),
+            language: crate::language(),
         };
         let stages = [20, 21, 50, 51, 80, 81].map(|step| settings.stage(step));
         assert_eq!(stages, ["warm-up", "bootstrap", "bootstrap", "self-play", "self-play", "decay"]);

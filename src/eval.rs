@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use domains::{Split, exam_problems, exams_of, trained_variant};
 use language::Language;
 use proto::Problem;
@@ -11,7 +11,7 @@ use proto::Problem;
 use crate::input::JsonLines;
 use crate::player::{Player, Scores};
 use crate::report::{note, percent, print, table};
-use crate::subject::{self, Subject, expect_room, positions, positions_needed, run_of};
+use crate::subject::{self, Subject, expect_room, positions_needed, run_of};
 use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
@@ -71,13 +71,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let longest = sets.iter().map(|(_, problems)| positions_needed(language, problems)).collect::<Result<Vec<_>>>()?;
     let longest = longest.into_iter().max().unwrap_or(has).min(has);
     let player = |subject: Subject| Player::new(subject, longest, usize::from(args.threads));
-    let untrained = subject.untrained().map(player).transpose()?;
+    let reads_symbols = subject.reads_symbols();
+    let untrained = subject.untrained()?.map(player).transpose()?;
     let trained = player(subject)?;
     for (name, problems) in sets {
         if step.is_none() {
             note(format_args!("{name}: {} problems, {} answers to each", problems.len(), args.samples + 1));
         }
-        let sat = Sat::sit(&trained, untrained.as_ref(), &problems, args.samples).with_context(|| name.clone())?;
+        let sat = Sat::sit(&trained, untrained.as_ref(), &problems, args.samples, reads_symbols)
+            .with_context(|| name.clone())?;
         let report = Report { parts: by_part(&problems, &sat)?, step, sat, name };
         print(&if args.json { report.json().to_string() } else { report.text() })?;
     }
@@ -89,20 +91,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Sat {
     /// Greedy and sampled.
     trained: (Scores, Scores),
-    /// Those of a network of the same shape with random weights, if the run began with one.
+    /// Those of the network before its training, if a run trained it.
     untrained: Option<(Scores, Scores)>,
+    /// Only of networks that read symbols.
+    blind: Option<Blind>,
+}
+
+/// Scores of baselines that read no problem.
+#[derive(Clone, Debug)]
+struct Blind {
     random: Scores,
-    /// Blind enumeration with one checker call, and with one call per sample.
+    /// Enumeration with one checker call, and with one call per sample.
     enumerated: (Scores, Scores),
 }
 
 impl Sat {
-    fn sit(trained: &Player, untrained: Option<&Player>, problems: &[Problem], num_samples: u32) -> Result<Sat> {
+    fn sit(
+        trained: &Player,
+        untrained: Option<&Player>,
+        problems: &[Problem],
+        num_samples: u32,
+        reads_symbols: bool,
+    ) -> Result<Sat> {
+        let blind = || {
+            Ok::<_, Error>(Blind {
+                random: baselines::uniform_legal(problems, num_samples)?,
+                enumerated: (baselines::enumeration(problems, 1)?, baselines::enumeration(problems, num_samples)?),
+            })
+        };
         Ok(Sat {
             trained: trained.score(problems, num_samples)?,
             untrained: untrained.map(|player| player.score(problems, num_samples)).transpose()?,
-            random: baselines::uniform_legal(problems, num_samples)?,
-            enumerated: (baselines::enumeration(problems, 1)?, baselines::enumeration(problems, num_samples)?),
+            blind: reads_symbols.then(blind).transpose()?,
         })
     }
 
@@ -111,17 +131,19 @@ impl Sat {
         Sat {
             trained: both(&self.trained),
             untrained: self.untrained.as_ref().map(both),
-            random: self.random.at(places),
-            enumerated: both(&self.enumerated),
+            blind: self
+                .blind
+                .as_ref()
+                .map(|Blind { random, enumerated }| Blind { random: random.at(places), enumerated: both(enumerated) }),
         }
     }
 
     fn num_problems(&self) -> usize {
-        self.random.correct.len()
+        self.trained.1.correct.len()
     }
 
     fn num_samples(&self) -> u32 {
-        self.random.num_samples
+        self.trained.1.num_samples
     }
 
     fn json(&self) -> serde_json::Value {
@@ -134,19 +156,17 @@ impl Sat {
                 "pass_at_k": estimate(sampled.pass_at(k)),
             })
         };
-        serde_json::json!({
+        let mut scores = serde_json::json!({
             "num_problems": self.num_problems(),
             "trained": network(&self.trained),
             "untrained": self.untrained.as_ref().map(network),
-            "uniform_legal": {
-                "pass_at_1": estimate(self.random.pass_at(1)),
-                "pass_at_k": estimate(self.random.pass_at(k)),
-            },
-            "enumeration": {
-                "pass_at_1": estimate(self.enumerated.0.pass_at(1)),
-                "pass_at_k": estimate(self.enumerated.1.pass_at(1)),
-            },
-        })
+        });
+        if let Some(Blind { random, enumerated }) = &self.blind {
+            let pair = |one, many| serde_json::json!({"pass_at_1": estimate(one), "pass_at_k": estimate(many)});
+            scores["uniform_legal"] = pair(random.pass_at(1), random.pass_at(k));
+            scores["enumeration"] = pair(enumerated.0.pass_at(1), enumerated.1.pass_at(1));
+        }
+        scores
     }
 }
 
@@ -201,9 +221,12 @@ impl Report {
         };
         let mut rows = vec![["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned)];
         rows.push(network(if step.is_some() { "trained" } else { "pretrained model" }, &sat.trained));
-        rows.extend(sat.untrained.as_ref().map(|scores| network("untrained network, same mask", scores)));
-        rows.push(alone("uniform random legal tokens", &sat.random, sat.random.pass_at(k)));
-        rows.push(alone("blind enumeration, k checker calls", &sat.enumerated.0, sat.enumerated.1.pass_at(1)));
+        let before = if sat.blind.is_some() { "untrained network, same mask" } else { "pretrained model" };
+        rows.extend(sat.untrained.as_ref().map(|scores| network(before, scores)));
+        if let Some(Blind { random, enumerated }) = &sat.blind {
+            rows.push(alone("uniform random legal tokens", random, random.pass_at(k)));
+            rows.push(alone("blind enumeration, k checker calls", &enumerated.0, enumerated.1.pass_at(1)));
+        }
         let mut rows: Vec<_> = rows.into_iter().map(Vec::from).collect();
         rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
         let step = step.map_or(String::new(), |step| format!(", step {step}"));
@@ -211,6 +234,9 @@ impl Report {
         if !parts.is_empty() {
             let best = format!("pass@{k}");
             let head = ["part", "problems", "greedy", &best, "untrained", "random", "enumeration"].map(str::to_owned);
+            let blind = |sat: &Sat, score: fn(&Blind, u32) -> (f64, f64)| {
+                sat.blind.as_ref().map_or("-".to_owned(), |blind| cell(score(blind, k)))
+            };
             let row = |Part { description, held_out, sat, .. }: &Part| {
                 let what = if *held_out { ", held out" } else { "" };
                 vec![
@@ -219,8 +245,8 @@ impl Report {
                     cell(sat.trained.0.pass_at(1)),
                     cell(sat.trained.1.pass_at(k)),
                     sat.untrained.as_ref().map_or("-".to_owned(), |(_, sampled)| cell(sampled.pass_at(k))),
-                    cell(sat.random.pass_at(k)),
-                    cell(sat.enumerated.1.pass_at(1)),
+                    blind(sat, |blind, k| blind.random.pass_at(k)),
+                    blind(sat, |blind, _| blind.enumerated.1.pass_at(1)),
                 ]
             };
             let rows: Vec<_> = std::iter::once(head.to_vec()).chain(parts.iter().map(row)).collect();
@@ -283,8 +309,6 @@ fn read_problems(
                 problem.domain = variant.to_owned();
             }
             expect_room(language, &problem, max_positions)?;
-            // The baselines answer in symbols.
-            positions(crate::language().as_ref(), &problem)?;
             Ok(problem)
         };
         problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);

@@ -6,14 +6,15 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
 use domains::domain;
+use language::Language;
 use learner::{
     BanRecord, Control, Damage, EvalRecord, GroupRecord, Known, Manifest, Opening, Record, RecordError, StepRecord,
 };
 use proto::{Digest, LabelOrigin, ProblemOrigin, Request, StopReason, Task, TokenId, Verdict, VersionSpan};
 use serde::Serialize;
 
-use crate::language;
 use crate::report::{bytes, clock, folder_bytes, percent, print, table, word};
+use crate::{language, run_config};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -380,12 +381,18 @@ impl Group {
             )
         })?;
         let step = steps.get(&found.name()).copied();
-        Group::new(found, step)
+        let has_config = run.join("config.toml").exists();
+        let language = if has_config { run_config::of_run(run, &[])?.language() } else { language() };
+        Group::new(found, step, language.as_ref())
     }
 
-    fn new(GroupRecord { played_by, scored, .. }: GroupRecord, step: Option<u64>) -> Result<Group> {
+    fn new(
+        GroupRecord { played_by, scored, .. }: GroupRecord,
+        step: Option<u64>,
+        language: &dyn Language,
+    ) -> Result<Group> {
         let task = scored.group.task;
-        let (language, name) = (language(), task.request.domain());
+        let name = task.request.domain();
         let words = |tokens: &[TokenId]| language.show_tokens(tokens);
         let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
         let answers = rollouts.map(|(number, (rollout, verdict))| {

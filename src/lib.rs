@@ -51,8 +51,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
-use language::{Language, Source, SymbolLanguage};
-use proto::ProblemSource;
+use language::{Language, SymbolLanguage};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
@@ -173,12 +172,7 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Returns the language of prompts and answers in runs.
+/// Returns the language of networks from random weights.
 fn language() -> Arc<dyn Language> {
     Arc::new(SymbolLanguage)
-}
-
-/// Returns a problem source for every domain of the language. It is wired here so that the learner depends on no domain.
-fn sources() -> Vec<Arc<dyn ProblemSource>> {
-    Source::of_symbols()
 }

@@ -254,6 +254,7 @@ impl Plan {
             control: config.control(),
             warmup_steps: config.schedule.warmup_steps,
             bootstrap_steps: config.self_play.as_ref().map(|own| own.bootstrap_steps + config.batch.lag),
+            language: self.config.language(),
         }
     }
 }

@@ -1,8 +1,80 @@
 //! Pretrained models: a network from a Hugging Face folder or a GGUF file, with the language in which it is asked.
 
-use anyhow::{Context as _, Result};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use language::Language;
 use language::text::{TextLanguage, TextOptions, Tokenizer, TokenizerParts};
+use policy::ModelConfig;
 use policy::formats::{Gguf, Pretrained};
+use proto::Digest;
+
+use crate::model::known::{is_known, resolve};
+
+/// The pretrained model that a run begins with, and the language in which it is asked.
+#[derive(Clone)]
+pub(crate) struct Base {
+    pub(crate) pretrained: Arc<Pretrained>,
+    pub(crate) language: Arc<dyn Language>,
+}
+
+impl Base {
+    /// Checks that a model is the one that a run begins with, and builds its language.
+    ///
+    /// - `digest`: of the model's files; `shape`: as the run's config describes it.
+    pub(crate) fn new(opened: Opened, digest: Digest, shape: &ModelConfig, options: TextOptions) -> Result<Base> {
+        let Opened { pretrained, digest: got } = opened;
+        let path = pretrained.path().display();
+        ensure!(got == digest, "{path}: expected a model with digest {}, got {}", digest.short(), got.short());
+        let own = ModelConfig { max_positions: shape.max_positions, ..pretrained.config().clone() };
+        ensure!(own == *shape, "model: expected the shape of {path}, got another");
+        let longest = pretrained.config().max_positions;
+        ensure!(
+            shape.max_positions <= longest,
+            "model.max_positions: expected up to {longest}, as {path} has, got {}",
+            shape.max_positions
+        );
+        let language = Arc::new(language(&pretrained, options)?);
+        Ok(Base { pretrained: Arc::new(pretrained), language })
+    }
+}
+
+impl fmt::Debug for Base {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pretrained.path().fmt(formatter)
+    }
+}
+
+/// A pretrained model with the digest of its files.
+pub(crate) struct Opened {
+    pub(crate) pretrained: Pretrained,
+    pub(crate) digest: Digest,
+}
+
+impl Opened {
+    /// Opens the model that is named or lies at a path.
+    pub(crate) fn named(name_or_path: &str) -> Result<Opened> {
+        let path = model_of(Path::new(name_or_path))?.with_context(|| {
+            format!(
+                "{name_or_path}: expected a pretrained model (a folder with config.json, a GGUF file, or a name from \
+                 `autodidact model get`), found none"
+            )
+        })?;
+        let pretrained = Pretrained::open(&path)?;
+        let digest = pretrained.digest()?;
+        Ok(Opened { pretrained, digest })
+    }
+}
+
+/// Returns the file or folder of the pretrained model that is named or lies at a path, if there is one.
+pub(crate) fn model_of(named: &Path) -> Result<Option<PathBuf>> {
+    if named.is_file() || named.join("config.json").exists() {
+        return Ok(Some(named.to_owned()));
+    }
+    named.to_str().filter(|name| !named.exists() && is_known(name)).map(resolve).transpose()
+}
 
 /// Builds the tokenizer that lies beside the weights.
 pub(crate) fn tokenizer(pretrained: &Pretrained) -> Result<Tokenizer> {

@@ -1,13 +1,16 @@
 //! Resolves a run's config from a preset, then a file, then `--set`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bus::Faults;
 use domains::{Split, domain, exam_problems};
+use language::text::TextOptions;
+use language::{Language, Source};
 use learner::KeepJournal;
-use proto::{KeyedProblem, Problem};
+use proto::{KeyedProblem, Problem, ProblemSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
@@ -15,8 +18,8 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::input::{name_of_input, read_text, stray_mark};
-use crate::language;
-use crate::subject::positions;
+use crate::pretrained::{Base, Opened};
+use crate::subject::{NUM_EXAMPLES, positions};
 
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 3] = [
@@ -36,15 +39,27 @@ small = { d_model = 128, num_layers = 3, num_heads = 8, num_kv_heads = 4, ff_dim
 pub(crate) const DEFAULT_PRESET: &str = "laptop";
 
 /// A resolved config: the run's settings, and the settings of this machine.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) struct RunConfig {
     /// Used in the names of default run directories.
     pub(crate) name: String,
     pub(crate) run: learner::Config,
     pub(crate) local: LocalConfig,
+    /// The pretrained model that the run begins with.
+    pub(crate) base: Option<Base>,
 }
 
 impl RunConfig {
+    /// Returns the language of the run's prompts and answers.
+    pub(crate) fn language(&self) -> Arc<dyn Language> {
+        language_of(self.base.as_ref())
+    }
+
+    /// Returns a problem source for every domain of the language.
+    pub(crate) fn sources(&self) -> Vec<Arc<dyn ProblemSource>> {
+        sources_of(self.base.as_ref())
+    }
+
     /// Returns the names of the domains that the run trains on.
     pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
         self.run.domains.iter().map(|domain| domain.name.as_str())
@@ -76,6 +91,9 @@ pub(crate) struct LocalConfig {
     pub(crate) checker_seconds: u64,
     /// Wall time in minutes after which a run without a number of steps ends; `--minutes`.
     pub(crate) minutes: Option<f64>,
+    /// Where `language.base` lies on this machine: the name of a known model, or a path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) base: Option<String>,
     /// How a run uses a NATS server, if it has one.
     pub(crate) bus: BusConfig,
 }
@@ -204,9 +222,12 @@ pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> 
     resolve(Some(&path_in_run(run_dir)?), overrides, &[])
 }
 
-/// Parses a full config, as [`to_toml`] writes it.
-pub(crate) fn from_toml(name: &str, text: &str) -> Result<RunConfig> {
-    from_table(name.to_owned(), text.parse()?, &Origin { file: None, overrides: &[] })
+/// Parses a full config, as [`to_toml`] writes it. `base` replaces the place of its pretrained model.
+pub(crate) fn from_toml(name: &str, text: &str, base: Option<&str>) -> Result<RunConfig> {
+    let overrides: Vec<String> = base.map(|base| format!("local.base={}", Value::from(base))).into_iter().collect();
+    let mut table = text.parse()?;
+    overrides.iter().try_for_each(|assignment| set(&mut table, assignment))?;
+    from_table(name.to_owned(), table, &Origin { file: None, overrides: &overrides })
 }
 
 /// Returns the path of a run directory's config.
@@ -345,22 +366,38 @@ impl Origin<'_> {
 
 fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<RunConfig> {
     let named = |key: &str| origin.name(&key.split('.').map(str::to_owned).collect::<Vec<_>>());
-    let local = match table.remove("local") {
+    let mut local = match table.remove("local") {
         Some(Value::Table(local)) => local,
         Some(other) => bail!("{}: expected a table, got {other}", named("local")),
         None => bail!("local: expected a table, got nothing"),
     };
+    let opened = spell_out_base(&mut table, &mut local).map_err(|error| error.context(named("model.base")))?;
     let local: LocalConfig = origin.read(local, "local")?;
     let run: learner::Config = origin.read(table, "")?;
     local.validate(&named)?;
+    let base = match (&run.language, &local.base) {
+        (Some(language), Some(base)) => {
+            let opened = opened.map_or_else(|| Opened::named(base), Ok);
+            let base =
+                opened.and_then(|opened| Base::new(opened, language.base, &run.model, text_options(&run, language)));
+            Some(base.map_err(|error| error.context(named("local.base")))?)
+        }
+        (Some(_), None) => {
+            bail!("{}: expected where the model of language.base lies, got nothing", named("local.base"))
+        }
+        (None, Some(base)) => {
+            bail!("{}: expected none in a run without a pretrained model, got {base:?}", named("local.base"))
+        }
+        (None, None) => None,
+    };
     ensure!(
-        run.model.variant.is_plain(),
+        base.is_some() || run.model.variant.is_plain(),
         "{}: expected none, since networks from random weights have the plain decoder",
         named("model.variant")
     );
-    let (expected, got) = (language().vocabulary_size(), run.model.vocabulary_size);
+    let (expected, got) = (language_of(base.as_ref()).vocabulary_size(), run.model.vocabulary_size);
     ensure!(got == expected, "{}: expected {expected}, got {got}", named("model.vocabulary_size"));
-    let sources: Vec<_> = crate::sources();
+    let sources = sources_of(base.as_ref());
     run.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>()).map_err(|error| match error {
         learner::Error::Config { key, expected, got } => anyhow!("{}: expected {expected}, got {got}", named(key)),
         learner::Error::Policy(policy::Error::Config { key, expected, got }) => {
@@ -385,14 +422,53 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         let (minutes_at, steps_at) = (named("local.minutes"), named("schedule.num_steps"));
         bail!("{minutes_at} = {minutes}, {steps_at} = {steps}: expected one limit on the run, got both");
     }
-    validate_exams(&run).map_err(|error| error.context(named("exams.names")))?;
-    validate_ladder(&run).map_err(|error| error.context(named("domains")))?;
-    Ok(RunConfig { name, run, local })
+    let language = language_of(base.as_ref());
+    validate_exams(&run, language.as_ref()).map_err(|error| error.context(named("exams.names")))?;
+    validate_ladder(&run, language.as_ref()).map_err(|error| error.context(named("domains")))?;
+    Ok(RunConfig { name, run, local, base })
+}
+
+fn language_of(base: Option<&Base>) -> Arc<dyn Language> {
+    base.map_or_else(crate::language, |base| base.language.clone())
+}
+
+fn sources_of(base: Option<&Base>) -> Vec<Arc<dyn ProblemSource>> {
+    base.map_or_else(Source::of_symbols, |base| Source::of_words(base.language.clone()))
+}
+
+/// Returns how a run asks its pretrained model.
+fn text_options(run: &learner::Config, language: &learner::LanguageConfig) -> TextOptions {
+    TextOptions { max_reply_tokens: run.actor.max_answer_tokens, num_examples: language.examples }
+}
+
+/// Replaces `model.base` with the keys that it stands for: the shape of the network, `language.base`, and `local.base`. Returns
+/// the model, if one is named.
+fn spell_out_base(config: &mut Table, local: &mut Table) -> Result<Option<Opened>> {
+    let Some(model) = config.get_mut("model").and_then(Value::as_table_mut) else { return Ok(None) };
+    let Some(base) = model.remove("base") else { return Ok(None) };
+    let base = base.as_str().with_context(|| format!("expected the name or the path of a model, got {base}"))?;
+    if let Some(other) = model.keys().find(|key| *key != "max_positions") {
+        bail!("expected max_positions alone beside it, since the model has a shape of its own, got model.{other}");
+    }
+    let opened = Opened::named(base)?;
+    let mut shape = Table::try_from(opened.pretrained.config())?;
+    shape.remove("max_positions");
+    overlay(model, shape);
+    // Elsewhere a relative path would be another one.
+    let place =
+        if Path::new(base).exists() { std::path::absolute(base)?.display().to_string() } else { base.to_owned() };
+    local.insert("base".to_owned(), place.into());
+    let language = config.entry("language").or_insert_with(|| Table::new().into()).as_table_mut();
+    let language = language.context("expected a table `language`, got another value")?;
+    language.insert("base".to_owned(), opened.digest.to_string().into());
+    language.entry("examples").or_insert(Value::Integer(NUM_EXAMPLES as i64));
+    language.entry("constrain").or_insert("answer".into());
+    Ok(Some(opened))
 }
 
 /// Checks on a few problems of every level that their answers fit in full, and that their niches can be proposed.
-fn validate_ladder(config: &learner::Config) -> Result<()> {
-    let language = language();
+fn validate_ladder(config: &learner::Config, language: &dyn Language) -> Result<()> {
+    let proposes = config.self_play.as_ref().is_some_and(|own| own.propose_tasks > 0);
     for entry in &config.domains {
         let domain = domain(&entry.name)?;
         for level in entry.levels.iter().map(|entry| entry.level) {
@@ -404,11 +480,14 @@ fn validate_ladder(config: &learner::Config) -> Result<()> {
                 ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");
                 let (needed, positions) = (room.prompt + available, config.model.max_positions);
                 ensure!(needed <= positions, "{name} needs model.max_positions = {needed}, got {positions}");
+                if !proposes {
+                    continue;
+                }
                 let niche = domain.niche(&problem, key.as_ref())?;
                 let room = language.proposal_room(&entry.name, niche)?;
                 let (needed, available) = (room.prompt + room.answer, config.model.max_positions);
                 ensure!(
-                    config.self_play.is_none() || needed <= available,
+                    needed <= available,
                     "{name} needs model.max_positions = {needed} for proposals, got {available}"
                 );
             }
@@ -420,12 +499,11 @@ fn validate_ladder(config: &learner::Config) -> Result<()> {
 const NUM_CHECKED_PROBLEMS: u64 = 8;
 
 /// Checks that the exams exist, once each, and that the network has room for their problems.
-fn validate_exams(config: &learner::Config) -> Result<()> {
+fn validate_exams(config: &learner::Config, language: &dyn Language) -> Result<()> {
     for (index, name) in config.exams.names.iter().enumerate() {
         let problems = exam_problems(name, Split::Dev, config.domains.iter().map(|entry| entry.name.as_str()))?;
         ensure!(!config.exams.names[..index].contains(name), "expected every exam once, got {name} twice");
-        let lengths =
-            problems.iter().map(|problem| positions(language().as_ref(), problem)).collect::<Result<Vec<_>>>()?;
+        let lengths = problems.iter().map(|problem| positions(language, problem)).collect::<Result<Vec<_>>>()?;
         let longest = lengths.iter().map(|(prompt, _)| *prompt).max().unwrap_or(0);
         let answer = config.actor.max_answer_tokens as usize;
         let (needed, available) = (longest + answer, config.model.max_positions);
@@ -510,12 +588,14 @@ fn shape(size: &Value) -> Result<Table> {
 }
 
 /// Optional keys of a config.
-const MAY_BE_ABSENT: [&str; 6] = [
+const MAY_BE_ABSENT: [&str; 8] = [
+    "language",
     "self_play",
     "learner.policy_gradient",
     "schedule.num_steps",
     "schedule.decay_from",
     "local.minutes",
+    "local.base",
     "local.bus.fault",
 ];
 
@@ -585,7 +665,8 @@ mod tests {
         for (name, _) in PRESETS {
             let config = resolve(Some(Path::new(name)), &[], &[]).unwrap();
             let table = to_toml(&config).unwrap().parse().unwrap();
-            assert_eq!(from_table(config.name.clone(), table, &Origin { file: None, overrides: &[] }).unwrap(), config);
+            let read = from_table(config.name.clone(), table, &Origin { file: None, overrides: &[] }).unwrap();
+            assert_eq!((read.name, read.run, read.local), (config.name, config.run, config.local));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use language::Language;
 use language::text::TextOptions;
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
@@ -11,9 +11,9 @@ use policy::formats::Pretrained;
 use policy::{ModelConfig, Params};
 use proto::{Problem, ProblemOrigin, Request};
 
-use crate::model::known::{is_known, resolve};
-use crate::pretrained;
+use crate::pretrained::{self, Base, model_of};
 use crate::report::note;
+use crate::run_config;
 
 /// The options of commands that measure a network.
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 }
 
 const MAX_REPLY_TOKENS: u32 = 64;
-const NUM_EXAMPLES: usize = 3;
+pub(crate) const NUM_EXAMPLES: usize = 3;
 
 /// A network, with the language that it reads.
 pub(crate) struct Subject {
@@ -40,6 +40,8 @@ pub(crate) struct Subject {
     pub(crate) language: Arc<dyn Language>,
     /// The step of the run that trained it; `None` for a pretrained model.
     pub(crate) step: Option<u64>,
+    /// The pretrained model that the run began with.
+    pub(crate) base: Option<Base>,
 }
 
 impl Subject {
@@ -47,7 +49,19 @@ impl Subject {
     pub(crate) fn load(path: &Path) -> Result<Subject> {
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
-        Ok(Subject { model, params, language: crate::language(), step })
+        let symbols = crate::language();
+        if model.vocabulary_size == symbols.vocabulary_size() {
+            return Ok(Subject { model, params, language: symbols, step, base: None });
+        }
+        let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
+        let run = run.with_context(|| {
+            format!(
+                "{}: expected a checkpoint in the folder of its run, whose config names its tokenizer",
+                path.display()
+            )
+        })?;
+        let config = run_config::of_run(&run, &[])?;
+        Ok(Subject { model, params, language: config.language(), step, base: config.base })
     }
 
     /// Reads what a command names: a run, a checkpoint, or a pretrained model.
@@ -60,36 +74,41 @@ impl Subject {
             );
             return Subject::load(subject);
         }
-        let pretrained = Pretrained::open(&model_of(subject)?)?;
+        let path = model_of(subject)?.with_context(|| {
+            format!(
+                "{}: expected a run with a complete checkpoint, a checkpoint, or a pretrained model (a folder with \
+                 config.json, a GGUF file, or a name from `autodidact model get`); found none of them",
+                subject.display()
+            )
+        })?;
+        let pretrained = Pretrained::open(&path)?;
         let options = TextOptions {
             max_reply_tokens: max_reply_tokens.unwrap_or(MAX_REPLY_TOKENS),
             num_examples: examples.map_or(NUM_EXAMPLES, usize::from),
         };
         let language = Arc::new(pretrained::language(&pretrained, options)?);
-        Ok(Subject { model: pretrained.config().clone(), params: pretrained.load()?, language, step: None })
+        let (model, params) = (pretrained.config().clone(), pretrained.load()?);
+        Ok(Subject { model, params, language, step: None, base: None })
     }
 
-    /// Returns a network of the same shape with random weights; `None` for a pretrained model.
-    pub(crate) fn untrained(&self) -> Option<Subject> {
-        self.step?;
-        let params = Params::init(&self.model, 0);
-        Some(Subject { model: self.model.clone(), params, language: self.language.clone(), step: Some(0) })
+    /// Returns the network before its training: random weights, or the pretrained model that the run began with; `None` for a
+    /// pretrained model.
+    pub(crate) fn untrained(&self) -> Result<Option<Subject>> {
+        if self.step.is_none() {
+            return Ok(None);
+        }
+        let params = match &self.base {
+            Some(base) => base.pretrained.load()?,
+            None => Params::init(&self.model, 0),
+        };
+        let (model, language) = (self.model.clone(), self.language.clone());
+        Ok(Some(Subject { model, params, language, step: Some(0), base: self.base.clone() }))
     }
-}
 
-/// Returns the file or folder of a pretrained model that is named or lies at a path.
-fn model_of(subject: &Path) -> Result<PathBuf> {
-    if subject.is_file() || subject.join("config.json").exists() {
-        return Ok(subject.to_owned());
+    /// Whether the network reads symbols.
+    pub(crate) fn reads_symbols(&self) -> bool {
+        self.step.is_some() && self.base.is_none()
     }
-    if let Some(known) = subject.to_str().filter(|name| !subject.exists() && is_known(name)) {
-        return resolve(known);
-    }
-    bail!(
-        "{}: expected a run with a complete checkpoint, a checkpoint, or a pretrained model (a folder with config.json, a GGUF \
-         file, or a name from `autodidact model get`); found none of them",
-        subject.display()
-    )
 }
 
 /// Whether a path is a run or a checkpoint, or was meant as one.

@@ -1,4 +1,4 @@
-//! `train`: trains from random weights and prints a table of scores; all roles in one process, or the learner alone.
+//! `train`: trains a network and prints a table of scores; all roles in one process, or the learner alone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::Split;
+use language::Language;
 use learner::{Audit, Exam, Observer, Outcome, RunLock, RunOptions, Summary, families};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use verifier::Judge;
 
+use crate::begun;
 use crate::bus_meters::Duty;
 use crate::closing::Closing;
 use crate::cluster::{BusArgs, Led};
@@ -27,7 +29,6 @@ use crate::record::Recorder;
 use crate::report::print;
 use crate::run_config::{self, RunConfig};
 use crate::signals::stop_in_order;
-use crate::{begun, language};
 
 /// Time without progress after which the display shows what the run waits for.
 const TELL_AFTER: Duration = Duration::from_secs(20);
@@ -128,7 +129,8 @@ async fn run_roles(
         term: others.term(),
         reissue_after: plan.bus_args.as_ref().map(|_| local.reissue_after()),
         audit: plan.bus_args.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
-        tokenizer_json: tokenizer_json(),
+        tokenizer_json: tokenizer_json(plan.config.language().as_ref()),
+        base: plan.config.base.as_ref().map(|base| base.pretrained.clone()),
     };
     let mut recorder = Recorder::open(&plan.run_dir)?;
     let display = Display::start(plan.display(listener.as_ref()))?;
@@ -136,6 +138,7 @@ async fn run_roles(
         listener.serve(metrics.clone())?;
     }
     let (config, manifest, bus) = (config.clone(), plan.manifest.clone(), others.bus());
+    let sources = plan.config.sources();
     let stopped = shutdown.clone();
     let mut learner = tokio::spawn(async move {
         let observer: Observer<'_> = &mut |event| {
@@ -144,7 +147,6 @@ async fn run_roles(
             display.show(event);
             Ok(())
         };
-        let sources = crate::sources();
         let summary = learner::run(config, options, &lock, manifest, sources, exams, bus, observer, stopped).await;
         (summary, recorder.finish(), display, lock)
     });
@@ -196,11 +198,11 @@ enum Others {
 
 impl Others {
     fn here(bus: Arc<dyn Bus>, config: &RunConfig, shutdown: &CancellationToken) -> Others {
-        let RunConfig { run, local, .. } = config;
+        let (RunConfig { run, local, .. }, language) = (config, config.language());
         let config =
             actor::Config { device: run.actor.device, num_threads: local.num_threads(), num_slots: local.slots };
-        let actor = actor::run(config, language(), bus.clone(), shutdown.clone());
-        let verifier = verifier::run(Judge::new(language(), run.batch.num_rollouts), bus.clone(), shutdown.clone());
+        let actor = actor::run(config, language.clone(), bus.clone(), shutdown.clone());
+        let verifier = verifier::run(Judge::new(language, run.batch.num_rollouts), bus.clone(), shutdown.clone());
         let mut roles = JoinSet::new();
         roles.spawn(async { Ok(actor.await.map(drop)?) });
         roles.spawn(async { Ok(verifier.await.map(drop)?) });
@@ -235,8 +237,7 @@ impl Others {
     }
 }
 
-fn tokenizer_json() -> String {
-    let language = language();
+fn tokenizer_json(language: &dyn Language) -> String {
     let ids = 0..language.vocabulary_size() as proto::TokenId;
     let names: Vec<String> = ids.map(|token| language.token_name(token)).collect();
     serde_json::json!({"type": "word-level", "tokens": names}).to_string()

@@ -87,8 +87,8 @@ pub enum Error {
     EngineStopped,
 }
 
-/// How many versions are kept loaded: the one that is played, the next, and an exam's.
-const KEPT_VERSIONS: usize = 4;
+/// How many versions are kept loaded besides those of the tasks at hand: the one of the step, and an exam's.
+const KEPT_VERSIONS: usize = 2;
 
 /// Delay before a task whose weights were unavailable is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -275,7 +275,10 @@ impl Actor {
                     self.play_from_now_on(LoadedVersion { policy_version, weights: weights.clone() });
                 }
                 self.versions.push_front((digest, weights));
-                self.versions.truncate(KEPT_VERSIONS);
+                let needed: BTreeSet<Digest> = self.taken().map(|task| task.message.body.weights).collect();
+                let mut ages = 0..;
+                let is_new = |age: Option<usize>| age.is_some_and(|age| age < KEPT_VERSIONS);
+                self.versions.retain(|(known, _)| is_new(ages.next()) || needed.contains(known));
                 // A newer version may be announced by now.
                 self.play_newest();
             }

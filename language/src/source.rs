@@ -14,8 +14,16 @@ pub struct Source {
 impl Source {
     /// Lists the domains of the registry that have symbols.
     pub fn of_symbols() -> Vec<Arc<dyn ProblemSource>> {
-        let language: Arc<dyn Language> = Arc::new(SymbolLanguage);
-        let asked = registry().iter().filter(|domain| domain.symbols().is_some());
+        Source::all(Arc::new(SymbolLanguage), |domain| domain.symbols().is_some())
+    }
+
+    /// Lists the domains of the registry that have a wording, asked in a language of words.
+    pub fn of_words(language: Arc<dyn Language>) -> Vec<Arc<dyn ProblemSource>> {
+        Source::all(language, |domain| domain.wording().is_some())
+    }
+
+    fn all(language: Arc<dyn Language>, is_asked: fn(&dyn Domain) -> bool) -> Vec<Arc<dyn ProblemSource>> {
+        let asked = registry().iter().filter(|domain| is_asked(domain.as_ref()));
         let source = |domain: &Arc<dyn Domain>| Source { domain: domain.clone(), language: language.clone() };
         asked.map(|domain| Arc::new(source(domain)) as Arc<dyn ProblemSource>).collect()
     }

@@ -16,6 +16,9 @@ pub struct Config {
     pub seed: u64,
     /// Shape of the network.
     pub model: ModelConfig,
+    /// The pretrained model that the run begins with, and how it is asked; absent for a network from random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<LanguageConfig>,
     /// Size and timing of batches.
     pub batch: BatchConfig,
     /// How actors sample tokens.
@@ -30,6 +33,28 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// Exams during the run.
     pub exams: ExamsConfig,
+}
+
+/// A pretrained model, and how it is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LanguageConfig {
+    /// Hash of the model's files.
+    pub base: Digest,
+    /// Worked examples in every prompt, 0 to 3.
+    pub examples: usize,
+    /// Which tokens an answer may have.
+    pub constrain: Constrain,
+}
+
+/// Which tokens an answer of a pretrained model may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Constrain {
+    /// Those that continue a well-formed answer, in domains that define one.
+    Answer,
+    /// All.
+    None,
 }
 
 /// Size and timing of batches.
@@ -242,6 +267,9 @@ impl Config {
             max_answer_tokens,
             (1..room).contains(&max_answer_tokens),
         )?;
+        if let Some(LanguageConfig { examples, .. }) = self.language {
+            check("language.examples", "0 to 3", examples, examples <= 3)?;
+        }
         check("domains", "at least one entry", "none", !self.domains.is_empty())?;
         for (index, entry) in self.domains.iter().enumerate() {
             let source = sources.iter().find(|source| source.name() == entry.name);

@@ -35,11 +35,13 @@ mod writer;
 
 use std::path::PathBuf;
 
+use policy::formats::FormatError;
+
 pub use audit::Audit;
 pub use checkpoint::{Checkpoint, load_checkpoint};
 pub use config::{
-    ActorConfig, BatchConfig, Config, Control, DomainShare, ExamsConfig, LearnerConfig, LevelWeight,
-    PolicyGradientConfig, PolicyGradientKind, ProblemShares, ProposerLoss, ScheduleConfig, SelfPlayConfig,
+    ActorConfig, BatchConfig, Config, Constrain, Control, DomainShare, ExamsConfig, LanguageConfig, LearnerConfig,
+    LevelWeight, PolicyGradientConfig, PolicyGradientKind, ProblemShares, ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
 pub use event::{Ban, Event, Observer, Sample, StepEvent};
 pub use fold::{Fold, SelfPlayReport, StepReport};
@@ -73,6 +75,9 @@ pub enum Error {
     /// The policy failed.
     #[error(transparent)]
     Policy(#[from] policy::Error),
+    /// The pretrained model that the run begins with cannot be read.
+    #[error(transparent)]
+    Base(#[from] FormatError),
     /// The bus failed.
     #[error(transparent)]
     Bus(#[from] bus::Error),
@@ -234,6 +239,7 @@ fn test_config() -> Config {
             policy_gradient: None,
         },
         schedule: ScheduleConfig { num_steps: Some(10), warmup_steps: 2, decay_from: None },
+        language: None,
         exams: ExamsConfig { names: Vec::new(), every_steps: 0 },
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Delivery};
+use policy::formats::Pretrained;
 use proto::{Digest, Problem, ProblemSource, ScoredGroup, TaskId, TaskKind};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -61,8 +62,10 @@ pub struct RunOptions {
     pub reissue_after: Option<Duration>,
     /// Which tasks two actors must agree on; `None` if all actors are trusted.
     pub audit: Option<Audit>,
-    /// Content of `tokenizer.json` with the token names, written beside the weights.
+    /// Content of `tokenizer.json`, written beside the weights.
     pub tokenizer_json: String,
+    /// The pretrained model that the run begins with; `None` for a network from random weights.
+    pub base: Option<Arc<Pretrained>>,
 }
 
 /// An exam that is evaluated during the run.

@@ -1,9 +1,11 @@
-use policy::Sequence;
+use policy::formats::Pretrained;
+use policy::{Sequence, TrainingState};
 use proto::{Digest, LabelOrigin, ProblemOrigin};
 use serde::{Deserialize, Serialize};
 
 use crate::replay_buffers::{ReplayBuffers, Stored};
 use crate::self_play::SelfPlay;
+use crate::{Config, Error};
 
 /// The state after n steps, except what the trainer holds: version n of the weights and the optimizer state.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +33,17 @@ pub struct Totals {
     pub num_trained_tokens: u64,
     /// Origins of the tokens of trained examples: problem origin, label origin, chosen tokens times weight.
     pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
+}
+
+/// Returns the weights of state 0 with their optimizer state: random ones, or those of a pretrained model.
+///
+/// # Errors
+/// [`Error::Base`].
+pub(crate) fn initial_training(config: &Config, base: Option<&Pretrained>) -> Result<TrainingState, Error> {
+    Ok(match base {
+        Some(base) => TrainingState::from_weights(&config.model, base.load()?),
+        None => TrainingState::initial(&config.model, config.seed),
+    })
 }
 
 impl State {

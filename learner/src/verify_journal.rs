@@ -2,12 +2,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use policy::TrainingState;
+use policy::formats::Pretrained;
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
 use crate::checkpoint::{Checkpoint, list_checkpoints, load_checkpoint};
 use crate::journal::{JournalReader, Record, RecordError, read_manifest};
 use crate::main_loop::expect_step;
 use crate::received::Received;
+use crate::state::initial_training;
 use crate::{Config, Error, Fold, Manifest, Plans, State};
 
 /// The result of a replay.
@@ -26,7 +28,7 @@ pub struct ReplayReport {
 /// Computes a run again from its journal alone and compares the digests of every step up to `last_step`. If the first steps of
 /// the journal are gone, begins at the oldest kept checkpoint instead.
 ///
-/// Calls `each` with the number of every step that matches.
+/// Calls `each` with the number of every step that matches. `base` is the pretrained model that the run began with, if any.
 ///
 /// # Errors
 /// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
@@ -35,6 +37,7 @@ pub struct ReplayReport {
 pub fn verify_journal(
     config: Config,
     run_dir: &Path,
+    base: Option<&Pretrained>,
     sources: Vec<Arc<dyn ProblemSource>>,
     num_threads: usize,
     last_step: u64,
@@ -53,7 +56,7 @@ pub fn verify_journal(
     if !manifest.reproducible {
         return Err(Error::NotReproducible);
     }
-    let Start { state, training, planned, control, mut received, mut reader } = Start::find(&config, run_dir)?;
+    let Start { state, training, planned, control, mut received, mut reader } = Start::find(&config, run_dir, base)?;
     let mut control = config.control().or(control);
     let first_step = state.step;
     let mut fold = Fold::new(config, sources, num_threads, (state, training), planned)?;
@@ -104,13 +107,13 @@ struct Start {
 
 impl Start {
     /// Finds the first step that can be computed again.
-    fn find(config: &Config, run_dir: &Path) -> Result<Start, Error> {
+    fn find(config: &Config, run_dir: &Path, base: Option<&Pretrained>) -> Result<Start, Error> {
         let journal = run_dir.join("journal");
         let reader = JournalReader::open(&journal)?;
         if !reader.is_cut_off() {
             return Ok(Start {
                 state: State::initial(),
-                training: TrainingState::initial(&config.model, config.seed),
+                training: initial_training(config, base)?,
                 planned: Plans::default(),
                 control: None,
                 received: Received::default(),
@@ -167,7 +170,7 @@ mod tests {
 
     fn replay_of(run_dir: &Path, last_step: u64) -> (Result<ReplayReport, Error>, Vec<u64>) {
         let mut agreed = Vec::new();
-        let report = verify_journal(config(), run_dir, sources(), 1, last_step, |step| agreed.push(step));
+        let report = verify_journal(config(), run_dir, None, sources(), 1, last_step, |step| agreed.push(step));
         (report, agreed)
     }
 

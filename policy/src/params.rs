@@ -29,7 +29,11 @@ pub struct TrainingState {
 impl TrainingState {
     /// Returns the state before the first step, with initial weights.
     pub fn initial(config: &ModelConfig, seed: u64) -> TrainingState {
-        let weights = Params::init(config, seed);
+        TrainingState::from_weights(config, Params::init(config, seed))
+    }
+
+    /// Returns the state before the first step, with the weights of a pretrained network.
+    pub fn from_weights(config: &ModelConfig, weights: Params) -> TrainingState {
         let [first, second] = [(); 2].map(|()| Params::zeros(config));
         TrainingState { average: weights.clone(), weights, first, second, num_updates: 0 }
     }

@@ -21,7 +21,6 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use crate::input::{name_of_input, read_text};
-use crate::language;
 use crate::manifest::manifest;
 use crate::plan::{self, End};
 use crate::player::Player;
@@ -195,7 +194,7 @@ impl Study {
         for (index, name) in exams.iter().enumerate() {
             ensure!(!exams[..index].contains(name), "exams: expected every exam once, got {name} twice");
             for run in &runs {
-                let needed = positions_needed(language().as_ref(), &run.config.exam(name, file.split)?)?;
+                let needed = positions_needed(run.config.language().as_ref(), &run.config.exam(name, file.split)?)?;
                 let has = run.config.run.model.max_positions;
                 let arm = &run.arm;
                 ensure!(needed <= has, "exams: {name} needs model.max_positions = {needed}, arm {arm} has {has}");
@@ -426,7 +425,7 @@ fn trained_exams(runs: &[Run], split: Split) -> Result<Vec<String>> {
     let mut exams = Vec::new();
     for spec in exams_of(runs.iter().flat_map(|run| run.config.domains())) {
         let fits = |run: &Run| {
-            let needed = positions_needed(language().as_ref(), &run.config.exam(spec.name, split)?)?;
+            let needed = positions_needed(run.config.language().as_ref(), &run.config.exam(spec.name, split)?)?;
             Ok(needed <= run.config.run.model.max_positions)
         };
         if runs.iter().map(fits).collect::<Result<Vec<_>>>()?.into_iter().all(|fits| fits) {

@@ -58,6 +58,7 @@ impl Roles {
             reissue_after: None,
             audit: None,
             tokenizer_json: "{}".to_owned(),
+            base: None,
         };
         let manifest = Manifest {
             config: config.digest(),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::Bus;
-use policy::TrainingState;
 use proto::{Digest, ProblemSource, TaskKind};
 use tokio::task::block_in_place;
 use tokio::time::Instant;
@@ -20,6 +19,7 @@ use crate::ledger::Ledger;
 use crate::plan::Plans;
 use crate::point::Point;
 use crate::run_dir::Recovered;
+use crate::state::initial_training;
 use crate::waiting::Workers;
 use crate::writer::Writer;
 use crate::{Config, Error, Fold, Manifest, RunLock, State};
@@ -67,7 +67,7 @@ impl<'a> Learner<'a> {
                 (state, training, planned, versions, point.unwrap_or_default())
             }
             None => {
-                let training = block_in_place(|| TrainingState::initial(&config.model, config.seed));
+                let training = block_in_place(|| initial_training(&config, options.base.as_deref()))?;
                 (State::initial(), training, Plans::default(), Vec::new(), Point::default())
             }
         };

@@ -14,10 +14,12 @@ mod stored;
 mod write;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use proto::TokenId;
+use proto::{Digest, TokenId};
 
 use self::layout::{Convention, Part};
 use self::stored::Store;
@@ -167,6 +169,29 @@ impl Pretrained {
         &self.path
     }
 
+    /// Hashes the files of the network: the GGUF file, or every `.json`, `.jinja` and `.safetensors` file of the folder with its
+    /// name. Equal files have equal digests wherever they lie.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn digest(&self) -> Result<Digest, FormatError> {
+        let reading = || FormatError::io(&self.path, "a readable model");
+        if self.gguf.is_some() {
+            return digest_of_file(&self.path);
+        }
+        let mut parts = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(reading())? {
+            let path = entry.map_err(reading())?.path();
+            let is_part = |extension: &OsStr| ["json", "jinja", "safetensors"].iter().any(|part| extension == *part);
+            if path.extension().is_some_and(is_part) && path.is_file() {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                parts.push((name, digest_of_file(&path)?));
+            }
+        }
+        parts.sort();
+        Ok(Digest::of(&parts))
+    }
+
     /// Reads the weights as F32. Beside them, memory holds a few rows at a time.
     ///
     /// # Errors
@@ -215,6 +240,13 @@ impl fmt::Display for Family {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(self.name())
     }
+}
+
+fn digest_of_file(path: &Path) -> Result<Digest, FormatError> {
+    let mut hasher = blake3::Hasher::new();
+    let file = File::open(path).map_err(FormatError::io(path, "a readable file"))?;
+    hasher.update_reader(file).map_err(FormatError::io(path, "a readable file"))?;
+    Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
 }
 
 /// Checks the shape that a file describes.
