@@ -9,6 +9,7 @@ use language::Language;
 use proto::Problem;
 
 use crate::input::JsonLines;
+use crate::pairing::Pairing;
 use crate::player::{Player, Scores};
 use crate::report::{note, percent, print, table};
 use crate::subject::{self, Subject, expect_room, positions_needed, run_of};
@@ -30,6 +31,9 @@ pub(crate) struct Args {
     /// Split of the exam.
     #[arg(long, conflicts_with = "problems", default_value = "test", value_parser = ["dev", "test"])]
     split: String,
+    /// Another run or pretrained model to compare with, instead of the network before its training.
+    #[arg(long, value_name = "RUN|MODEL")]
+    compare: Option<PathBuf>,
     /// Print one JSON object per exam instead of tables.
     #[arg(long)]
     json: bool,
@@ -72,7 +76,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let longest = longest.into_iter().max().unwrap_or(has).min(has);
     let player = |subject: Subject| Player::new(subject, longest, usize::from(args.threads));
     let reads_symbols = subject.reads_symbols();
-    let untrained = subject.untrained()?.map(player).transpose()?;
+    let before = if reads_symbols { "untrained network, same mask" } else { "pretrained model" };
+    let (other, before) = match &args.compare {
+        Some(path) => (Some(Subject::named(&args.subject.of(path))?), path.display().to_string()),
+        None => (subject.untrained()?, before.to_owned()),
+    };
+    let untrained = other.map(player).transpose()?;
     let trained = player(subject)?;
     for (name, problems) in sets {
         if step.is_none() {
@@ -80,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         let sat = Sat::sit(&trained, untrained.as_ref(), &problems, args.samples, reads_symbols)
             .with_context(|| name.clone())?;
-        let report = Report { parts: by_part(&problems, &sat)?, step, sat, name };
+        let report = Report { parts: by_part(&problems, &sat)?, step, sat, name, before: before.clone() };
         print(&if args.json { report.json().to_string() } else { report.text() })?;
     }
     Ok(())
@@ -91,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Sat {
     /// Greedy and sampled.
     trained: (Scores, Scores),
-    /// Those of the network before its training, if a run trained it.
+    /// Those of the network before its training, if a run trained it, or of the one to compare with.
     untrained: Option<(Scores, Scores)>,
     /// Only of networks that read symbols.
     blind: Option<Blind>,
@@ -138,6 +147,11 @@ impl Sat {
         }
     }
 
+    /// Compares the greedy answers with those of the network before its training, or the one to compare with.
+    fn pairing(&self) -> Option<Pairing> {
+        self.untrained.as_ref().map(|(greedy, _)| Pairing::of(&self.trained.0, greedy))
+    }
+
     fn num_problems(&self) -> usize {
         self.trained.1.correct.len()
     }
@@ -160,6 +174,7 @@ impl Sat {
             "num_problems": self.num_problems(),
             "trained": network(&self.trained),
             "untrained": self.untrained.as_ref().map(network),
+            "paired_greedy": self.pairing(),
         });
         if let Some(Blind { random, enumerated }) = &self.blind {
             let pair = |one, many| serde_json::json!({"pass_at_1": estimate(one), "pass_at_k": estimate(many)});
@@ -175,6 +190,8 @@ struct Report {
     name: String,
     /// The step of the run; `None` for a pretrained model.
     step: Option<u64>,
+    /// What the network is compared with.
+    before: String,
     sat: Sat,
     parts: Vec<Part>,
 }
@@ -210,7 +227,7 @@ fn by_part(problems: &[Problem], sat: &Sat) -> Result<Vec<Part>> {
 
 impl Report {
     fn text(&self) -> String {
-        let Report { name, step, sat, parts } = self;
+        let Report { name, step, before, sat, parts } = self;
         let k = sat.num_samples();
         let cell = |(mean, error): (f64, f64)| format!("{} ± {:.1}", percent(mean), 100.0 * error);
         let network = |name: &str, (greedy, sampled): &(Scores, Scores)| {
@@ -221,7 +238,6 @@ impl Report {
         };
         let mut rows = vec![["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned)];
         rows.push(network(if step.is_some() { "trained" } else { "pretrained model" }, &sat.trained));
-        let before = if sat.blind.is_some() { "untrained network, same mask" } else { "pretrained model" };
         rows.extend(sat.untrained.as_ref().map(|scores| network(before, scores)));
         if let Some(Blind { random, enumerated }) = &sat.blind {
             rows.push(alone("uniform random legal tokens", random, random.pass_at(k)));
@@ -231,6 +247,9 @@ impl Report {
         rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
         let step = step.map_or(String::new(), |step| format!(", step {step}"));
         let mut text = format!("{name}, {} problems{step}\n{}", sat.num_problems(), table(&rows));
+        if let Some(pairing) = sat.pairing() {
+            text += &format!("{}\n", pairing.text(before));
+        }
         if !parts.is_empty() {
             let best = format!("pass@{k}");
             let head = ["part", "problems", "greedy", &best, "untrained", "random", "enumeration"].map(str::to_owned);
@@ -256,7 +275,7 @@ impl Report {
     }
 
     fn json(&self) -> serde_json::Value {
-        let Report { name, step, sat, parts } = self;
+        let Report { name, step, before, sat, parts } = self;
         let part = |Part { domain, level, description, held_out, sat }: &Part| {
             serde_json::json!({
                 "domain": domain,
@@ -270,6 +289,7 @@ impl Report {
             "exam": name,
             "step": step,
             "k": sat.num_samples(),
+            "compared_with": before,
             "scores": sat.json(),
             "parts": parts.iter().map(part).collect::<Vec<_>>(),
         })

@@ -28,6 +28,7 @@ mod late;
 mod manifest;
 mod metrics;
 mod model;
+mod pairing;
 mod panics;
 mod plan;
 mod player;

@@ -30,6 +30,13 @@ pub(crate) struct Args {
     examples: Option<u8>,
 }
 
+impl Args {
+    /// Returns the same options for another subject.
+    pub(crate) fn of(&self, subject: &Path) -> Args {
+        Args { subject: subject.to_owned(), ..*self }
+    }
+}
+
 const MAX_REPLY_TOKENS: u32 = 64;
 pub(crate) const NUM_EXAMPLES: usize = 3;
 
