@@ -105,7 +105,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// Preset (laptop, ladder, smoke) or TOML file [default: laptop].
+    /// Preset (laptop, ladder, smoke, smollm2) or TOML file [default: laptop].
     config: Option<PathBuf>,
     /// Override one config key; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -19,7 +19,7 @@ use crate::run_config::{self, LocalConfig, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Preset (laptop, ladder, smoke) or TOML file [default: laptop].
+    /// Preset (laptop, ladder, smoke, smollm2) or TOML file [default: laptop].
     config: Option<String>,
     /// Run directory [default: `runs/<config>-<seed>-<n>`].
     #[arg(long, value_name = "DIR")]

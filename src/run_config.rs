@@ -22,10 +22,11 @@ use crate::pretrained::{Base, Opened};
 use crate::subject::{NUM_EXAMPLES, positions};
 
 /// The presets, compiled in.
-pub(crate) const PRESETS: [(&str, &str); 3] = [
+pub(crate) const PRESETS: [(&str, &str); 4] = [
     ("laptop", include_str!("../deploy/configs/laptop.toml")),
     ("ladder", include_str!("../deploy/configs/ladder.toml")),
     ("smoke", include_str!("../deploy/configs/smoke.toml")),
+    ("smollm2", include_str!("../deploy/configs/smollm2.toml")),
 ];
 
 /// The keys that each `model.size` expands to.
@@ -660,9 +661,12 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    /// `smollm2` needs its model: tests/e2e/pretrained.rs.
+    const FROM_RANDOM_WEIGHTS: [&str; 3] = ["laptop", "ladder", "smoke"];
+
     #[test]
     fn presets_resolve_and_survive_their_file() {
-        for (name, _) in PRESETS {
+        for name in FROM_RANDOM_WEIGHTS {
             let config = resolve(Some(Path::new(name)), &[], &[]).unwrap();
             let table = to_toml(&config).unwrap().parse().unwrap();
             let read = from_table(config.name.clone(), table, &Origin { file: None, overrides: &[] }).unwrap();
@@ -675,7 +679,7 @@ mod tests {
     fn a_config_in_full_is_laid_over_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine.toml");
-        for (name, _) in PRESETS {
+        for name in FROM_RANDOM_WEIGHTS {
             let config = resolve(Some(Path::new(name)), &["self_play=".to_owned()], &[]).unwrap();
             std::fs::write(&path, to_toml(&config).unwrap()).unwrap();
             let read = resolve(Some(&path), &[], &[]).unwrap();

@@ -19,6 +19,7 @@ mod model;
 mod nats_server;
 mod pages;
 mod pretrained;
+mod pretrained_run;
 mod process;
 mod pure_function;
 mod roles;

@@ -1,0 +1,173 @@
+//! Runs that begin with a pretrained model. The model is a tiny one of random weights, in a folder of Hugging Face.
+
+use std::path::Path;
+
+use policy::formats::{Family, StoredType, write_hf};
+use policy::{ModelConfig, Params, Variant};
+use serde_json::{Value, json};
+
+use crate::bad_input::refused;
+use crate::cluster::Cluster;
+use crate::runs::{Folder, HASTE, History, RESUME, metrics, wait_until};
+
+/// Steps of the runs here.
+const NUM_STEPS: usize = 6;
+
+/// Bytes, the tokens that stand for them, and two special ones.
+const VOCABULARY_SIZE: usize = 258;
+
+/// Writes a model whose tokens are bytes.
+fn write_model(folder: &Path, seed: u64) {
+    let variant = Variant { tied_head: true, rms_norm_eps: 1e-5, rope_theta: 1e5, ..Variant::default() };
+    let config = ModelConfig {
+        vocabulary_size: VOCABULARY_SIZE,
+        max_positions: 512,
+        d_model: 32,
+        num_layers: 2,
+        num_heads: 2,
+        num_kv_heads: 1,
+        ff_dim: 64,
+        variant,
+    };
+    std::fs::create_dir(folder).unwrap();
+    write_hf(folder, &config, Family::Llama, &Params::init(&config, seed), StoredType::F32).unwrap();
+    let special = |id: usize, content: &str| {
+        json!({
+            "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            "special": true,
+        })
+    };
+    let vocabulary: serde_json::Map<String, Value> =
+        (0..=255).map(|byte| (symbol(byte).to_string(), json!(byte))).collect();
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [special(256, "<|im_start|>"), special(257, "<|im_end|>")],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    });
+    let template = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n\
+                    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let settings = json!({"eos_token": "<|im_end|>", "chat_template": template});
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(folder.join("tokenizer_config.json"), settings.to_string()).unwrap();
+}
+
+/// Returns the character by which byte-level tokenizers write a byte: itself if it is printable, else one of those from 256 on.
+fn symbol(byte: u8) -> char {
+    let is_printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let stand_in = || 256 + (0..byte).filter(|before| !is_printable(before)).count() as u32;
+    char::from_u32(if is_printable(&byte) { byte.into() } else { stand_in() }).unwrap()
+}
+
+/// Makes a folder with the model and a config that begins with it.
+fn folder() -> Folder {
+    let folder = Folder::new();
+    write_in(&folder);
+    folder
+}
+
+fn write_in(folder: &Folder) {
+    write_model(&folder.path("model"), 0);
+    let config = "preset = \"smollm2\"\nmodel = { base = \"model\", max_positions = 448 }\n\
+                  batch = { num_tasks = 6, num_rollouts = 4 }\n\
+                  learner = { learning_rate = 3e-3, update_tokens = 2000 }\n\
+                  schedule.num_steps = 6\nexams.names = [\"arithmetic-sum\"]\nlocal.slots = 16\n";
+    std::fs::write(folder.path("tiny.toml"), config).unwrap();
+}
+
+const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run-dir", "run"];
+
+/// Returns the history of a run with changes.
+fn trained(changes: &[&str]) -> History {
+    let folder = folder();
+    let set = changes.iter().flat_map(|change| ["--set", change]);
+    folder.call(&TRAIN.into_iter().chain(set).collect::<Vec<_>>()).success();
+    folder.history()
+}
+
+#[test]
+fn threads_slots_and_kills_change_nothing() {
+    let expected = trained(&["local.threads=1", "local.slots=4"]);
+    assert_eq!(expected.steps.len(), NUM_STEPS);
+    trained(&["local.threads=2", "local.slots=64"]).assert_steps_of(&expected);
+    let killed = folder();
+    for step in [2, 4] {
+        let args = if step == 2 { &[&TRAIN[..], &["--set", "local.checkpoint_every=3"]].concat()[..] } else { &RESUME };
+        let process = killed.start(args);
+        wait_until("steps", || killed.last_step() >= step);
+        process.kill();
+    }
+    killed.resume().success();
+    killed.history().assert_steps_of(&expected);
+    let replayed = killed.call(&["replay", "run"]).success();
+    assert!(replayed.stdout.contains("replayed 6 steps"), "{replayed:#?}");
+    let rows = metrics(&killed.path("run"));
+    let steps: Vec<&Value> = rows.iter().filter(|row| row.get("exam").is_none()).collect();
+    assert!(steps.iter().all(|row| row["logprob_mismatch"] == json!(0.0)), "{steps:?}");
+    assert!(steps.iter().all(|row| row["num_examples"].as_u64().unwrap() > 0), "hindsight makes examples: {steps:?}");
+    for changes in ["language.examples=1", "language.constrain=none", "learner.hindsight=false"] {
+        assert_ne!(trained(&[changes]).steps[0], expected.steps[0], "{changes} is part of what is learned");
+    }
+}
+
+#[test]
+fn processes_over_nats_give_the_weights_of_one() {
+    let expected = trained(&[]);
+    let cluster = Cluster::new();
+    write_in(&cluster.folder);
+    let learner = cluster.start("learner", &[&["tiny.toml", "--run-dir", "run"], &HASTE[..]].concat());
+    // A worker that has the model elsewhere.
+    write_model(&cluster.folder.path("elsewhere"), 0);
+    let workers = [
+        cluster.start("actor", &[]),
+        cluster.start("actor", &["--base", "elsewhere", "--slots", "3"]),
+        cluster.start("verifier", &["--base", "elsewhere"]),
+    ];
+    learner.end().success();
+    workers.into_iter().for_each(|worker| drop(worker.end().success()));
+    cluster.folder.history().assert_steps_of(&expected);
+}
+
+#[test]
+fn a_run_is_measured_and_compared_with_its_base() {
+    let folder = folder();
+    let ended = folder.call(&TRAIN).success();
+    assert!(ended.stdout.contains("arithmetic-sum") && !ended.stdout.contains("random legal"), "{ended:#?}");
+    let measured = folder.call(&["eval", "run", "--exam", "arithmetic-sum", "--split", "dev", "--samples", "2", "--json"]);
+    let measured: Value = serde_json::from_str(&measured.success().stdout).unwrap();
+    let scores = &measured["scores"];
+    assert_eq!((&measured["compared_with"], &scores["num_problems"]), (&json!("pretrained model"), &json!(200)));
+    let [trained, before] = ["trained", "untrained"].map(|who| scores[who]["greedy_pass_at_1"]["mean"].as_f64().unwrap());
+    let difference = scores["paired_greedy"]["difference"].as_f64().unwrap();
+    assert!((difference - (trained - before)).abs() < 1e-9, "{scores}");
+    let solved = folder.call(&["solve", "run", "--domain", "arithmetic", "4 + 9", "--samples", "1"]).success();
+    assert!(solved.stdout.starts_with("4 + 9"), "{solved:#?}");
+    let group = folder.call(&["inspect", "run", "--group", "0/0"]).success();
+    assert!(group.stdout.contains("<|im_end|>"), "{group:#?}");
+}
+
+#[test]
+fn a_base_that_is_missing_or_another_is_refused() {
+    let folder = folder();
+    let set = |key: &'static str| [&TRAIN[..], &["--set", key]].concat();
+    for (change, says) in [
+        ("model.base=nowhere", &["model.base: nowhere: expected a pretrained model", "found none"][..]),
+        ("model.base=tiny.toml", &["tiny.toml: expected"]),
+        ("model.d_model=64", &["expected max_positions alone beside it", "got model.d_model"]),
+        ("model.max_positions=1024", &["model.max_positions: expected up to 512", "got 1024"]),
+        ("language.examples=4", &["language.examples: expected 0 to 3, got 4"]),
+        ("language.constrain=all", &["language.constrain: unknown variant `all`"]),
+        ("self_play.propose_tasks=1", &["self_play"]),
+    ] {
+        refused(&folder, &set(change), says);
+        assert!(!folder.path("run").exists(), "{change} leaves nothing");
+    }
+    folder.call(&TRAIN).success();
+    std::fs::remove_dir_all(folder.path("model")).unwrap();
+    refused(&folder, &["train", "--resume", "--run-dir", "run"], &["local.base: ", "expected a pretrained model"]);
+    write_model(&folder.path("model"), 1);
+    refused(&folder, &["train", "--resume", "--run-dir", "run"], &["local.base: ", "expected a model with digest"]);
+}
