@@ -5,8 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::TokenId;
 
-/// A set of tokens of a vocabulary of any size. It needs no heap memory if all tokens are below 256, and copies of a larger one
-/// share their memory.
+/// A set of tokens of a vocabulary of any size. It needs no heap memory if all tokens are below 256; copies of a larger one
+/// share theirs.
 ///
 /// ```
 /// let set: proto::TokenSet = [3, 200, 49_151].into_iter().collect();
