@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use language::Language;
-use language::text::TextOptions;
+use language::text::{Constraint, TextOptions};
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
 use policy::formats::Pretrained;
 use policy::{ModelConfig, Params};
@@ -92,6 +92,7 @@ impl Subject {
         let options = TextOptions {
             max_reply_tokens: max_reply_tokens.unwrap_or(MAX_REPLY_TOKENS),
             num_examples: examples.map_or(NUM_EXAMPLES, usize::from),
+            constraint: Constraint::None,
         };
         let language = Arc::new(pretrained::language(&pretrained, options)?);
         let (model, params) = (pretrained.config().clone(), pretrained.load()?);

@@ -27,7 +27,8 @@ pub trait Language: Send + Sync {
     /// Opens the episode in which a request is answered.
     ///
     /// # Errors
-    /// [`Error::Domain`] when the request is not valid in its domain, [`Error::NoSymbols`] when the domain has no symbols.
+    /// [`Error::Domain`] when the request is not valid in its domain, [`Error::NoSymbols`] when the domain has no symbols,
+    /// [`Error::NoWording`] when it has no wording, [`Error::Pattern`] when its pattern of answers cannot be used.
     fn open(&self, request: &Request) -> Result<Box<dyn Episode>, Error>;
 
     /// Writes the prompt that asks for a problem of a niche and a difficulty.
@@ -158,6 +159,16 @@ pub enum Error {
         expected: String,
         /// What it is.
         got: String,
+    },
+    /// A domain's pattern of answers cannot be used.
+    #[error("domain {domain}: expected a pattern that answers in tokens can match, got {pattern:?}: {reason}")]
+    Pattern {
+        /// The domain.
+        domain: String,
+        /// The pattern.
+        pattern: String,
+        /// Why it cannot be used.
+        reason: String,
     },
     /// A chat template cannot be compiled, or fails on a chat.
     #[error("chat template{}: {reason}", .line.map(|line| format!(", line {line}")).unwrap_or_default())]

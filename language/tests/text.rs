@@ -1031,15 +1031,19 @@ proptest! {
 
 /// A model's language over the real tokenizer.
 mod asked {
-    use domains::reply_with;
-    use language::text::{Specials, TextLanguage, TextOptions, Tokenizer, TokenizerParts};
-    use language::{Error, Language as _, Next};
-    use proto::{Difficulty, LegalTokens, Niche, Problem, ProblemOrigin, Request, TokenId, Verdict};
+    use domains::{domain, registry, reply_with};
+    use language::text::{Constraint, Specials, TextLanguage, TextOptions, Tokenizer, TokenizerParts};
+    use language::{Error, Language as _, Next, random_answer, trace};
+    use proto::{
+        CounterRng, Difficulty, LegalTokens, Niche, Problem, ProblemOrigin, Purpose, Request, SetDictionary, TokenId,
+        Verdict,
+    };
+    use regex::Regex;
 
     use super::SMOLLM2;
 
     const END: TokenId = 2;
-    const OPTIONS: TextOptions = TextOptions { max_reply_tokens: 8, num_examples: 1 };
+    const OPTIONS: TextOptions = TextOptions { max_reply_tokens: 8, num_examples: 1, constraint: Constraint::None };
 
     fn language(options: TextOptions) -> TextLanguage {
         TextLanguage::new(Tokenizer::new(SMOLLM2.gguf()).unwrap(), 50_000, &[0], options).unwrap()
@@ -1144,5 +1148,44 @@ mod asked {
         let asked = language.propose_prompt("countdown", Niche(0), Difficulty::Hard);
         assert!(matches!(asked, Err(Error::NoProposals { .. })));
         assert!(TextLanguage::new(Tokenizer::new(SMOLLM2.gguf()).unwrap(), 49_151, &[0], OPTIONS).is_err());
+    }
+
+    #[test]
+    fn constrained_answers_match_the_pattern_of_their_domain() {
+        let constrained = TextOptions { max_reply_tokens: 64, num_examples: 3, constraint: Constraint::Answer };
+        let [constrained, free] =
+            [constrained, TextOptions { constraint: Constraint::None, ..constrained }].map(language);
+        let in_words = registry().iter().filter_map(|domain| domain.wording());
+        for (problem, reply) in in_words.clone().flat_map(|wording| wording.examples()) {
+            let wording = domain(&problem.domain).unwrap().wording().unwrap();
+            let request = Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false };
+            let open = || constrained.open(&request).unwrap();
+            let Some(pattern) = wording.answer_pattern(&problem).unwrap() else {
+                assert_eq!(open().next(), Next::Choice(LegalTokens::Any));
+                assert_eq!(open().prompt(), free.open(&request).unwrap().prompt());
+                continue;
+            };
+            let whole = Regex::new(&format!(r"\A(?:{pattern})\z")).unwrap();
+            let text = |tokens: &[TokenId]| constrained.text(&request, tokens).unwrap().unwrap();
+            for walk in 0..20 {
+                let mut rng = CounterRng::new(5, Purpose::Rollout, walk, 0, 0);
+                let answer = text(&random_answer(open(), &mut rng));
+                assert!(whole.is_match(&answer), "{}: {answer:?}", problem.domain);
+            }
+            let answer = domains::answer_of(&reply);
+            let spelled = constrained.spell(&problem, answer).unwrap();
+            let spelled = spelled.unwrap_or_else(|| panic!("{problem:?}: {answer:?} does not match {pattern:?}"));
+            assert_eq!(spelled, [encode(answer), vec![END]].concat());
+            assert_eq!(text(&spelled), answer);
+            assert!(trace(open(), &spelled, &mut SetDictionary::default()).is_some());
+            assert_eq!(constrained.spell(&problem, "\u{e9}\n\n\n").unwrap(), None, "it matches no pattern");
+            // Worked examples show bare answers.
+            let shown = constrained.show_tokens(open().prompt());
+            assert!(
+                free.show_tokens(free.open(&request).unwrap().prompt()).matches("</").count()
+                    > shown.matches("</").count()
+            );
+        }
+        assert!(in_words.count() > 0);
     }
 }

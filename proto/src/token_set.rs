@@ -1,56 +1,82 @@
+use std::sync::Arc;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use smallvec::SmallVec;
 
 use crate::TokenId;
 
-/// A set of tokens of a vocabulary of any size. It needs no heap memory if all tokens are below 256.
+/// A set of tokens of a vocabulary of any size. It needs no heap memory if all tokens are below 256; copies of a larger one
+/// share theirs.
 ///
 /// ```
 /// let set: proto::TokenSet = [3, 200, 49_151].into_iter().collect();
 /// assert!(set.contains(200) && !set.contains(4));
 /// assert_eq!(set.iter().collect::<Vec<_>>(), [3, 200, 49_151]);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct TokenSet {
-    /// Bit `t % 64` of word `t / 64` stands for token `t`. The last word is not 0, so that equal sets have equal words.
-    words: SmallVec<[u64; 4]>,
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TokenSet(Words);
+
+/// Bit `t % 64` of word `t / 64` stands for token `t`. Equal sets have equal words.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Words {
+    Few([u64; NUM_FEW]),
+    /// More of them, of which the last is not 0.
+    Many(Arc<Vec<u64>>),
+}
+
+const NUM_FEW: usize = 4;
+
+impl Default for TokenSet {
+    fn default() -> TokenSet {
+        TokenSet(Words::Few([0; NUM_FEW]))
+    }
 }
 
 impl TokenSet {
     /// Adds a token.
     pub fn insert(&mut self, token: TokenId) {
-        let index = token as usize / 64;
-        if index >= self.words.len() {
-            self.words.resize(index + 1, 0);
+        let (index, bit) = (token as usize / 64, 1 << (token % 64));
+        match &mut self.0 {
+            Words::Few(words) if index < NUM_FEW => words[index] |= bit,
+            Words::Few(words) => {
+                let mut words = words.to_vec();
+                words.resize(index + 1, 0);
+                words[index] |= bit;
+                self.0 = Words::Many(Arc::new(words));
+            }
+            Words::Many(words) => {
+                let words = Arc::make_mut(words);
+                words.resize(words.len().max(index + 1), 0);
+                words[index] |= bit;
+            }
         }
-        self.words[index] |= 1 << (token % 64);
     }
 
     /// Whether the set holds a token.
     pub fn contains(&self, token: TokenId) -> bool {
-        self.words.get(token as usize / 64).is_some_and(|word| word & (1 << (token % 64)) != 0)
+        self.words().get(token as usize / 64).is_some_and(|word| word & (1 << (token % 64)) != 0)
     }
 
     /// Returns the number of tokens.
     pub fn len(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        self.words().iter().map(|word| word.count_ones() as usize).sum()
     }
 
     /// Whether the set holds no token.
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.words().iter().all(|word| *word == 0)
     }
 
     /// Returns the largest token.
     pub fn last(&self) -> Option<TokenId> {
-        let word = self.words.last()?;
-        Some((64 * self.words.len()) as TokenId - 1 - word.leading_zeros())
+        let words = self.words();
+        let index = words.iter().rposition(|word| *word != 0)?;
+        Some((64 * index) as TokenId + words[index].ilog2())
     }
 
     /// Lists the tokens in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = TokenId> + Clone + '_ {
-        self.words.iter().enumerate().flat_map(|(word_index, word)| {
+        self.words().iter().enumerate().flat_map(|(word_index, word)| {
             let mut rest = *word;
             std::iter::from_fn(move || {
                 if rest == 0 {
@@ -61,6 +87,13 @@ impl TokenSet {
                 Some((64 * word_index) as TokenId + bit)
             })
         })
+    }
+
+    fn words(&self) -> &[u64] {
+        match &self.0 {
+            Words::Few(words) => words,
+            Words::Many(words) => words,
+        }
     }
 }
 
@@ -74,7 +107,9 @@ impl FromIterator<TokenId> for TokenSet {
 
 impl Serialize for TokenSet {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.words.as_slice().serialize(serializer)
+        let words = self.words();
+        let num_words = words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        words[..num_words].serialize(serializer)
     }
 }
 
@@ -87,7 +122,12 @@ impl<'de> Deserialize<'de> for TokenSet {
             _ if words.len() > (TokenId::MAX / 64) as usize + 1 => {
                 Err(D::Error::custom("a set holds tokens of 32 bits"))
             }
-            _ => Ok(TokenSet { words: SmallVec::from_slice(&words) }),
+            _ if words.len() > NUM_FEW => Ok(TokenSet(Words::Many(Arc::new(words)))),
+            _ => {
+                let mut few = [0; NUM_FEW];
+                few[..words.len()].copy_from_slice(&words);
+                Ok(TokenSet(Words::Few(few)))
+            }
         }
     }
 }
@@ -119,8 +159,26 @@ impl FromIterator<TokenId> for LegalTokens {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::wire;
+
+    #[test]
+    fn a_copy_keeps_its_tokens_when_the_other_grows() {
+        for last in [9, 300] {
+            let mut set: TokenSet = [2, last].into_iter().collect();
+            let copy = set.clone();
+            for more in [5, 400, 6_000] {
+                set.insert(more);
+            }
+            assert_eq!(copy.iter().collect::<Vec<_>>(), [2, last]);
+            assert_eq!(
+                set.iter().collect::<Vec<_>>(),
+                BTreeSet::from([2, last, 5, 400, 6_000]).into_iter().collect::<Vec<_>>()
+            );
+        }
+    }
 
     #[test]
     fn equal_sets_have_equal_bytes_and_no_others_are_read() {

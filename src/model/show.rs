@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use language::Language as _;
-use language::text::{TextLanguage, TextOptions};
+use language::text::{Constraint, TextLanguage, TextOptions};
 use policy::ModelConfig;
 use policy::formats::Pretrained;
 
@@ -26,7 +26,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         num_tokens: tokenizer.vocabulary_size(),
         num_missing_bytes: tokenizer.missing_bytes().len(),
         has_template: tokenizer.chat_template().is_some(),
-        language: pretrained::language(&pretrained, TextOptions { max_reply_tokens: 1, num_examples: 0 })?,
+        language: pretrained::language(
+            &pretrained,
+            TextOptions { max_reply_tokens: 1, num_examples: 0, constraint: Constraint::None },
+        )?,
         pretrained,
     };
     print(&if args.json { shown.json().to_string() } else { shown.text() })

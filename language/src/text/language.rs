@@ -1,10 +1,13 @@
-//! The language of pretrained models: a request is a conversation, and an answer is free text up to an end token.
+//! The language of pretrained models: a request is a conversation, and an answer is text up to an end token.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use domains::{Domain, Wording, answer_of, domain, reply_with};
 use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, Verdict};
 
+use serde::{Deserialize, Serialize};
+
+use super::pattern::{Answer, Pattern, Patterns};
 use super::{ChatMessage, ChatTemplate, Date, Specials, TemplateOptions, Tokenizer, encode_chat};
 use crate::{Episode, Error, Language, Next, Room};
 
@@ -15,13 +18,15 @@ pub struct TextLanguage {
     /// The token with which answers that are not sampled end.
     end: TokenId,
     options: TextOptions,
+    /// `None` if no reply is constrained.
+    patterns: Option<Patterns>,
     /// The problem that was asked last, with its prompt: the rollouts of a group ask the same one.
     asked: Mutex<Option<(Problem, Arc<[TokenId]>)>>,
 }
 
 /// Reads replies.
 struct Replies {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     /// Rows of the model's embedding.
     vocabulary_size: usize,
     /// Ascending.
@@ -51,6 +56,18 @@ pub struct TextOptions {
     pub max_reply_tokens: u32,
     /// Worked examples before the question.
     pub num_examples: usize,
+    /// Which replies are legal.
+    pub constraint: Constraint,
+}
+
+/// Which replies are legal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Constraint {
+    /// All of them, up to an end token. The answer is what [`answer_of`] finds.
+    None,
+    /// A bare answer that matches the pattern of its domain, up to one end token; for domains without a pattern all of them.
+    Answer,
 }
 
 /// Ends of turns in templates in use; not every model's files name them as ends.
@@ -86,6 +103,7 @@ impl TextLanguage {
             TURN_ENDS.into_iter().filter(|text| source.contains(text)).find_map(|text| tokenizer.special_id(text));
         let named_end = tokenizer.named_tokens().get("eos_token").and_then(|text| tokenizer.special_id(text));
         let mut ends: Vec<TokenId> = end_tokens.iter().copied().chain(turn_end).chain(named_end).collect();
+        ends.retain(|token| (*token as usize) < vocabulary_size);
         ends.sort_unstable();
         ends.dedup();
         let end = turn_end.or(named_end).or(ends.first().copied()).ok_or_else(|| Error::Tokenizer {
@@ -93,8 +111,13 @@ impl TextLanguage {
             expected: "an eos_token in the model's files".to_owned(),
             got: "none".to_owned(),
         })?;
+        let tokenizer = Arc::new(tokenizer);
+        let patterns = match options.constraint {
+            Constraint::None => None,
+            Constraint::Answer => Some(Patterns::new(tokenizer.clone(), end, &ends)),
+        };
         let replies = Arc::new(Replies { tokenizer, vocabulary_size, end_tokens: ends });
-        Ok(TextLanguage { replies, template, end, options, asked: Mutex::new(None) })
+        Ok(TextLanguage { replies, template, end, options, patterns, asked: Mutex::new(None) })
     }
 
     /// Returns the tokens at which replies end, ascending.
@@ -115,10 +138,19 @@ impl TextLanguage {
         Ok(prompt)
     }
 
+    /// Returns the pattern that answers to a problem have to match.
+    fn pattern(&self, problem: &Problem) -> Result<Option<Arc<Pattern>>, Error> {
+        let Some(patterns) = &self.patterns else { return Ok(None) };
+        let pattern = wording_of(domain(&problem.domain)?.as_ref())?.answer_pattern(problem)?;
+        pattern.map(|text| patterns.get(&problem.domain, &text)).transpose()
+    }
+
     fn chat(&self, wording: &dyn Wording, problem: &Problem) -> Result<Vec<TokenId>, Error> {
         let say = |role: &str, content: String| ChatMessage { role: role.to_owned(), content };
+        let is_bare = self.pattern(problem)?.is_some();
         let mut messages = Vec::new();
         for (example, reply) in wording.examples().into_iter().take(self.options.num_examples) {
+            let reply = if is_bare { answer_of(&reply).to_owned() } else { reply };
             messages.extend([say("user", wording.question(&example)?), say("assistant", reply)]);
         }
         messages.push(say("user", wording.question(problem)?));
@@ -153,6 +185,7 @@ impl Language for TextLanguage {
             prompt: self.prompt(problem)?,
             request: Arc::new(request.clone()),
             replies: self.replies.clone(),
+            bare: self.pattern(problem)?.map(Answer::new),
             answer: Vec::new(),
         }))
     }
@@ -171,18 +204,23 @@ impl Language for TextLanguage {
 
     fn text(&self, request: &Request, answer: &[TokenId]) -> Result<Option<String>, Error> {
         match request {
-            Request::Solve { .. } => Ok(self.replies.text(answer).map(|reply| answer_of(&reply).to_owned())),
+            Request::Solve { problem, .. } => {
+                let is_bare = self.pattern(problem)?.is_some();
+                Ok(self.replies.text(answer).map(|reply| if is_bare { reply } else { answer_of(&reply).to_owned() }))
+            }
             Request::Propose { domain, .. } => Err(Error::NoProposals { domain: domain.clone() }),
         }
     }
 
-    fn spell(&self, _problem: &Problem, answer: &str) -> Result<Option<Vec<TokenId>>, Error> {
-        let reply = reply_with(answer);
+    fn spell(&self, problem: &Problem, answer: &str) -> Result<Option<Vec<TokenId>>, Error> {
+        let bare = self.pattern(problem)?.map(Answer::new);
+        let reply = if bare.is_some() { answer.to_owned() } else { reply_with(answer) };
         let mut tokens = self.replies.tokenizer.encode(&reply, Specials::Text)?;
         // Some tokenizers have no token for some bytes.
         let is_whole = self.replies.tokenizer.decode(&tokens) == reply.as_bytes();
         tokens.push(self.end);
-        Ok(is_whole.then_some(tokens))
+        let is_legal = bare.is_none_or(|mut bare| tokens.iter().all(|token| bare.push(*token)));
+        Ok((is_whole && is_legal).then_some(tokens))
     }
 
     fn show(&self, _name: &str, answer: &[TokenId]) -> String {
@@ -199,6 +237,8 @@ struct TextEpisode {
     request: Arc<Request>,
     prompt: Arc<[TokenId]>,
     replies: Arc<Replies>,
+    /// The answer under the constraint; `None` if it is free.
+    bare: Option<Answer>,
     answer: Vec<TokenId>,
 }
 
@@ -208,11 +248,18 @@ impl Episode for TextEpisode {
     }
 
     fn next(&self) -> Next {
-        if self.replies.is_complete(&self.answer) { Next::Done } else { Next::Choice(LegalTokens::Any) }
+        match &self.bare {
+            Some(bare) => bare.next(),
+            None if self.replies.is_complete(&self.answer) => Next::Done,
+            None => Next::Choice(LegalTokens::Any),
+        }
     }
 
     fn push(&mut self, token: TokenId) -> bool {
-        let is_legal = !self.replies.is_complete(&self.answer) && (token as usize) < self.replies.vocabulary_size;
+        let is_legal = match &mut self.bare {
+            Some(bare) => bare.push(token),
+            None => !self.replies.is_complete(&self.answer) && (token as usize) < self.replies.vocabulary_size,
+        };
         if is_legal {
             self.answer.push(token);
         }
@@ -225,6 +272,7 @@ impl Episode for TextEpisode {
             request: self.request.clone(),
             prompt: self.prompt.clone(),
             replies: self.replies.clone(),
+            bare: self.bare.clone(),
             answer: self.answer.clone(),
         })
     }
@@ -239,6 +287,82 @@ impl Episode for TextEpisode {
             return None;
         }
         let Some(reply) = self.replies.text(&self.answer) else { return Some(Verdict::Malformed) };
-        self.domain.judge(problem, None, answer_of(&reply)).ok().map(|judged| judged.verdict)
+        let answer = if self.bare.is_some() { &reply } else { answer_of(&reply) };
+        self.domain.judge(problem, None, answer).ok().map(|judged| judged.verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{Choices, CounterRng, ProblemOrigin, Purpose, SetDictionary};
+
+    use super::*;
+    use crate::text::pattern::tests::smollm2;
+    use crate::{random_answer, trace};
+
+    const END: TokenId = 2;
+
+    fn language() -> TextLanguage {
+        let options = TextOptions { max_reply_tokens: 32, num_examples: 1, constraint: Constraint::Answer };
+        TextLanguage::new(smollm2(), 49_152, &[0, 1 << 20], options).unwrap()
+    }
+
+    /// Opens an episode under a pattern that the domain need not have.
+    fn open(language: &TextLanguage, pattern: &str) -> Box<dyn Episode> {
+        let problem = Problem { domain: "countdown".to_owned(), text: "7 3 -> 10".to_owned() };
+        let pattern = language.patterns.as_ref().unwrap().get(&problem.domain, pattern).unwrap();
+        Box::new(TextEpisode {
+            domain: domain(&problem.domain).unwrap().as_ref(),
+            prompt: language.prompt(&problem).unwrap(),
+            request: Arc::new(Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false }),
+            replies: language.replies.clone(),
+            bare: Some(Answer::new(pattern)),
+            answer: Vec::new(),
+        })
+    }
+
+    fn traced(episode: Box<dyn Episode>, answer: &[TokenId]) -> Option<(Choices, Vec<proto::TokenSet>)> {
+        let mut sets = SetDictionary::default();
+        trace(episode, answer, &mut sets).map(|choices| (choices, sets.into_sets()))
+    }
+
+    #[test]
+    fn choices_of_constrained_answers_are_the_same_wherever_they_are_replayed() {
+        let [player, checker] = [(); 2].map(|()| language());
+        let pattern = "[a-z]( [a-z]){2}";
+        for walk in 0..50 {
+            let mut rng = CounterRng::new(3, Purpose::Rollout, walk, 0, 0);
+            let answer = random_answer(open(&player, pattern), &mut rng);
+            let (choices, sets) = traced(open(&player, pattern), &answer).unwrap();
+            assert_eq!(traced(open(&checker, pattern), &answer), Some((choices.clone(), sets.clone())));
+            assert_eq!(answer.last(), Some(&END));
+            assert!(choices.iter().all(|(position, legal)| legal.tokens(&sets).contains(answer[position])));
+            // Nothing can follow the third letter but the end.
+            assert!(choices.iter().all(|(position, _)| position + 1 < answer.len()));
+            assert_eq!(traced(open(&player, "[0-9]{1,7}"), &answer), None, "it is another problem's answer");
+            assert_eq!(traced(open(&player, pattern), &answer[..answer.len() - 1]), None, "it has no end");
+        }
+    }
+
+    #[test]
+    fn a_constrained_answer_is_judged_bare_and_copies_go_on_apart() {
+        let language = language();
+        let pattern = r"[0-9+\-*/() ]{1,24}";
+        for (text, verdict) in [("7 + 3", Verdict::Correct), ("7 - 3", Verdict::Incorrect), ("7 +", Verdict::Malformed)]
+        {
+            let mut episode = open(&language, pattern);
+            assert!(!episode.push(END), "an empty answer does not match");
+            for token in language.replies.tokenizer.encode(text, Specials::Text).unwrap() {
+                let Next::Choice(LegalTokens::Only(legal)) = episode.next() else { panic!("several tokens are legal") };
+                assert!(legal.contains(token) && legal.iter().all(|token| token >= 17 || token == END));
+                let before = episode.fork();
+                assert!(!episode.push(0) && !episode.push(1 << 20), "an end token, and no token");
+                assert!(episode.push(token));
+                assert_eq!((before.next(), episode.check()), (Next::Choice(LegalTokens::Only(legal)), None));
+                assert_ne!(before.state_hash(), episode.state_hash());
+            }
+            assert!(episode.push(END) && !episode.push(END));
+            assert_eq!((episode.next(), episode.check()), (Next::Done, Some(verdict)), "{text}");
+        }
     }
 }

@@ -7,11 +7,12 @@
 
 mod chat;
 mod language;
+mod pattern;
 mod template;
 mod tokenizer;
 
 pub use chat::encode_chat;
-pub use language::{TextLanguage, TextOptions};
+pub use language::{Constraint, TextLanguage, TextOptions};
 pub use template::{ChatMessage, ChatTemplate, Date, TemplateOptions};
 pub use tokenizer::{Specials, Tokenizer, TokenizerParts};
 
