@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bus::Faults;
 use domains::{Split, domain, exam_problems};
-use language::text::TextOptions;
+use language::text::{Constraint, TextOptions};
 use language::{Language, Source};
-use learner::KeepJournal;
+use learner::{Constrain, KeepJournal};
 use proto::{KeyedProblem, Problem, ProblemSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -439,7 +439,11 @@ fn sources_of(base: Option<&Base>) -> Vec<Arc<dyn ProblemSource>> {
 
 /// Returns how a run asks its pretrained model.
 fn text_options(run: &learner::Config, language: &learner::LanguageConfig) -> TextOptions {
-    TextOptions { max_reply_tokens: run.actor.max_answer_tokens, num_examples: language.examples }
+    let constraint = match language.constrain {
+        Constrain::Answer => Constraint::Answer,
+        Constrain::None => Constraint::None,
+    };
+    TextOptions { max_reply_tokens: run.actor.max_answer_tokens, num_examples: language.examples, constraint }
 }
 
 /// Replaces `model.base` with the keys that it stands for: the shape of the network, `language.base`, and `local.base`. Returns

@@ -16,24 +16,37 @@ use crate::report::note;
 use crate::run_config;
 
 /// The options of commands that measure a network.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub(crate) struct Args {
     /// Run directory (uses its newest checkpoint), checkpoint, or pretrained model: a Hugging Face folder, a GGUF file, or a name
     /// from `autodidact model get`.
     #[arg(value_name = "RUN|MODEL")]
     pub(crate) subject: PathBuf,
-    /// Longest reply of a pretrained model, in tokens [default: 64].
+    /// Longest reply of a pretrained model, in tokens [default: 64, or as the run's config says].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     max_reply_tokens: Option<u32>,
-    /// Worked examples in the prompt of a pretrained model, 0 to 3 [default: 3].
+    /// Worked examples in the prompt of a pretrained model, 0 to 3 [default: 3, or as the run's config says].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=3))]
     examples: Option<u8>,
+    /// Tokens of a pretrained model's answer: `answer` for those that continue a well-formed one, `none` for all [default: none,
+    /// or as the run's config says].
+    #[arg(long, value_name = "WHICH", value_parser = ["answer", "none"])]
+    constrain: Option<String>,
 }
 
 impl Args {
     /// Returns the same options for another subject.
     pub(crate) fn of(&self, subject: &Path) -> Args {
-        Args { subject: subject.to_owned(), ..*self }
+        Args { subject: subject.to_owned(), ..self.clone() }
+    }
+
+    /// Returns the changes to the config of a run that begins with a pretrained model.
+    fn overrides(&self) -> Vec<String> {
+        let Args { max_reply_tokens, examples, constrain, .. } = self;
+        let max_reply_tokens = max_reply_tokens.map(|count| format!("actor.max_answer_tokens={count}"));
+        let examples = examples.map(|count| format!("language.examples={count}"));
+        let constrain = constrain.as_ref().map(|which| format!("language.constrain={which}"));
+        [max_reply_tokens, examples, constrain].into_iter().flatten().collect()
     }
 }
 
@@ -54,10 +67,19 @@ pub(crate) struct Subject {
 impl Subject {
     /// Reads the averaged weights of a run's newest checkpoint, or of a checkpoint.
     pub(crate) fn load(path: &Path) -> Result<Subject> {
+        Subject::load_with(path, &[])
+    }
+
+    fn load_with(path: &Path, overrides: &[String]) -> Result<Subject> {
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
         let symbols = crate::language();
         if model.vocabulary_size == symbols.vocabulary_size() {
+            ensure!(
+                overrides.is_empty(),
+                "--max-reply-tokens, --examples, --constrain: expected a pretrained model or a run that began with one, got a \
+                 network that reads symbols"
+            );
             return Ok(Subject { model, params, language: symbols, step, base: None });
         }
         let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
@@ -67,19 +89,15 @@ impl Subject {
                 path.display()
             )
         })?;
-        let config = run_config::of_run(&run, &[])?;
+        let config = run_config::of_run(&run, overrides)?;
         Ok(Subject { model, params, language: config.language(), step, base: config.base })
     }
 
     /// Reads what a command names: a run, a checkpoint, or a pretrained model.
     pub(crate) fn named(args: &Args) -> Result<Subject> {
-        let Args { subject, max_reply_tokens, examples } = args;
+        let Args { subject, max_reply_tokens, examples, constrain } = args;
         if is_run(subject) {
-            ensure!(
-                max_reply_tokens.is_none() && examples.is_none(),
-                "--max-reply-tokens, --examples: expected a pretrained model, got a run, whose config decides"
-            );
-            return Subject::load(subject);
+            return Subject::load_with(subject, &args.overrides());
         }
         let path = model_of(subject)?.with_context(|| {
             format!(
@@ -92,7 +110,7 @@ impl Subject {
         let options = TextOptions {
             max_reply_tokens: max_reply_tokens.unwrap_or(MAX_REPLY_TOKENS),
             num_examples: examples.map_or(NUM_EXAMPLES, usize::from),
-            constraint: Constraint::None,
+            constraint: if constrain.as_deref() == Some("answer") { Constraint::Answer } else { Constraint::None },
         };
         let language = Arc::new(pretrained::language(&pretrained, options)?);
         let (model, params) = (pretrained.config().clone(), pretrained.load()?);

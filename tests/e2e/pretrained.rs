@@ -10,7 +10,7 @@ use proto::{LegalTokens, TokenId};
 use serde_json::{Value, json};
 
 use crate::bad_input::refused;
-use crate::runs::{Ended, Folder};
+use crate::runs::{Ended, Folder, reference};
 
 /// Returns the cache that holds the model, which outlives the tests.
 fn cache() -> PathBuf {
@@ -86,6 +86,19 @@ fn rows(policy: &dyn Policy) -> Vec<Vec<f32>> {
     logits.chunks_exact(policy.config().vocabulary_size).map(<[f32]>::to_vec).collect()
 }
 
+/// Its preset resolves to a config in full, which reads back as itself.
+#[test]
+fn the_preset_begins_with_the_real_model() {
+    let (folder, cache) = (Folder::new(), cache());
+    let full = call_in(&folder, &cache, &["config", "smollm2"]).success().stdout;
+    assert!(full.contains("d_model = 576") && full.contains("base = \"smollm2-135m\""), "{full}");
+    std::fs::write(folder.path("full.toml"), &full).unwrap();
+    assert_eq!(call_in(&folder, &cache, &["config", "full.toml"]).success().stdout, full);
+    let absent = call_in(&folder, &folder.path("empty"), &["train", "smollm2"]);
+    let advice = "run `autodidact model get smollm2-135m`";
+    assert!(absent.refusal().contains("model.base: ") && absent.refusal().ends_with(advice), "{absent:#?}");
+}
+
 /// It solves an easy problem with worked examples in its prompt, in the form that it was asked for; the answer is the same again.
 #[test]
 fn the_real_model_is_shown_and_solves_a_problem() {
@@ -127,10 +140,9 @@ fn what_is_no_model_is_refused() {
     ] {
         refused(&folder, args, says);
     }
-    std::fs::create_dir_all(folder.path("run/checkpoints")).unwrap();
     refused(
-        &folder,
+        &Folder::holding(&reference(0).files),
         &["solve", "run", problem, "--examples", "0"],
-        &["--examples: expected a pretrained model, got a run"],
+        &["--examples, --constrain: expected a pretrained model", "got a network that reads symbols"],
     );
 }

@@ -136,11 +136,13 @@ fn a_run_is_measured_and_compared_with_its_base() {
     let folder = folder();
     let ended = folder.call(&TRAIN).success();
     assert!(ended.stdout.contains("arithmetic-sum") && !ended.stdout.contains("random legal"), "{ended:#?}");
-    let measured = folder.call(&["eval", "run", "--exam", "arithmetic-sum", "--split", "dev", "--samples", "2", "--json"]);
+    let measured =
+        folder.call(&["eval", "run", "--exam", "arithmetic-sum", "--split", "dev", "--samples", "2", "--json"]);
     let measured: Value = serde_json::from_str(&measured.success().stdout).unwrap();
     let scores = &measured["scores"];
     assert_eq!((&measured["compared_with"], &scores["num_problems"]), (&json!("pretrained model"), &json!(200)));
-    let [trained, before] = ["trained", "untrained"].map(|who| scores[who]["greedy_pass_at_1"]["mean"].as_f64().unwrap());
+    let [trained, before] =
+        ["trained", "untrained"].map(|who| scores[who]["greedy_pass_at_1"]["mean"].as_f64().unwrap());
     let difference = scores["paired_greedy"]["difference"].as_f64().unwrap();
     assert!((difference - (trained - before)).abs() < 1e-9, "{scores}");
     let solved = folder.call(&["solve", "run", "--domain", "arithmetic", "4 + 9", "--samples", "1"]).success();
