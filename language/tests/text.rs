@@ -1031,7 +1031,6 @@ proptest! {
 
 /// A model's language over the real tokenizer.
 mod asked {
-    use domains::reply_with;
     use language::text::{Specials, TextLanguage, TextOptions, Tokenizer, TokenizerParts};
     use language::{Error, Language as _, Next};
     use proto::{Difficulty, LegalTokens, Niche, Problem, ProblemOrigin, Request, TokenId, Verdict};
@@ -1065,7 +1064,7 @@ mod asked {
         let prompt = String::from_utf8(prompt).unwrap();
         assert_eq!(prompt.matches("<|im_start|>user\n").count(), 2, "{prompt}");
         assert!(prompt.contains("Use the numbers 7 and 3, each exactly once"), "{prompt}");
-        assert!(prompt.contains("<|im_start|>assistant\n<answer>5 + 3</answer><|im_end|>"), "{prompt}");
+        assert!(prompt.contains("<|im_start|>assistant\n5 + 3<|im_end|>"), "{prompt}");
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         assert_eq!(language.room(&problem()).unwrap().prompt, episode.prompt().len());
         assert_eq!(language.end_tokens(), [0, END]);
@@ -1113,9 +1112,11 @@ mod asked {
     #[test]
     fn an_answer_is_spelled_as_a_reply() {
         let language = language(OPTIONS);
-        let spelled = language.spell(&problem(), "7 + 3").unwrap().unwrap();
-        assert_eq!(spelled, [encode(&reply_with("7 + 3")), vec![END]].concat());
-        assert_eq!(language.text(&request(), &spelled).unwrap().as_deref(), Some("7 + 3"));
+        for (answer, reply) in [("7 + 3", "7 + 3"), ("7\n+ 3", "<answer>7\n+ 3</answer>")] {
+            let spelled = language.spell(&problem(), answer).unwrap().unwrap();
+            assert_eq!(spelled, [encode(reply), vec![END]].concat());
+            assert_eq!(language.text(&request(), &spelled).unwrap().as_deref(), Some(answer));
+        }
         assert_eq!(language.spell(&problem(), "7\u{4}3").unwrap(), None, "no token has this byte");
     }
 
@@ -1129,10 +1130,7 @@ mod asked {
         let prompt = language.open(&request()).unwrap().prompt().to_vec();
         let text = String::from_utf8(Tokenizer::new(SMOLLM2.gguf()).unwrap().decode(&prompt)).unwrap();
         assert!(text.starts_with("Question: Use the numbers 5 and 3") && text.ends_with("\n\nAnswer:"), "{text}");
-        assert!(
-            text.contains("Answer: <answer>5 + 3</answer><|im_end|>\n\nQuestion: Use the numbers 7 and 3"),
-            "{text}"
-        );
+        assert!(text.contains("Answer: 5 + 3<|im_end|>\n\nQuestion: Use the numbers 7 and 3"), "{text}");
         assert!(prompt.contains(&END));
     }
 
