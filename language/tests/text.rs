@@ -1120,6 +1120,20 @@ mod asked {
         assert_eq!(language.spell(&problem(), "7\u{4}3").unwrap(), None, "no token has this byte");
     }
 
+    /// The domain `strings` shows and asks for letters in this form, so that no token holds two of them.
+    #[test]
+    fn letters_apart_are_tokens_of_their_own() {
+        let tokenizer = Tokenizer::new(SMOLLM2.gguf()).unwrap();
+        let num_tokens = |text: &str| tokenizer.encode(text, Specials::Text).unwrap().len();
+        let num_around = num_tokens("Reverse the letters:") + num_tokens(".");
+        for (first, second) in ('a'..='z').flat_map(|first| ('a'..='z').map(move |second| (first, second))) {
+            let answer = format!("{first} {second} {first}");
+            assert_eq!(num_tokens(&answer), 3, "{answer}");
+            assert_eq!(num_tokens(&format!("Reverse the letters: {answer}.")), num_around + 3, "{answer}");
+        }
+        assert_eq!(num_tokens("dog"), 1);
+    }
+
     #[test]
     fn a_model_without_a_template_is_shown_where_replies_end() {
         let mut without_template = SMOLLM2.gguf();
