@@ -19,7 +19,7 @@ pub struct ExamSpec {
     pub name: &'static str,
     /// Domain of its problems.
     pub domain: &'static str,
-    /// Ladder level that its problems are modelled on.
+    /// Ladder level that its problems are modelled on; the highest one if they are a mix.
     pub level: u32,
 }
 
@@ -175,7 +175,12 @@ static EXAMS: LazyLock<HashMap<&'static str, Exam>> = LazyLock::new(|| {
         "programs-deduction",
         "programs-abduction",
         "programs-induction",
-        "programs-digits"
+        "programs-digits",
+        "arithmetic-sum",
+        "arithmetic-mixed",
+        "comparison",
+        "strings-reverse",
+        "strings-mixed"
     ];
     committed.into_iter().map(|(name, bytes)| (name, Exam::from_file(bytes))).collect()
 });

@@ -2,10 +2,14 @@
 //!
 //! To add a domain, implement [`Domain`] and add it to [`registry`]; `tests/conformance.rs` then checks it against the contract.
 
+mod arithmetic;
+mod comparison;
 mod countdown;
 mod exam;
 mod json;
 pub mod programs;
+mod quiz;
+mod strings;
 pub mod symbols;
 mod wording;
 
@@ -16,6 +20,7 @@ use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Pr
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
 pub use programs::Programs;
+use quiz::Quiz;
 pub use symbols::Symbols;
 pub use wording::{Wording, answer_of, reply_with};
 
@@ -261,6 +266,9 @@ pub fn registry() -> &'static [Arc<dyn Domain>] {
             Arc::new(Countdown { calculator: false }),
             Arc::new(Programs { dialect: programs::Dialect::Full }),
             Arc::new(Programs { dialect: programs::Dialect::Digits }),
+            Arc::new(Quiz::<arithmetic::Expression>::new()),
+            Arc::new(Quiz::<comparison::Comparison>::new()),
+            Arc::new(Quiz::<strings::Exercise>::new()),
         ]
     });
     &REGISTRY

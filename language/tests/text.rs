@@ -1069,7 +1069,7 @@ mod asked {
         let prompt = String::from_utf8(prompt).unwrap();
         assert_eq!(prompt.matches("<|im_start|>user\n").count(), 2, "{prompt}");
         assert!(prompt.contains("Use the numbers 7 and 3, each exactly once"), "{prompt}");
-        assert!(prompt.contains("<|im_start|>assistant\n<answer>5 + 3</answer><|im_end|>"), "{prompt}");
+        assert!(prompt.contains("<|im_start|>assistant\n5 + 3<|im_end|>"), "{prompt}");
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         assert_eq!(language.room(&problem()).unwrap().prompt, episode.prompt().len());
         assert_eq!(language.end_tokens(), [0, END]);
@@ -1117,10 +1117,26 @@ mod asked {
     #[test]
     fn an_answer_is_spelled_as_a_reply() {
         let language = language(OPTIONS);
-        let spelled = language.spell(&problem(), "7 + 3").unwrap().unwrap();
-        assert_eq!(spelled, [encode(&reply_with("7 + 3")), vec![END]].concat());
-        assert_eq!(language.text(&request(), &spelled).unwrap().as_deref(), Some("7 + 3"));
+        for (answer, reply) in [("7 + 3", "7 + 3"), ("7\n+ 3", "<answer>7\n+ 3</answer>")] {
+            let spelled = language.spell(&problem(), answer).unwrap().unwrap();
+            assert_eq!(spelled, [encode(reply), vec![END]].concat());
+            assert_eq!(language.text(&request(), &spelled).unwrap().as_deref(), Some(answer));
+        }
         assert_eq!(language.spell(&problem(), "7\u{4}3").unwrap(), None, "no token has this byte");
+    }
+
+    /// The domain `strings` shows and asks for letters in this form, so that no token holds two of them.
+    #[test]
+    fn letters_apart_are_tokens_of_their_own() {
+        let tokenizer = Tokenizer::new(SMOLLM2.gguf()).unwrap();
+        let num_tokens = |text: &str| tokenizer.encode(text, Specials::Text).unwrap().len();
+        let num_around = num_tokens("Reverse the letters:") + num_tokens(".");
+        for (first, second) in ('a'..='z').flat_map(|first| ('a'..='z').map(move |second| (first, second))) {
+            let answer = format!("{first} {second} {first}");
+            assert_eq!(num_tokens(&answer), 3, "{answer}");
+            assert_eq!(num_tokens(&format!("Reverse the letters: {answer}.")), num_around + 3, "{answer}");
+        }
+        assert_eq!(num_tokens("dog"), 1);
     }
 
     #[test]
@@ -1133,10 +1149,7 @@ mod asked {
         let prompt = language.open(&request()).unwrap().prompt().to_vec();
         let text = String::from_utf8(Tokenizer::new(SMOLLM2.gguf()).unwrap().decode(&prompt)).unwrap();
         assert!(text.starts_with("Question: Use the numbers 5 and 3") && text.ends_with("\n\nAnswer:"), "{text}");
-        assert!(
-            text.contains("Answer: <answer>5 + 3</answer><|im_end|>\n\nQuestion: Use the numbers 7 and 3"),
-            "{text}"
-        );
+        assert!(text.contains("Answer: 5 + 3<|im_end|>\n\nQuestion: Use the numbers 7 and 3"), "{text}");
         assert!(prompt.contains(&END));
     }
 

@@ -79,7 +79,7 @@ fn solve(domain: &str, text: &str) -> Request {
 #[test]
 fn honest_groups_pass() {
     let mut num_cut_short = 0;
-    for domain in registry() {
+    for domain in registry().iter().filter(|domain| domain.symbols().is_some()) {
         for level in domain.ladder_levels() {
             for index in 0..20 {
                 let keyed = domain.ladder(level.level, 5, index);

@@ -72,9 +72,9 @@ impl Domain for Countdown {
         Some(self)
     }
 
-    /// The variant without a calculator has none of its own: a model that reads text does the arithmetic itself in either.
+    /// The same for both variants: a model that reads text does the arithmetic itself in either.
     fn wording(&self) -> Option<&dyn Wording> {
-        self.calculator.then_some(self)
+        Some(self)
     }
 
     fn exams(&self) -> Option<&dyn Exams> {

@@ -18,8 +18,7 @@ impl Wording for Countdown {
         let limit = bound.map_or(String::new(), |bound| format!(" up to {bound}"));
         Ok(format!(
             "Use the numbers {} and {last}, each exactly once, with + - * / and parentheses to make {target}. Every \
-             intermediate result must be a positive integer{limit}. Reply with the expression alone, within <answer> and \
-             </answer>.",
+             intermediate result must be a positive integer{limit}. Reply with the expression only.",
             first.join(", ")
         ))
     }
@@ -30,5 +29,14 @@ impl Wording for Countdown {
             (Problem { domain: self.name().to_owned(), text }, reply_with(solution))
         };
         EXAMPLES.into_iter().map(example).collect()
+    }
+
+    /// The characters of an expression, and as many as the numbers need with an operator between every two, spaces around it,
+    /// and a pair of parentheses for each operator.
+    fn answer_pattern(&self, problem: &Problem) -> Result<Option<String>, Error> {
+        let numbers = self.stated(problem)?.numbers;
+        let widest = numbers[0].to_string().len();
+        let num_characters = numbers.len() * widest + (numbers.len() - 1) * (" + ".len() + "()".len());
+        Ok(Some(format!("[0-9+\\-*/() ]{{1,{num_characters}}}")))
     }
 }
