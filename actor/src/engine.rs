@@ -1,18 +1,22 @@
 //! Batched play: threads that each advance many rollouts by one forward pass at a time.
 
+mod slots;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use language::{Episode, Language, Next};
-use policy::{Draw, Feed, Policy};
+use policy::{Draw, Policy};
 use proto::{
     Behavior, Choices, CounterRng, Group, LegalTokens, Purpose, Rollout, SetDictionary, StopReason, Task, TaskKind,
     TokenId, TokenSet, VersionSpan,
 };
 use tokio::sync::mpsc;
 
+use self::slots::Slots;
 use crate::{Config, Error};
 
 /// Threads that play rollouts. They end when the engine is dropped.
@@ -20,6 +24,7 @@ use crate::{Config, Error};
 pub struct Engine {
     jobs: Sender<Job>,
     newest: Newest,
+    num_fed: Arc<AtomicU64>,
 }
 
 /// A version of the weights, on the device that plays it.
@@ -71,15 +76,16 @@ impl Engine {
         let (jobs, job_receiver) = unbounded();
         let (groups, group_receiver) = mpsc::unbounded_channel();
         let newest = Newest::default();
+        let num_fed = Arc::<AtomicU64>::default();
         let num_threads = config.device.num_playing_threads(config.num_threads.max(1));
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
         for index in 0..num_threads {
             let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());
-            let language = language.clone();
+            let (language, num_fed) = (language.clone(), num_fed.clone());
             let thread = format!("actor-{index}");
             let name = thread.clone();
             let play = move || {
-                let play = || play(language.as_ref(), &jobs, &newest, &groups, slots_per_thread);
+                let play = || play(language.as_ref(), &jobs, &newest, &groups, slots_per_thread, num_fed);
                 let failed = match catch_unwind(AssertUnwindSafe(play)) {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => Error::Policy { thread, source: error },
@@ -89,7 +95,13 @@ impl Engine {
             };
             std::thread::Builder::new().name(name).spawn(play).expect("could not start a thread");
         }
-        (Engine { jobs, newest }, group_receiver)
+        (Engine { jobs, newest, num_fed }, group_receiver)
+    }
+
+    /// Returns the number of tokens that the network has read: those of every sequence but its last, less what rollouts took over
+    /// from others that begin with the same tokens.
+    pub fn num_fed(&self) -> u64 {
+        self.num_fed.load(Ordering::Relaxed)
     }
 
     /// Announces a version, which free-running rollouts use from the next token on.
@@ -119,7 +131,7 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("no message").to_owned()
 }
 
-/// A rollout in a slot.
+/// A rollout that is being played.
 struct Active {
     job: Job,
     episode: Box<dyn Episode>,
@@ -131,30 +143,30 @@ struct Active {
     legal: LegalTokens,
 }
 
-/// Runs the loop of one thread: fills slots, runs the network once, draws one token for each slot.
+/// Runs the loop of one thread: begins rollouts, runs the network once, draws one token for each rollout that it was run for.
 fn play(
     language: &dyn Language,
     jobs: &Receiver<Job>,
     newest: &Newest,
     groups: &GroupSender,
     num_slots: usize,
+    num_fed: Arc<AtomicU64>,
 ) -> Result<(), policy::Error> {
-    let mut slots: Vec<Option<Active>> = (0..num_slots).map(|_| None).collect();
+    let mut slots = Slots::new(num_slots, num_fed);
     let mut playing: Option<(LoadedVersion, Box<dyn Policy>)> = None;
     let mut held: Option<Job> = None;
-    let mut num_active = 0;
     loop {
         if let Some((version, policy)) = &mut playing
-            && num_active > 0
+            && !slots.is_empty()
             && let Some(newer) = newer(newest, version.policy_version)
-            && slots.iter().flatten().all(|active| active.job.group.task.free_running)
+            && slots.rollouts().all(|active| active.job.group.task.free_running)
         {
             policy.set_weights(&newer.weights)?;
-            slots.iter_mut().flatten().for_each(|active| active.go_on_with(newer.policy_version));
+            slots.begin_again(newer.policy_version);
             *version = newer;
         }
-        while num_active < num_slots {
-            let job = match held.take().map_or_else(|| next_job(jobs, num_active > 0), Ok) {
+        while !slots.is_full() {
+            let job = match held.take().map_or_else(|| next_job(jobs, !slots.is_empty()), Ok) {
                 Ok(job) => job,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
@@ -164,12 +176,13 @@ fn play(
             let policy = match &mut playing {
                 Some((version, policy)) if version.weights.is_same(&wanted.weights) => policy,
                 // Slots of different versions never share a forward pass.
-                Some(_) if num_active > 0 => {
+                Some(_) if !slots.is_empty() => {
                     held = Some(job);
                     break;
                 }
                 Some((version, policy)) => {
                     policy.set_weights(&wanted.weights)?;
+                    slots.begin_again(policy_version);
                     *version = wanted;
                     policy
                 }
@@ -179,65 +192,24 @@ fn play(
                 }
             };
             match begin(language, job, policy_version, policy.config().max_positions) {
-                Begun::Playing(active) => {
-                    let slot = slots.iter().position(Option::is_none).expect("a slot is free");
-                    policy.reset(slot);
-                    slots[slot] = Some(*active);
-                    num_active += 1;
-                }
+                Begun::Playing(active) => slots.add(active),
                 Begun::Over(Some(group)) => drop(groups.send(Ok(group))),
                 Begun::Over(None) => {}
                 Begun::Failed(error) => drop(groups.send(Err(error))),
             }
         }
-        if num_active == 0 {
+        if slots.is_empty() {
             continue;
         }
         let (_, policy) = playing.as_mut().expect("a version is being played");
-        let feed_of = feed(policy.as_mut(), &slots)?;
-        let in_slots = slots.iter_mut().zip(&feed_of);
-        let mut draws: Vec<Draw<'_>> =
-            in_slots.filter_map(|(active, feed)| Some(active.as_mut()?.draw((*feed)?))).collect();
-        let drawn = policy.sample(&mut draws)?;
-        for (slot, (token, logprob)) in slots.iter_mut().filter(|slot| slot.is_some()).zip(drawn) {
-            let active = slot.as_mut().expect("the slot is active");
-            if active.choose(token, logprob) {
-                num_active -= 1;
-                let active = slot.take().expect("the slot is active");
-                if let Some(group) = active.job.group.clone().finish(active.job.attempt, active.played) {
-                    drop(groups.send(Ok(group)));
-                }
+        slots.feed(policy.as_mut())?;
+        let drawn = policy.sample(&mut slots.draws())?;
+        for Active { job, played, .. } in slots.choose(drawn) {
+            if let Some(group) = job.group.clone().finish(job.attempt, played) {
+                drop(groups.send(Ok(group)));
             }
         }
     }
-}
-
-/// Feeds every slot its pending tokens. Rollouts of a group that begin together are fed their prompt once, and the slot is copied.
-/// Returns the index of the feed of each active slot.
-fn feed(policy: &mut dyn Policy, slots: &[Option<Active>]) -> Result<Vec<Option<usize>>, policy::Error> {
-    let mut feeds = Vec::<Feed<'_>>::new();
-    let mut copies = Vec::new();
-    // Rollouts that begin, with the index of their feed.
-    let mut begun = Vec::<(&Active, usize)>::new();
-    let feed_of = slots.iter().enumerate().map(|(slot, active)| {
-        let active = active.as_ref()?;
-        if let Some((_, feed)) = begun.iter().rfind(|(first, _)| active.begins_like(first)) {
-            copies.push((feeds[*feed].slot, slot));
-            return Some(*feed);
-        }
-        let feed = feeds.len();
-        feeds.push(Feed { slot, tokens: &active.pending });
-        if active.played.choices.is_empty() {
-            begun.push((active, feed));
-        }
-        Some(feed)
-    });
-    let feed_of = feed_of.collect();
-    policy.feed(&feeds)?;
-    for (from, to) in copies {
-        policy.fork(from, to)?;
-    }
-    Ok(feed_of)
 }
 
 fn next_job(jobs: &Receiver<Job>, busy: bool) -> Result<Job, TryRecvError> {
@@ -323,13 +295,6 @@ fn draw_uniformly(legal: &LegalTokens, vocabulary_size: usize, rng: &mut Counter
 }
 
 impl Active {
-    /// Whether nothing distinguishes this rollout from another one of its group yet: both have drawn no token.
-    fn begins_like(&self, other: &Active) -> bool {
-        Arc::ptr_eq(&self.job.group, &other.job.group)
-            && [self, other].iter().all(|active| active.played.choices.is_empty())
-            && self.pending == other.pending
-    }
-
     /// Returns the draw of the next token, after a feed.
     fn draw(&mut self, feed: usize) -> Draw<'_> {
         let temperature = self.job.group.task.sampling.temperature;

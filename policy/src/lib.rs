@@ -48,14 +48,18 @@ pub trait Policy: Send {
     /// Empties a slot.
     fn reset(&mut self, slot: usize);
 
-    /// Copies the contents of one slot to another.
+    /// Replaces the contents of the slot `to` by the first `len` tokens of the slot `from`, or shortens a slot when both are the
+    /// same.
     ///
     /// # Errors
     /// [`Error::Tensor`].
-    fn fork(&mut self, from: usize, to: usize) -> Result<(), Error>;
+    ///
+    /// # Panics
+    /// When the slot `from` holds fewer tokens.
+    fn fork(&mut self, from: usize, to: usize, len: usize) -> Result<(), Error>;
 
     /// Appends tokens to slots, each slot at most once. The logits after the last token of each feed are then available to read
-    /// or sample, until the next call that changes a slot.
+    /// or sample, until the next feed or other weights.
     ///
     /// # Errors
     /// [`Error::Tensor`].

@@ -60,13 +60,17 @@ impl Policy for CandlePolicy {
         self.lengths[slot] = 0;
     }
 
-    fn fork(&mut self, from: usize, to: usize) -> std::result::Result<(), Error> {
-        for LayerCache { keys, values } in &self.layers {
-            for cache in [keys, values] {
-                cache.slice_set(&cache.narrow(0, from, 1)?.copy()?, 0, to)?;
-            }
+    fn fork(&mut self, from: usize, to: usize, len: usize) -> std::result::Result<(), Error> {
+        assert!(len <= self.lengths[from], "expected up to {} tokens of slot {from}, got {len}", self.lengths[from]);
+        self.lengths[to] = len;
+        if from == to || len == 0 {
+            return Ok(());
         }
-        self.lengths[to] = self.lengths[from];
+        for cache in self.layers.iter().flat_map(|LayerCache { keys, values }| [keys, values]) {
+            // `Tensor::copy` would copy the memory of all slots.
+            let shared = cache.narrow(0, from, 1)?.narrow(2, 0, len)?.force_contiguous()?;
+            cache.narrow(0, to, 1)?.slice_set(&shared, 2, 0)?;
+        }
         Ok(())
     }
 

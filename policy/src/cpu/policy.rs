@@ -126,17 +126,21 @@ impl Policy for CpuPolicy {
         self.lengths[slot] = 0;
     }
 
-    fn fork(&mut self, from: usize, to: usize) -> Result<(), Error> {
+    fn fork(&mut self, from: usize, to: usize, len: usize) -> Result<(), Error> {
+        assert!(len <= self.lengths[from], "expected up to {} tokens of slot {from}, got {len}", self.lengths[from]);
+        self.lengths[to] = len;
+        if from == to {
+            return Ok(());
+        }
         let config = &self.weights.config;
         let head_len = config.head_dim() * capacity(config);
-        let filled = config.head_dim() * self.lengths[from].next_multiple_of(LANES);
+        let filled = config.head_dim() * len.next_multiple_of(LANES);
         for cache in self.layers.iter_mut().flat_map(|LayerCache { keys, values }| [keys, values]) {
             for kv_head in 0..config.num_kv_heads {
                 let [from, to] = [from, to].map(|slot| (slot * config.num_kv_heads + kv_head) * head_len);
                 cache.copy_within(from..from + filled, to);
             }
         }
-        self.lengths[to] = self.lengths[from];
         Ok(())
     }
 
