@@ -186,7 +186,7 @@ impl QuizProblem for Expression {
     }
 
     fn question(&self) -> String {
-        format!("What is {}? Reply with the number only.", self.text().replace('%', "mod"))
+        format!("Reply with the number only. What is {}?", self.text().replace('%', "mod"))
     }
 
     /// As many digits as the numbers of the expression have together: no value has more.

@@ -170,7 +170,7 @@ impl QuizProblem for Comparison {
         };
         let numbers: Vec<&str> = self.texts().collect();
         let (last, first) = numbers.split_last().expect("a comparison has two numbers or more");
-        format!("Which number is {which}: {} or {last}? Reply with the number only.", first.join(", "))
+        format!("Reply with the number only. Which number is {which}: {} or {last}?", first.join(", "))
     }
 
     /// As many digits before and behind the point as any of the numbers has.

@@ -211,15 +211,15 @@ impl QuizProblem for Exercise {
         let word = apart(&self.word);
         match self.task {
             Task::Spell => {
-                format!("Spell {} with a space between the letters. Reply with the letters only.", self.joined())
+                format!("Reply with the letters only. Spell with a space between the letters: {}", self.joined())
             }
-            Task::Reverse => format!("Reverse the letters: {word}. Reply with the letters only."),
-            Task::Sort => format!("Sort the letters from a to z: {word}. Reply with the letters only."),
+            Task::Reverse => format!("Reply with the letters only. Reverse the letters: {word}"),
+            Task::Sort => format!("Reply with the letters only. Sort the letters from a to z: {word}"),
             Task::Count(letter) => {
-                format!("How many times does {} occur in {word}? Reply with the number only.", char::from(letter))
+                format!("Reply with the number only. How many times does {} occur in {word}?", char::from(letter))
             }
             Task::Position(letter) => {
-                format!("At which position is the first {} in {word}? Reply with the number only.", char::from(letter))
+                format!("Reply with the number only. At which position is the first {} in {word}?", char::from(letter))
             }
         }
     }

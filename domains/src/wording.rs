@@ -4,7 +4,8 @@ use crate::Error;
 
 /// A domain in words, for models that read text.
 pub trait Wording: Send + Sync {
-    /// Writes a problem as a question, with the form of the reply that [`answer_of`] reads.
+    /// Writes a problem as a question, with the form of the reply that [`answer_of`] reads. What all problems of a kind have in
+    /// common comes first: networks read the shared beginning of prompts once.
     ///
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.

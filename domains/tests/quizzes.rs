@@ -474,51 +474,51 @@ fn wrong_letters_and_numbers_solve_other_words() {
 #[test]
 fn questions_and_patterns_by_hand() {
     for (name, typed, asks, matches) in [
-        ("arithmetic", "47 + 38", "What is 47 + 38? Reply with the number only.", "(?:0|-?[1-9][0-9]{0,3})"),
-        ("arithmetic", "93 % 7", "What is 93 mod 7? Reply with the number only.", "(?:0|-?[1-9][0-9]{0,2})"),
+        ("arithmetic", "47 + 38", "Reply with the number only. What is 47 + 38?", "(?:0|-?[1-9][0-9]{0,3})"),
+        ("arithmetic", "93 % 7", "Reply with the number only. What is 93 mod 7?", "(?:0|-?[1-9][0-9]{0,2})"),
         (
             "comparison",
             "larger 9.11 9.9",
-            "Which number is larger: 9.11 or 9.9? Reply with the number only.",
+            "Reply with the number only. Which number is larger: 9.11 or 9.9?",
             "-?(?:0|[1-9][0-9]{0,0})(?:\\.[0-9]{1,2})?",
         ),
         (
             "comparison",
             "smallest 12 120 102",
-            "Which number is smallest: 12, 120 or 102? Reply with the number only.",
+            "Reply with the number only. Which number is smallest: 12, 120 or 102?",
             "-?(?:0|[1-9][0-9]{0,2})",
         ),
         (
             "strings",
             "spell dog",
-            "Spell dog with a space between the letters. Reply with the letters only.",
+            "Reply with the letters only. Spell with a space between the letters: dog",
             "[a-z](?: [a-z]){0,7}",
         ),
-        ("strings", "reverse dog", "Reverse the letters: d o g. Reply with the letters only.", "[a-z](?: [a-z]){0,7}"),
+        ("strings", "reverse dog", "Reply with the letters only. Reverse the letters: d o g", "[a-z](?: [a-z]){0,7}"),
         (
             "strings",
             "sort abcdefghi",
-            "Sort the letters from a to z: a b c d e f g h i. Reply with the letters only.",
+            "Reply with the letters only. Sort the letters from a to z: a b c d e f g h i",
             "[a-z](?: [a-z]){0,15}",
         ),
         (
             "strings",
             "count a in banana",
-            "How many times does a occur in b a n a n a? Reply with the number only.",
+            "Reply with the number only. How many times does a occur in b a n a n a?",
             "(?:0|[1-9][0-9]?)",
         ),
         (
             "strings",
             "position n in banana",
-            "At which position is the first n in b a n a n a? Reply with the number only.",
+            "Reply with the number only. At which position is the first n in b a n a n a?",
             "(?:0|[1-9][0-9]?)",
         ),
         (
             "countdown",
             "3 7 25 -> 82",
-            "Use the numbers 25, 7 and 3, each exactly once, with + - * / and parentheses to make 82. Every intermediate \
-             result must be a positive integer up to 99. Reply with the expression only.",
-            "[0-9+\\-*/() ]{1,16}",
+            "Reply with an expression only, of + - * / and parentheses. Use each number exactly once. Every intermediate \
+             result must be a positive integer up to 99. Make 82 from 25, 7 and 3",
+            "\\({0,2}(?:25|7|3)\\){0,2}(?: [-+*/] \\({0,2}(?:25|7|3)\\){0,2}){2}",
         ),
     ] {
         let problem = problem(name, typed);

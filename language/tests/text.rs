@@ -1068,7 +1068,7 @@ mod asked {
         let prompt = Tokenizer::new(SMOLLM2.gguf()).unwrap().decode(episode.prompt());
         let prompt = String::from_utf8(prompt).unwrap();
         assert_eq!(prompt.matches("<|im_start|>user\n").count(), 2, "{prompt}");
-        assert!(prompt.contains("Use the numbers 7 and 3, each exactly once"), "{prompt}");
+        assert!(prompt.contains("Make 10 from 7 and 3<|im_end|>"), "{prompt}");
         assert!(prompt.contains("<|im_start|>assistant\n5 + 3<|im_end|>"), "{prompt}");
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         assert_eq!(language.room(&problem()).unwrap().prompt, episode.prompt().len());
@@ -1130,11 +1130,11 @@ mod asked {
     fn letters_apart_are_tokens_of_their_own() {
         let tokenizer = Tokenizer::new(SMOLLM2.gguf()).unwrap();
         let num_tokens = |text: &str| tokenizer.encode(text, Specials::Text).unwrap().len();
-        let num_around = num_tokens("Reverse the letters:") + num_tokens(".");
+        let num_around = num_tokens("Reverse the letters:");
         for (first, second) in ('a'..='z').flat_map(|first| ('a'..='z').map(move |second| (first, second))) {
             let answer = format!("{first} {second} {first}");
             assert_eq!(num_tokens(&answer), 3, "{answer}");
-            assert_eq!(num_tokens(&format!("Reverse the letters: {answer}.")), num_around + 3, "{answer}");
+            assert_eq!(num_tokens(&format!("Reverse the letters: {answer}")), num_around + 3, "{answer}");
         }
         assert_eq!(num_tokens("dog"), 1);
     }
@@ -1148,8 +1148,8 @@ mod asked {
         let language = TextLanguage::new(Tokenizer::new(without_template).unwrap(), 49_152, &[0], OPTIONS).unwrap();
         let prompt = language.open(&request()).unwrap().prompt().to_vec();
         let text = String::from_utf8(Tokenizer::new(SMOLLM2.gguf()).unwrap().decode(&prompt)).unwrap();
-        assert!(text.starts_with("Question: Use the numbers 5 and 3") && text.ends_with("\n\nAnswer:"), "{text}");
-        assert!(text.contains("Answer: 5 + 3<|im_end|>\n\nQuestion: Use the numbers 7 and 3"), "{text}");
+        assert!(text.starts_with("Question: Reply with an expression only") && text.ends_with("\n\nAnswer:"), "{text}");
+        assert!(text.contains("Answer: 5 + 3<|im_end|>\n\nQuestion: Reply with an expression only"), "{text}");
         assert!(prompt.contains(&END));
     }
 

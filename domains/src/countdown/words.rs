@@ -17,8 +17,8 @@ impl Wording for Countdown {
         let (last, first) = numbers.split_last().expect("a problem has two numbers or more");
         let limit = bound.map_or(String::new(), |bound| format!(" up to {bound}"));
         Ok(format!(
-            "Use the numbers {} and {last}, each exactly once, with + - * / and parentheses to make {target}. Every \
-             intermediate result must be a positive integer{limit}. Reply with the expression only.",
+            "Reply with an expression only, of + - * / and parentheses. Use each number exactly once. Every intermediate \
+             result must be a positive integer{limit}. Make {target} from {} and {last}",
             first.join(", ")
         ))
     }
@@ -31,12 +31,12 @@ impl Wording for Countdown {
         EXAMPLES.into_iter().map(example).collect()
     }
 
-    /// The characters of an expression, and as many as the numbers need with an operator between every two, spaces around it,
-    /// and a pair of parentheses for each operator.
+    /// As many of the numbers as there are, repeated ones included, with an operator between every two. Parentheses may be in
+    /// all places where they can be, and need not match.
     fn answer_pattern(&self, problem: &Problem) -> Result<Option<String>, Error> {
-        let numbers = self.stated(problem)?.numbers;
-        let widest = numbers[0].to_string().len();
-        let num_characters = numbers.len() * widest + (numbers.len() - 1) * (" + ".len() + "()".len());
-        Ok(Some(format!("[0-9+\\-*/() ]{{1,{num_characters}}}")))
+        let numbers: Vec<String> = self.stated(problem)?.numbers.iter().map(u64::to_string).collect();
+        let num_operators = numbers.len() - 1;
+        let number = format!("\\({{0,{num_operators}}}(?:{})\\){{0,{num_operators}}}", numbers.join("|"));
+        Ok(Some(format!("{number}(?: [-+*/] {number}){{{num_operators}}}")))
     }
 }
