@@ -70,7 +70,7 @@ impl Params {
             spec.shape.iter().for_each(|size| {
                 hasher.update(&(*size as u64).to_le_bytes());
             });
-            hasher.update(&to_bytes(values));
+            hasher.update(as_bytes(values));
         }
         Digest::from_bytes(*hasher.finalize().as_bytes())
     }
@@ -94,16 +94,13 @@ impl Params {
 /// assert_eq!((same_config, &sets[0]), (config, &params));
 /// ```
 pub fn write_weights(config: &ModelConfig, sets: &[(&str, &Params)]) -> Vec<u8> {
-    let mut buffers = Vec::new();
+    let mut views = Vec::new();
     for (prefix, params) in sets {
         for (spec, values) in config.tensors().into_iter().zip(&params.tensors) {
-            buffers.push((format!("{prefix}{}", spec.name), spec.shape, to_bytes(values)));
+            let view = TensorView::new(Dtype::F32, spec.shape, as_bytes(values));
+            views.push((format!("{prefix}{}", spec.name), view.expect("the bytes have the shape's size")));
         }
     }
-    let views = buffers.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("the bytes have the shape's size");
-        (name.clone(), view)
-    });
     let config = serde_json::to_string(config).expect("a config has a JSON form");
     let metadata = [(CONFIG_KEY.to_owned(), config)].into_iter().collect();
     safetensors::serialize(views, Some(metadata)).expect("names are distinct and shapes are sound")
@@ -130,8 +127,9 @@ pub fn read_weights(bytes: &[u8], prefixes: &[&str]) -> Result<(ModelConfig, Vec
             let got = format!("{:?} {:?}", tensor.dtype(), tensor.shape());
             return Err(refuse(format!("{name} as F32 {:?}", spec.shape), got));
         }
-        let (words, _) = tensor.data().as_chunks::<4>();
-        Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+        let mut values = vec![0.0; spec.num_elements()];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(tensor.data());
+        Ok(values)
     };
     let sets = prefixes.iter().map(|prefix| {
         let tensors = config.tensors().iter().map(|spec| read(prefix, spec)).collect::<Result<_, _>>()?;
@@ -154,6 +152,10 @@ fn initial_std(config: &ModelConfig, spec: &TensorSpec) -> f64 {
     }
 }
 
-fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+/// Views values as they are hashed and stored.
+fn as_bytes(values: &[f32]) -> &[u8] {
+    bytemuck::cast_slice(values)
 }
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are hashed, read and written as they lie in memory, and their format is little-endian");

@@ -89,6 +89,28 @@ fn sequences() -> Vec<Sequence> {
         .collect()
 }
 
+/// Returns answers to two prompts that begin alike, in turns: some answers are equal, or begin alike, or are the beginning of
+/// another. What they choose from differs even where they are equal.
+fn answers() -> Vec<Sequence> {
+    let answers: [&[TokenId]; 7] =
+        [&[1, 2, 3], &[1, 2, 4, 5, 6], &[1, 2, 3], &[7], &[1, 2, 4], &[8, 1, 2, 9, 10, 11], &[7, 7]];
+    (0..14)
+        .map(|number| {
+            let prompt: Vec<TokenId> =
+                (0..30).map(|index| (index * 7 + if index < 26 { 0 } else { number % 2 }) as TokenId % 20).collect();
+            let answer = answers[number / 2];
+            let choices =
+                (0..answer.len()).filter(|position| *position == 0 || (position + number) % 4 != 3).map(|position| {
+                    let legal = (0..20)
+                        .filter(|token| *token == answer[position] || (*token as usize + number) % 3 != 1)
+                        .collect();
+                    (position, if number == 3 { LegalTokens::Any } else { legal })
+                });
+            Sequence::new(&prompt, answer, choices)
+        })
+        .collect()
+}
+
 /// Returns a state whose head is large enough that no gradient is lost in rounding.
 fn training(config: &ModelConfig) -> TrainingState {
     let mut state = TrainingState::initial(config, 1);
@@ -219,8 +241,7 @@ impl Loss for Preference {
 #[test]
 fn every_backend_trains_as_the_kernels_do() {
     for config in configs() {
-        let weights = training(&config).weights;
-        let kernels = trainer(&Backend::Cpu, &config, &weights);
+        let kernels = trainer(&Backend::Cpu, &config, &training(&config).weights);
         let sequences = sequences();
         let cases = [
             cross_entropy(&sequences),
@@ -229,25 +250,46 @@ fn every_backend_trains_as_the_kernels_do() {
             mixed(kernels.as_ref(), &sequences),
             boxed(decoupled(kernels.as_ref(), &sequences)),
         ];
-        let mut pairs = LossBatch::default();
-        sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
-        let batches: Vec<LossBatch<'_>> = cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs]).collect();
-        for (backend, batch) in backends().iter().flat_map(|backend| batches.iter().map(move |batch| (backend, batch)))
-        {
-            let (mut trainer, mut kernels) =
-                (trainer(backend, &config, &weights), trainer(&Backend::Cpu, &config, &weights));
-            let got = pass(trainer.as_mut(), batch);
-            let expected = pass(kernels.as_mut(), batch);
-            assert_close(&got.scores.logprobs, &expected.scores.logprobs, "logprobs");
-            if expected.scores.entropies.iter().any(|entropy| *entropy != 0.0) {
-                assert_close(&got.scores.entropies, &expected.scores.entropies, "entropies");
-            }
-            assert_eq!(got.scores.entropies.len(), expected.scores.entropies.len());
-            assert_close(&[got.loss as f32], &[expected.loss as f32], "loss");
-            let tensors = got.gradient.tensors.iter().zip(&expected.gradient.tensors);
-            for ((got, expected), spec) in tensors.zip(config.tensors()) {
-                assert_close(got, expected, &spec.name);
-            }
+        let batches = cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs(&sequences)]);
+        batches.for_each(|batch| expect_as_the_kernels(&config, &batch));
+    }
+}
+
+/// The kernels compute what these sequences have in common once, other backends do not.
+#[test]
+fn every_backend_trains_on_answers_to_one_prompt_as_the_kernels_do() {
+    for config in configs() {
+        let kernels = trainer(&Backend::Cpu, &config, &training(&config).weights);
+        let answers = answers();
+        let losses = mixed(kernels.as_ref(), &answers);
+        expect_as_the_kernels(&config, &batch(&answers, &losses));
+        expect_as_the_kernels(&config, &pairs(&answers));
+    }
+}
+
+/// Groups sequences by two.
+fn pairs(sequences: &[Sequence]) -> LossBatch<'_> {
+    let mut pairs = LossBatch::default();
+    sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
+    pairs
+}
+
+fn expect_as_the_kernels(config: &ModelConfig, batch: &LossBatch<'_>) {
+    let weights = training(config).weights;
+    for backend in backends() {
+        let (mut trainer, mut kernels) =
+            (trainer(&backend, config, &weights), trainer(&Backend::Cpu, config, &weights));
+        let got = pass(trainer.as_mut(), batch);
+        let expected = pass(kernels.as_mut(), batch);
+        assert_close(&got.scores.logprobs, &expected.scores.logprobs, "logprobs");
+        if expected.scores.entropies.iter().any(|entropy| *entropy != 0.0) {
+            assert_close(&got.scores.entropies, &expected.scores.entropies, "entropies");
+        }
+        assert_eq!(got.scores.entropies.len(), expected.scores.entropies.len());
+        assert_close(&[got.loss as f32], &[expected.loss as f32], "loss");
+        let tensors = got.gradient.tensors.iter().zip(&expected.gradient.tensors);
+        for ((got, expected), spec) in tensors.zip(config.tensors()) {
+            assert_close(got, expected, &spec.name);
         }
     }
 }
@@ -442,22 +484,20 @@ fn every_weight_has_the_gradient_of_the_loss() {
     let configs = configs();
     let [plain, .., all] = &configs[..] else { unreachable!("there are several") };
     for config in [plain, all] {
-        expect_gradients(config);
+        expect_gradients(config, &sequences());
+        expect_gradients(config, &answers());
     }
 }
 
-fn expect_gradients(config: &ModelConfig) {
+fn expect_gradients(config: &ModelConfig, sequences: &[Sequence]) {
     let mut weights = training(config).weights;
-    let sequences = sequences();
     let kernels = trainer(&Backend::Cpu, config, &weights);
     let cases = [
-        cross_entropy(&sequences),
-        boxed(surrogate(kernels.as_ref(), &sequences, 0.0)),
-        boxed(surrogate(kernels.as_ref(), &sequences, 0.5)),
+        cross_entropy(sequences),
+        boxed(surrogate(kernels.as_ref(), sequences, 0.0)),
+        boxed(surrogate(kernels.as_ref(), sequences, 0.5)),
     ];
-    let mut pairs = LossBatch::default();
-    sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
-    for batch in cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs]) {
+    for batch in cases.iter().map(|losses| batch(sequences, losses)).chain([pairs(sequences)]) {
         let pass = |weights: &Params| pass(trainer(&Backend::Cpu, config, weights).as_mut(), &batch);
         let Pass { scores, gradient, .. } = pass(&weights);
         let trainer = trainer(&Backend::Cpu, config, &weights);

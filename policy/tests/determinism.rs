@@ -119,6 +119,63 @@ proptest! {
     }
 }
 
+/// Answers to one prompt, with rows in common, have the scores of each alone. Other shards share other rows, and threads still
+/// change no bit.
+#[test]
+fn answers_to_one_prompt_have_the_bits_of_each_alone() {
+    for head_dim in [16, 32, 64] {
+        let config = config_with_heads(head_dim);
+        let sequences: Vec<Sequence> = (0..60)
+            .map(|number| {
+                // Prompts of four lengths that begin alike, and answers that do.
+                let mut tokens = sequence(24 + number % 4, 7).tokens;
+                tokens.extend(
+                    (0..3 + number % 7).map(|position| 3 * ((number / 8 + position * (number % 2)) % 13) as TokenId),
+                );
+                Sequence::new(
+                    &tokens[..20],
+                    &tokens[20..],
+                    (number % 3..tokens.len() - 20).map(|place| (place, mask())),
+                )
+            })
+            .collect();
+        let trainer_of = |division| trainer(&config, 5, division);
+        let trainer = trainer_of(ONE_SHARD);
+        let alone: Vec<f32> = sequences.iter().flat_map(|sequence| trainer.logprobs(&[sequence]).unwrap()).collect();
+        assert_eq!(trainer.logprobs(&sequences.iter().collect::<Vec<_>>()).unwrap(), alone);
+        let loss = CrossEntropy { weight: 0.01 };
+        let mut batch = LossBatch::default();
+        sequences.iter().for_each(|sequence| batch.push([sequence], &loss));
+        let gradients = |num_shards, num_threads| {
+            let mut trainer = trainer_of(Division { num_shards, num_threads });
+            let scores = trainer.gradients(&batch).unwrap();
+            assert_eq!(scores.logprobs, alone);
+            trainer.step(&KEEPING).unwrap();
+            trainer.export().unwrap().first.clone()
+        };
+        let in_shards = gradients(5, 1);
+        assert!(gradients(5, 2) == in_shards && gradients(5, 3) == in_shards, "threads change the gradient");
+        // A shard of one sequence shares nothing.
+        let (shared, apart) = (gradients(1, 1), gradients(sequences.len(), 2));
+        assert!(shared != apart, "nothing was shared");
+        for (shared, apart) in shared.tensors.iter().zip(&apart.tensors) {
+            let scale = apart.iter().fold(0f32, |max, slope| max.max(slope.abs()));
+            assert!(scale > 0.0);
+            assert!(shared.iter().zip(apart).all(|(shared, apart)| (shared - apart).abs() <= 3e-5 * scale));
+        }
+    }
+}
+
+/// A step whose first moment is the gradient.
+const KEEPING: OptimizerStep = OptimizerStep {
+    learning_rate: 1e-3,
+    beta1: 0.0,
+    beta2: 0.0,
+    weight_decay: 0.0,
+    max_grad_norm: f64::INFINITY,
+    average_decay: 0.0,
+};
+
 /// Sequences have the same gradient beside enough sequences of zero weight to shift the chunk boundaries. Shards do not
 /// change their scores, and threads do not change the gradient.
 #[test]
@@ -151,15 +208,7 @@ fn expect_the_same_gradients(config: &ModelConfig) {
         let mut batch = LossBatch::default();
         parts.iter().for_each(|(sequence, loss)| batch.push([sequence], loss.as_ref()));
         let scores = trainer.gradients(&batch).unwrap();
-        let step = OptimizerStep {
-            learning_rate: 1e-3,
-            beta1: 0.0,
-            beta2: 0.0,
-            weight_decay: 0.0,
-            max_grad_norm: f64::INFINITY,
-            average_decay: 0.0,
-        };
-        trainer.step(&step).unwrap();
+        trainer.step(&KEEPING).unwrap();
         (scores, trainer.export().unwrap().into_owned())
     };
     let rollouts = || (0..20).map(rollout).collect::<Vec<_>>();

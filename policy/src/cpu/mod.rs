@@ -1,11 +1,13 @@
 //! The network on the CPU, in bit-reproducible kernels: a log-probability has the same bits whether it is played or trained,
 //! alone or in a batch, on one thread or many.
 
+mod chunk;
 pub mod kernels;
 mod network;
 mod optimizer;
 mod packed;
 mod policy;
+mod threads;
 mod trainer;
 
 pub(crate) use packed::PackedWeights;

@@ -1,13 +1,16 @@
 //! Hand-written forward and backward passes over packed rows.
 //!
 //! Sequences are processed in chunks, so that the activations stay in the cache. Gradient sums continue from the previous chunk,
-//! so that the chunk size changes no bit. Candle's autograd computes the same, but it allocates every intermediate, clears and
+//! so that the chunk size changes no bit unless sequences share rows. Candle's autograd computes the same, but it allocates every intermediate, clears and
 //! re-adds every gradient, and has a thread pool of its own.
 
+use std::collections::BTreeMap;
+use std::slice;
 use std::sync::Mutex;
 
 use proto::TokenId;
 
+use super::chunk::{Choice, Chunk, fits};
 use super::kernels::{
     self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
     rms_norm_backward, swiglu, swiglu_backward,
@@ -15,22 +18,15 @@ use super::kernels::{
 use super::packed::{Linear, PackedLayer, PackedWeights};
 use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
-use crate::{BatchScores, ChosenToken, LossGrad, Params, Sequence};
-
-/// Rows that are computed together: for small networks, about what fits in the second-level cache.
-const CHUNK_ROWS: usize = 256;
+use crate::{BatchScores, ChosenToken, LossGrad, ModelConfig, Params, Sequence};
 
 /// Computes the log-probability of every chosen token.
 pub(crate) fn logprobs(network: &PackedWeights, workspaces: &Workspaces, sequences: &[&Sequence]) -> Vec<f32> {
     let mut workspace = workspaces.take();
     let (mut logprobs, mut rest) = (Vec::new(), sequences);
     while !rest.is_empty() {
-        let mut num_rows = 0;
-        let fits = |sequence: &&&Sequence| {
-            num_rows += sequence.tokens.len();
-            num_rows <= CHUNK_ROWS
-        };
-        let num_sequences = rest.iter().take_while(fits).count().max(1);
+        let mut fits = fits(chunk_rows(&network.config));
+        let num_sequences = rest.iter().take_while(|sequence| fits(slice::from_ref(*sequence))).count().max(1);
         let (sequences, later) = rest.split_at(num_sequences);
         let chunk = Chunk::new(sequences);
         workspace.forward(network, &chunk);
@@ -49,11 +45,9 @@ pub(crate) fn add_gradients(
     gradients: &mut Params,
 ) -> BatchScores {
     let mut workspace = workspaces.take();
-    let mut scores = BatchScores::default();
-    // A tied head has its gradient in the same tensor. Two sums that take turns would depend on where chunks end.
-    let num_shared = if network.config.variant.tied_head { network.embed.len() } else { 0 };
-    let mut of_inputs = vec![0.0; num_shared];
-    for part in part.split(|_, num_tokens| num_tokens <= CHUNK_ROWS) {
+    let (mut scores, mut of_inputs, mut rest) = (BatchScores::default(), InputGradients::new(), part);
+    while !rest.is_empty() {
+        let (part, later) = rest.split(fits(chunk_rows(&network.config)));
         let chunk = Chunk::new(part.sequences);
         workspace.forward(network, &chunk);
         let entropy = |((chosen, logits), is_read): ((&ChosenToken, &[f32]), bool)| {
@@ -66,43 +60,36 @@ pub(crate) fn add_gradients(
         workspace.backward(network, &chunk, &part.grad(&of_chunk), gradients, &mut of_inputs);
         scores.logprobs.extend(of_chunk.logprobs);
         scores.entropies.extend(of_chunk.entropies);
+        rest = later;
     }
-    add(&mut gradients.tensors[0][..num_shared], &of_inputs);
+    for (token, row) in of_inputs {
+        add(embedding(&mut gradients.tensors[0], token, network.config.d_model), &row);
+    }
     workspaces.put_back(workspace);
     scores
 }
+
+/// Gradients of the embeddings of a tied network's input tokens, `[D]` each. The head has its gradient in the same tensor: two
+/// sums that take turns would depend on where chunks end.
+type InputGradients = BTreeMap<TokenId, Vec<f32>>;
+
+/// Returns the rows that are computed together. Activations of small networks stay in the second-level cache. Large networks do not
+/// fit: the more rows, the fewer prefixes are split between chunks. A row takes `d + qkv + attended + d + 2 ff` floats in every
+/// layer and `V` for its logits, 0.9 MB at most for a network of 135M weights.
+fn chunk_rows(config: &ModelConfig) -> usize {
+    let layer_bytes = size_of::<f32>() * config.num_parameters() / config.num_layers;
+    if layer_bytes < LARGE_LAYER_BYTES { 256 } else { 512 }
+}
+
+/// More than a second-level cache holds, with the share of a layer in embedding and head.
+const LARGE_LAYER_BYTES: usize = 8 << 20;
 
 fn logprob((chosen, logits): (&ChosenToken, &[f32])) -> f32 {
     masked_logprob(logits, &chosen.legal, chosen.target)
 }
 
-/// Some sequences, as packed rows.
-struct Chunk<'a> {
-    tokens: Vec<TokenId>,
-    lengths: Vec<usize>,
-    /// Rows that predict chosen tokens.
-    chosen_rows: Vec<usize>,
-    choices: Vec<&'a ChosenToken>,
-}
-
-impl<'a> Chunk<'a> {
-    fn new(sequences: &[&'a Sequence]) -> Chunk<'a> {
-        let mut chunk = Chunk { tokens: Vec::new(), lengths: Vec::new(), chosen_rows: Vec::new(), choices: Vec::new() };
-        for sequence in sequences {
-            for chosen in &sequence.chosen {
-                chunk.chosen_rows.push(chunk.tokens.len() + chosen.row);
-                chunk.choices.push(chosen);
-            }
-            chunk.tokens.extend(&sequence.tokens);
-            chunk.lengths.push(sequence.tokens.len());
-        }
-        chunk
-    }
-
-    /// Position of each row in its sequence.
-    fn positions(&self) -> impl Iterator<Item = usize> {
-        self.lengths.iter().flat_map(|len| 0..*len)
-    }
+fn embedding(embed: &mut [f32], token: TokenId, width: usize) -> &mut [f32] {
+    &mut embed[token as usize * width..][..width]
 }
 
 /// Activations that a block keeps for its backward pass; all `[N, ...]`, in the last block `[M, ...]` from `attended` on.
@@ -139,8 +126,10 @@ struct Workspace {
     x: Vec<f32>,
     normed: Vec<f32>,
     gated: Vec<f32>,
-    /// `[M, V]`
+    /// `[M, V]`; the backward pass replaces them by their gradients.
     logits: Vec<f32>,
+    /// Logits of a row.
+    row: Vec<f32>,
     grad: Grad,
 }
 
@@ -152,7 +141,6 @@ struct Grad {
     attended: Vec<f32>,
     gate_up: Vec<f32>,
     gated: Vec<f32>,
-    logits: Vec<f32>,
     packed: PackedMatrix,
 }
 
@@ -173,7 +161,7 @@ impl Workspace {
             layer.finish_qkv(epsilon, chunk.positions(), &mut kept.qkv, Some(&mut kept.unnormed));
             let attended_width = layer.shape.queries_dim();
             kept.attended.resize(chunk.tokens.len() * attended_width, 0.0);
-            attention_forward(layer.shape, &chunk.lengths, &kept.qkv, &mut kept.attended);
+            attention_forward(layer.shape, &chunk.segments, &kept.qkv, &mut kept.attended);
             let residual = if index == last_layer {
                 // No later block attends to these rows: only the rows that predict chosen tokens are computed.
                 keep_rows(&mut kept.attended, &chunk.chosen_rows, attended_width);
@@ -202,37 +190,50 @@ impl Workspace {
         network: &PackedWeights,
         chunk: &'a Chunk<'a>,
     ) -> impl Iterator<Item = (&'a ChosenToken, &'a [f32])> {
-        chunk.choices.iter().copied().zip(self.logits.chunks_exact(network.config.vocabulary_size))
+        let vocabulary = network.config.vocabulary_size;
+        let logits = move |index: usize| &self.logits[index * vocabulary..][..vocabulary];
+        chunk.choices.iter().map(move |Choice { chosen, index }| (*chosen, logits(*index)))
     }
 
-    /// Adds to `gradients`; those of the input rows of a tied embedding go to `of_inputs`, `[V, D]`.
+    /// Replaces the logits by their gradients, `[M, V]`.
+    fn logits_backward(&mut self, vocabulary: usize, choices: &[Choice<'_>], grads: &[LossGrad]) {
+        let mut by_row: Vec<(&Choice<'_>, &LossGrad)> = choices.iter().zip(grads).collect();
+        by_row.sort_by_key(|(choice, _)| choice.index);
+        for of_row in by_row.chunk_by(|(left, _), (right, _)| left.index == right.index) {
+            let grad = &mut self.logits[of_row[0].0.index * vocabulary..][..vocabulary];
+            self.row.clear();
+            self.row.extend_from_slice(grad);
+            grad.fill(0.0);
+            for (Choice { chosen, .. }, of_loss) in of_row {
+                masked_logprob_backward(&self.row, &chosen.legal, chosen.target, of_loss.logprob, grad);
+                if of_loss.entropy != 0.0 {
+                    masked_entropy_backward(&self.row, &chosen.legal, of_loss.entropy, grad);
+                }
+            }
+        }
+    }
+
+    /// Adds to `gradients`; those of the input rows of a tied embedding go to `of_inputs`.
     fn backward(
         &mut self,
         network: &PackedWeights,
         chunk: &Chunk<'_>,
         grads: &[LossGrad],
         gradients: &mut Params,
-        of_inputs: &mut [f32],
+        of_inputs: &mut InputGradients,
     ) {
         let (width, epsilon) = (network.config.d_model, network.config.variant.rms_norm_eps);
         let vocabulary = network.config.vocabulary_size;
         let (embed, tensors) = gradients.tensors.split_first_mut().expect("gradients have the config's tensors");
         let mut tensors = tensors.iter_mut().rev();
         let mut next = || tensors.next().expect("gradients have the config's tensors");
-        let grad = &mut self.grad;
-        zeros(&mut grad.logits, self.logits.len());
-        let rows = self.logits.chunks_exact(vocabulary).zip(grad.logits.chunks_exact_mut(vocabulary));
-        for (((logits, grad), chosen), of_loss) in rows.zip(&chunk.choices).zip(grads) {
-            masked_logprob_backward(logits, &chosen.legal, chosen.target, of_loss.logprob, grad);
-            if of_loss.entropy != 0.0 {
-                masked_entropy_backward(logits, &chosen.legal, of_loss.entropy, grad);
-            }
-        }
+        self.logits_backward(vocabulary, &chunk.choices, grads);
+        let (grad, grad_logits) = (&mut self.grad, &self.logits);
         if network.config.variant.tied_head {
-            linear(&grad.logits, network.head.transposed(), &mut grad.normed);
-            add_product(&grad.logits, vocabulary, &self.normed, width, embed, &mut grad.packed);
+            linear(grad_logits, network.head.transposed(), &mut grad.normed);
+            add_product(grad_logits, vocabulary, &self.normed, width, embed, &mut grad.packed);
         } else {
-            linear_backward(&self.normed, &network.head, &grad.logits, next(), &mut grad.normed, &mut grad.packed);
+            linear_backward(&self.normed, &network.head, grad_logits, next(), &mut grad.normed, &mut grad.packed);
         }
         grad.x.resize(self.x.len(), 0.0);
         rms_norm_backward::<false>(&self.x, &network.norm, epsilon, &grad.normed, &mut grad.x, next());
@@ -258,7 +259,7 @@ impl Workspace {
                 spread_rows(&mut grad.attended, &chunk.chosen_rows, chunk.tokens.len(), layer.shape.queries_dim());
             }
             grad.qkv.resize(kept.qkv.len(), 0.0);
-            attention_backward(layer.shape, &chunk.lengths, &kept.qkv, &grad.attended, &mut grad.qkv);
+            attention_backward(layer.shape, &chunk.segments, &kept.qkv, &grad.attended, &mut grad.qkv);
             layer.rotary.rotate_back(layer.shape, chunk.positions(), &mut grad.qkv);
             if let Some([key_norm, query_norm]) = qk_norm {
                 let grads = [query_norm, key_norm];
@@ -278,17 +279,14 @@ impl Workspace {
                 attention_norm,
             );
         }
-        let embed = if network.config.variant.tied_head { of_inputs } else { &mut embed[..] };
         for (token, row) in chunk.tokens.iter().zip(grad.x.chunks_exact(width)) {
-            let start = *token as usize * width;
-            add(&mut embed[start..start + width], row);
+            if network.config.variant.tied_head {
+                add(of_inputs.entry(*token).or_insert_with(|| vec![0.0; width]), row);
+            } else {
+                add(embedding(embed, *token, width), row);
+            }
         }
     }
-}
-
-fn zeros(buffer: &mut Vec<f32>, len: usize) {
-    buffer.clear();
-    buffer.resize(len, 0.0);
 }
 
 pub(crate) fn normalise(x: &[f32], weight: &[f32], epsilon: f32, out: &mut Vec<f32>) {

@@ -1,9 +1,19 @@
 use super::kernels::{AdamWStep, adamw};
+use super::threads;
 use crate::{ModelConfig, OptimizerStep, Params, TrainingState};
+
+/// Weights that a thread updates at a time: they stay in its second-level cache until they are averaged.
+const PIECE: usize = 1 << 14;
 
 /// Updates the weights with the gradient, and then their average. Returns the gradient's norm before clipping. If the norm is not
 /// finite, nothing changes.
-pub(crate) fn step(config: &ModelConfig, state: &mut TrainingState, gradient: &Params, step: &OptimizerStep) -> f64 {
+pub(crate) fn step(
+    config: &ModelConfig,
+    state: &mut TrainingState,
+    gradient: &Params,
+    step: &OptimizerStep,
+    num_threads: usize,
+) -> f64 {
     let norm = norm(gradient);
     if !norm.is_finite() {
         return norm;
@@ -15,29 +25,39 @@ pub(crate) fn step(config: &ModelConfig, state: &mut TrainingState, gradient: &P
     let step_size = (step.learning_rate / correction1) as f32;
     let inverse_root = (1.0 / correction2.sqrt()) as f32;
     let (beta1, beta2) = (step.beta1 as f32, step.beta2 as f32);
-    for (index, spec) in config.tensors().iter().enumerate() {
+    let decay = step.decay_after(state.num_updates) as f32;
+    let TrainingState { weights, average: averages, first, second, .. } = state;
+    let tensors = weights.tensors.iter_mut().zip(&gradient.tensors).zip(&mut first.tensors).zip(&mut second.tensors);
+    let pieces = tensors.zip(&mut averages.tensors).zip(config.tensors()).flat_map(|((of_step, averages), spec)| {
         let decays = spec.shape.len() > 1;
         let keep = if decays { (1.0 - step.learning_rate * step.weight_decay) as f32 } else { 1.0 };
-        let weights = &mut state.weights.tensors[index];
-        let (first, second) = (&mut state.first.tensors[index], &mut state.second.tensors[index]);
         let step = AdamWStep { beta1, beta2, step_size, inverse_root, keep, clip };
-        adamw(weights, &gradient.tensors[index], first, second, step);
-    }
-    average(&mut state.average, &state.weights, step.decay_after(state.num_updates) as f32);
+        let (((weights, gradient), first), second) = of_step;
+        let moments = first.chunks_mut(PIECE).zip(second.chunks_mut(PIECE));
+        let weights = weights.chunks_mut(PIECE).zip(averages.chunks_mut(PIECE));
+        weights.zip(gradient.chunks(PIECE)).zip(moments).map(move |piece| (piece, step))
+    });
+    let num_threads = threads::worth_starting(num_threads, config.num_parameters());
+    threads::for_each(num_threads, pieces, |((((weights, averages), gradient), (first, second)), step)| {
+        adamw(weights, gradient, first, second, step);
+        average(averages, weights, decay);
+    });
     norm
 }
 
 /// Computes the Euclidean norm. Adds squares in order, in double precision.
 fn norm(params: &Params) -> f64 {
-    params.tensors.iter().flatten().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+    let mut sum = 0.0;
+    for tensor in &params.tensors {
+        tensor.iter().for_each(|value| sum += f64::from(*value) * f64::from(*value));
+    }
+    sum.sqrt()
 }
 
 /// Moves averaged weights towards the weights.
-fn average(average: &mut Params, weights: &Params, decay: f32) {
-    for (average, weights) in average.tensors.iter_mut().zip(&weights.tensors) {
-        for (average, weight) in average.iter_mut().zip(weights) {
-            *average = decay * *average + (1.0 - decay) * weight;
-        }
+fn average(average: &mut [f32], weights: &[f32], decay: f32) {
+    for (average, weight) in average.iter_mut().zip(weights) {
+        *average = decay * *average + (1.0 - decay) * weight;
     }
 }
 
@@ -82,7 +102,7 @@ mod tests {
         state.weights.tensors[0][0] = 1.0;
         for (slope, expected) in [(0.5, 0.890_000), (-0.25, 0.854_389)] {
             gradient.tensors[0][0] = slope;
-            step(&config(), &mut state, &gradient, &STEP);
+            step(&config(), &mut state, &gradient, &STEP, 1);
             let got = state.weights.tensors[0][0];
             assert!((got - expected).abs() < 1e-5, "{got}");
         }
@@ -95,29 +115,27 @@ mod tests {
         let clipping = OptimizerStep { beta1: 0.0, beta2: 0.0, weight_decay: 0.0, max_grad_norm: 1.0, ..STEP };
         gradient.tensors[0][0] = 30.0;
         gradient.tensors[0][1] = 40.0;
-        assert_eq!(step(&config(), &mut state, &gradient, &clipping), 50.0);
+        assert_eq!(step(&config(), &mut state, &gradient, &clipping, 1), 50.0);
         assert!((state.first.tensors[0][0] - 0.6).abs() < 1e-6);
         gradient.tensors[0][0] = f32::NAN;
         let before = state.clone();
-        assert!(step(&config(), &mut state, &gradient, &clipping).is_nan());
+        assert!(step(&config(), &mut state, &gradient, &clipping, 1).is_nan());
         assert_eq!(state, before);
     }
 
     /// One weight goes from 0 to 1 and stays there. By hand: the decays are 2/11, 3/12 and 4/13, and then as configured.
     #[test]
     fn the_average_forgets_its_start_and_then_decays_as_configured() {
-        let (mut ema, mut weights) = (Params::zeros(&config()), Params::zeros(&config()));
-        weights.tensors[0][0] = 1.0;
-        weights.tensors[1][2] = -2.0;
+        let (mut ema, weights) = ([0.0; 3], [1.0, -2.0, 0.0]);
         let mut left = 1.0;
         for (num_updates, decay) in [(1, 2.0 / 11.0), (2, 3.0 / 12.0), (3, 4.0 / 13.0), (1_000, 0.9)] {
             average(&mut ema, &weights, STEP.decay_after(num_updates) as f32);
             left *= decay;
-            let [one, two] = [ema.tensors[0][0], ema.tensors[1][2]].map(f64::from);
+            let [one, two, _] = ema.map(f64::from);
             assert!((one - (1.0 - left)).abs() < 1e-6, "after {num_updates}: {one}, expected {}", 1.0 - left);
             assert!((two + 2.0 * (1.0 - left)).abs() < 1e-6, "after {num_updates}: {two}");
         }
-        assert_eq!(ema.tensors[0][1], 0.0, "what does not move is where it was");
+        assert_eq!(ema[2], 0.0, "what does not move is where it was");
         // At the bound of the growing decay: (1 + 81) / (10 + 81) is over 0.9, one update before it is not.
         for (num_updates, decay) in [(79, 80.0 / 89.0), (81, 0.9)] {
             assert!((STEP.decay_after(num_updates) - decay).abs() < 1e-12, "{num_updates}");

@@ -2,7 +2,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::kernels::{MatrixView, PackedMatrix, RotaryTable, add, rms_norm_in_place};
-use crate::{AttentionShape, ModelConfig, Params, TensorSpec, Variant};
+use super::threads;
+use crate::{AttentionShape, ModelConfig, Params, Variant};
 
 /// One version of the weights in the order in which the kernels read them. Shared by all threads that use it.
 #[derive(Debug)]
@@ -51,28 +52,32 @@ impl Linear {
 impl PackedWeights {
     /// Packs a version for playing it.
     pub(crate) fn new(config: &ModelConfig, params: &Params) -> PackedWeights {
-        PackedWeights::pack(config, params, false)
+        PackedWeights::pack(config, params, false, 1)
     }
 
-    /// Packs a version for training it.
-    pub(crate) fn with_transposes(config: &ModelConfig, params: &Params) -> PackedWeights {
-        PackedWeights::pack(config, params, true)
+    /// Packs a version for training it, on some threads.
+    pub(crate) fn with_transposes(config: &ModelConfig, params: &Params, num_threads: usize) -> PackedWeights {
+        PackedWeights::pack(config, params, true, num_threads)
     }
 
-    fn pack(config: &ModelConfig, params: &Params, transposes: bool) -> PackedWeights {
+    fn pack(config: &ModelConfig, params: &Params, transposes: bool, num_threads: usize) -> PackedWeights {
         let Variant { qkv_bias, qk_norm, tied_head, no_rope_layers, .. } = &config.variant;
         let specs = config.tensors();
-        let mut tensors = specs.iter().zip(&params.tensors);
-        let mut next = || tensors.next().expect("params have the config's tensors");
-        let pack = |matrix: MatrixView<'_>, inputs: usize, outputs: usize| Linear {
-            forward: PackedMatrix::new(matrix, inputs, outputs),
-            transposed: transposes.then(|| PackedMatrix::new(matrix.transposed(), outputs, inputs)),
-        };
-        let linear = |(spec, values): (&TensorSpec, &Vec<f32>)| {
+        let embed = &params.tensors[0];
+        let (matrices, vectors): (Vec<_>, Vec<_>) =
+            specs.iter().zip(&params.tensors).skip(1).partition(|(spec, _)| spec.shape.len() == 2);
+        let mut vectors = vectors.into_iter().map(|(_, values)| values.clone());
+        let mut vector = || vectors.next().expect("params have the config's tensors");
+        let matrices = matrices.into_iter().map(|(spec, values)| {
             let (inputs, outputs) = (spec.shape[0], spec.shape[1]);
-            pack(MatrixView::row_major(values, outputs), inputs, outputs)
-        };
-        let embed = next().1.clone();
+            Matrix { view: MatrixView::row_major(values, outputs), inputs, outputs }
+        });
+        let tied_head = tied_head.then(|| {
+            let view = MatrixView::row_major(embed, config.d_model).transposed();
+            Matrix { view, inputs: config.d_model, outputs: config.vocabulary_size }
+        });
+        let mut linears = pack_all(matrices.chain(tied_head).collect(), transposes, num_threads).into_iter();
+        let mut linear = || linears.next().expect("params have the config's tensors");
         let frequencies = config.variant.rope_frequencies(config.head_dim());
         let rotary = Arc::new(RotaryTable::new(config.max_positions, &frequencies));
         let still = match no_rope_layers[..] {
@@ -83,25 +88,39 @@ impl PackedWeights {
             .map(|layer| PackedLayer {
                 shape: config.attention_shape(layer),
                 rotary: if no_rope_layers.contains(&layer) { still.clone() } else { rotary.clone() },
-                attention_norm: next().1.clone(),
-                qkv: linear(next()),
-                qkv_bias: qkv_bias.then(|| next().1.clone()),
-                qk_norm: qk_norm.then(|| [next().1.clone(), next().1.clone()]),
-                out: linear(next()),
-                mlp_norm: next().1.clone(),
-                gate_up: linear(next()),
-                down: linear(next()),
+                attention_norm: vector(),
+                qkv: linear(),
+                qkv_bias: qkv_bias.then(&mut vector),
+                qk_norm: qk_norm.then(|| [vector(), vector()]),
+                out: linear(),
+                mlp_norm: vector(),
+                gate_up: linear(),
+                down: linear(),
             })
             .collect();
-        let norm = next().1.clone();
-        let head = match tied_head {
-            true => {
-                pack(MatrixView::row_major(&embed, config.d_model).transposed(), config.d_model, config.vocabulary_size)
-            }
-            false => linear(next()),
-        };
-        PackedWeights { config: config.clone(), embed, layers, norm, head }
+        PackedWeights { config: config.clone(), embed: embed.clone(), layers, norm: vector(), head: linear() }
     }
+}
+
+/// A matrix to pack.
+struct Matrix<'a> {
+    view: MatrixView<'a>,
+    inputs: usize,
+    outputs: usize,
+}
+
+fn pack_all(matrices: Vec<Matrix<'_>>, transposes: bool, num_threads: usize) -> Vec<Linear> {
+    let num_values = matrices.iter().map(|Matrix { inputs, outputs, .. }| inputs * outputs).sum();
+    let mut linears: Vec<Option<Linear>> = matrices.iter().map(|_| None).collect();
+    // From the last on: the head of a large vocabulary takes longest.
+    let to_pack = linears.iter_mut().zip(matrices).rev();
+    threads::for_each(threads::worth_starting(num_threads, num_values), to_pack, |(linear, matrix)| {
+        let Matrix { view, inputs, outputs } = matrix;
+        let forward = PackedMatrix::new(view, inputs, outputs);
+        let transposed = transposes.then(|| PackedMatrix::new(view.transposed(), outputs, inputs));
+        *linear = Some(Linear { forward, transposed });
+    });
+    linears.into_iter().map(|linear| linear.expect("every matrix is packed")).collect()
 }
 
 impl PackedLayer {

@@ -1,10 +1,10 @@
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::network::{self, Workspaces};
-use super::optimizer;
 use super::packed::PackedWeights;
+use super::{optimizer, threads};
 use crate::{
     BatchScores, Division, Error, LossBatch, ModelConfig, OptimizerStep, Params, Sequence, Trainer, TrainingState,
 };
@@ -14,64 +14,59 @@ pub(crate) struct CpuTrainer {
     config: ModelConfig,
     state: TrainingState,
     division: Division,
+    /// The weights as the kernels read them, until the next step.
+    packed: OnceLock<PackedWeights>,
     workspaces: Workspaces,
     gradient: Option<Params>,
 }
 
 impl CpuTrainer {
     pub(crate) fn new(config: &ModelConfig, state: TrainingState, division: Division) -> CpuTrainer {
-        CpuTrainer { config: config.clone(), state, division, workspaces: Workspaces::default(), gradient: None }
+        CpuTrainer {
+            config: config.clone(),
+            state,
+            division,
+            packed: OnceLock::new(),
+            workspaces: Workspaces::default(),
+            gradient: None,
+        }
     }
 
-    fn packed(&self) -> PackedWeights {
-        PackedWeights::with_transposes(&self.config, &self.state.weights)
+    fn packed(&self) -> &PackedWeights {
+        let pack = || PackedWeights::with_transposes(&self.config, &self.state.weights, self.division.num_threads);
+        self.packed.get_or_init(pack)
     }
 }
 
 impl Trainer for CpuTrainer {
     fn logprobs(&self, sequences: &[&Sequence]) -> Result<Vec<f32>, Error> {
-        Ok(network::logprobs(&self.packed(), &self.workspaces, sequences))
+        Ok(network::logprobs(self.packed(), &self.workspaces, sequences))
     }
 
     /// Computes the gradient in shards, on any number of threads, and adds the shards in order.
     fn gradients(&mut self, batch: &LossBatch<'_>) -> Result<BatchScores, Error> {
         let shards = batch.parts(self.division.num_shards);
         let network = self.packed();
-        let results: Vec<Mutex<Option<_>>> = shards.iter().map(|_| Mutex::new(None)).collect();
-        let next = AtomicUsize::new(0);
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(shard) = shards.get(index) else { return };
+        let sum = Mutex::new(ShardSum::default());
+        threads::for_each(
+            self.division.num_threads.min(shards.len()),
+            shards.into_iter().enumerate(),
+            |(index, shard)| {
                 let mut gradient = Params::zeros(&self.config);
-                let scores = network::add_gradients(&network, &self.workspaces, *shard, &mut gradient);
-                *results[index].lock().unwrap_or_else(PoisonError::into_inner) = Some((scores, gradient));
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.division.num_threads.min(shards.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let (mut scores, mut sum) = (BatchScores::default(), None::<Params>);
-        for result in results {
-            let result = result.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let (of_shard, gradient) = result.expect("every shard was computed");
-            scores.logprobs.extend(of_shard.logprobs);
-            scores.entropies.extend(of_shard.entropies);
-            match &mut sum {
-                Some(sum) => sum.add(&gradient),
-                None => sum = Some(gradient),
-            }
-        }
-        self.gradient = Some(sum.unwrap_or_else(|| Params::zeros(&self.config)));
+                let scores = network::add_gradients(network, &self.workspaces, shard, &mut gradient);
+                sum.lock().unwrap_or_else(PoisonError::into_inner).add(index, scores, gradient);
+            },
+        );
+        let ShardSum { scores, gradient, .. } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.gradient = Some(gradient.unwrap_or_else(|| Params::zeros(&self.config)));
         Ok(scores)
     }
 
     fn step(&mut self, step: &OptimizerStep) -> Result<f64, Error> {
         let gradient = self.gradient.take().expect("a gradient to follow");
-        Ok(optimizer::step(&self.config, &mut self.state, &gradient, step))
+        // Of weights that are about to change.
+        self.packed.take();
+        Ok(optimizer::step(&self.config, &mut self.state, &gradient, step, self.division.num_threads))
     }
 
     fn num_updates(&self) -> u64 {
@@ -88,5 +83,30 @@ impl Trainer for CpuTrainer {
 
     fn export(&self) -> Result<Cow<'_, TrainingState>, Error> {
         Ok(Cow::Borrowed(&self.state))
+    }
+}
+
+/// Results of the first shards. A shard's gradient is freed as soon as it is added.
+#[derive(Default)]
+struct ShardSum {
+    num_added: usize,
+    scores: BatchScores,
+    gradient: Option<Params>,
+    /// Results whose turn has not come.
+    later: BTreeMap<usize, (BatchScores, Params)>,
+}
+
+impl ShardSum {
+    fn add(&mut self, index: usize, scores: BatchScores, gradient: Params) {
+        self.later.insert(index, (scores, gradient));
+        while let Some((scores, gradient)) = self.later.remove(&self.num_added) {
+            self.num_added += 1;
+            self.scores.logprobs.extend(scores.logprobs);
+            self.scores.entropies.extend(scores.entropies);
+            match &mut self.gradient {
+                Some(sum) => sum.add(&gradient),
+                None => self.gradient = Some(gradient),
+            }
+        }
     }
 }

@@ -110,7 +110,17 @@ impl<'a> LossBatch<'a> {
     /// Splits the groups into at most `num_parts` parts, each with about as many groups.
     pub(crate) fn parts(&self, num_parts: usize) -> Vec<LossPart<'_>> {
         let groups_per_part = self.groups.len().div_ceil(num_parts).max(1);
-        self.whole().split(|num_groups, _| num_groups < groups_per_part)
+        let (mut parts, mut rest) = (Vec::new(), self.whole());
+        while !rest.is_empty() {
+            let mut num_groups = 0;
+            let (part, later) = rest.split(|_| {
+                num_groups += 1;
+                num_groups <= groups_per_part
+            });
+            parts.push(part);
+            rest = later;
+        }
+        parts
     }
 
     fn whole(&self) -> LossPart<'_> {
@@ -119,27 +129,26 @@ impl<'a> LossBatch<'a> {
 }
 
 impl<'a> LossPart<'a> {
-    /// Splits the groups into parts. A part takes another group while `takes` returns true for the part's number of groups so far
-    /// and its number of tokens with that group.
-    pub(crate) fn split(self, takes: impl Fn(usize, usize) -> bool) -> Vec<LossPart<'a>> {
-        let (mut parts, mut rest) = (Vec::new(), self);
-        while !rest.groups.is_empty() {
-            let (mut num_groups, mut num_sequences, mut num_tokens) = (0, 0, 0);
-            for group in rest.groups {
-                let sequences = &rest.sequences[num_sequences..num_sequences + group.num_sequences];
-                num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
-                if num_groups > 0 && !takes(num_groups, num_tokens) {
-                    break;
-                }
-                num_groups += 1;
-                num_sequences += group.num_sequences;
+    /// Whether the part has no groups.
+    pub(crate) fn is_empty(self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Splits off the first groups: one, and more as long as `takes` returns true for their sequences. It is asked for each group
+    /// in order, the first included.
+    pub(crate) fn split(self, mut takes: impl FnMut(&[&'a Sequence]) -> bool) -> (LossPart<'a>, LossPart<'a>) {
+        let (mut num_groups, mut num_sequences) = (0, 0);
+        for group in self.groups {
+            let end = num_sequences + group.num_sequences;
+            if !takes(&self.sequences[num_sequences..end]) && num_groups > 0 {
+                break;
             }
-            let (groups, later_groups) = rest.groups.split_at(num_groups);
-            let (sequences, later_sequences) = rest.sequences.split_at(num_sequences);
-            parts.push(LossPart { sequences, groups });
-            rest = LossPart { sequences: later_sequences, groups: later_groups };
+            num_groups += 1;
+            num_sequences = end;
         }
-        parts
+        let (groups, later_groups) = self.groups.split_at(num_groups);
+        let (sequences, later_sequences) = self.sequences.split_at(num_sequences);
+        (LossPart { sequences, groups }, LossPart { sequences: later_sequences, groups: later_groups })
     }
 
     /// Returns for each chosen token, in order, whether its loss reads entropies.
@@ -214,7 +223,16 @@ mod tests {
         assert_eq!(lengths(batch.parts(2)), [(2, 3), (1, 1)]);
         assert_eq!(lengths(batch.parts(9)), [(1, 2), (1, 1), (1, 1)]);
         // Four tokens, then two and one.
-        assert_eq!(lengths(batch.whole().split(|_, num_tokens| num_tokens <= 3)), [(1, 2), (2, 2)]);
-        assert_eq!(lengths(batch.whole().split(|_, num_tokens| num_tokens <= 6)), [(2, 3), (1, 1)]);
+        let first = |max_tokens: usize| {
+            let mut num_tokens = 0;
+            let (first, rest) = batch.whole().split(|sequences| {
+                num_tokens += sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
+                num_tokens <= max_tokens
+            });
+            lengths(vec![first, rest])
+        };
+        assert_eq!(first(3), [(1, 2), (2, 2)]);
+        assert_eq!(first(6), [(2, 3), (1, 1)]);
+        assert_eq!(first(7), [(3, 4), (0, 0)]);
     }
 }

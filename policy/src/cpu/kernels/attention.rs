@@ -272,22 +272,45 @@ macro_rules! for_row_tiles {
 
 pub(crate) use for_row_tiles;
 
-/// Computes causal attention within each of the packed sequences.
+/// Consecutive rows of a sequence. Its earlier positions, if there are any, are the first ones of the segment before, which may
+/// have some of them from segments before that: so sequences that begin alike share rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Position of the first row.
+    pub start: usize,
+    /// Number of rows.
+    pub num_rows: usize,
+}
+
+impl Segment {
+    /// Returns the position after the last row.
+    pub fn end(&self) -> usize {
+        self.start + self.num_rows
+    }
+}
+
+fn longest(segments: &[Segment]) -> usize {
+    segments.iter().map(Segment::end).max().unwrap_or(0)
+}
+
+/// Computes causal attention of packed rows, each over the positions of its own sequence.
 ///
 /// - `qkv`: `[N, qkv_dim]`, rotated; `out`: `[N, num_heads * head_dim]`.
-/// - `lengths`: lengths of the sequences, summing to N.
-pub fn attention_forward(shape: AttentionShape, lengths: &[usize], qkv: &[f32], out: &mut [f32]) {
-    let max_len = lengths.iter().copied().max().unwrap_or(0).next_multiple_of(LANES);
-    let mut keys = vec![0.0; max_len * shape.head_dim];
+/// - `segments`: the first starts at 0; their rows sum to N.
+pub fn attention_forward(shape: AttentionShape, segments: &[Segment], qkv: &[f32], out: &mut [f32]) {
+    let max_len = longest(segments).next_multiple_of(LANES);
+    let head = |_| [(); 2].map(|()| vec![0.0; max_len * shape.head_dim]);
+    let mut heads: Vec<[Vec<f32>; 2]> = (0..shape.num_kv_heads).map(head).collect();
     let mut weights = vec![0.0; ROW_TILE * max_len];
     vectorized!({
         let width = shape.num_heads * shape.head_dim;
         let (mut qkv, mut out) = (qkv, &mut out[..]);
-        for len in lengths {
-            let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
-            let (sequence_out, rest_out) = std::mem::take(&mut out).split_at_mut(len * width);
-            for kv_head in 0..shape.num_kv_heads {
-                forward_kv_head(shape, kv_head, sequence, sequence_out, &mut keys, (&mut weights, max_len));
+        for segment in segments {
+            let (rows, rest) = qkv.split_at(segment.num_rows * shape.qkv_dim());
+            let (rows_out, rest_out) = std::mem::take(&mut out).split_at_mut(segment.num_rows * width);
+            // What earlier segments wrote before the start is what this one shares with them.
+            for (kv_head, scratch) in heads.iter_mut().enumerate() {
+                forward_kv_head(shape, kv_head, segment.start, rows, rows_out, scratch, (&mut weights, max_len));
             }
             (qkv, out) = (rest, rest_out);
         }
@@ -298,118 +321,157 @@ pub fn attention_forward(shape: AttentionShape, lengths: &[usize], qkv: &[f32], 
 fn forward_kv_head(
     shape: AttentionShape,
     kv_head: usize,
+    start: usize,
     qkv: &[f32],
     out: &mut [f32],
-    keys: &mut [f32],
+    [keys, values]: &mut [Vec<f32>; 2],
     (weights, stride): (&mut [f32], usize),
 ) {
     let (width, head_dim, qkv_dim) = (shape.num_heads * shape.head_dim, shape.head_dim, shape.qkv_dim());
-    set_positions(keys, qkv, qkv_dim, shape.key_offset(kv_head), head_dim);
-    let key_values = KeyValues { keys, values: &qkv[shape.value_offset(kv_head)..], value_stride: qkv_dim };
+    set_positions(keys, start, qkv, qkv_dim, shape.key_offset(kv_head), head_dim);
+    copy_columns(qkv, qkv_dim, shape.value_offset(kv_head), head_dim, &mut values[start * head_dim..]);
+    let key_values = KeyValues { keys, values, value_stride: head_dim };
     for head in shape.heads_of(kv_head) {
         let column = head * head_dim;
         for_row_tiles!(qkv.len() / qkv_dim, |first, ROWS| {
             let queries: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
-            let seen = std::array::from_fn(|row| shape.seen_by(first + row));
+            let seen = std::array::from_fn(|row| shape.seen_by(start + first + row));
             attend(queries, seen, key_values, (&mut *weights, stride), (&mut out[first * width + column..], width));
         });
     }
 }
 
-/// Writes a head's vectors of all rows to blocks.
+/// Writes a head's vectors of all rows to blocks, from position `start` on.
 #[inline(always)]
-fn set_positions(blocks: &mut [f32], rows: &[f32], row_len: usize, column: usize, head_dim: usize) {
-    for (position, row) in rows.chunks_exact(row_len).enumerate() {
-        set_position(blocks, position, &row[column..column + head_dim]);
+fn set_positions(blocks: &mut [f32], start: usize, rows: &[f32], row_len: usize, column: usize, head_dim: usize) {
+    for (index, row) in rows.chunks_exact(row_len).enumerate() {
+        set_position(blocks, start + index, &row[column..column + head_dim]);
     }
 }
 
-/// Computes the gradient of [`attention_forward`]; recomputes the attention weights instead of storing them.
+/// Copies some columns of all rows.
+#[inline(always)]
+fn copy_columns(rows: &[f32], row_len: usize, column: usize, width: usize, out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(row_len).zip(out.chunks_exact_mut(width)) {
+        out.copy_from_slice(&row[column..column + width]);
+    }
+}
+
+/// Computes the gradient of [`attention_forward`]; recomputes the attention weights instead of storing them. The gradients of a
+/// shared key or value are added segment after segment.
 ///
 /// - `grad_out`: `[N, num_heads * head_dim]`; `grad_qkv`: `[N, qkv_dim]`, overwritten, for the rotated queries and keys.
 pub fn attention_backward(
     shape: AttentionShape,
-    lengths: &[usize],
+    segments: &[Segment],
     qkv: &[f32],
     grad_out: &[f32],
     grad_qkv: &mut [f32],
 ) {
-    let mut scratch = BackwardScratch::new(lengths.iter().copied().max().unwrap_or(0), shape.head_dim);
+    let stride = longest(segments).next_multiple_of(LANES);
+    let mut heads: Vec<HeadScratch> =
+        (0..shape.num_kv_heads).map(|kv_head| HeadScratch::new(kv_head, stride * shape.head_dim)).collect();
+    let mut tile =
+        TileScratch { stride, weights: vec![0.0; ROW_TILE * stride], grad_scores: vec![0.0; ROW_TILE * stride] };
+    // The rows of the current segment's positions.
+    let mut path = Vec::with_capacity(stride);
     vectorized!({
-        let width = shape.num_heads * shape.head_dim;
-        let (mut qkv, mut grad_out, mut grad_qkv) = (qkv, grad_out, &mut grad_qkv[..]);
-        for len in lengths {
-            let (sequence, rest) = qkv.split_at(len * shape.qkv_dim());
-            let (sequence_grad_out, rest_grad_out) = grad_out.split_at(len * width);
-            let (grad, rest_grad) = std::mem::take(&mut grad_qkv).split_at_mut(len * shape.qkv_dim());
-            for kv_head in 0..shape.num_kv_heads {
-                backward_kv_head(shape, kv_head, sequence, sequence_grad_out, grad, &mut scratch);
+        let (width, qkv_dim) = (shape.num_heads * shape.head_dim, shape.qkv_dim());
+        let mut first_row = 0;
+        for segment in segments {
+            // No later segment sees these positions: their sums are complete.
+            store_grads(shape, &heads, segment.start, &path, grad_qkv);
+            path.truncate(segment.start);
+            let rows = first_row..first_row + segment.num_rows;
+            path.extend(rows.clone());
+            let grad_out = &grad_out[rows.start * width..rows.end * width];
+            let rows = rows.start * qkv_dim..rows.end * qkv_dim;
+            for scratch in &mut heads {
+                let (qkv, grad_qkv) = (&qkv[rows.clone()], &mut grad_qkv[rows.clone()]);
+                backward_kv_head(shape, segment.start, qkv, grad_out, grad_qkv, scratch, &mut tile);
             }
-            (qkv, grad_out, grad_qkv) = (rest, rest_grad_out, rest_grad);
+            first_row += segment.num_rows;
         }
+        store_grads(shape, &heads, 0, &path, grad_qkv);
     });
 }
 
-/// Scratch of one key-value head of one sequence.
-struct BackwardScratch {
-    /// The longest sequence, rounded up to 16.
-    stride: usize,
+/// Writes the gradients of keys and values from position `start` on.
+#[inline(always)]
+fn store_grads(shape: AttentionShape, heads: &[HeadScratch], start: usize, path: &[usize], grad_qkv: &mut [f32]) {
+    let head_dim = shape.head_dim;
+    for (position, row) in path.iter().enumerate().skip(start) {
+        let grad_row = &mut grad_qkv[row * shape.qkv_dim()..][..shape.qkv_dim()];
+        let from = position * head_dim..(position + 1) * head_dim;
+        for HeadScratch { kv_head, grad_keys, grad_values, .. } in heads {
+            let (keys, values) = (shape.key_offset(*kv_head), shape.value_offset(*kv_head));
+            grad_row[keys..keys + head_dim].copy_from_slice(&grad_keys[from.clone()]);
+            grad_row[values..values + head_dim].copy_from_slice(&grad_values[from.clone()]);
+        }
+    }
+}
+
+/// Scratch of one key-value head: its positions in the current segment.
+struct HeadScratch {
+    kv_head: usize,
     /// Blocks `[head_dim, 16]`.
     keys: Vec<f32>,
     /// Blocks `[head_dim, 16]`.
     values: Vec<f32>,
-    /// `[rows of a tile, stride]`
-    weights: Vec<f32>,
-    /// `[rows of a tile, stride]`
-    grad_scores: Vec<f32>,
+    /// `[len, head_dim]`
+    key_rows: Vec<f32>,
     /// `[len, head_dim]`
     grad_keys: Vec<f32>,
     /// `[len, head_dim]`
     grad_values: Vec<f32>,
 }
 
-impl BackwardScratch {
-    fn new(max_len: usize, head_dim: usize) -> BackwardScratch {
-        let stride = max_len.next_multiple_of(LANES);
-        BackwardScratch {
-            stride,
-            keys: vec![0.0; head_dim * stride],
-            values: vec![0.0; head_dim * stride],
-            weights: vec![0.0; ROW_TILE * stride],
-            grad_scores: vec![0.0; ROW_TILE * stride],
-            grad_keys: vec![0.0; max_len * head_dim],
-            grad_values: vec![0.0; max_len * head_dim],
-        }
+impl HeadScratch {
+    fn new(kv_head: usize, len: usize) -> HeadScratch {
+        let [keys, values, key_rows, grad_keys, grad_values] = [(); 5].map(|()| vec![0.0; len]);
+        HeadScratch { kv_head, keys, values, key_rows, grad_keys, grad_values }
     }
+}
+
+/// Scratch of a tile of rows, `[rows of a tile, stride]`.
+struct TileScratch {
+    /// The longest sequence, rounded up to 16.
+    stride: usize,
+    weights: Vec<f32>,
+    grad_scores: Vec<f32>,
 }
 
 #[inline(always)]
 fn backward_kv_head(
     shape: AttentionShape,
-    kv_head: usize,
+    start: usize,
     qkv: &[f32],
     grad_out: &[f32],
     grad_qkv: &mut [f32],
-    scratch: &mut BackwardScratch,
+    scratch: &mut HeadScratch,
+    tile: &mut TileScratch,
 ) {
     let (width, head_dim, qkv_dim) = (shape.num_heads * shape.head_dim, shape.head_dim, shape.qkv_dim());
-    let len = qkv.len() / qkv_dim;
-    let (key_offset, value_offset) = (shape.key_offset(kv_head), shape.value_offset(kv_head));
-    let BackwardScratch { keys, values, weights, grad_scores, grad_keys, grad_values, stride } = scratch;
+    let num_rows = qkv.len() / qkv_dim;
+    let HeadScratch { kv_head, keys, values, key_rows, grad_keys, grad_values } = scratch;
+    let (key_offset, value_offset) = (shape.key_offset(*kv_head), shape.value_offset(*kv_head));
+    let TileScratch { stride, weights, grad_scores } = tile;
     let (weights, grad_scores, stride) = (&mut weights[..], &mut grad_scores[..], *stride);
-    set_positions(keys, qkv, qkv_dim, key_offset, head_dim);
-    set_positions(values, qkv, qkv_dim, value_offset, head_dim);
-    grad_keys[..len * head_dim].fill(0.0);
-    grad_values[..len * head_dim].fill(0.0);
-    for head in shape.heads_of(kv_head) {
+    set_positions(keys, start, qkv, qkv_dim, key_offset, head_dim);
+    set_positions(values, start, qkv, qkv_dim, value_offset, head_dim);
+    copy_columns(qkv, qkv_dim, key_offset, head_dim, &mut key_rows[start * head_dim..]);
+    let own = start * head_dim..(start + num_rows) * head_dim;
+    grad_keys[own.clone()].fill(0.0);
+    grad_values[own].fill(0.0);
+    for head in shape.heads_of(*kv_head) {
         let column = head * head_dim;
-        for_row_tiles!(len, |first, ROWS| {
+        for_row_tiles!(num_rows, |first, ROWS| {
             let queries: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
             let grad_outs: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &grad_out[(first + row) * width + column..][..head_dim]);
-            let seen: [Range<usize>; ROWS] = std::array::from_fn(|row| shape.seen_by(first + row));
+            let seen: [Range<usize>; ROWS] = std::array::from_fn(|row| shape.seen_by(start + first + row));
             attention_weights(queries, &seen, keys, (&mut *weights, stride));
             let tile_len = seen[ROWS - 1].end;
             times_blocks(grad_outs, values, tile_len.div_ceil(LANES), (&mut *grad_scores, stride));
@@ -420,15 +482,10 @@ fn backward_kv_head(
             let grad_scores: [&[f32]; ROWS] = std::array::from_fn(|row| &grad_scores[row * stride..][..tile_len]);
             let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * stride..][..tile_len]);
             let grad_queries = (&mut grad_qkv[first * qkv_dim + column..], qkv_dim);
-            weighted_rows(grad_scores, &qkv[key_offset..], qkv_dim, head_dim, grad_queries);
+            weighted_rows(grad_scores, key_rows, head_dim, head_dim, grad_queries);
             add_outer(grad_scores, queries, grad_keys);
             add_outer(weights, grad_outs, grad_values);
         });
-    }
-    for (position, grad_row) in grad_qkv.chunks_exact_mut(qkv_dim).enumerate() {
-        let rows = position * head_dim..(position + 1) * head_dim;
-        grad_row[key_offset..key_offset + head_dim].copy_from_slice(&grad_keys[rows.clone()]);
-        grad_row[value_offset..value_offset + head_dim].copy_from_slice(&grad_values[rows]);
     }
 }
 

@@ -11,6 +11,8 @@ const BLOCK: usize = 128;
 const GROUP_TILES: usize = 4;
 /// Rows of the right matrix that a tile is multiplied by in one round of its loop.
 const UNROLL: usize = 4;
+/// Panels of a block that all rows are multiplied by before the next ones: they stay in the second-level cache.
+const PART_PANELS: usize = 32;
 /// Rows of the largest tile.
 const MAX_ROWS: usize = 8;
 
@@ -34,6 +36,11 @@ impl<'a> MatrixView<'a> {
     /// Views the transpose.
     pub fn transposed(self) -> MatrixView<'a> {
         MatrixView { data: self.data, row_stride: self.column_stride, column_stride: self.row_stride }
+    }
+
+    /// Returns a column from a row on.
+    fn column(&self, column: usize, first_row: usize) -> impl Iterator<Item = &'a f32> {
+        self.data[first_row * self.row_stride + column * self.column_stride..].iter().step_by(self.row_stride)
     }
 
     fn at(&self, row: usize, column: usize) -> f32 {
@@ -77,12 +84,11 @@ impl PackedMatrix {
                     }
                 } else {
                     // Columns in the outer loop: this reads a transposed view in the order of its memory.
-                    for column in 0..PANEL {
-                        for (row, chunk) in panel_chunks.iter_mut().enumerate() {
-                            let (row, from) = (first_row + row, first_column + column);
-                            chunk[column] = if column < width { matrix.at(row, from) } else { 0.0 };
-                        }
+                    for column in 0..width {
+                        let values = matrix.column(first_column + column, first_row);
+                        panel_chunks.iter_mut().zip(values).for_each(|(chunk, value)| chunk[column] = *value);
                     }
+                    panel_chunks.iter_mut().for_each(|chunk| chunk[width..].fill(0.0));
                 }
                 chunks = rest;
             }
@@ -172,7 +178,7 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     /// Computes tiles of `ROWS` rows and `PANELS` panels of `VECTORS` vectors.
     ///
-    /// Processes a block of k for a few tiles of rows at a time, panel by panel. A panel comes from the second-level cache once
+    /// Processes a block of k and a part of the columns for a few tiles of rows at a time, panel by panel. A panel comes from the second-level cache once
     /// for all these tiles, and the factors of their rows stay in the first-level cache.
     #[inline(always)]
     fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
@@ -185,24 +191,27 @@ impl Product<'_> {
             let (block, rest) = panel_rows.split_at(block_len * right.num_columns.div_ceil(PANEL));
             panel_rows = rest;
             let start = if first_k > 0 { Start::Out } else { start };
-            for first_row in (0..num_rows).step_by(GROUP_TILES * ROWS) {
-                let len = (GROUP_TILES * ROWS).min(num_rows - first_row);
-                let group = RowGroup { simd, first_row, len, block, block_len, start };
-                let tiles = (0..len).step_by(ROWS).map(|row| (first_row + row, ROWS.min(len - row)));
-                if left.column_stride == 1 {
-                    let (by_row, _) = scratch.as_chunks_mut::<BLOCK>();
-                    let (by_row, _) = by_row.as_chunks_mut::<ROWS>();
-                    for ((first_row, len), copy) in tiles.zip(&mut *by_row) {
-                        copy_rows(left, first_row, len, first_k..first_k + block_len, copy);
+            for (part, block) in block.chunks(PART_PANELS * block_len).enumerate() {
+                let first_column = part * PART_PANELS * PANEL;
+                for first_row in (0..num_rows).step_by(GROUP_TILES * ROWS) {
+                    let len = (GROUP_TILES * ROWS).min(num_rows - first_row);
+                    let group = RowGroup { simd, first_row, len, block, block_len, first_column, start };
+                    let tiles = (0..len).step_by(ROWS).map(|row| (first_row + row, ROWS.min(len - row)));
+                    if left.column_stride == 1 {
+                        let (by_row, _) = scratch.as_chunks_mut::<BLOCK>();
+                        let (by_row, _) = by_row.as_chunks_mut::<ROWS>();
+                        for ((first_row, len), copy) in tiles.zip(&mut *by_row) {
+                            copy_rows(left, first_row, len, first_k..first_k + block_len, copy);
+                        }
+                        group.run::<PANELS, ROWS, _>(|tile| ByRow(&by_row[tile]), out, right.num_columns);
+                    } else {
+                        let (by_k, _) = scratch.as_chunks_mut::<ROWS>();
+                        let (by_k, _) = by_k.as_chunks_mut::<BLOCK>();
+                        for ((first_row, len), copy) in tiles.zip(&mut *by_k) {
+                            copy_columns(left, first_row, len, first_k..first_k + block_len, copy);
+                        }
+                        group.run::<PANELS, ROWS, _>(|tile| ByK(&by_k[tile]), out, right.num_columns);
                     }
-                    group.run::<PANELS, ROWS, _>(|tile| ByRow(&by_row[tile]), out, right.num_columns);
-                } else {
-                    let (by_k, _) = scratch.as_chunks_mut::<ROWS>();
-                    let (by_k, _) = by_k.as_chunks_mut::<BLOCK>();
-                    for ((first_row, len), copy) in tiles.zip(&mut *by_k) {
-                        copy_columns(left, first_row, len, first_k..first_k + block_len, copy);
-                    }
-                    group.run::<PANELS, ROWS, _>(|tile| ByK(&by_k[tile]), out, right.num_columns);
                 }
             }
         }
@@ -287,6 +296,8 @@ struct RowGroup<'a, S: Simd, const VECTORS: usize> {
     /// By panel, by k.
     block: &'a [[S::f32s; VECTORS]],
     block_len: usize,
+    /// Column of the first panel.
+    first_column: usize,
     start: Start,
 }
 
@@ -300,7 +311,7 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
         num_columns: usize,
     ) {
         let mut groups = self.block.chunks_exact(PANELS * self.block_len);
-        let mut first_column = 0;
+        let mut first_column = self.first_column;
         for group in &mut groups {
             self.panels::<PANELS, ROWS, F>(&factors, group, first_column, out, num_columns);
             first_column += PANELS * PANEL;

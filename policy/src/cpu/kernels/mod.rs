@@ -34,7 +34,9 @@ mod peak;
 pub(crate) use attention::for_row_tiles;
 pub(crate) use vectorized;
 
-pub use attention::{KeyValues, ROW_TILE, RotaryTable, attend, attention_backward, attention_forward, set_position};
+pub use attention::{
+    KeyValues, ROW_TILE, RotaryTable, Segment, attend, attention_backward, attention_forward, set_position,
+};
 pub use elementwise::{
     AdamWStep, adamw, add, exp, rms_norm, rms_norm_backward, rms_norm_in_place, softmax_in_place, sum, sum_lanes,
     swiglu, swiglu_backward,
