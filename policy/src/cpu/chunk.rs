@@ -7,7 +7,7 @@ use super::kernels::Segment;
 use crate::{ChosenToken, Sequence};
 
 /// Fewest rows that sequences share. A shared row adds up the gradients of its sequences before those of the weights, so it
-/// changes their last bits, and makes them depend on where chunks end. Short prompts, as those of countdown in symbols, gain little.
+/// changes their last bits, and makes them depend on where chunks end. Short prompts, as countdown's in symbols, gain little.
 const MIN_SHARED: usize = 24;
 
 /// Some sequences, as packed rows.
@@ -142,7 +142,8 @@ mod tests {
             let sequences: Vec<Sequence> = parts
                 .iter()
                 .map(|(prompt, len, tail)| {
-                    let prompt = (0..*len as u32).map(|position| 10 + if position < 25 { position } else { position * prompt });
+                    let token = |position: u32| 10 + if position < 25 { position } else { position * prompt };
+                    let prompt = (0..*len as u32).map(token);
                     sequence(&prompt.chain(tail.iter().copied()).collect::<Vec<_>>())
                 })
                 .collect();
@@ -171,10 +172,12 @@ mod tests {
             prop_assert_eq!(num_deep, distinct.len());
             // Choices are in the order of the sequences, at the rows that hold their tokens.
             let mut choices = chunk.choices.iter();
-            for (chosen, sequence) in sequences.iter().flat_map(|sequence| sequence.chosen.iter().map(move |chosen| (chosen, sequence))) {
-                let choice = choices.next().unwrap();
-                prop_assert_eq!(choice.chosen, chosen);
-                prop_assert_eq!(chunk.tokens[chunk.chosen_rows[choice.index]], sequence.tokens[chosen.row]);
+            for sequence in &sequences {
+                for chosen in &sequence.chosen {
+                    let choice = choices.next().unwrap();
+                    prop_assert_eq!(choice.chosen, chosen);
+                    prop_assert_eq!(chunk.tokens[chunk.chosen_rows[choice.index]], sequence.tokens[chosen.row]);
+                }
             }
             let mut all = fits(chunk.tokens.len());
             prop_assert!(all(&sequences.iter().collect::<Vec<_>>()));

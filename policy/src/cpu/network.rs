@@ -1,8 +1,8 @@
 //! Hand-written forward and backward passes over packed rows.
 //!
 //! Sequences are processed in chunks, so that the activations stay in the cache. Gradient sums continue from the previous chunk,
-//! so that the chunk size changes no bit unless sequences share rows. Candle's autograd computes the same, but it allocates every intermediate, clears and
-//! re-adds every gradient, and has a thread pool of its own.
+//! so that the chunk size changes no bit unless sequences share rows. Candle's autograd computes the same, but it allocates every
+//! intermediate, clears and re-adds every gradient, and has a thread pool of its own.
 
 use std::collections::BTreeMap;
 use std::slice;
@@ -78,7 +78,7 @@ type InputGradients = BTreeMap<TokenId, Vec<f32>>;
 /// layer and `V` for its logits, 0.9 MB at most for a network of 135M weights.
 fn chunk_rows(config: &ModelConfig) -> usize {
     let layer_bytes = size_of::<f32>() * config.num_parameters() / config.num_layers;
-    if layer_bytes < LARGE_LAYER_BYTES { 256 } else { 512 }
+    if layer_bytes < LARGE_LAYER_BYTES { 256 } else { 384 }
 }
 
 /// More than a second-level cache holds, with the share of a layer in embedding and head.

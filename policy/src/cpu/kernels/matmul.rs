@@ -178,8 +178,8 @@ impl WithSimd for Product<'_> {
 impl Product<'_> {
     /// Computes tiles of `ROWS` rows and `PANELS` panels of `VECTORS` vectors.
     ///
-    /// Processes a block of k and a part of the columns for a few tiles of rows at a time, panel by panel. A panel comes from the second-level cache once
-    /// for all these tiles, and the factors of their rows stay in the first-level cache.
+    /// Processes a block of k and a part of the columns for a few tiles of rows at a time, panel by panel. A panel comes from the
+    /// second-level cache once for all these tiles, and the factors of their rows stay in the first-level cache.
     #[inline(always)]
     fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
         let Product { left, num_rows, right, start, scratch, out } = self;
