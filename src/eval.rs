@@ -12,7 +12,8 @@ use crate::input::JsonLines;
 use crate::pairing::Pairing;
 use crate::player::{Player, Scores};
 use crate::report::{note, percent, print, table};
-use crate::subject::{self, Subject, expect_room, positions_needed, run_of};
+use crate::room::{expect_room, positions_needed};
+use crate::subject::{self, Subject, run_of};
 use crate::{baselines, run_config};
 
 #[derive(clap::Args)]

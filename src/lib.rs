@@ -36,6 +36,7 @@ mod pretrained;
 mod record;
 mod replay;
 mod report;
+mod room;
 mod run_config;
 mod runs;
 mod signals;

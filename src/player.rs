@@ -11,7 +11,8 @@ use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
 };
 
-use crate::subject::{Subject, expect_room};
+use crate::room::expect_room;
+use crate::subject::Subject;
 
 /// Plays problems with one version of the weights.
 pub(crate) struct Player {

@@ -13,6 +13,9 @@ use proto::Digest;
 
 use crate::model::known::{is_known, resolve};
 
+/// Worked examples in a prompt, unless a config or an option says otherwise.
+pub(crate) const NUM_EXAMPLES: usize = 3;
+
 /// The pretrained model that a run begins with, and the language in which it is asked.
 #[derive(Clone)]
 pub(crate) struct Base {

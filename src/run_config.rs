@@ -18,8 +18,8 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::input::{name_of_input, read_text, stray_mark};
-use crate::pretrained::{Base, Opened};
-use crate::subject::{NUM_EXAMPLES, positions};
+use crate::pretrained::{Base, NUM_EXAMPLES, Opened};
+use crate::room::positions;
 
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 4] = [

@@ -7,7 +7,8 @@ use proto::{Problem, TokenId, Verdict};
 use crate::input::{json, strip_mark};
 use crate::player::Player;
 use crate::report::{print, word};
-use crate::subject::{self, Subject, expect_room, positions_needed};
+use crate::room::{expect_room, positions_needed};
+use crate::subject::{self, Subject};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -9,9 +9,8 @@ use language::text::{Constraint, TextOptions};
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
 use policy::formats::Pretrained;
 use policy::{ModelConfig, Params};
-use proto::{Problem, ProblemOrigin, Request};
 
-use crate::pretrained::{self, Base, model_of};
+use crate::pretrained::{self, Base, NUM_EXAMPLES, model_of};
 use crate::report::note;
 use crate::run_config;
 
@@ -51,7 +50,6 @@ impl Args {
 }
 
 const MAX_REPLY_TOKENS: u32 = 64;
-pub(crate) const NUM_EXAMPLES: usize = 3;
 
 /// A network, with the language that it reads.
 pub(crate) struct Subject {
@@ -140,32 +138,6 @@ impl Subject {
 /// Whether a path is a run or a checkpoint, or was meant as one.
 fn is_run(path: &Path) -> bool {
     ["COMPLETE", "state.postcard", "config.toml", "checkpoints", "journal"].iter().any(|name| path.join(name).exists())
-}
-
-/// Returns the lengths of a problem's prompt and of its longest answer, in tokens.
-pub(crate) fn positions(language: &dyn Language, problem: &Problem) -> Result<(usize, usize)> {
-    let problem = problem.clone();
-    let answer = language.room(&problem)?.answer;
-    let request = Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false };
-    Ok((language.open(&request)?.prompt().len(), answer))
-}
-
-/// Checks that a network has room for a problem with its longest answer.
-pub(crate) fn expect_room(language: &dyn Language, problem: &Problem, max_positions: usize) -> Result<()> {
-    let (needed, text) = (positions_needed(language, std::slice::from_ref(problem))?, &problem.text);
-    ensure!(
-        needed <= max_positions,
-        "{text}: expected prompt and answer within model.max_positions = {max_positions}, got {needed}"
-    );
-    Ok(())
-}
-
-/// Returns the most positions that a prompt with its longest answer takes.
-pub(crate) fn positions_needed(language: &dyn Language, problems: &[Problem]) -> Result<usize> {
-    let lengths = problems.iter().map(|problem| positions(language, problem));
-    lengths
-        .map(|length| length.map(|(prompt, answer)| prompt + answer))
-        .try_fold(0, |most, needed| Ok(most.max(needed?)))
 }
 
 /// Reads a checkpoint, or the newest complete one of a run. A checkpoint in a run's folder must match the run's journal.

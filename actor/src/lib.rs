@@ -87,8 +87,8 @@ pub enum Error {
     EngineStopped,
 }
 
-/// How many versions are kept loaded besides those of the tasks at hand: the one of the step, and an exam's.
-const KEPT_VERSIONS: usize = 2;
+/// How many bytes of weights are kept loaded for tasks to come, besides the newest version and those of the tasks at hand.
+const KEPT_BYTES: usize = 64 << 20;
 
 /// Delay before a task whose weights were unavailable is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -276,9 +276,12 @@ impl Actor {
                 }
                 self.versions.push_front((digest, weights));
                 let needed: BTreeSet<Digest> = self.taken().map(|task| task.message.body.weights).collect();
-                let mut ages = 0..;
-                let is_new = |age: Option<usize>| age.is_some_and(|age| age < KEPT_VERSIONS);
-                self.versions.retain(|(known, _)| is_new(ages.next()) || needed.contains(known));
+                let mut num_bytes = 0;
+                self.versions.retain(|(known, weights)| {
+                    let is_newest = num_bytes == 0;
+                    num_bytes += size_of::<f32>() * weights.config().num_parameters();
+                    is_newest || num_bytes <= KEPT_BYTES || needed.contains(known)
+                });
                 // A newer version may be announced by now.
                 self.play_newest();
             }

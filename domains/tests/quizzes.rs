@@ -516,8 +516,8 @@ fn questions_and_patterns_by_hand() {
         (
             "countdown",
             "3 7 25 -> 82",
-            "Reply with an expression only, of + - * / and parentheses. Use each number exactly once. Every intermediate \
-             result must be a positive integer up to 99. Make 82 from 25, 7 and 3",
+            "Reply with an expression only. Every intermediate result must be a positive integer up to 99. With + - * / and \
+             parentheses, and each number exactly once, make 82 from 25, 7 and 3.",
             "\\({0,2}(?:25|7|3)\\){0,2}(?: [-+*/] \\({0,2}(?:25|7|3)\\){0,2}){2}",
         ),
     ] {

@@ -1068,7 +1068,7 @@ mod asked {
         let prompt = Tokenizer::new(SMOLLM2.gguf()).unwrap().decode(episode.prompt());
         let prompt = String::from_utf8(prompt).unwrap();
         assert_eq!(prompt.matches("<|im_start|>user\n").count(), 2, "{prompt}");
-        assert!(prompt.contains("Make 10 from 7 and 3<|im_end|>"), "{prompt}");
+        assert!(prompt.contains("make 10 from 7 and 3.<|im_end|>"), "{prompt}");
         assert!(prompt.contains("<|im_start|>assistant\n5 + 3<|im_end|>"), "{prompt}");
         assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
         assert_eq!(language.room(&problem()).unwrap().prompt, episode.prompt().len());

@@ -26,9 +26,10 @@ use crate::plan::{self, End};
 use crate::player::Player;
 use crate::record::mean_entropy;
 use crate::report::{Screen, argument, note, print, quoted, quoted_path};
+use crate::room::positions_needed;
 use crate::run_config::{self, RunConfig, TomlFile, expect_preset};
 use crate::signals::{pass_on_to, stop_in_order};
-use crate::subject::{Subject, positions_needed};
+use crate::subject::Subject;
 use rows::{Row, Rows};
 
 #[derive(clap::Args)]

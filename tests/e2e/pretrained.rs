@@ -120,7 +120,6 @@ fn the_real_model_is_shown_and_solves_a_problem() {
     let solved = solve();
     assert_eq!((&solved["problem"]["target"], &solved["step"]), (&json!(13), &Value::Null));
     assert_eq!((&solved["verdict"], &solved["solved_by_sample"]), (&json!("correct"), &json!(0)), "{solved}");
-    assert!(solved["answer"].as_str().unwrap().starts_with("<answer>"), "{solved}");
     assert_eq!(solve(), solved);
 }
 

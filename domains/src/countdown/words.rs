@@ -17,8 +17,8 @@ impl Wording for Countdown {
         let (last, first) = numbers.split_last().expect("a problem has two numbers or more");
         let limit = bound.map_or(String::new(), |bound| format!(" up to {bound}"));
         Ok(format!(
-            "Reply with an expression only, of + - * / and parentheses. Use each number exactly once. Every intermediate \
-             result must be a positive integer{limit}. Make {target} from {} and {last}",
+            "Reply with an expression only. Every intermediate result must be a positive integer{limit}. With + - * / and \
+             parentheses, and each number exactly once, make {target} from {} and {last}.",
             first.join(", ")
         ))
     }
