@@ -70,8 +70,8 @@ fn written(run_dir: &Path) -> Option<Value> {
 fn config_of(run_dir: &Path, hash: Digest) -> Option<learner::Config> {
     let in_manifest = written(run_dir).and_then(|json| json[CONFIG].as_str().map(str::to_owned));
     let texts = [in_manifest, std::fs::read_to_string(run_dir.join("config.toml")).ok()].into_iter().flatten();
-    let configs = texts.filter_map(|text| run_config::from_toml("", &text, None).ok()).map(|config| config.run);
-    configs.into_iter().find(|config| config.digest() == hash)
+    let mut configs = texts.filter_map(|text| run_config::run_of_toml(&text));
+    configs.find(|config| config.digest() == hash)
 }
 
 /// Lists the keys that differ, with their values: `seed was 0, is 3`.

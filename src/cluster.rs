@@ -247,7 +247,12 @@ impl Joined {
         let server = bus_args.place.connect(name, PATIENCE).await?;
         let (run, announced) = find(&server, bus_args).await?;
         let config = run_config::from_toml(&run, &announced.config, worker.base.as_deref());
-        let config = config.context("read the config of the run")?;
+        let config = config.with_context(|| {
+            let begins_with_model =
+                run_config::run_of_toml(&announced.config).is_some_and(|config| config.language.is_some());
+            let hint = if begins_with_model { "; --base says where its pretrained model is" } else { "" };
+            format!("read the config of the run{hint}")
+        })?;
         // On devices without bitwise reproducibility there are no numerics to compare.
         let numerics = match config.run.is_reproducible() {
             true => Numerics::measure(Device::Cpu)?,

@@ -32,7 +32,8 @@ pub(crate) struct Args {
     /// Split of the exam.
     #[arg(long, conflicts_with = "problems", default_value = "test", value_parser = ["dev", "test"])]
     split: String,
-    /// Another run or pretrained model to compare with, instead of the network before its training.
+    /// Another run or pretrained model to compare with, instead of the network before its training. A pretrained model is asked
+    /// as the subject is.
     #[arg(long, value_name = "RUN|MODEL")]
     compare: Option<PathBuf>,
     /// Print one JSON object per exam instead of tables.
@@ -73,13 +74,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         None => sets.push((format!("{} ({})", args.exam, args.split), sit(&args.exam)?)),
     }
-    let longest = sets.iter().map(|(_, problems)| positions_needed(language, problems)).collect::<Result<Vec<_>>>()?;
-    let longest = longest.into_iter().max().unwrap_or(has).min(has);
-    let player = |subject: Subject| Player::new(subject, longest, usize::from(args.threads));
+    let player = |subject: Subject| {
+        let needed = sets.iter().map(|(_, problems)| positions_needed(subject.language.as_ref(), problems));
+        let longest = needed.collect::<Result<Vec<_>>>()?.into_iter().max();
+        let has = subject.model.max_positions;
+        Player::new(subject, longest.map_or(has, |longest| longest.min(has)), usize::from(args.threads))
+    };
     let reads_symbols = subject.reads_symbols();
     let before = if reads_symbols { "untrained network, same mask" } else { "pretrained model" };
     let (other, before) = match &args.compare {
-        Some(path) => (Some(Subject::named(&args.subject.of(path))?), path.display().to_string()),
+        Some(path) => (Some(Subject::named(&args.subject.of(path, &subject))?), path.display().to_string()),
         None => (subject.untrained()?, before.to_owned()),
     };
     let untrained = other.map(player).transpose()?;
@@ -249,7 +253,8 @@ impl Report {
         let step = step.map_or(String::new(), |step| format!(", step {step}"));
         let mut text = format!("{name}, {} problems{step}\n{}", sat.num_problems(), table(&rows));
         if let Some(pairing) = sat.pairing() {
-            text += &format!("{}\n", pairing.text(before));
+            let first = if self.step.is_some() { "trained" } else { "pretrained model" };
+            text += &format!("{}\n", pairing.text(first, before));
         }
         if !parts.is_empty() {
             let best = format!("pass@{k}");

@@ -1,4 +1,4 @@
-//! The command line of `autodidact`, which trains a network from random weights on problems that a machine can check.
+//! The command line of `autodidact`, which trains networks on problems that a machine can check.
 //!
 //! It is a library that `main.rs` calls: cargo compiles a library in parallel with its dependencies, but a program after them.
 
@@ -57,10 +57,7 @@ use language::{Language, SymbolLanguage};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "Self-play reinforcement learning for reasoning, from random weights, with machine-checked rewards."
-)]
+#[command(version, about = "Self-play reinforcement learning for reasoning, with machine-checked rewards.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -68,7 +65,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train from random weights, with all roles in this process.
+    /// Train a network from random weights or a pretrained model, with all roles in this process.
     Train(plan::Args),
     /// Run the learner; actors and verifiers connect over NATS.
     Learner(train::LearnerArgs),
@@ -80,7 +77,7 @@ enum Command {
     Runs(runs::Args),
     /// Create keys and server config for a secured NATS server.
     Keys(keys::Args),
-    /// Evaluate a run or a checkpoint on an exam, and compare it with baselines.
+    /// Evaluate a run, a checkpoint or a pretrained model on an exam, and compare it.
     Eval(eval::Args),
     /// Run every arm of a study with every seed, and compare the arms with the control.
     Study(study::Args),
@@ -88,7 +85,7 @@ enum Command {
     Replay(replay::Args),
     /// Show the contents of a run's journal, even while the run is in progress.
     Inspect(inspect::Args),
-    /// Solve one problem with the policy of a run.
+    /// Solve one problem with the policy of a run or a pretrained model.
     Solve(solve::Args),
     /// Check answers: read JSON lines, print one verdict per line.
     Verify(verify::Args),

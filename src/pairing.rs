@@ -15,9 +15,10 @@ pub(crate) struct Pairing {
     only_second: u64,
     /// Share of right answers of the first minus that of the second.
     difference: f64,
-    /// Half-width of the two-sided 95 % confidence interval of the difference. Source: Agresti 2013, "Categorical Data Analysis",
-    /// section 11.1.1.
-    half_width: f64,
+    /// Two-sided 95 % confidence interval of the difference. Half a problem is added to each of the four kinds, so that it has a
+    /// width if no problem is solved by one alone. Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing
+    /// matched proportions".
+    interval: [f64; 2],
     /// Two-sided p-value of McNemar's exact test: how probable so uneven a split of the problems that one alone solves is if
     /// both solve equally many.
     mcnemar_p: f64,
@@ -31,30 +32,31 @@ impl Pairing {
         let only_first = pairs().filter(|pair| *pair == (true, false)).count() as u64;
         let only_second = pairs().filter(|pair| *pair == (false, true)).count() as u64;
         let (count, gained, lost) = (num_problems as f64, only_first as f64, only_second as f64);
-        let difference = (gained - lost) / count;
-        let variance = (gained + lost - (gained - lost).powi(2) / count) / (count * count);
+        let centre = (gained - lost) / (count + 2.0);
+        let variance = (gained + lost + 1.0 - (gained - lost).powi(2) / (count + 2.0)) / (count + 2.0).powi(2);
+        let bound = |side: f64| (centre + side * 1.959_964 * variance.sqrt()).clamp(-1.0, 1.0);
         let discordant = only_first + only_second;
         let at_most = Binomial::new(0.5, discordant).expect("a probability").cdf(only_first.min(only_second));
         Pairing {
             num_problems,
             only_first,
             only_second,
-            difference,
-            half_width: 1.959_964 * variance.sqrt(),
+            difference: (gained - lost) / count,
+            interval: [-1.0, 1.0].map(bound),
             mcnemar_p: (2.0 * at_most).min(1.0),
         }
     }
 
-    /// Describes the comparison in one line; `second` names the second network.
-    pub(crate) fn text(&self, second: &str) -> String {
-        let Pairing { only_first, only_second, difference, half_width, mcnemar_p, .. } = self;
-        let sign = if *difference < 0.0 { "" } else { "+" };
+    /// Describes the comparison in one line, given the names of the networks.
+    pub(crate) fn text(&self, first: &str, second: &str) -> String {
+        let Pairing { only_first, only_second, difference, interval: [low, high], mcnemar_p, .. } = self;
+        let p = if *mcnemar_p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {mcnemar_p:.3}") };
         format!(
-            "greedy, minus the {second}: {sign}{:.1} points, 95 % interval {:.1} to {:.1}; {only_first} problems solved by this \
-             one alone, {only_second} by the other alone, McNemar's exact test p = {mcnemar_p:.1e}",
+            "greedy, {first} minus {second}: {:+.1} points (95 % interval {:.1} to {:.1}); solved by the first alone: \
+             {only_first}, by the second alone: {only_second} (McNemar's exact test: {p})",
             100.0 * difference,
-            100.0 * (difference - half_width),
-            100.0 * (difference + half_width),
+            100.0 * low,
+            100.0 * high,
         )
     }
 }
@@ -63,7 +65,7 @@ impl Pairing {
 mod tests {
     use super::*;
 
-    /// scipy.stats.binomtest(2, 12, 0.5).pvalue; the interval by hand: (12 - 8^2 / 40) / 40^2 is 0.0065.
+    /// scipy.stats.binomtest(2, 12, 0.5).pvalue; the interval by hand: the variance is (13 - 8^2 / 42) / 42^2.
     #[test]
     fn pairs_by_hand() {
         let scores = |bits: &[(u32, usize)]| Scores {
@@ -74,9 +76,14 @@ mod tests {
         let pairing = Pairing::of(&first, &second);
         assert_eq!((pairing.num_problems, pairing.only_first, pairing.only_second), (40, 10, 2));
         assert!((pairing.difference - 0.2).abs() < 1e-12);
-        assert!((pairing.half_width - 1.959_964 * 0.0065f64.sqrt()).abs() < 1e-12, "{pairing:?}");
+        let half_width = 1.959_964 * ((13.0 - 64.0 / 42.0) / 1764.0f64).sqrt();
+        let expected = [8.0 / 42.0 - half_width, 8.0 / 42.0 + half_width];
+        assert!(pairing.interval.iter().zip(expected).all(|(got, bound)| (got - bound).abs() < 1e-12), "{pairing:?}");
         assert!((pairing.mcnemar_p - 0.038_574_218_75).abs() < 1e-9, "{pairing:?}");
         let same = Pairing::of(&first, &first);
-        assert_eq!((same.difference, same.half_width, same.mcnemar_p), (0.0, 0.0, 1.0));
+        assert_eq!((same.difference, same.mcnemar_p), (0.0, 1.0));
+        assert!(same.interval[0] < 0.0 && same.interval[1] == -same.interval[0], "{same:?}");
+        let says = "greedy, a minus b: +20.0 points (95 % interval 3.2 to 34.9)";
+        assert!(pairing.text("a", "b").starts_with(says), "{}", pairing.text("a", "b"));
     }
 }

@@ -76,7 +76,7 @@ pub(crate) fn model_of(named: &Path) -> Result<Option<PathBuf>> {
     if named.is_file() || named.join("config.json").exists() {
         return Ok(Some(named.to_owned()));
     }
-    named.to_str().filter(|name| !named.exists() && is_known(name)).map(resolve).transpose()
+    named.to_str().filter(|name| is_known(name)).map(resolve).transpose()
 }
 
 /// Builds the tokenizer that lies beside the weights.

@@ -231,6 +231,13 @@ pub(crate) fn from_toml(name: &str, text: &str, base: Option<&str>) -> Result<Ru
     from_table(name.to_owned(), table, &Origin { file: None, overrides: &overrides })
 }
 
+/// Returns the settings of the run in a full config, without checking them against anything.
+pub(crate) fn run_of_toml(text: &str) -> Option<learner::Config> {
+    let mut table: Table = text.parse().ok()?;
+    table.remove("local");
+    Value::Table(table).try_into().ok()
+}
+
 /// Returns the path of a run directory's config.
 pub(crate) fn path_in_run(run_dir: &Path) -> Result<PathBuf> {
     let path = run_dir.join("config.toml");
@@ -379,8 +386,8 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
     let base = match (&run.language, &local.base) {
         (Some(language), Some(base)) => {
             let opened = opened.map_or_else(|| Opened::named(base), Ok);
-            let base =
-                opened.and_then(|opened| Base::new(opened, language.base, &run.model, text_options(&run, language)));
+            let options = text_options(&run).expect("a run with a language");
+            let base = opened.and_then(|opened| Base::new(opened, language.base, &run.model, options));
             Some(base.map_err(|error| error.context(named("local.base")))?)
         }
         (Some(_), None) => {
@@ -396,6 +403,15 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         "{}: expected none, since networks from random weights have the plain decoder",
         named("model.variant")
     );
+    for entry in run.domains.iter().filter(|_| base.is_some()) {
+        let is_in_words = domain(&entry.name)?.wording().is_some();
+        ensure!(
+            is_in_words,
+            "{}: expected domains in words, which a pretrained model needs, got {}",
+            named("domains"),
+            entry.name
+        );
+    }
     let (expected, got) = (language_of(base.as_ref()).vocabulary_size(), run.model.vocabulary_size);
     ensure!(got == expected, "{}: expected {expected}, got {got}", named("model.vocabulary_size"));
     let sources = sources_of(base.as_ref());
@@ -437,13 +453,14 @@ fn sources_of(base: Option<&Base>) -> Vec<Arc<dyn ProblemSource>> {
     base.map_or_else(Source::of_symbols, |base| Source::of_words(base.language.clone()))
 }
 
-/// Returns how a run asks its pretrained model.
-fn text_options(run: &learner::Config, language: &learner::LanguageConfig) -> TextOptions {
+/// Returns how a run asks its pretrained model, if it begins with one.
+pub(crate) fn text_options(run: &learner::Config) -> Option<TextOptions> {
+    let language = run.language.as_ref()?;
     let constraint = match language.constrain {
         Constrain::Answer => Constraint::Answer,
         Constrain::None => Constraint::None,
     };
-    TextOptions { max_reply_tokens: run.actor.max_answer_tokens, num_examples: language.examples, constraint }
+    Some(TextOptions { max_reply_tokens: run.actor.max_answer_tokens, num_examples: language.examples, constraint })
 }
 
 /// Replaces `model.base` with the keys that it stands for: the shape of the network, `language.base`, and `local.base`. Returns
@@ -455,6 +472,9 @@ fn spell_out_base(config: &mut Table, local: &mut Table) -> Result<Option<Opened
     if let Some(other) = model.keys().find(|key| *key != "max_positions") {
         bail!("expected max_positions alone beside it, since the model has a shape of its own, got model.{other}");
     }
+    if let Some(place) = local.get("base") {
+        bail!("expected the place of the model in model.base alone, got local.base = {place} too");
+    }
     let opened = Opened::named(base)?;
     let mut shape = Table::try_from(opened.pretrained.config())?;
     shape.remove("max_positions");
@@ -465,7 +485,9 @@ fn spell_out_base(config: &mut Table, local: &mut Table) -> Result<Option<Opened
     local.insert("base".to_owned(), place.into());
     let language = config.entry("language").or_insert_with(|| Table::new().into()).as_table_mut();
     let language = language.context("expected a table `language`, got another value")?;
-    language.insert("base".to_owned(), opened.digest.to_string().into());
+    let digest = Value::from(opened.digest.to_string());
+    let expected = language.entry("base").or_insert_with(|| digest.clone());
+    ensure!(*expected == digest, "{base}: expected a model with the digest of language.base, {expected}, got {digest}");
     language.entry("examples").or_insert(Value::Integer(NUM_EXAMPLES as i64));
     language.entry("constrain").or_insert("answer".into());
     Ok(Some(opened))

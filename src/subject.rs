@@ -34,9 +34,17 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// Returns the same options for another subject.
-    pub(crate) fn of(&self, subject: &Path) -> Args {
-        Args { subject: subject.to_owned(), ..self.clone() }
+    /// Returns the options for another subject: unless it is a run, it is asked as `like` is.
+    pub(crate) fn of(&self, subject: &Path, like: &Subject) -> Args {
+        let mut args = Args { subject: subject.to_owned(), ..self.clone() };
+        if let Some(TextOptions { max_reply_tokens, num_examples, constraint }) =
+            like.options.filter(|_| !is_run(subject))
+        {
+            args.max_reply_tokens = Some(max_reply_tokens);
+            args.examples = Some(num_examples as u8);
+            args.constrain = Some(if constraint == Constraint::Answer { "answer" } else { "none" }.to_owned());
+        }
+        args
     }
 
     /// Returns the changes to the config of a run that begins with a pretrained model.
@@ -60,6 +68,8 @@ pub(crate) struct Subject {
     pub(crate) step: Option<u64>,
     /// The pretrained model that the run began with.
     pub(crate) base: Option<Base>,
+    /// How the network is asked, if it reads text.
+    options: Option<TextOptions>,
 }
 
 impl Subject {
@@ -78,7 +88,7 @@ impl Subject {
                 "--max-reply-tokens, --examples, --constrain: expected a pretrained model or a run that began with one, got a \
                  network that reads symbols"
             );
-            return Ok(Subject { model, params, language: symbols, step, base: None });
+            return Ok(Subject { model, params, language: symbols, step, base: None, options: None });
         }
         let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
         let run = run.with_context(|| {
@@ -88,7 +98,8 @@ impl Subject {
             )
         })?;
         let config = run_config::of_run(&run, overrides)?;
-        Ok(Subject { model, params, language: config.language(), step, base: config.base })
+        let options = run_config::text_options(&config.run);
+        Ok(Subject { model, params, language: config.language(), step, base: config.base, options })
     }
 
     /// Reads what a command names: a run, a checkpoint, or a pretrained model.
@@ -112,7 +123,7 @@ impl Subject {
         };
         let language = Arc::new(pretrained::language(&pretrained, options)?);
         let (model, params) = (pretrained.config().clone(), pretrained.load()?);
-        Ok(Subject { model, params, language, step: None, base: None })
+        Ok(Subject { model, params, language, step: None, base: None, options: Some(options) })
     }
 
     /// Returns the network before its training: random weights, or the pretrained model that the run began with; `None` for a
@@ -125,8 +136,8 @@ impl Subject {
             Some(base) => base.pretrained.load()?,
             None => Params::init(&self.model, 0),
         };
-        let (model, language) = (self.model.clone(), self.language.clone());
-        Ok(Some(Subject { model, params, language, step: Some(0), base: self.base.clone() }))
+        let (model, language, base) = (self.model.clone(), self.language.clone(), self.base.clone());
+        Ok(Some(Subject { model, params, language, step: Some(0), base, options: self.options }))
     }
 
     /// Whether the network reads symbols.

@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::Split;
-use language::Language;
-use learner::{Audit, Exam, Observer, Outcome, RunLock, RunOptions, Summary, families};
+use learner::{Audit, Exam, LanguageConfig, Observer, Outcome, RunLock, RunOptions, Summary, families};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use tokio::task::JoinSet;
@@ -129,7 +128,7 @@ async fn run_roles(
         term: others.term(),
         reissue_after: plan.bus_args.as_ref().map(|_| local.reissue_after()),
         audit: plan.bus_args.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
-        tokenizer_json: tokenizer_json(plan.config.language().as_ref()),
+        tokenizer_json: tokenizer_json(&plan.config),
         base: plan.config.base.as_ref().map(|base| base.pretrained.clone()),
     };
     let mut recorder = Recorder::open(&plan.run_dir)?;
@@ -237,7 +236,12 @@ impl Others {
     }
 }
 
-fn tokenizer_json(language: &dyn Language) -> String {
+/// Describes the tokenizer of a run: the names of all symbols, or whose tokenizer it is.
+fn tokenizer_json(config: &RunConfig) -> String {
+    if let Some(LanguageConfig { base, .. }) = config.run.language {
+        return serde_json::json!({"type": "of-the-base-model", "base": base}).to_string();
+    }
+    let language = crate::language();
     let ids = 0..language.vocabulary_size() as proto::TokenId;
     let names: Vec<String> = ids.map(|token| language.token_name(token)).collect();
     serde_json::json!({"type": "word-level", "tokens": names}).to_string()

@@ -77,10 +77,13 @@ pub(crate) fn resolve(name_or_path: &str) -> Result<PathBuf> {
 
 fn resolve_in(name_or_path: &str, cache: impl Fn() -> Result<PathBuf>) -> Result<PathBuf> {
     let path = Path::new(name_or_path);
-    if path.try_exists().with_context(|| format!("inspect {}", path.display()))? {
+    let exists = path.try_exists().with_context(|| format!("inspect {}", path.display()))?;
+    let known = KNOWN.iter().find(|known| known.name == name_or_path);
+    // A folder with the name of a model may be a run of it.
+    if exists && (known.is_none() || path.is_file() || path.join("config.json").exists()) {
         return Ok(path.to_owned());
     }
-    let Some(known) = KNOWN.iter().find(|known| known.name == name_or_path) else {
+    let Some(known) = known else {
         let names = KNOWN.map(|known| known.name).join(", ");
         bail!("model: expected a file or one of {names}, got {name_or_path:?}: no such file");
     };

@@ -56,7 +56,7 @@ fn the_page_names_problems_as_they_are_read() {
         assert_eq!(bare(&typed.text), bare(&read.text), "{row}");
         num_read += 1;
     }
-    assert_eq!(num_read, 6);
+    assert_eq!(num_read, 10);
 }
 
 #[test]

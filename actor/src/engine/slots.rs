@@ -11,6 +11,7 @@ use super::Active;
 pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Rollouts that have no slot yet, the oldest first.
+    #[expect(clippy::vec_box, reason = "they move to slots, which hold boxes")]
     waiting: Vec<Box<Active>>,
     num_active: usize,
     num_fed: Arc<AtomicU64>,
