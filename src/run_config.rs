@@ -616,9 +616,9 @@ fn shape(size: &Value) -> Result<Table> {
 
 /// Optional keys of a config.
 const MAY_BE_ABSENT: [&str; 8] = [
-    "language",
     "self_play",
     "learner.policy_gradient",
+    "language",
     "schedule.num_steps",
     "schedule.decay_from",
     "local.minutes",
