@@ -13,7 +13,7 @@ use crate::pairing::Pairing;
 use crate::player::{Player, Scores};
 use crate::report::{note, percent, print, table};
 use crate::room::{expect_room, positions_needed};
-use crate::subject::{self, Subject, run_of};
+use crate::subject::{self, Subject, run_at};
 use crate::{baselines, run_config};
 
 #[derive(clap::Args)]
@@ -304,8 +304,7 @@ impl Report {
 
 /// Returns the domains that a run, or a checkpoint's run, trains on; if there is no run, those that the network can be asked about.
 fn trained_domains(path: &Path, subject: &Subject) -> Result<Vec<String>> {
-    let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
-    Ok(match run {
+    Ok(match run_at(path) {
         Some(run) => run_config::of_run(&run, &[])?.domains().map(str::to_owned).collect(),
         None => {
             let in_words = subject.step.is_none();

@@ -90,8 +90,7 @@ impl Subject {
             );
             return Ok(Subject { model, params, language: symbols, step, base: None, options: None });
         }
-        let run = run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()));
-        let run = run.with_context(|| {
+        let run = run_at(path).with_context(|| {
             format!(
                 "{}: expected a checkpoint in the folder of its run, whose config names its tokenizer",
                 path.display()
@@ -166,8 +165,13 @@ fn load_run(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     })
 }
 
+/// Returns the run that lies at a path, or in whose folder the checkpoint there lies.
+pub(crate) fn run_at(path: &Path) -> Option<PathBuf> {
+    run_of(path).or_else(|| path.join("config.toml").exists().then(|| path.to_owned()))
+}
+
 /// Returns the run in whose folder a checkpoint lies.
-pub(crate) fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+fn run_of(checkpoint: &Path) -> Option<PathBuf> {
     // Resolve `.` and links first.
     let checkpoint = checkpoint.canonicalize().ok()?;
     let run = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?.parent()?;

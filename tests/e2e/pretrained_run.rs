@@ -13,7 +13,7 @@ use crate::runs::{Folder, HASTE, History, RESUME, metrics, wait_until};
 /// Steps of the runs here.
 const NUM_STEPS: u64 = 12;
 
-/// Bytes, the tokens that stand for them, and two special ones.
+/// A token for every byte, and two special ones.
 const VOCABULARY_SIZE: usize = 258;
 
 /// Writes a model whose tokens are bytes.

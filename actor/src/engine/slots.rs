@@ -104,7 +104,7 @@ impl Slots {
         over
     }
 
-    /// Gives slots to waiting rollouts, the oldest first, and copies what they share with others to their slots. A rollout that
+    /// Assigns slots to waiting rollouts, the oldest first, and copies what they share with others to their slots. A rollout that
     /// shares more with one that begins now goes on waiting, until that has been fed. Returns pairs of slots whose rollouts begin
     /// with the same tokens: the first is fed them, and the second gets a copy.
     fn begin_waiting(&mut self, policy: &mut dyn Policy) -> Result<Vec<(usize, usize)>, policy::Error> {

@@ -5,8 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use domains::{Domain, Wording, answer_of, domain, reply_with};
 use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, Verdict};
 
-use serde::{Deserialize, Serialize};
-
 use super::pattern::{Answer, Pattern, Patterns};
 use super::{ChatMessage, ChatTemplate, Date, Specials, TemplateOptions, Tokenizer, encode_chat};
 use crate::{Episode, Error, Language, Next, Room};
@@ -61,8 +59,7 @@ pub struct TextOptions {
 }
 
 /// Which replies are legal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Constraint {
     /// All of them, up to an end token. The answer is what [`answer_of`] finds.
     None,
