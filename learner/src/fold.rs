@@ -314,6 +314,10 @@ impl Fold {
             let mut rng = CounterRng::new(self.config.seed, Purpose::Shuffle, self.state.step, 0, 0);
             examples = shuffled(groups, examples, &mut rng);
         }
+        // A pretrained model is to answer the same way without the constraint.
+        if self.config.language.is_some() {
+            examples = examples.into_iter().map(Labelled::without_constraint).collect();
+        }
         for labelled in examples {
             let made = self.state.replay_buffers.push(labelled, &self.config);
             brought.num_examples += u64::from(made.num_tokens > 0);

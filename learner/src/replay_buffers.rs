@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use policy::Sequence;
-use proto::{CounterRng, Digest, Example, LabelOrigin, LegalTokens, ProblemOrigin};
+use proto::{Choices, CounterRng, Digest, Example, LabelOrigin, Legal, LegalTokens, ProblemOrigin};
 use serde::{Deserialize, Serialize};
 
 use crate::Config;
@@ -14,6 +14,16 @@ pub(crate) struct Labelled {
     pub(crate) domain: String,
     pub(crate) example: Example,
     pub(crate) legal: Vec<LegalTokens>,
+}
+
+impl Labelled {
+    /// Makes every token of the answer a choice among all tokens.
+    pub(crate) fn without_constraint(mut self) -> Labelled {
+        let len = self.example.answer.len();
+        self.example.choices = Choices::new(len, (0..len).map(|position| (position, Legal::Any)));
+        self.legal = vec![LegalTokens::Any; len];
+        self
+    }
 }
 
 /// The buffer that an example belongs to.
@@ -206,7 +216,7 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use proto::{BalanceKey, Choices, Legal, Purpose};
+    use proto::{BalanceKey, Purpose};
 
     use super::*;
     use crate::config::{LevelWeight, ProblemShares, ProposerLoss, SelfPlayConfig};

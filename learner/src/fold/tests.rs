@@ -1,9 +1,12 @@
 use proto::{
-    BalanceKey, Choices, Example, Group, Legal, Niche, Proposal, Rollout, StopReason, TokenId, TokenSet, VersionSpan,
+    BalanceKey, Choices, Example, Group, Legal, LegalTokens, Niche, Proposal, Rollout, StopReason, TokenId, TokenSet,
+    VersionSpan,
 };
 
 use super::*;
-use crate::config::{PolicyGradientConfig, PolicyGradientKind, ProblemShares, SelfPlayConfig};
+use crate::config::{
+    Constrain, LanguageConfig, PolicyGradientConfig, PolicyGradientKind, ProblemShares, SelfPlayConfig,
+};
 use crate::{TestSource, test_config, test_problem};
 
 const RIGHT: Verdict = Verdict::Correct;
@@ -106,6 +109,21 @@ fn a_batch_is_folded() {
     let after = fold.trainer().logprobs(&[&sequence]).unwrap();
     assert!(after[0] + after[1] > logprobs[0] + logprobs[1], "the answer is likelier now: {after:?}, {logprobs:?}");
     assert_eq!(fold.planned().iter().count(), 0);
+}
+
+/// The answer's third token was forced, and its first two were drawn from two tokens.
+#[test]
+fn examples_of_pretrained_models_train_every_token_among_all() {
+    let language = LanguageConfig { base: Digest::of_bytes(b""), examples: 0, constrain: Constrain::Answer };
+    let config = Config { language: Some(language), ..test_config() };
+    let mut fold = fold_of(&config);
+    let groups = next_batch(&mut fold, &VERDICTS);
+    let Example { prompt, answer, .. } = &groups[0].examples[0];
+    let free = Sequence::new(prompt, answer, (0..3).map(|position| (position, LegalTokens::Any)));
+    let logprobs = fold.trainer().logprobs(&[&free]).unwrap();
+    let loss = fold.fold(&groups, None).unwrap().loss;
+    let expected = -logprobs.into_iter().map(f64::from).sum::<f64>() / 3.0;
+    assert!((loss - expected).abs() < 1e-6, "{loss}, expected {expected}");
 }
 
 /// Returns the mean difference between a group's log-probabilities from its actor and from the learner.
