@@ -12,15 +12,23 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()));
     }
+    write_with(path, |file| Ok(file.write_all(bytes)?))
+}
+
+/// Replaces a file by what a function writes, atomically and durably. On failure the old file stays.
+pub(crate) fn write_with<T>(path: &Path, write: impl FnOnce(&mut File) -> Result<T>) -> Result<T> {
     let (mut file, partial) = create_partial(path).with_context(|| format!("write {}", path.display()))?;
-    let mut write = || -> std::io::Result<()> {
-        file.write_all(bytes)?;
+    let complete = || -> Result<T> {
+        let written = write(&mut file)?;
         file.sync_all()?;
         std::fs::rename(&partial, path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
+        File::open(folder)?.sync_all()?;
+        Ok(written)
     };
-    write().inspect_err(|_| drop(std::fs::remove_file(&partial))).with_context(|| format!("write {}", path.display()))
+    complete()
+        .inspect_err(|_| drop(std::fs::remove_file(&partial)))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Whether a name is that of a partial file, from which the file `of` is made.

@@ -61,7 +61,7 @@ fn show<T: Serialize>(found: &T, text: fn(&T) -> String, json: bool) -> Result<(
 }
 
 /// Visits every record that can be read, in order; returns those that cannot.
-fn read_journal(run: &Path, visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
+pub(crate) fn read_journal(run: &Path, visit: impl FnMut(Record)) -> Result<Vec<RecordError>> {
     let journal = run.join("journal");
     if !journal.is_dir() {
         bail!("{}: expected a run directory with a journal, found none", run.display());

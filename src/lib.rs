@@ -19,6 +19,7 @@ mod curves;
 mod display;
 mod endpoint;
 mod eval;
+mod export;
 mod files;
 mod generate;
 mod input;
@@ -87,6 +88,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Solve one problem with the policy of a run or a pretrained model.
     Solve(solve::Args),
+    /// Write a run's weights for other programs, or its verified answers as training data.
+    Export(export::Args),
     /// Check answers: read JSON lines, print one verdict per line.
     Verify(verify::Args),
     /// Generate problems of a ladder level, or rebuild an exam.
@@ -161,6 +164,7 @@ fn run(command: Command) -> Result<()> {
         Command::Replay(args) => replay::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Solve(args) => solve::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Model(args) => model::run(&args),

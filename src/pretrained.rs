@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use language::Language;
 use language::text::{TextLanguage, TextOptions, Tokenizer, TokenizerParts};
 use policy::ModelConfig;
 use policy::formats::{Gguf, Pretrained};
@@ -20,7 +19,7 @@ pub(crate) const NUM_EXAMPLES: usize = 3;
 #[derive(Clone)]
 pub(crate) struct Base {
     pub(crate) pretrained: Arc<Pretrained>,
-    pub(crate) language: Arc<dyn Language>,
+    pub(crate) language: Arc<TextLanguage>,
 }
 
 impl Base {

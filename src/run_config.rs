@@ -446,7 +446,7 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
 }
 
 fn language_of(base: Option<&Base>) -> Arc<dyn Language> {
-    base.map_or_else(crate::language, |base| base.language.clone())
+    base.map_or_else(crate::language, |base| base.language.clone() as Arc<dyn Language>)
 }
 
 fn sources_of(base: Option<&Base>) -> Vec<Arc<dyn ProblemSource>> {

@@ -296,25 +296,34 @@ fn tokenizer_json_gives_the_tokens_of_the_gguf_file() {
     );
 
     assert_eq!(with_file.chat_template(), Some("{{ 'from its own file' }}"));
-    assert_eq!(from_json.chat_template(), FROM_GGUF.chat_template());
-    assert_eq!(from_json.named_tokens(), FROM_GGUF.named_tokens());
-    assert_eq!((from_json.add_bos(), FROM_GGUF.add_bos()), (Some(false), Some(false)));
-    assert_eq!(from_json.vocabulary_size(), 49_152);
-    for id in 0..49_152 {
-        assert_eq!(from_json.bytes(id), FROM_GGUF.bytes(id));
-        assert_eq!(from_json.is_special(id), FROM_GGUF.is_special(id));
+    for tokenizer in [from_json, written(&FROM_GGUF)] {
+        assert_eq!(tokenizer.chat_template(), FROM_GGUF.chat_template());
+        assert_eq!(tokenizer.named_tokens(), FROM_GGUF.named_tokens());
+        assert_eq!((tokenizer.add_bos(), FROM_GGUF.add_bos()), (Some(false), Some(false)));
+        assert_eq!(tokenizer.vocabulary_size(), 49_152);
+        for id in 0..49_152 {
+            assert_eq!(tokenizer.bytes(id), FROM_GGUF.bytes(id));
+            assert_eq!(tokenizer.is_special(id), FROM_GGUF.is_special(id));
+        }
+        for Encoded { text, ids, with_specials } in &SMOLLM2.texts {
+            assert_eq!(tokenizer.encode(text, Specials::Text).unwrap(), *ids, "{text:?}");
+            assert_eq!(tokenizer.encode(text, Specials::Tokens).unwrap(), *with_specials, "{text:?}");
+        }
+        for chat in &SMOLLM2.chats {
+            let messages = messages(&chat.messages);
+            let tokens = encode_chat(&tokenizer, &TEMPLATE, &messages, chat.add_generation_prompt, &none());
+            assert_eq!(tokens.unwrap(), chat.ids);
+        }
     }
-    for Encoded { text, ids, with_specials } in &SMOLLM2.texts {
-        assert_eq!(from_json.encode(text, Specials::Text).unwrap(), *ids, "{text:?}");
-        assert_eq!(from_json.encode(text, Specials::Tokens).unwrap(), *with_specials, "{text:?}");
-    }
-    for chat in &SMOLLM2.chats {
-        let messages = messages(&chat.messages);
-        assert_eq!(
-            encode_chat(&from_json, &TEMPLATE, &messages, chat.add_generation_prompt, &none()).unwrap(),
-            chat.ids
-        );
-    }
+}
+
+/// Returns the tokenizer that the files describe that are written for a model from a GGUF file.
+fn written(tokenizer: &Tokenizer) -> Tokenizer {
+    let [(json_name, json), (config_name, config)] = tokenizer.hugging_face_files().unwrap();
+    assert_eq!((json_name, config_name), ("tokenizer.json", "tokenizer_config.json"));
+    let parts =
+        TokenizerParts::HuggingFace { tokenizer_json: json, tokenizer_config: Some(config), chat_template: None };
+    Tokenizer::new(parts).unwrap()
 }
 
 #[test]
@@ -352,9 +361,11 @@ fn every_rule_of_gguf_files_gives_the_tokens_of_hugging_face() {
     assert_eq!(TINY.cases.len(), 4);
     for TinyCase { pre, texts } in &TINY.cases {
         let tokenizer = Tokenizer::new(TINY.gguf(pre)).unwrap();
-        for Encoded { text, ids, with_specials } in texts {
-            assert_eq!(tokenizer.encode(text, Specials::Text).unwrap(), *ids, "{pre}: {text:?}");
-            assert_eq!(tokenizer.encode(text, Specials::Tokens).unwrap(), *with_specials, "{pre}: {text:?}");
+        for tokenizer in [written(&tokenizer), tokenizer] {
+            for Encoded { text, ids, with_specials } in texts {
+                assert_eq!(tokenizer.encode(text, Specials::Text).unwrap(), *ids, "{pre}: {text:?}");
+                assert_eq!(tokenizer.encode(text, Specials::Tokens).unwrap(), *with_specials, "{pre}: {text:?}");
+            }
         }
     }
     let aliases = [("llama3", "llama-bpe"), ("llama-v3", "llama-bpe"), ("default", "gpt-2"), ("starcoder", "smollm")];

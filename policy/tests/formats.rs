@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use peak_alloc::PeakAlloc;
-use policy::formats::{Family, FormatError, Pretrained, StoredType, write_hf};
+use policy::formats::{Companions, Family, FormatError, Pretrained, StoredType, write_hf};
 use policy::{ModelConfig, Params, RopeScaling, Variant};
 use proptest::prelude::*;
 use proto::{CounterRng, Purpose};
@@ -68,7 +68,7 @@ fn index_of(config: &ModelConfig, name: &str) -> usize {
 fn written(family: Family, stored_type: StoredType) -> (TempDir, ModelConfig, Params) {
     let (folder, config) = (tempfile::tempdir().unwrap(), config(family));
     let params = draw(&config);
-    write_hf(folder.path(), &config, family, &params, stored_type).unwrap();
+    write_hf(folder.path(), &config, family, &params, stored_type, Companions::default()).unwrap();
     (folder, config, params)
 }
 
@@ -232,7 +232,7 @@ fn a_tied_head_that_is_stored_must_be_the_embedding() {
     let columns = |index: usize| (index % 11) * 32 + index / 11;
     params.tensors[head] = (0..11 * 32).map(|index| params.tensors[embedding][columns(index)]).collect();
     let folder = tempfile::tempdir().unwrap();
-    write_hf(folder.path(), &untied, Family::Llama, &params, StoredType::F32).unwrap();
+    write_hf(folder.path(), &untied, Family::Llama, &params, StoredType::F32, Companions::default()).unwrap();
     set_keys(&folder.path().join("config.json"), &json!({"tie_word_embeddings": true}));
     let pretrained = Pretrained::open(folder.path()).unwrap();
     assert!(pretrained.config().variant.tied_head);
@@ -240,7 +240,7 @@ fn a_tied_head_that_is_stored_must_be_the_embedding() {
 
     params.tensors[head][0] += 1.0;
     let folder = tempfile::tempdir().unwrap();
-    write_hf(folder.path(), &untied, Family::Llama, &params, StoredType::F32).unwrap();
+    write_hf(folder.path(), &untied, Family::Llama, &params, StoredType::F32, Companions::default()).unwrap();
     set_keys(&folder.path().join("config.json"), &json!({"tie_word_embeddings": true}));
     assert_refused(folder.path(), "tensor \"lm_head.weight\" as the embedding, to which it is tied, got other weights");
 }
@@ -557,7 +557,7 @@ fn shards_are_read_together() {
 #[test]
 fn no_folder_is_overwritten() {
     let (folder, config, params) = written(Family::Llama, StoredType::F32);
-    let write = |path: &Path| write_hf(path, &config, Family::Llama, &params, StoredType::F32);
+    let write = |path: &Path| write_hf(path, &config, Family::Llama, &params, StoredType::F32, Companions::default());
     let before = fs::read(folder.path().join("config.json")).unwrap();
     let error = write(folder.path()).unwrap_err();
     assert!(matches!(error, FormatError::Occupied { .. }), "{error}");
@@ -592,7 +592,8 @@ fn networks_that_a_family_cannot_express_are_not_written() {
         change(&mut config.variant);
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("new");
-        let error = write_hf(&path, &config, family, &Params::zeros(&config), StoredType::F32).unwrap_err();
+        let error = write_hf(&path, &config, family, &Params::zeros(&config), StoredType::F32, Companions::default())
+            .unwrap_err();
         assert!(matches!(error, FormatError::Unsupported { .. }) && error.to_string().contains(expected), "{error}");
         assert!(!path.exists());
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use policy::formats::{Pretrained, StoredType, write_hf};
+use policy::formats::{Companions, Pretrained, StoredType, write_hf};
 use policy::{
     Backend, CrossEntropy, Device, Division, Feed, LossBatch, ModelConfig, OptimizerStep, Params, Sequence,
     TrainingState,
@@ -104,7 +104,7 @@ fn expect_gradients(
 ) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("gradient");
-    write_hf(&out, config, pretrained.family(), gradient, StoredType::F32).unwrap();
+    write_hf(&out, config, pretrained.family(), gradient, StoredType::F32, Companions::default()).unwrap();
     let bytes = std::fs::read(out.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.len(), reference.gradients.len(), "{name}");

@@ -8,6 +8,7 @@ mod checker;
 mod cluster;
 mod crash_points;
 mod device;
+mod export;
 mod free_running;
 mod input;
 mod inspect;

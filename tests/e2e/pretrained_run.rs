@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use policy::formats::{Family, StoredType, write_hf};
+use policy::formats::{Companions, Family, StoredType, write_hf};
 use policy::{ModelConfig, Params, Variant};
 use serde_json::{Value, json};
 
@@ -30,7 +30,8 @@ fn write_model(folder: &Path, seed: u64) {
         variant,
     };
     std::fs::create_dir(folder).unwrap();
-    write_hf(folder, &config, Family::Llama, &Params::init(&config, seed), StoredType::F32).unwrap();
+    write_hf(folder, &config, Family::Llama, &Params::init(&config, seed), StoredType::F32, Companions::default())
+        .unwrap();
     let special = |id: usize, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -63,7 +64,7 @@ fn symbol(byte: u8) -> char {
 }
 
 /// Makes a folder with the model and a config that begins with it.
-fn folder() -> Folder {
+pub(crate) fn folder() -> Folder {
     let folder = Folder::new();
     write_in(&folder);
     folder
@@ -78,7 +79,7 @@ fn write_in(folder: &Folder) {
     std::fs::write(folder.path("tiny.toml"), config).unwrap();
 }
 
-const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run-dir", "run"];
+pub(crate) const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run-dir", "run"];
 
 /// Returns the history of a run with changes.
 fn trained(changes: &[&str]) -> History {

@@ -130,7 +130,7 @@ impl TextLanguage {
         {
             return Ok(prompt.clone());
         }
-        let prompt: Arc<[TokenId]> = self.chat(wording_of(domain(&problem.domain)?.as_ref())?, problem)?.into();
+        let prompt: Arc<[TokenId]> = self.chat(problem)?.into();
         *asked = Some((problem.clone(), prompt.clone()));
         Ok(prompt)
     }
@@ -142,7 +142,12 @@ impl TextLanguage {
         pattern.map(|text| patterns.get(&problem.domain, &text)).transpose()
     }
 
-    fn chat(&self, wording: &dyn Wording, problem: &Problem) -> Result<Vec<TokenId>, Error> {
+    /// Returns the conversation that asks for an answer to a problem: worked examples, and the question.
+    ///
+    /// # Errors
+    /// [`Error::NoWording`] when the domain cannot be asked about in words; [`Error::Domain`] when the problem is not in its language.
+    pub fn messages(&self, problem: &Problem) -> Result<Vec<ChatMessage>, Error> {
+        let wording = wording_of(domain(&problem.domain)?.as_ref())?;
         let say = |role: &str, content: String| ChatMessage { role: role.to_owned(), content };
         let is_bare = self.pattern(problem)?.is_some();
         let mut messages = Vec::new();
@@ -151,6 +156,11 @@ impl TextLanguage {
             messages.extend([say("user", wording.question(&example)?), say("assistant", reply)]);
         }
         messages.push(say("user", wording.question(problem)?));
+        Ok(messages)
+    }
+
+    fn chat(&self, problem: &Problem) -> Result<Vec<TokenId>, Error> {
+        let messages = self.messages(problem)?;
         let tokenizer = &self.replies.tokenizer;
         // Templates that know of it think by default, and no reply here is long enough for that.
         let options = TemplateOptions::from([("enable_thinking".to_owned(), false.into())]);

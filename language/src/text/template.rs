@@ -39,7 +39,7 @@ const BASE_STACK_BYTES: usize = 4 << 20;
 const STACK_BYTES_PER_FUEL: usize = 2 << 10;
 
 /// A message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ChatMessage {
     /// Who says it: `system`, `user`, `assistant`, or what else the template knows.
     pub role: String,

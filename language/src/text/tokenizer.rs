@@ -3,6 +3,7 @@
 mod gguf;
 mod hugging_face;
 mod spelling;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;

@@ -128,7 +128,6 @@ pub(super) fn describe(
         "torch_dtype": data_type,
         // Without them transformers takes those of the family's first network.
         "bos_token_id": null,
-        "eos_token_id": null,
         "pad_token_id": null,
     });
     if matches!(family, Family::Llama | Family::SmolLm3) {

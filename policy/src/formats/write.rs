@@ -2,14 +2,24 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
+use proto::TokenId;
 use serde_json::{Map, Value, json};
 
 use super::layout::{self, Convention, Part};
 use super::{Family, FormatError, StoredType, hf_config};
 use crate::{ModelConfig, Params};
 
-/// Writes a folder that transformers and the engines that read its folders can load: `config.json` and `model.safetensors`. The
-/// folder is complete or absent. It has no tokenizer, and its config names no token at which text ends.
+/// What a folder of Hugging Face holds besides the network.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Companions<'a> {
+    /// The tokens at which text ends.
+    pub end_tokens: &'a [TokenId],
+    /// Other files, such as those of the tokenizer, by name.
+    pub files: &'a [(&'static str, Vec<u8>)],
+}
+
+/// Writes a folder that transformers and the engines that read its folders can load: `config.json`, `model.safetensors` and the
+/// companions. The folder is complete or absent.
 ///
 /// # Errors
 /// [`FormatError::Occupied`] when the folder is not empty, [`FormatError::Unsupported`] when the family cannot express the
@@ -23,20 +33,29 @@ pub fn write_hf(
     family: Family,
     params: &Params,
     stored_type: StoredType,
+    companions: Companions<'_>,
 ) -> Result<(), FormatError> {
     let sizes = config.tensors().iter().map(|spec| spec.num_elements()).collect::<Vec<_>>();
     assert!(params.tensors.iter().map(Vec::len).eq(sizes), "the weights are of the config's shape");
     super::validate(config, folder)?;
-    let described = hf_config::describe(config, family, stored_type, folder)?;
+    let mut described = hf_config::describe(config, family, stored_type, folder)?;
+    described["eos_token_id"] = match companions.end_tokens {
+        [] => Value::Null,
+        [one] => json!(one),
+        several => json!(several),
+    };
     refuse_occupied(folder)?;
     let partial = create_partial(folder).map_err(FormatError::io(folder, "a folder that can be created"))?;
     let write = || -> io::Result<()> {
         write_weights(&partial.join("model.safetensors"), config, params, stored_type)?;
         let mut text = serde_json::to_vec_pretty(&described)?;
         text.push(b'\n');
-        let mut file = File::create_new(partial.join("config.json"))?;
-        file.write_all(&text)?;
-        file.sync_all()?;
+        let files = companions.files.iter().map(|(name, bytes)| (*name, bytes));
+        for (name, bytes) in files.chain([("config.json", &text)]) {
+            let mut file = File::create_new(partial.join(name))?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+        }
         File::open(&partial)?.sync_all()?;
         // Replaces an empty folder, and fails over any other.
         fs::rename(&partial, folder)?;

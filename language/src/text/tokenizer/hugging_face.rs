@@ -14,8 +14,8 @@ use super::spelling::Spelling;
 use super::{Plan, TokenizerParts, unfit};
 use crate::Error;
 
-const TOKENIZER: &str = "tokenizer.json";
-const CONFIG: &str = "tokenizer_config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
 /// The largest file that is read, in bytes; Gemma 3 has the largest vocabulary that we know, 33 MB.

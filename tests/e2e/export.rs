@@ -1,0 +1,94 @@
+//! What a run writes for other programs. `tests/peers/exports.py` loads it with them.
+
+use std::collections::BTreeSet;
+
+use domains::{answer_of, domain};
+use policy::formats::{Family, Pretrained};
+use proto::{Problem, Verdict};
+use serde_json::{Value, json};
+
+use crate::bad_input::refused;
+use crate::pretrained_run::{TRAIN, folder};
+use crate::runs::Folder;
+
+#[test]
+fn a_trained_model_is_written_as_a_model() {
+    let folder = folder();
+    folder.call(&TRAIN).success();
+    folder.call(&["export", "run", "--hf", "trained"]).success();
+    let trained = Pretrained::open(&folder.path("trained")).unwrap();
+    let base = Pretrained::open(&folder.path("model")).unwrap();
+    assert_eq!((trained.family(), trained.config()), (Family::Llama, base.config()));
+    let (_, checkpoint) = learner::load_newest(&folder.path("run"), |_| {}).unwrap().unwrap();
+    let weights = trained.load().unwrap();
+    assert!(weights == checkpoint.training.average && weights != base.load().unwrap());
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let [written, kept] = ["trained", "model"].map(|model| std::fs::read(folder.path(model).join(name)).unwrap());
+        assert_eq!(written, kept);
+    }
+    let ends: Value = serde_json::from_slice(&std::fs::read(folder.path("trained/config.json")).unwrap()).unwrap();
+    assert_eq!(ends["eos_token_id"], json!(257));
+    // Asked alike, the run and the folder give the same answers.
+    let ask = |subject| {
+        let as_asked = ["--constrain", "answer", "--examples", "0", "--max-reply-tokens", "24"];
+        let args = [&["solve", subject, "--domain", "arithmetic", "4 + 9", "--samples", "3", "--json"], &as_asked[..]];
+        let mut solved: Value = serde_json::from_str(&folder.call(&args.concat()).success().stdout).unwrap();
+        solved["step"] = Value::Null;
+        solved
+    };
+    assert_eq!(ask("run"), ask("trained"));
+
+    folder.call(&["export", "run/checkpoints/step_00000012", "--hf", "halved", "--dtype", "bf16"]).success();
+    let halved = Pretrained::open(&folder.path("halved")).unwrap();
+    assert_eq!(halved.stored_types().keys().collect::<Vec<_>>(), [&"BF16"]);
+    refused(&folder, &["export", "run", "--hf", "halved"], &["halved: expected", "a folder with files"]);
+}
+
+#[test]
+fn verified_answers_are_written_as_training_data() {
+    let folder = folder();
+    folder.call(&TRAIN).success();
+    let said = folder.call(&["export", "run", "--sft", "right.jsonl", "--dpo", "pairs.jsonl"]).success().stdout;
+    let rows = |name: &str| -> Vec<Value> {
+        let text = std::fs::read_to_string(folder.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let (right, pairs) = (rows("right.jsonl"), rows("pairs.jsonl"));
+    let printed = format!(
+        "right.jsonl: {} right answers\npairs.jsonl: {} pairs of a right and a wrong answer\n",
+        right.len(),
+        pairs.len()
+    );
+    assert_eq!(said, printed);
+    let verdict = |row: &Value, column: &str| {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let problem = Problem { domain: text(&row["domain"]), text: text(&row["problem"]) };
+        let domain = domain(&problem.domain).unwrap();
+        assert!(!domain.is_exam(&problem));
+        let question = domain.wording().unwrap().question(&problem).unwrap();
+        assert_eq!(row["prompt"], json!([{"role": "user", "content": question}]));
+        assert_eq!(row[column][0]["role"], "assistant");
+        domain.judge(&problem, None, answer_of(&text(&row[column][0]["content"]))).unwrap().verdict
+    };
+    assert!(right.iter().all(|row| verdict(row, "completion") == Verdict::Correct));
+    assert!(right.iter().any(|row| row["label"] == "hindsight"));
+    assert!(pairs.iter().all(|row| verdict(row, "chosen") == Verdict::Correct));
+    assert!(pairs.iter().all(|row| verdict(row, "rejected") != Verdict::Correct));
+    let distinct: BTreeSet<String> =
+        right.iter().map(|row| format!("{} {}", row["problem"], row["completion"])).collect();
+    assert_eq!(distinct.len(), right.len());
+
+    refused(&folder, &["export", "run", "--sft", "right.jsonl"], &["right.jsonl: expected a new file, found one"]);
+    refused(&folder, &["export", "run", "--sft", "nowhere/a.jsonl"], &["nowhere/a.jsonl"]);
+    refused(&folder, &["export", "model", "--sft", "a.jsonl"], &["model: expected a run directory"]);
+    assert!(folder.call(&["export", "run"]).refusal().contains("--hf <DIR>|--sft <FILE.jsonl>|--dpo <FILE.jsonl>"));
+}
+
+#[test]
+fn a_run_of_symbols_has_nothing_to_write() {
+    let folder = Folder::new();
+    folder.call(&["train", "smoke", "--run-dir", "run", "--steps", "1"]).success();
+    let says = "run: expected a run that began with a pretrained model, got a network that reads symbols";
+    refused(&folder, &["export", "run", "--hf", "out"], &[says]);
+    assert!(!folder.path("out").exists());
+}
