@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use language::Language;
-use learner::{Control, Event, Sample, StepEvent};
+use learner::{Control, Event, Sample, StepEvent, StepReport};
 
 use crate::report::{Screen, clock, count, note, percent, word};
 
@@ -170,12 +170,13 @@ impl Printer {
             (None, None) => String::new(),
         };
         self.screen.say(&format!(
-            "step {:>6}  {}  {}: {}  loss {:.3}  {} answers/s  {left}\n",
+            "step {:>6}  {}  {}: {}  loss {:.3}{}  {} answers/s  {left}\n",
             report.step,
             clock(elapsed),
             self.settings.stage(report.step),
             rates(&report.solved_by_family),
             report.loss,
+            distances(&report),
             count(rate),
         ))?;
         if let Some(Sample { problem, origin, answer, verdict }) = sample {
@@ -185,6 +186,13 @@ impl Printer {
         }
         Ok(())
     }
+}
+
+/// Returns the distances to the references of a step's losses: `  kl to base 0.021`.
+fn distances(report: &StepReport) -> String {
+    let distances = [("base", report.kl_to_base), ("teacher", report.kl_to_teacher)];
+    let known = distances.into_iter().filter_map(|(reference, kl)| Some((reference, kl?)));
+    known.map(|(reference, kl)| format!("  kl to {reference} {kl:.3}")).collect()
 }
 
 /// Sums families up by domain: `countdown 17.0 %, own 12.5 %, 31.2 % of proposals admitted`.

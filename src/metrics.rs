@@ -107,6 +107,9 @@ struct Values {
     grad_norm: LateGauge,
     policy_gradient_loss: GaugeVec,
     policy_gradient_clip_ratio: GaugeVec,
+    kl: GaugeVec,
+    dpo_loss: LateGauge,
+    dpo_accuracy: LateGauge,
     entropy: LateGauge,
     logprob_mismatch: LateGauge,
     staleness: Histogram,
@@ -197,6 +200,22 @@ impl Metrics {
                 "Share of policy gradient tokens whose surrogate was clipped.",
                 &["role"],
                 to
+            )?,
+            kl: register_gauge_vec_with_registry!(
+                "learner_kl_nats",
+                "Estimated divergence per choice of the policy from a reference of its losses.",
+                &["reference"],
+                to
+            )?,
+            dpo_loss: LateGauge::register(
+                "learner_dpo_loss",
+                "Preference loss of the last step, before weighting.",
+                to,
+            )?,
+            dpo_accuracy: LateGauge::register(
+                "learner_dpo_accuracy_ratio",
+                "Share of pairs whose right answer the policy prefers.",
+                to,
             )?,
             entropy: LateGauge::register(
                 "policy_entropy_nats",
@@ -345,6 +364,14 @@ impl Values {
         self.grad_norm.set(report.grad_norm);
         self.entropy.set(report.entropy);
         self.logprob_mismatch.set_known(report.logprob_mismatch);
+        self.kl.reset();
+        for (reference, kl) in [("base", report.kl_to_base), ("teacher", report.kl_to_teacher)] {
+            if let Some(kl) = kl {
+                self.kl.with_label_values(&[reference]).set(kl);
+            }
+        }
+        self.dpo_loss.set_known(report.dpo.as_ref().map(|dpo| dpo.loss));
+        self.dpo_accuracy.set_known(report.dpo.as_ref().map(|dpo| dpo.accuracy));
         self.policy_gradient_loss.reset();
         self.policy_gradient_clip_ratio.reset();
         for (role, report) in [("solver", &report.policy_gradient), ("proposer", &report.proposer)] {
@@ -382,7 +409,7 @@ fn unix_time() -> Duration {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use learner::PolicyGradientReport;
+    use learner::{DpoReport, PolicyGradientReport};
     use proto::Digest;
 
     use super::*;
@@ -411,6 +438,9 @@ mod tests {
             grad_norm: 2.5,
             proposer: Some(PolicyGradientReport { loss: -0.75, clip_fraction: 0.5, ..policy_gradient.clone() }),
             policy_gradient: Some(policy_gradient),
+            dpo: Some(DpoReport { loss: 0.6875, accuracy: 0.75, margin: 0.125, num_pairs: 4 }),
+            kl_to_base: Some(0.0625),
+            kl_to_teacher: Some(0.3125),
             solve_rate: 0.5,
             solved_by_family: BTreeMap::from([("a".to_owned(), (1, 6)), ("b".to_owned(), (2, 2))]),
             self_play: None,
@@ -463,6 +493,8 @@ mod tests {
             "learning_rate",
             "mismatch",
             "policy_gradient",
+            "kl_nats",
+            "dpo",
             "checkpoint_last",
         ];
         let exist: Vec<_> = series.keys().filter(|name| of_steps.iter().any(|part| name.contains(part))).collect();
@@ -499,6 +531,10 @@ mod tests {
             ("learner_policy_gradient_loss{role=\"solver\"}", -0.125),
             ("learner_policy_gradient_loss{role=\"proposer\"}", -0.75),
             ("learner_policy_gradient_clip_ratio{role=\"proposer\"}", 0.5),
+            ("learner_kl_nats{reference=\"base\"}", 0.0625),
+            ("learner_kl_nats{reference=\"teacher\"}", 0.3125),
+            ("learner_dpo_loss", 0.6875),
+            ("learner_dpo_accuracy_ratio", 0.75),
             ("exam_solved_ratio{exam=\"e\"}", 0.25),
             ("banned_actors", 1.0),
             // Of this process.

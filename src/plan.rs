@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use learner::{Control, Manifest, RunLock};
+use learner::{Control, Manifest, Models, RunLock};
 
 use crate::begun;
 use crate::cluster::{BusArgs, LEASE_FILE};
@@ -152,6 +152,8 @@ fn clocked(mut config: RunConfig) -> RunConfig {
 /// A fully resolved run.
 pub(crate) struct Plan {
     pub(crate) config: RunConfig,
+    /// The pretrained models that the learner needs.
+    pub(crate) models: Models,
     /// The arguments of `train` that reproduce the config, except the seed and the end of the schedule.
     origin: String,
     pub(crate) manifest: Manifest,
@@ -186,6 +188,7 @@ impl Plan {
         }
         Ok(Plan {
             manifest: manifest(&config)?,
+            models: config.models()?,
             origin: origin(args),
             time_limit: config.local.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes)),
             config,

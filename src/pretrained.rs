@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use language::text::{TextLanguage, TextOptions, Tokenizer, TokenizerParts};
 use policy::ModelConfig;
 use policy::formats::{Gguf, Pretrained};
@@ -68,6 +68,29 @@ impl Opened {
         let digest = pretrained.digest()?;
         Ok(Opened { pretrained, digest })
     }
+}
+
+/// Opens the teacher of a run that begins with `student`, and checks that it is the model with this digest and reads the same tokens.
+///
+/// - `max_positions`: of the run.
+pub(crate) fn teacher(place: &str, digest: Digest, student: &Base, max_positions: usize) -> Result<Arc<Pretrained>> {
+    let Opened { pretrained, digest: got } = Opened::named(place)?;
+    ensure!(got == digest, "{place}: expected a model with digest {}, got {}", digest.short(), got.short());
+    let longest = pretrained.config().max_positions;
+    ensure!(max_positions <= longest, "{place}: expected {max_positions} positions or more, got {longest}");
+    let [own, other] = [&student.pretrained, &pretrained].map(|model| model.config().vocabulary_size);
+    let of_base = student.pretrained.path().display();
+    ensure!(own == other, "{place}: expected a teacher with the {own} tokens of {of_base}, got {other}");
+    let (own, other) = (tokenizer(&student.pretrained)?, tokenizer(&pretrained)?);
+    let is_same =
+        |token: &u32| own.bytes(*token) == other.bytes(*token) && own.is_special(*token) == other.is_special(*token);
+    if let Some(token) = (0..student.pretrained.config().vocabulary_size as u32).find(|token| !is_same(token)) {
+        let [own, other] = [&own, &other].map(|tokenizer| tokenizer.token_name(token));
+        bail!(
+            "{place}: expected a teacher with the tokens of {of_base}, whose token {token} is {own:?}, got {other:?}"
+        );
+    }
+    Ok(Arc::new(pretrained))
 }
 
 /// Returns the file or folder of the pretrained model that is named or lies at a path, if there is one.

@@ -30,8 +30,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     config.local.threads = args.threads.into();
     let num_threads = config.local.num_threads();
     let last_step = args.to.unwrap_or(u64::MAX);
-    let (sources, base) = (config.sources(), config.base.as_ref().map(|base| base.pretrained.as_ref()));
-    let report = learner::verify_journal(config.run, &args.run, base, sources, num_threads, last_step, |step| {
+    let (sources, models) = (config.sources(), config.models()?);
+    let report = learner::verify_journal(config.run, &args.run, &models, sources, num_threads, last_step, |step| {
         if step.is_multiple_of(100) {
             note(format_args!("step {step}: digests match"));
         }

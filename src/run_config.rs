@@ -9,8 +9,8 @@ use bus::Faults;
 use domains::{Split, domain, exam_problems};
 use language::text::{Constraint, TextOptions};
 use language::{Language, Source};
-use learner::{Constrain, KeepJournal};
-use proto::{KeyedProblem, Problem, ProblemSource};
+use learner::{Constrain, KeepJournal, Models};
+use proto::{Digest, KeyedProblem, Problem, ProblemSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
@@ -18,7 +18,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::input::{name_of_input, read_text, stray_mark};
-use crate::pretrained::{Base, NUM_EXAMPLES, Opened};
+use crate::pretrained::{Base, NUM_EXAMPLES, Opened, teacher};
 use crate::room::positions;
 
 /// The presets, compiled in.
@@ -61,6 +61,25 @@ impl RunConfig {
         sources_of(self.base.as_ref())
     }
 
+    /// Opens the pretrained models that the learner needs.
+    ///
+    /// # Errors
+    /// Says what is wrong with the teacher of `learner.distill`. Workers do not need it, so it is not opened before.
+    pub(crate) fn models(&self) -> Result<Models> {
+        let teacher = match (&self.run.learner.distill, &self.base) {
+            (Some(distill), Some(base)) => {
+                let place =
+                    self.local.teacher.as_ref().context(
+                        "local.teacher: expected where the model of learner.distill.teacher lies, got nothing",
+                    )?;
+                let teacher = teacher(place, distill.teacher, base, self.run.model.max_positions);
+                Some(teacher.context("local.teacher")?)
+            }
+            _ => None,
+        };
+        Ok(Models { base: self.base.as_ref().map(|base| base.pretrained.clone()), teacher })
+    }
+
     /// Returns the names of the domains that the run trains on.
     pub(crate) fn domains(&self) -> impl Iterator<Item = &str> {
         self.run.domains.iter().map(|domain| domain.name.as_str())
@@ -95,6 +114,9 @@ pub(crate) struct LocalConfig {
     /// Where `language.base` lies on this machine: the name of a known model, or a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) base: Option<String>,
+    /// Where the teacher of `learner.distill` lies on this machine, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) teacher: Option<String>,
     /// How a run uses a NATS server, if it has one.
     pub(crate) bus: BusConfig,
 }
@@ -380,6 +402,7 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         None => bail!("local: expected a table, got nothing"),
     };
     let opened = spell_out_base(&mut table, &mut local).map_err(|error| error.context(named("model.base")))?;
+    spell_out_teacher(&mut table, &mut local).map_err(|error| error.context(named("learner.distill.teacher")))?;
     let local: LocalConfig = origin.read(local, "local")?;
     let run: learner::Config = origin.read(table, "")?;
     local.validate(&named)?;
@@ -398,6 +421,9 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
         }
         (None, None) => None,
     };
+    if let (None, Some(teacher)) = (&run.learner.distill, &local.teacher) {
+        bail!("{}: expected none without learner.distill, got {teacher:?}", named("local.teacher"));
+    }
     ensure!(
         base.is_some() || run.model.variant.is_plain(),
         "{}: expected none, since networks from random weights have the plain decoder",
@@ -479,10 +505,7 @@ fn spell_out_base(config: &mut Table, local: &mut Table) -> Result<Option<Opened
     let mut shape = Table::try_from(opened.pretrained.config())?;
     shape.remove("max_positions");
     overlay(model, shape);
-    // Elsewhere a relative path would be another one.
-    let place =
-        if Path::new(base).exists() { std::path::absolute(base)?.display().to_string() } else { base.to_owned() };
-    local.insert("base".to_owned(), place.into());
+    local.insert("base".to_owned(), place_of(base)?.into());
     let language = config.entry("language").or_insert_with(|| Table::new().into()).as_table_mut();
     let language = language.context("expected a table `language`, got another value")?;
     let digest = Value::from(opened.digest.to_string());
@@ -491,6 +514,27 @@ fn spell_out_base(config: &mut Table, local: &mut Table) -> Result<Option<Opened
     language.entry("examples").or_insert(Value::Integer(NUM_EXAMPLES as i64));
     language.entry("constrain").or_insert("answer".into());
     Ok(Some(opened))
+}
+
+/// Replaces the name or the path of the teacher in `learner.distill.teacher` with the digest of its files, and `local.teacher`.
+fn spell_out_teacher(config: &mut Table, local: &mut Table) -> Result<()> {
+    let distill = config.get_mut("learner").and_then(|learner| learner.get_mut("distill"));
+    let Some(teacher) = distill.and_then(|distill| distill.get_mut("teacher")) else { return Ok(()) };
+    let name = teacher.as_str().with_context(|| format!("expected the name or the path of a model, got {teacher}"))?;
+    if name.parse::<Digest>().is_ok() {
+        return Ok(());
+    }
+    if let Some(place) = local.get("teacher") {
+        bail!("expected the place of the teacher here alone, got local.teacher = {place} too");
+    }
+    local.insert("teacher".to_owned(), place_of(name)?.into());
+    *teacher = Opened::named(name)?.digest.to_string().into();
+    Ok(())
+}
+
+/// Returns the name of a known model, or the path in full: elsewhere a relative path would be another one.
+fn place_of(name: &str) -> Result<String> {
+    Ok(if Path::new(name).exists() { std::path::absolute(name)?.display().to_string() } else { name.to_owned() })
 }
 
 /// Checks on a few problems of every level that their answers fit in full, and that their niches can be proposed.
@@ -615,14 +659,19 @@ fn shape(size: &Value) -> Result<Table> {
 }
 
 /// Optional keys of a config.
-const MAY_BE_ABSENT: [&str; 8] = [
+const MAY_BE_ABSENT: [&str; 13] = [
     "self_play",
     "learner.policy_gradient",
+    "learner.policy_gradient.groups_per_step",
+    "learner.kl",
+    "learner.distill",
+    "learner.dpo",
     "language",
     "schedule.num_steps",
     "schedule.decay_from",
     "local.minutes",
     "local.base",
+    "local.teacher",
     "local.bus.fault",
 ];
 

@@ -129,7 +129,7 @@ async fn run_roles(
         reissue_after: plan.bus_args.as_ref().map(|_| local.reissue_after()),
         audit: plan.bus_args.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
         tokenizer_json: tokenizer_json(&plan.config),
-        base: plan.config.base.as_ref().map(|base| base.pretrained.clone()),
+        models: plan.models.clone(),
     };
     let mut recorder = Recorder::open(&plan.run_dir)?;
     let display = Display::start(plan.display(listener.as_ref()))?;

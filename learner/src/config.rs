@@ -1,4 +1,5 @@
 mod policy_gradient;
+mod reference;
 
 use policy::{Device, ModelConfig};
 use proto::{Behavior, Digest, ProblemSource, Task};
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 
 pub use self::policy_gradient::{PolicyGradientConfig, PolicyGradientKind};
+pub use self::reference::{DistillConfig, DpoConfig, KlConfig, KlForm, KlReference};
 
 /// Everything that determines what a run learns. Two runs with equal configs have equal weights at every step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -191,6 +193,15 @@ pub struct LearnerConfig {
     pub num_shards: usize,
     /// Policy gradients on the rollouts of each batch; absent for none.
     pub policy_gradient: Option<PolicyGradientConfig>,
+    /// A penalty on the distance of these rollouts to the pretrained model; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl: Option<KlConfig>,
+    /// A teacher that the rollouts of the policy gradient are compared with; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillConfig>,
+    /// Preferences for right answers over wrong ones, relative to the pretrained model; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<DpoConfig>,
 }
 
 /// Learning rate over steps: linear warm-up, constant, linear decay to zero.
@@ -315,6 +326,15 @@ impl Config {
         if let Some(policy_gradient) = &learner.policy_gradient {
             policy_gradient.validate(self)?;
         }
+        if let Some(kl) = &learner.kl {
+            kl.validate(self)?;
+        }
+        if let Some(distill) = &learner.distill {
+            distill.validate(self)?;
+        }
+        if let Some(dpo) = &learner.dpo {
+            dpo.validate(self)?;
+        }
         let schedule = &self.schedule;
         check("schedule.num_steps", "1 or more", 0, schedule.num_steps != Some(0))?;
         let decay_from = schedule.decay_from.unwrap_or(0);
@@ -353,6 +373,23 @@ impl Config {
 }
 
 impl LearnerConfig {
+    /// Whether some loss is relative to the pretrained model that the run begins with.
+    pub(crate) fn needs_base(&self) -> bool {
+        self.kl.is_some() || self.dpo.is_some()
+    }
+
+    /// Whether examples train by cross-entropy.
+    pub(crate) fn draws_examples(&self) -> bool {
+        let of_policy_gradient = self.policy_gradient.as_ref().map(|config| config.cross_entropy);
+        of_policy_gradient.or(self.dpo.as_ref().map(|config| config.cross_entropy)).unwrap_or(true)
+    }
+
+    /// Returns the number of updates that share the fresh groups of a step, and that it makes at least.
+    pub(crate) fn updates_per_step(&self) -> u32 {
+        let of_policy_gradient = self.policy_gradient.as_ref().map(|config| config.updates_per_step);
+        of_policy_gradient.or(self.dpo.as_ref().map(|config| config.updates_per_step)).unwrap_or(1)
+    }
+
     /// Returns the number of updates of a step whose groups' examples have this many input tokens.
     pub(crate) fn num_updates(&self, num_example_tokens: u64) -> u32 {
         ((self.reuse * num_example_tokens as f64 / self.update_tokens as f64).round() as u32).max(1)
@@ -373,8 +410,7 @@ impl SelfPlayConfig {
         let learner = &config.learner;
         let expected = "false with self_play, whose measurements would use the unshuffled verdicts";
         check("learner.shuffle_labels", expected, learner.shuffle_labels, !learner.shuffle_labels)?;
-        let has_cross_entropy = learner.policy_gradient.as_ref().is_none_or(|config| config.cross_entropy);
-        let holds = has_cross_entropy || self.proposer_loss == ProposerLoss::PolicyGradient;
+        let holds = learner.draws_examples() || self.proposer_loss == ProposerLoss::PolicyGradient;
         let expected = "policy-gradient if learner.policy_gradient.cross_entropy is false";
         check("self_play.proposer_loss", expected, "cross-entropy", holds)?;
         let is_played = config.actor.behavior == Behavior::Policy && config.actor.temperature == 1.0;

@@ -3,12 +3,12 @@
 //! [`Fold`] plans batches and folds them. The live loop and `replay` both call it. Its results do not depend on a clock, the
 //! number of threads, or the order in which groups arrived.
 
+mod training;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use policy::{
-    CrossEntropy, Division, Loss as _, LossBatch, OptimizerStep, Sequence, SurrogateStats, Trainer, TrainingState,
-};
+use policy::{Division, Sequence, Trainer, TrainingState};
 use proto::{
     Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
     Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
@@ -16,10 +16,13 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 use crate::config::ProposerLoss;
+use crate::minibatch::played_sequence;
 use crate::plan::{Planned, Plans, plan_batch};
-use crate::policy_gradient::{Minibatch, NO_ROLLOUTS, PolicyGradientReport, minibatches, played_sequence};
-use crate::replay_buffers::{Labelled, Stored};
-use crate::self_play::{StoredProposal, proposer_minibatch};
+use crate::policy_gradient::PolicyGradientReport;
+use crate::preferences::DpoReport;
+use crate::references::References;
+use crate::replay_buffers::Labelled;
+use crate::self_play::StoredProposal;
 use crate::shuffle::shuffled;
 use crate::state::State;
 use crate::{Config, Control, Error};
@@ -43,6 +46,13 @@ pub struct StepReport {
     pub policy_gradient: Option<PolicyGradientReport>,
     /// The policy gradient on proposals; absent if the proposer has another loss or no proposal had an advantage.
     pub proposer: Option<PolicyGradientReport>,
+    /// Preferences between answers; absent if they are off or no group has both right and wrong answers.
+    pub dpo: Option<DpoReport>,
+    /// Mean log of the ratio of the policy to the model that the run began with, over the chosen tokens of the policy gradient's
+    /// rollouts, when they were drawn: an estimate of the divergence, in nats. Absent without a penalty on it.
+    pub kl_to_base: Option<f64>,
+    /// The same to the teacher; absent without distillation.
+    pub kl_to_teacher: Option<f64>,
     /// Share of the batch's answers that solve their problem.
     pub solve_rate: f64,
     /// By family (domain and source, as planned): answers that solve and all answers, or proposals admitted and all proposals.
@@ -97,21 +107,12 @@ struct Brought {
     self_play: Option<SelfPlayReport>,
 }
 
-/// Statistics of the updates of a step.
-struct Trained {
-    num_updates: u64,
-    /// Mean cross-entropy of the updates.
-    loss: f64,
-    grad_norm: f64,
-    policy_gradient: Option<PolicyGradientReport>,
-    proposer: Option<PolicyGradientReport>,
-}
-
 /// Plans and folds batches.
 pub struct Fold {
     config: Config,
     sources: Vec<Arc<dyn ProblemSource>>,
     trainer: Box<dyn Trainer>,
+    references: References,
     state: State,
     /// Digest of the current state's weights, computed once.
     weights_digest: Digest,
@@ -119,7 +120,8 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// Continues from a state. `planned` holds the tasks that earlier states planned.
+    /// Continues from a state. `planned` holds the tasks that earlier states planned, `references` what the losses of the config
+    /// are relative to.
     ///
     /// # Errors
     /// [`Error::Config`] when the config is invalid; [`Error::Policy`] when the device does not exist.
@@ -129,12 +131,13 @@ impl Fold {
         num_threads: usize,
         (state, training): (State, TrainingState),
         planned: Plans,
+        references: References,
     ) -> Result<Fold, Error> {
         config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
         let division = Division { num_shards: config.learner.num_shards, num_threads };
         let weights_digest = training.weights.digest(&config.model);
         let trainer = config.learner.device.open()?.trainer(&config.model, training, division)?;
-        Ok(Fold { config, sources, trainer, state, weights_digest, planned })
+        Ok(Fold { config, sources, trainer, references, state, weights_digest, planned })
     }
 
     /// Returns the current state.
@@ -235,6 +238,9 @@ impl Fold {
             grad_norm: trained.grad_norm,
             policy_gradient: trained.policy_gradient,
             proposer: trained.proposer,
+            dpo: trained.dpo,
+            kl_to_base: trained.kl_to_base,
+            kl_to_teacher: trained.kl_to_teacher,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
             solved_by_family,
             self_play: brought.self_play,
@@ -383,87 +389,6 @@ impl Fold {
     fn source(&self, domain: &str) -> Arc<dyn ProblemSource> {
         let source = self.sources.iter().find(|source| source.name() == domain);
         source.expect("every planned domain is known").clone()
-    }
-
-    /// Trains on examples from the replay buffers, for as many updates as `reuse` times the example tokens of the batch fill, and
-    /// on the groups if the policy gradient is on.
-    fn train(
-        &mut self,
-        groups: &[ScoredGroup],
-        num_example_tokens: u64,
-        rewarded: Vec<(StoredProposal, f64)>,
-        learning_rate: f64,
-    ) -> Result<Trained, Error> {
-        let learner = self.config.learner.clone();
-        let policy_gradient = learner.policy_gradient.as_ref();
-        let max_answer_tokens = self.config.actor.max_answer_tokens;
-        let step = self.state.step;
-        let draws_examples = policy_gradient.is_none_or(|config| config.cross_entropy);
-        let num_draws = if draws_examples { learner.num_updates(num_example_tokens) } else { 0 };
-        let updates = num_draws.max(policy_gradient.map_or(1, |config| config.updates_per_step));
-        let minibatches: Vec<Minibatch> = policy_gradient
-            .map_or_else(Vec::new, |config| minibatches(config, max_answer_tokens, (step, updates), groups));
-        let proposer_weight = self.config.self_play.as_ref().map_or(0.0, |own| own.proposer_share);
-        let proposer_minibatch = proposer_minibatch(rewarded, proposer_weight);
-        let num_proposals = proposer_minibatch.sequences.len();
-        let mut proposer_minibatch = Some(proposer_minibatch);
-        let (mut cross_entropy, mut solver, mut proposer) = (0.0, SurrogateStats::default(), SurrogateStats::default());
-        let (mut grad_norm, mut num_updates, mut num_drawn) = (0.0, 0u64, 0u64);
-        for update in 0..updates {
-            let mut rng = CounterRng::new(self.config.seed, Purpose::Replay, self.state.step, u64::from(update), 0);
-            let num_tokens = if update < num_draws { learner.update_tokens } else { 0 };
-            let drawn = self.state.replay_buffers.sample(&self.config, num_tokens, &mut rng);
-            num_drawn += u64::from(!drawn.is_empty());
-            let chosen = |(stored, weight): &(&Stored, f64)| stored.sequence.chosen.len() as f64 * weight;
-            let total: f64 = drawn.iter().map(chosen).sum();
-            let losses = drawn.iter().map(|(_, weight)| CrossEntropy { weight: (weight / total) as f32 });
-            let losses: Vec<CrossEntropy> = losses.collect();
-            // Proposals are few, so the first update trains on all of them.
-            let proposals = proposer_minibatch.take().unwrap_or_default();
-            let answers = minibatches.get(update as usize).unwrap_or(&NO_ROLLOUTS);
-            let mut batch = LossBatch::default();
-            for ((stored, weight), loss) in drawn.iter().zip(&losses) {
-                self.state.totals.count_example(stored, *weight);
-                batch.push([&stored.sequence], loss);
-            }
-            for minibatch in [answers, &proposals] {
-                minibatch.sequences.iter().for_each(|sequence| self.state.totals.count_sequence(sequence));
-                minibatch.add_to(&mut batch);
-            }
-            if batch.is_empty() {
-                continue;
-            }
-            let scores = self.trainer.gradients(&batch)?;
-            let loss = batch.value(&scores);
-            if !loss.is_finite() {
-                return Err(Error::NotFinite { what: "loss", got: loss });
-            }
-            let mut scored = scores.by_sequence(batch.sequences()).into_iter();
-            cross_entropy += losses.iter().zip(&mut scored).map(|(loss, scores)| loss.value(&[scores])).sum::<f64>();
-            solver.add(&answers.stats(&mut scored));
-            proposer.add(&proposals.stats(&mut scored));
-            let norm = self.trainer.step(&OptimizerStep {
-                learning_rate,
-                beta1: learner.beta1,
-                beta2: learner.beta2,
-                weight_decay: learner.weight_decay,
-                max_grad_norm: learner.max_grad_norm,
-                average_decay: learner.ema_decay,
-            })?;
-            if !norm.is_finite() {
-                return Err(Error::NotFinite { what: "gradient norm", got: norm });
-            }
-            grad_norm += norm;
-            num_updates += 1;
-        }
-        Ok(Trained {
-            num_updates,
-            loss: cross_entropy / num_drawn.max(1) as f64,
-            grad_norm: grad_norm / num_updates.max(1) as f64,
-            policy_gradient: policy_gradient
-                .and_then(|config| PolicyGradientReport::of_solver(config, &minibatches, &solver)),
-            proposer: PolicyGradientReport::new(&proposer, proposer_weight, num_proposals),
-        })
     }
 
     /// Compares the actors' log-probabilities with the learner's, in the first group that the current weights played and in the

@@ -2,6 +2,7 @@
 //!
 //! Start at [`main_loop`](run). [`Fold`] is the run as a function.
 
+mod advantages;
 mod archive;
 mod audit;
 mod baseline;
@@ -17,16 +18,21 @@ mod journal;
 mod ledger;
 mod main_loop;
 mod manifest;
+mod minibatch;
 mod plan;
 mod point;
 mod policy_gradient;
+mod preferences;
 mod received;
+mod references;
 mod replay_buffers;
 mod run_dir;
 mod run_lock;
 mod self_play;
 mod shuffle;
 mod state;
+#[cfg(test)]
+mod test_groups;
 #[cfg(test)]
 mod test_run;
 mod verify_journal;
@@ -40,8 +46,9 @@ use policy::formats::FormatError;
 pub use audit::Audit;
 pub use checkpoint::{Checkpoint, load_checkpoint};
 pub use config::{
-    ActorConfig, BatchConfig, Config, Constrain, Control, DomainShare, ExamsConfig, LanguageConfig, LearnerConfig,
-    LevelWeight, PolicyGradientConfig, PolicyGradientKind, ProblemShares, ProposerLoss, ScheduleConfig, SelfPlayConfig,
+    ActorConfig, BatchConfig, Config, Constrain, Control, DistillConfig, DomainShare, DpoConfig, ExamsConfig, KlConfig,
+    KlForm, KlReference, LanguageConfig, LearnerConfig, LevelWeight, PolicyGradientConfig, PolicyGradientKind,
+    ProblemShares, ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
 pub use event::{Ban, Event, Observer, Sample, StepEvent};
 pub use fold::{Fold, SelfPlayReport, StepReport};
@@ -53,6 +60,8 @@ pub use main_loop::{Exam, KeepJournal, Outcome, RunOptions, Summary, run};
 pub use manifest::{BuildId, Manifest};
 pub use plan::{Planned, Plans, families};
 pub use policy_gradient::PolicyGradientReport;
+pub use preferences::DpoReport;
+pub use references::{Models, References};
 pub use run_dir::{expect_begun_with, expect_known, load_newest};
 pub use run_lock::{RunLock, expect_in_place};
 pub use state::{State, Totals};
@@ -237,6 +246,9 @@ fn test_config() -> Config {
             shuffle_labels: false,
             num_shards: 2,
             policy_gradient: None,
+            kl: None,
+            distill: None,
+            dpo: None,
         },
         schedule: ScheduleConfig { num_steps: Some(10), warmup_steps: 2, decay_from: None },
         language: None,

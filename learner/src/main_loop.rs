@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Delivery};
-use policy::formats::Pretrained;
 use proto::{Digest, Problem, ProblemSource, ScoredGroup, TaskId, TaskKind};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -26,7 +25,7 @@ use crate::point::Point;
 use crate::received::Received;
 use crate::waiting::{Missing, Workers, describe};
 use crate::writer::Writer;
-use crate::{Config, Control, Error, Fold, Manifest, RunLock, Totals};
+use crate::{Config, Control, Error, Fold, Manifest, Models, RunLock, Totals};
 
 use self::exams::Sitting;
 use self::publishing::Published;
@@ -64,8 +63,8 @@ pub struct RunOptions {
     pub audit: Option<Audit>,
     /// Content of `tokenizer.json`, written beside the weights.
     pub tokenizer_json: String,
-    /// The pretrained model that the run begins with; `None` for a network from random weights.
-    pub base: Option<Arc<Pretrained>>,
+    /// The pretrained models of the run.
+    pub models: Models,
 }
 
 /// An exam that is evaluated during the run.

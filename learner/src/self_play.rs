@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::Archive;
 use crate::baseline::{Asked, Baselines};
 use crate::curriculum::Curriculum;
-use crate::policy_gradient::Minibatch;
+use crate::minibatch::Minibatch;
 
 /// The part of the state that makes problems.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -176,7 +176,7 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
         .map(|(StoredProposal { tokens, played, .. }, advantage)| {
             let choices = played.choices.iter().map(|(position, legal, _)| (*position as usize, legal.clone()));
             let loss = ClippedSurrogate {
-                advantage: advantage as f32,
+                advantages: vec![advantage as f32; played.choices.len()],
                 behavior_logprobs: played.choices.iter().map(|(_, _, logprob)| *logprob).collect(),
                 proximal: vec![0.0; played.choices.len()],
                 clip_low: CLIP.0,
@@ -184,7 +184,7 @@ pub(crate) fn proposer_minibatch(rewarded: Vec<(StoredProposal, f64)>, weight: f
                 entropy_bonus: 0.0,
                 weight: (weight / num_tokens as f64) as f32,
             };
-            (Sequence::new(&played.prompt, &tokens, choices), loss)
+            (Sequence::new(&played.prompt, &tokens, choices), loss.into())
         })
         .unzip();
     Minibatch { sequences, losses }
@@ -222,6 +222,7 @@ impl From<Seen> for VecDeque<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::minibatch::Surrogate;
 
     const HARD: Difficulty = Difficulty::Hard;
     const EASY: Difficulty = Difficulty::Easy;
@@ -292,8 +293,8 @@ mod tests {
             (&minibatch.sequences[0].tokens[..], minibatch.sequences[0].chosen[2].target),
             (&[1, 2, 4, 7][..], 4)
         );
-        let loss = &minibatch.losses[1];
-        assert_eq!((loss.advantage, &loss.behavior_logprobs[..]), (-0.25, &[-0.5][..]));
+        let Surrogate::OfTokens(loss) = &minibatch.losses[1].surrogate else { panic!("{minibatch:?}") };
+        assert_eq!((&loss.advantages[..], &loss.behavior_logprobs[..]), (&[-0.25][..], &[-0.5][..]));
         assert_eq!(loss.weight, 0.02, "a mean over six tokens, times the weight");
     }
 

@@ -13,7 +13,7 @@ use crate::checkpoint::{Snapshot, save};
 use crate::journal::Known;
 use crate::journal::{Damage, EvalRecord, GroupRecord, Journal, Record, StepRecord};
 use crate::point::Point;
-use crate::{Config, Fold, Plans, State, TestSource, test_config, test_manifest};
+use crate::{Config, Fold, Plans, References, State, TestSource, test_config, test_manifest};
 
 /// The current run and its journal records.
 pub(crate) struct TestRun {
@@ -36,7 +36,7 @@ impl TestRun {
     pub(crate) fn new() -> TestRun {
         let config = config();
         let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
-        let fold = Fold::new(config, sources(), 1, start, Plans::default()).unwrap();
+        let fold = Fold::new(config, sources(), 1, start, Plans::default(), References::default()).unwrap();
         TestRun { fold, records: vec![Record::Manifest(test_manifest())] }
     }
 

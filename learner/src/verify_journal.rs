@@ -10,7 +10,7 @@ use crate::journal::{JournalReader, Record, RecordError, read_manifest};
 use crate::main_loop::expect_step;
 use crate::received::Received;
 use crate::state::initial_training;
-use crate::{Config, Error, Fold, Manifest, Plans, State};
+use crate::{Config, Error, Fold, Manifest, Models, Plans, References, State};
 
 /// The result of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct ReplayReport {
 /// Computes a run again from its journal alone and compares the digests of every step up to `last_step`. If the first steps of
 /// the journal are gone, begins at the oldest kept checkpoint instead.
 ///
-/// Calls `each` with the number of every step that matches. `base` is the pretrained model that the run began with, if any.
+/// Calls `each` with the number of every step that matches. `models` are the pretrained models of the run.
 ///
 /// # Errors
 /// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
@@ -37,7 +37,7 @@ pub struct ReplayReport {
 pub fn verify_journal(
     config: Config,
     run_dir: &Path,
-    base: Option<&Pretrained>,
+    models: &Models,
     sources: Vec<Arc<dyn ProblemSource>>,
     num_threads: usize,
     last_step: u64,
@@ -56,10 +56,12 @@ pub fn verify_journal(
     if !manifest.reproducible {
         return Err(Error::NotReproducible);
     }
-    let Start { state, training, planned, control, mut received, mut reader } = Start::find(&config, run_dir, base)?;
+    let Start { state, training, planned, control, mut received, mut reader } =
+        Start::find(&config, run_dir, models.base.as_deref())?;
     let mut control = config.control().or(control);
     let first_step = state.step;
-    let mut fold = Fold::new(config, sources, num_threads, (state, training), planned)?;
+    let references = References::load(&config, num_threads, models)?;
+    let mut fold = Fold::new(config, sources, num_threads, (state, training), planned, references)?;
     let mut num_groups = 0;
     let mut damaged = None;
     while fold.state().step < last_step {
@@ -170,7 +172,8 @@ mod tests {
 
     fn replay_of(run_dir: &Path, last_step: u64) -> (Result<ReplayReport, Error>, Vec<u64>) {
         let mut agreed = Vec::new();
-        let report = verify_journal(config(), run_dir, None, sources(), 1, last_step, |step| agreed.push(step));
+        let report =
+            verify_journal(config(), run_dir, &Models::default(), sources(), 1, last_step, |step| agreed.push(step));
         (report, agreed)
     }
 

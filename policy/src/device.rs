@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::candle::{CandlePolicy, CandleTrainer, CandleWeights};
-use crate::cpu::{CpuPolicy, CpuTrainer, PackedWeights};
+use crate::candle::{CandlePolicy, CandleScorer, CandleTrainer, CandleWeights};
+use crate::cpu::{CpuPolicy, CpuScorer, CpuTrainer, PackedWeights};
 use crate::weights::Placed;
-use crate::{Division, Error, ModelConfig, Params, Policy, Trainer, TrainingState, Weights};
+use crate::{Division, Error, ModelConfig, Params, Policy, Scorer, Trainer, TrainingState, Weights};
 
 /// The device that a network plays or trains on: `cpu`, `candle-cpu` or `cuda[:N]`.
 ///
@@ -91,6 +91,18 @@ impl Backend {
         Ok(match self {
             Backend::Cpu => Box::new(CpuTrainer::new(config, state, division)),
             Backend::Candle(device) => Box::new(CandleTrainer::new(config, state, division.num_shards, device)?),
+        })
+    }
+
+    /// Returns a scorer with fixed weights. On the CPU it uses `num_threads` threads; any number gives the same bits.
+    ///
+    /// # Errors
+    /// As [`Backend::load`].
+    pub fn scorer(&self, config: &ModelConfig, params: &Params, num_threads: usize) -> Result<Box<dyn Scorer>, Error> {
+        config.validate()?;
+        Ok(match self {
+            Backend::Cpu => Box::new(CpuScorer::new(config, params, num_threads)),
+            Backend::Candle(device) => Box::new(CandleScorer::new(config, params, device)?),
         })
     }
 }

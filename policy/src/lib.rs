@@ -24,7 +24,10 @@ use proto::{CounterRng, LegalTokens, TokenId};
 
 pub use config::{AttentionShape, ModelConfig, RopeScaling, TensorSpec, Variant};
 pub use device::{Backend, Device};
-pub use losses::{BatchScores, ClippedSurrogate, CrossEntropy, Loss, LossBatch, LossGrad, Scores, SurrogateStats};
+pub use losses::{
+    BatchScores, ClippedSurrogate, CrossEntropy, Dpo, Loss, LossBatch, LossGrad, ReferenceKl, Scores,
+    SequenceSurrogate, SurrogateStats,
+};
 pub use numerics::Numerics;
 pub use params::{Params, TrainingState, read_weights, write_weights};
 pub use sampler::{masked_logprob, sample};
@@ -152,6 +155,15 @@ pub trait Trainer: Send + Sync {
     /// # Errors
     /// [`Error::Tensor`].
     fn export(&self) -> Result<Cow<'_, TrainingState>, Error>;
+}
+
+/// Fixed weights that score sequences: a reference for losses.
+pub trait Scorer: Send + Sync {
+    /// Computes the log-probability of every chosen token, sequence after sequence.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`].
+    fn logprobs(&self, sequences: &[&Sequence]) -> Result<Vec<f32>, Error>;
 }
 
 /// How a trainer divides a batch.

@@ -2,9 +2,9 @@
 //! With the feature `cuda` it also runs on the first GPU.
 
 use policy::{
-    Backend, BatchScores, ClippedSurrogate, CrossEntropy, Device, Division, Draw, Feed, Loss, LossBatch, LossGrad,
-    ModelConfig, OptimizerStep, Params, Policy, RopeScaling, Scores, Sequence, SurrogateStats, Trainer, TrainingState,
-    Variant, masked_logprob,
+    Backend, BatchScores, ClippedSurrogate, CrossEntropy, Device, Division, Dpo, Draw, Feed, Loss, LossBatch,
+    ModelConfig, OptimizerStep, Params, Policy, ReferenceKl, RopeScaling, Scores, Sequence, SequenceSurrogate,
+    SurrogateStats, Trainer, TrainingState, Variant, masked_logprob,
 };
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
 
@@ -192,7 +192,7 @@ fn surrogate_of(
         let logprobs = trainer.logprobs(&[sequence]).unwrap();
         let log_ratio = |token: usize| log_ratios[(index + token) % log_ratios.len()];
         ClippedSurrogate {
-            advantage: [0.75, -0.25, -1.5][index % 3],
+            advantages: vec![[0.75, -0.25, -1.5][index % 3]; logprobs.len()],
             behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
             proximal: (0..logprobs.len()).map(proximal).collect(),
             clip_low: 0.2,
@@ -204,38 +204,62 @@ fn surrogate_of(
     sequences.iter().enumerate().map(loss).collect()
 }
 
-fn boxed(losses: Vec<ClippedSurrogate>) -> Losses {
+fn boxed<L: Loss + 'static>(losses: Vec<L>) -> Losses {
     losses.into_iter().map(|loss| Box::new(loss) as Box<dyn Loss>).collect()
+}
+
+/// Returns losses whose ratios lie on both sides of both clips, for sequences as a whole: exp of -0.5, 0.2, 0.5 and -0.1.
+fn of_sequences(trainer: &dyn Trainer, sequences: &[Sequence]) -> Vec<SequenceSurrogate> {
+    let loss = |(index, sequence): (usize, &Sequence)| {
+        let logprobs = trainer.logprobs(&[sequence]).unwrap();
+        // Of tokens in turns above and below the mean.
+        let log_ratio = |token: usize| {
+            let is_paired = token / 2 * 2 + 1 < logprobs.len();
+            [-0.5, 0.2, 0.5, -0.1][index % 4] + if is_paired { [0.3, -0.3][token % 2] } else { 0.0 }
+        };
+        SequenceSurrogate {
+            advantage: [0.75, -0.25, -1.5][index % 3],
+            behavior_logprobs: logprobs.iter().enumerate().map(|(token, logprob)| logprob - log_ratio(token)).collect(),
+            proximal: vec![0.0; logprobs.len()],
+            clip_low: 0.2,
+            clip_high: 0.28,
+            entropy_bonus: 0.1,
+            weight: [1.0, 2.0][index % 2] / sequences.len() as f32,
+        }
+    };
+    sequences.iter().enumerate().map(loss).collect()
+}
+
+/// Returns penalties on the distance to a reference that is above and below the policy, and so far from it that the distance has few
+/// rounding errors.
+fn reference_kl(trainer: &dyn Trainer, sequences: &[Sequence]) -> Vec<ReferenceKl> {
+    let loss = |sequence: &Sequence| {
+        let logprobs = trainer.logprobs(&[sequence]).unwrap();
+        let reference = logprobs.iter().enumerate().map(|(token, logprob)| logprob - 4.0 * LOG_RATIOS[token % 4]);
+        ReferenceKl { reference_logprobs: reference.collect(), weight: 1.0 / sequences.len() as f32 }
+    };
+    sequences.iter().map(loss).collect()
+}
+
+/// Returns preferences for the first of every two sequences.
+fn dpo(trainer: &dyn Trainer, sequences: &[Sequence], per_token: bool) -> Losses {
+    let reference = |sequence: &Sequence| {
+        let logprobs = trainer.logprobs(&[sequence]).unwrap();
+        logprobs.iter().enumerate().map(|(token, logprob)| logprob - LOG_RATIOS[token % 4]).collect()
+    };
+    let loss = |(index, pair): (usize, &[Sequence])| Dpo {
+        reference_logprobs: [&pair[0], &pair[1]].map(reference),
+        beta: [0.1, 0.2][index % 2],
+        per_token,
+        weight: [1.0, 0.5][index % 2],
+    };
+    boxed(sequences.chunks_exact(2).enumerate().map(loss).collect())
 }
 
 /// Returns cross-entropy and the surrogate alternately.
 fn mixed(trainer: &dyn Trainer, sequences: &[Sequence]) -> Losses {
     let pairs = cross_entropy(sequences).into_iter().zip(boxed(surrogate(trainer, sequences, 0.1)));
     pairs.enumerate().map(|(index, (first, second))| if index % 2 == 0 { first } else { second }).collect()
-}
-
-/// A pairwise preference loss on two sequences, the better one first (Rafailov et al. 2023, without a reference).
-struct Preference;
-
-impl Preference {
-    fn margin(sequences: &[Scores<'_>]) -> f64 {
-        let sum = |scores: &Scores<'_>| scores.logprobs.iter().map(|logprob| f64::from(*logprob)).sum::<f64>();
-        0.1 * (sum(&sequences[0]) - sum(&sequences[1]))
-    }
-}
-
-impl Loss for Preference {
-    fn value(&self, sequences: &[Scores<'_>]) -> f64 {
-        (-Preference::margin(sequences)).exp().ln_1p()
-    }
-
-    fn grad(&self, sequences: &[Scores<'_>]) -> Vec<LossGrad> {
-        let slope = -0.1 / (1.0 + Preference::margin(sequences).exp());
-        let grad = |(sign, scores): (f64, &Scores<'_>)| {
-            vec![LossGrad { logprob: (sign * slope) as f32, entropy: 0.0 }; scores.logprobs.len()]
-        };
-        [1.0, -1.0].into_iter().zip(sequences).flat_map(grad).collect()
-    }
 }
 
 #[test]
@@ -249,8 +273,11 @@ fn every_backend_trains_as_the_kernels_do() {
             boxed(surrogate(kernels.as_ref(), &sequences, 0.5)),
             mixed(kernels.as_ref(), &sequences),
             boxed(decoupled(kernels.as_ref(), &sequences)),
+            boxed(of_sequences(kernels.as_ref(), &sequences)),
+            boxed(reference_kl(kernels.as_ref(), &sequences)),
         ];
-        let batches = cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs(&sequences)]);
+        let preferences = dpo(kernels.as_ref(), &sequences, false);
+        let batches = cases.iter().map(|losses| batch(&sequences, losses)).chain([pairs(&sequences, &preferences)]);
         batches.for_each(|batch| expect_as_the_kernels(&config, &batch));
     }
 }
@@ -263,15 +290,35 @@ fn every_backend_trains_on_answers_to_one_prompt_as_the_kernels_do() {
         let answers = answers();
         let losses = mixed(kernels.as_ref(), &answers);
         expect_as_the_kernels(&config, &batch(&answers, &losses));
-        expect_as_the_kernels(&config, &pairs(&answers));
+        expect_as_the_kernels(&config, &pairs(&answers, &dpo(kernels.as_ref(), &answers, true)));
     }
 }
 
 /// Groups sequences by two.
-fn pairs(sequences: &[Sequence]) -> LossBatch<'_> {
+fn pairs<'a>(sequences: &'a [Sequence], losses: &'a Losses) -> LossBatch<'a> {
     let mut pairs = LossBatch::default();
-    sequences.chunks_exact(2).for_each(|pair| pairs.push(pair, &Preference));
+    sequences.chunks_exact(2).zip(losses).for_each(|(pair, loss)| pairs.push(pair, loss.as_ref()));
     pairs
+}
+
+/// Fixed weights have the scores that they have in training, on the CPU to the last bit, on any number of threads.
+#[test]
+fn every_backend_scores_as_the_kernels_do() {
+    for config in configs() {
+        let weights = training(&config).weights;
+        let sequences: Vec<Sequence> = sequences().into_iter().chain(answers()).collect();
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let expected = trainer(&Backend::Cpu, &config, &weights).logprobs(&sequences).unwrap();
+        for num_threads in [1, 3] {
+            let scorer = Backend::Cpu.scorer(&config, &weights, num_threads).unwrap();
+            assert_eq!(scorer.logprobs(&sequences).unwrap(), expected);
+            assert_eq!(scorer.logprobs(&[]).unwrap(), [0.0; 0]);
+        }
+        for backend in backends() {
+            let got = backend.scorer(&config, &weights, 1).unwrap().logprobs(&sequences).unwrap();
+            assert_close(&got, &expected, "logprobs");
+        }
+    }
 }
 
 fn expect_as_the_kernels(config: &ModelConfig, batch: &LossBatch<'_>) {
@@ -478,7 +525,7 @@ fn every_backend_draws_as_the_kernels_do() {
 }
 
 /// Finite differences of the loss confirm the gradient of every weight tensor, including sign, weights, masks, both clips,
-/// entropy, and a pairwise loss.
+/// entropy, sequences as a whole, a reference, and pairs.
 #[test]
 fn every_weight_has_the_gradient_of_the_loss() {
     let configs = configs();
@@ -496,8 +543,12 @@ fn expect_gradients(config: &ModelConfig, sequences: &[Sequence]) {
         cross_entropy(sequences),
         boxed(surrogate(kernels.as_ref(), sequences, 0.0)),
         boxed(surrogate(kernels.as_ref(), sequences, 0.5)),
+        boxed(of_sequences(kernels.as_ref(), sequences)),
+        boxed(reference_kl(kernels.as_ref(), sequences)),
     ];
-    for batch in cases.iter().map(|losses| batch(sequences, losses)).chain([pairs(sequences)]) {
+    let preferences = [false, true].map(|per_token| dpo(kernels.as_ref(), sequences, per_token));
+    let batches = cases.iter().map(|losses| batch(sequences, losses));
+    for batch in batches.chain(preferences.iter().map(|losses| pairs(sequences, losses))) {
         let pass = |weights: &Params| pass(trainer(&Backend::Cpu, config, weights).as_mut(), &batch);
         let Pass { scores, gradient, .. } = pass(&weights);
         let trainer = trainer(&Backend::Cpu, config, &weights);

@@ -196,7 +196,7 @@ fn expect_the_same_gradients(config: &ModelConfig) {
     let rollout = |number: u64| {
         let sequence = sequence(5 + number as usize * 7 % 33, number);
         let loss = ClippedSurrogate {
-            advantage: [0.5, -0.5][number as usize % 2],
+            advantages: vec![[0.5, -0.5][number as usize % 2]; sequence.chosen.len()],
             behavior_logprobs: draws(sequence.chosen.len(), number).iter().map(|draw| draw - 3.0).collect(),
             proximal: draws(sequence.chosen.len(), number + 100).iter().map(|draw| draw + 0.5).collect(),
             clip_low: 0.2,

@@ -60,8 +60,8 @@ fn keys_and_values_out_of_range() {
 fn policy_gradients_out_of_range() {
     for (assignment, says) in [
         (
-            "learner.policy_gradient.kind=grpo",
-            ["--set learner.policy_gradient.kind: unknown variant `grpo`", "expected `dr-grpo`"],
+            "learner.policy_gradient.kind=ppo",
+            ["--set learner.policy_gradient.kind: unknown variant `ppo`", "expected one of `grpo`, `dr-grpo`"],
         ),
         ("learner.policy_gradient.weight=0.0", ["learner.policy_gradient.weight: expected over 0", "got 0"]),
         ("learner.policy_gradient.clip_low=1.5", ["learner.policy_gradient.clip_low: expected over 0", "got 1.5"]),
@@ -74,7 +74,11 @@ fn policy_gradients_out_of_range() {
         ),
         ("learner.shuffle_labels=true", ["learner.shuffle_labels: expected false", "got true"]),
         ("actor.temperature=0.8", ["actor.temperature: expected 1 if learner.policy_gradient is set", "got 0.8"]),
-        ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more if", "got 1"]),
+        ("batch.num_rollouts=1", ["batch.num_rollouts: expected 2 or more unless", "got 1"]),
+        (
+            "learner.policy_gradient.groups_per_step=4",
+            ["learner.policy_gradient.groups_per_step: expected none unless the kind is dapo", "got 4"],
+        ),
     ] {
         let command = ["train", "pg.toml", "--run-dir", "run", "--set", assignment];
         refused(&Folder::holding(&policy_gradient_config("dr-grpo")), &command, &says);

@@ -116,6 +116,97 @@ fn threads_slots_and_kills_change_nothing() {
     }
 }
 
+/// Problems with so few answers that random weights solve some of them, but not all.
+const FEW_ANSWERS: [&str; 2] =
+    ["domains=[{name=\"comparison\",share=1.0,levels=[{level=1,weight=1.0}]}]", "exams.names=[]"];
+
+/// Runs that train by policy gradients on their own answers, with a penalty on the distance to the model that they begin with.
+#[test]
+fn a_penalty_on_the_distance_to_the_base_is_part_of_a_run() {
+    const POLICY_GRADIENT: &str = "learner.policy_gradient={kind=\"grpo\",weight=1.0,clip_low=0.2,clip_high=0.28,\
+                                   entropy_bonus=0.0,updates_per_step=1,cross_entropy=false}";
+    let with = |kl: &[&str]| {
+        let folder = folder();
+        let set = [&FEW_ANSWERS[..], &[POLICY_GRADIENT, "schedule.num_steps=4"], kl].concat();
+        let set = set.iter().flat_map(|change| ["--set", *change]);
+        folder.call(&TRAIN.into_iter().chain(set).collect::<Vec<_>>()).success();
+        folder
+    };
+    let distances = |folder: &Folder| -> Vec<Option<f64>> {
+        let rows = metrics(&folder.path("run"));
+        rows.iter().filter(|row| row.get("exam").is_none()).map(|row| row["kl_to_base"].as_f64()).collect()
+    };
+    let free = with(&[]);
+    assert_eq!(distances(&free), [None; 4]);
+    for form in ["loss", "advantage"] {
+        let held = with(&[&format!("learner.kl={{to=\"base\",weight=0.5,form=\"{form}\"}}")]);
+        let distances = distances(&held);
+        assert_eq!(distances[0], Some(0.0), "the first answers are the base's own");
+        assert!(distances[1..].iter().all(|distance| distance.unwrap() != 0.0), "{distances:?}");
+        assert_ne!(held.history().steps, free.history().steps);
+        held.call(&["replay", "run"]).success();
+    }
+    let penalty = "learner.kl={to=\"base\",weight=0.5,form=\"loss\"}";
+    let says = "learner.kl: expected none without learner.policy_gradient";
+    refused(&folder(), &[&TRAIN[..], &["--set", penalty]].concat(), &[says]);
+    let says = "learner.kl: expected none in a run without a pretrained model";
+    refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", penalty], &[says]);
+}
+
+/// A run whose verdicts give no advantage: it learns from another model with the same tokens.
+#[test]
+fn a_teacher_is_part_of_a_run() {
+    const DISTILL: [&str; 3] = [
+        "learner.policy_gradient={kind=\"distill\",weight=1.0,clip_low=0.2,clip_high=0.28,entropy_bonus=0.0,\
+         updates_per_step=1,cross_entropy=false}",
+        "learner.distill={teacher=\"teacher\",weight=1.0}",
+        "learner.learning_rate=1e-2",
+    ];
+    let folder = folder();
+    write_model(&folder.path("teacher"), 1);
+    let set: Vec<&str> = DISTILL.into_iter().flat_map(|change| ["--set", change]).collect();
+    folder.call(&[&TRAIN[..], &set].concat()).success();
+    let rows = metrics(&folder.path("run"));
+    let steps = rows.iter().filter(|row| row.get("exam").is_none());
+    let distances: Vec<f64> = steps.map(|row| row["kl_to_teacher"].as_f64().unwrap()).collect();
+    assert_eq!(distances.len() as u64, NUM_STEPS);
+    assert!(distances[NUM_STEPS as usize - 1] < distances[0], "the policy comes closer: {distances:?}");
+    folder.call(&["replay", "run"]).success();
+    let config = std::fs::read_to_string(folder.path("run/config.toml")).unwrap();
+    let place = folder.path("teacher").canonicalize().unwrap();
+    assert!(config.contains(&format!("teacher = \"{}\"", place.display())), "{config}");
+
+    // Another model at that place, one with other tokens, and one with fewer positions or none at all.
+    std::fs::remove_dir_all(folder.path("teacher")).unwrap();
+    refused(&folder, &["train", "--resume", "--run-dir", "run"], &["local.teacher: ", "expected a pretrained model"]);
+    write_model(&folder.path("teacher"), 2);
+    refused(&folder, &["train", "--resume", "--run-dir", "run"], &["local.teacher: ", "expected a model with digest"]);
+    let tokenizer = folder.path("teacher/tokenizer.json");
+    let other = std::fs::read_to_string(&tokenizer).unwrap().replace("<|im_start|>", "<|start|>");
+    std::fs::write(&tokenizer, other).unwrap();
+    let again = [&["train", "tiny.toml", "--run-dir", "again"], &set[..]].concat();
+    let says = ["local.teacher: ", "whose token 256 is \"<|im_start|>\", got \"<|start|>\""];
+    refused(&folder, &again, &says);
+    let says = "local.teacher: expected none without learner.distill, got \"teacher\"";
+    refused(&folder, &[&again[..4], &["--set", "local.teacher=teacher"]].concat(), &[says]);
+    assert!(!folder.path("again").exists(), "a refused run leaves nothing");
+}
+
+/// Preferences between a run's own answers, relative to the model that it begins with.
+#[test]
+fn preferences_are_part_of_a_run() {
+    const DPO: &str = "learner.dpo={weight=1.0,beta=0.1,per_token=false,updates_per_step=2,cross_entropy=false}";
+    let folder = folder();
+    let set: Vec<&str> = FEW_ANSWERS.into_iter().chain([DPO]).flat_map(|change| ["--set", change]).collect();
+    folder.call(&[&TRAIN[..], &set].concat()).success();
+    let rows = metrics(&folder.path("run"));
+    let reports: Vec<&Value> = rows.iter().map(|row| &row["dpo"]).filter(|report| report.is_object()).collect();
+    assert!(!reports.is_empty(), "some group has right and wrong answers: {rows:?}");
+    let first = reports[0]["loss"].as_f64().unwrap();
+    assert!((first - 2f64.ln()).abs() < 0.2, "the policy is near its base at first: {reports:?}");
+    folder.call(&["replay", "run"]).success();
+}
+
 #[test]
 fn processes_over_nats_give_the_weights_of_one() {
     let expected = trained(&[]);

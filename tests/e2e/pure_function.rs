@@ -215,6 +215,25 @@ fn threads_and_replay_change_nothing_with_policy_gradients() {
     assert_ne!(kinds[0][..], reference(0).history.steps[..5], "policy gradients are part of what is learned");
 }
 
+/// The kinds without a config of their own: each learns something of its own, whatever the number of threads.
+#[test]
+fn every_kind_of_policy_gradients_is_a_function_of_the_config() {
+    let folder = Folder::holding(&policy_gradient_config("dr-grpo"));
+    let run = |run_dir: &str, kind: &str, threads: &str| {
+        let (kind, local) = (format!("learner.policy_gradient.kind={kind}"), format!("local.threads={threads}"));
+        let command = ["train", "pg.toml", "--run-dir", run_dir, "--steps", "4", "--set", &kind, "--set", &local];
+        folder.call(&command).success();
+        History::read(&folder.path(run_dir))
+    };
+    let kinds = ["dr-grpo", "grpo", "dapo", "gspo", "rloo", "reinforce-plus-plus-baseline"];
+    let histories = kinds.map(|kind| run(kind, kind, "2"));
+    for (index, history) in histories.iter().enumerate() {
+        assert!(histories[..index].iter().all(|other| other.steps != history.steps), "{}", kinds[index]);
+    }
+    run("again", "gspo", "1").assert_steps_of(&histories[3]);
+    assert_replayed(&folder.call(&["replay", "dapo"]), 4);
+}
+
 /// Enough steps for the run to pose its own problems and to train on its own proposals.
 #[test]
 fn threads_and_replay_change_nothing_in_the_variants_of_self_play() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bus::{Bus, InProcess};
 use domains::{Domain, Split, registry};
 use language::{Source, SymbolLanguage};
-use learner::{BuildId, Config, Exam, KeepJournal, Manifest, Observer, RunOptions, Summary};
+use learner::{BuildId, Config, Exam, KeepJournal, Manifest, Models, Observer, RunOptions, Summary};
 use policy::{Device, Numerics};
 use tokio_util::sync::CancellationToken;
 use verifier::Judge;
@@ -58,7 +58,7 @@ impl Roles {
             reissue_after: None,
             audit: None,
             tokenizer_json: "{}".to_owned(),
-            base: None,
+            models: Models::default(),
         };
         let manifest = Manifest {
             config: config.digest(),

@@ -8,19 +8,24 @@ use crate::Error;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyGradientConfig {
-    /// Computation of advantages and divisor of the loss: `dr-grpo` or `reinforce-plus-plus`.
+    /// Computation of advantages and divisor of the loss: `grpo`, `dr-grpo`, `dapo`, `gspo`, `rloo`, `reinforce-plus-plus`,
+    /// `reinforce-plus-plus-baseline`, or `distill`.
     pub kind: PolicyGradientKind,
     /// Weight of its loss relative to the cross-entropy; over 0. Ours; 1 in an update without cross-entropy.
     pub weight: f64,
-    /// Importance ratios below 1 minus this are not pushed further down; over 0, up to 1. 0.2 in PPO and DAPO.
+    /// Importance ratios below 1 minus this are not pushed further down; over 0, up to 1. 0.2 in PPO and DAPO, 3e-4 in GSPO.
     pub clip_low: f64,
-    /// Importance ratios over 1 plus this are not pushed further up; over 0, up to 100. 0.28 in DAPO.
+    /// Importance ratios over 1 plus this are not pushed further up; over 0, up to 100. 0.28 in DAPO, 4e-4 in GSPO.
     pub clip_high: f64,
     /// Weight of a token's entropy, in nats, relative to its surrogate; 0 to 1. 0 in Dr.GRPO, REINFORCE++ and DAPO.
     pub entropy_bonus: f64,
     /// Number of updates that share a step's fresh groups in equal parts, the first of the step; 1 to 1000. A step makes at least
     /// this many updates. Ours: the later an update, the further its weights are from those that generated the rollouts.
     pub updates_per_step: u32,
+    /// With `dapo`: train on the first so many groups that disagree, in the order of the batch, and leave out the others; 1 to
+    /// `batch.num_tasks`. Absent for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups_per_step: Option<u32>,
     /// Whether examples train by cross-entropy as well; if false, the policy gradient trains alone.
     pub cross_entropy: bool,
 }
@@ -29,11 +34,25 @@ pub struct PolicyGradientConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PolicyGradientKind {
+    /// Reward minus the mean of the group, divided by its standard deviation; the loss is the mean over rollouts of the mean over
+    /// tokens (Shao et al. 2024).
+    Grpo,
     /// Reward minus the mean of the group; the loss is divided by a constant, rollouts times the longest answer allowed
     /// (Liu et al. 2025).
     DrGrpo,
+    /// The advantage of `grpo`; the loss is the mean over the tokens of groups that disagree (Yu et al. 2025).
+    Dapo,
+    /// The advantage of `grpo`; an importance ratio for the whole rollout, and the mean over rollouts (Zheng et al. 2025).
+    Gspo,
+    /// Reward minus the mean of the group's others; the loss is the mean over rollouts of the sum over tokens
+    /// (Ahmadian et al. 2024).
+    Rloo,
     /// Return, whitened over the tokens of the batch; the loss is a mean over tokens (Hu 2025).
     ReinforcePlusPlus,
+    /// None from verdicts: that of `learner.distill` alone; the loss is a mean over tokens.
+    Distill,
+    /// As `reinforce-plus-plus`, for rewards minus the mean of the group (Hu 2025).
+    ReinforcePlusPlusBaseline,
 }
 
 impl PolicyGradientConfig {
@@ -64,7 +83,15 @@ impl PolicyGradientConfig {
             behavior == Behavior::Policy,
         )?;
         check("actor.temperature", "1 if learner.policy_gradient is set", temperature, temperature == 1.0)?;
-        let is_enough = num_rollouts > 1 || self.kind != PolicyGradientKind::DrGrpo;
-        check("batch.num_rollouts", "2 or more if learner.policy_gradient.kind is dr-grpo", num_rollouts, is_enough)
+        let is_of_batch = matches!(self.kind, PolicyGradientKind::ReinforcePlusPlus | PolicyGradientKind::Distill);
+        let has_baseline = num_rollouts > 1 || is_of_batch;
+        let expected = "2 or more unless learner.policy_gradient.kind is reinforce-plus-plus or distill";
+        check("batch.num_rollouts", expected, num_rollouts, has_baseline)?;
+        let has_teacher = self.kind != PolicyGradientKind::Distill || config.learner.distill.is_some();
+        check("learner.policy_gradient.kind", "another kind without learner.distill", "distill", has_teacher)?;
+        let Some(num_groups) = self.groups_per_step else { return Ok(()) };
+        let key = "learner.policy_gradient.groups_per_step";
+        check(key, "none unless the kind is dapo", num_groups, self.kind == PolicyGradientKind::Dapo)?;
+        check(key, "1 to batch.num_tasks", num_groups, (1..=config.batch.num_tasks).contains(&num_groups))
     }
 }

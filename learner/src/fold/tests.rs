@@ -5,7 +5,8 @@ use proto::{
 
 use super::*;
 use crate::config::{
-    Constrain, LanguageConfig, PolicyGradientConfig, PolicyGradientKind, ProblemShares, SelfPlayConfig,
+    Constrain, DistillConfig, DpoConfig, KlConfig, KlForm, KlReference, LanguageConfig, PolicyGradientConfig,
+    PolicyGradientKind, ProblemShares, SelfPlayConfig,
 };
 use crate::{TestSource, test_config, test_problem};
 
@@ -13,9 +14,44 @@ const RIGHT: Verdict = Verdict::Correct;
 const WRONG: Verdict = Verdict::Incorrect;
 
 fn fold_of(config: &Config) -> Fold {
+    fold_with(config, References::default())
+}
+
+fn fold_with(config: &Config, references: References) -> Fold {
     let sources: Vec<Arc<dyn ProblemSource>> = vec![Arc::new(TestSource("countdown"))];
     let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
-    Fold::new(config.clone(), sources, 2, start, Plans::default()).unwrap()
+    Fold::new(config.clone(), sources, 2, start, Plans::default(), references).unwrap()
+}
+
+fn policy_gradient(kind: PolicyGradientKind) -> PolicyGradientConfig {
+    PolicyGradientConfig {
+        kind,
+        weight: 0.5,
+        clip_low: 0.2,
+        clip_high: 0.28,
+        entropy_bonus: 0.0,
+        updates_per_step: 1,
+        groups_per_step: None,
+        cross_entropy: true,
+    }
+}
+
+/// Returns the config of a run that begins with a pretrained model and trains by a policy gradient alone.
+fn config_with_base() -> Config {
+    let mut config = test_config();
+    config.language =
+        Some(LanguageConfig { base: Digest::of_bytes(b"base"), examples: 0, constrain: Constrain::Answer });
+    config.learner.learning_rate = 1e-2;
+    config.learner.policy_gradient =
+        Some(PolicyGradientConfig { cross_entropy: false, ..policy_gradient(PolicyGradientKind::Grpo) });
+    config
+}
+
+/// Returns a scorer with weights far from the initial ones.
+fn far_base(config: &Config) -> Box<dyn policy::Scorer> {
+    let mut weights = policy::Params::init(&config.model, 9);
+    weights.tensors.last_mut().unwrap().iter_mut().for_each(|weight| *weight *= 40.0);
+    config.learner.device.open().unwrap().scorer(&config.model, &weights, 1).unwrap()
 }
 
 /// Plays a task. Its rollouts differ in their last token; their first two tokens are chosen from 4 and 7.
@@ -214,15 +250,7 @@ fn propose(loss: ProposerLoss) -> StepReport {
     let (propose_tasks, proposer_share) = (3, 0.5);
     config.self_play =
         Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks, proposer_loss: loss, proposer_share, problems });
-    config.learner.policy_gradient = Some(PolicyGradientConfig {
-        kind: PolicyGradientKind::DrGrpo,
-        weight: 0.5,
-        clip_low: 0.2,
-        clip_high: 0.28,
-        entropy_bonus: 0.0,
-        updates_per_step: 1,
-        cross_entropy: true,
-    });
+    config.learner.policy_gradient = Some(policy_gradient(PolicyGradientKind::DrGrpo));
     let mut fold = fold_of(&config);
     for _ in 0..2 {
         let groups = next_batch(&mut fold, &VERDICTS);
@@ -257,4 +285,173 @@ fn the_proposer_is_reported_apart_from_the_solver() {
     // Reward 1/2 and baseline 0: the loss is the mean of -1/2 ratio over two tokens, unless it is clipped.
     assert!(proposer.loss < 0.0 && proposer.loss >= -0.5 * 1.28 - 1e-6, "{proposer:?}");
     assert!(proposer.importance_ratio > 0.0 && (0.0..=2.0f64.ln() + 1e-6).contains(&proposer.entropy), "{proposer:?}");
+}
+
+/// No group has an advantage, so that the penalty alone trains: it moves the policy towards the base.
+#[test]
+fn a_penalty_in_the_loss_holds_the_policy_near_its_base() {
+    let mut config = config_with_base();
+    config.learner.kl = Some(KlConfig { to: KlReference::Base, weight: 1.0, form: KlForm::Loss });
+    let (mut fold, base) = (fold_with(&config, References::of(Some(far_base(&config)), None)), far_base(&config));
+    let mut distances = Vec::new();
+    for step in 0..20 {
+        let groups = next_batch(&mut fold, &[[WRONG; 2]; 4]);
+        let sequences: Vec<Sequence> = groups
+            .iter()
+            .flat_map(|scored| scored.group.rollouts.iter().map(|rollout| played_sequence(scored, rollout)))
+            .collect();
+        let sequences: Vec<&Sequence> = sequences.iter().collect();
+        let (reference, current) = (base.logprobs(&sequences).unwrap(), fold.trainer().logprobs(&sequences).unwrap());
+        let distance = reference.iter().zip(&current).map(|(left, right)| f64::from((left - right).abs())).sum::<f64>();
+        distances.push(distance / reference.len() as f64);
+        let report = fold.fold(&groups, None).unwrap();
+        // The actors say -0.25 and -0.75 of the two tokens.
+        let expected = -0.5 - reference.iter().map(|logprob| f64::from(*logprob)).sum::<f64>() / reference.len() as f64;
+        let got = report.kl_to_base.unwrap();
+        assert!((got - expected).abs() < 1e-6, "step {step}: {got}, expected {expected}");
+        assert_eq!(report.policy_gradient.unwrap().num_rollouts, 8);
+    }
+    let (first, last) = (distances[0], distances[distances.len() - 1]);
+    assert!(first > 0.1 && last < first / 2.0, "{distances:?}");
+}
+
+#[test]
+fn a_penalty_in_the_advantage_changes_what_is_learned() {
+    let weights = |kl: Option<KlConfig>| {
+        let mut config = config_with_base();
+        config.learner.kl = kl;
+        let mut fold = fold_with(&config, References::of(Some(far_base(&config)), None));
+        let groups = next_batch(&mut fold, &VERDICTS);
+        let report = fold.fold(&groups, None).unwrap();
+        (report.weights_digest, report.kl_to_base, report.policy_gradient.map(|report| report.num_rollouts))
+    };
+    let of = |form| weights(Some(KlConfig { to: KlReference::Base, weight: 1.0, form }));
+    let (without, in_loss, in_advantage) = (weights(None), of(KlForm::Loss), of(KlForm::Advantage));
+    assert_eq!((without.1, without.2), (None, Some(2)), "one group of four disagrees");
+    assert_eq!((in_loss.1, in_loss.2), (in_advantage.1, in_advantage.2));
+    assert_eq!(in_loss.2, Some(8));
+    assert!(in_loss.0 != without.0 && in_advantage.0 != without.0 && in_loss.0 != in_advantage.0);
+}
+
+#[test]
+fn a_penalty_needs_a_base_and_a_policy_gradient() {
+    type Spoil = fn(&mut Config);
+    let cases: [(Spoil, &str); 4] = [
+        (|config| config.language = None, "learner.kl: expected none in a run without a pretrained model"),
+        (|config| config.learner.policy_gradient = None, "learner.kl: expected none without learner.policy_gradient"),
+        (
+            |config| config.learner.policy_gradient.as_mut().unwrap().kind = PolicyGradientKind::Gspo,
+            "learner.kl.form: expected loss if learner.policy_gradient.kind is gspo",
+        ),
+        (|config| config.learner.kl.as_mut().unwrap().weight = 0.0, "learner.kl.weight: expected over 0"),
+    ];
+    for (spoil, says) in cases {
+        let mut config = config_with_base();
+        config.learner.kl = Some(KlConfig { to: KlReference::Base, weight: 0.05, form: KlForm::Advantage });
+        config.validate(&[&TestSource("countdown")]).unwrap();
+        spoil(&mut config);
+        let error = config.validate(&[&TestSource("countdown")]).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}, expected {says}");
+    }
+    let mut config = config_with_base();
+    config.learner.kl = Some(KlConfig { to: KlReference::Base, weight: 0.05, form: KlForm::Loss });
+    let error = References::load(&config, 1, &crate::Models::default()).err().unwrap().to_string();
+    assert!(error.contains("local.base: expected"), "{error}");
+}
+
+/// The first group has a right answer and a wrong one: the only pair. At the base's own weights its margin is 0.
+#[test]
+fn preferences_raise_the_right_answer_over_the_wrong_one() {
+    let mut config = config_with_base();
+    config.learner.policy_gradient = None;
+    config.learner.dpo =
+        Some(DpoConfig { weight: 1.0, beta: 0.5, per_token: false, updates_per_step: 1, cross_entropy: false });
+    let own = policy::Params::init(&config.model, config.seed);
+    let base = config.learner.device.open().unwrap().scorer(&config.model, &own, 1).unwrap();
+    let mut fold = fold_with(&config, References::of(Some(base), None));
+    let mut reports = Vec::new();
+    for _ in 0..5 {
+        let mut groups = next_batch(&mut fold, &VERDICTS);
+        // The answers differ in a choice.
+        groups[0].group.rollouts[1].tokens[1] = 4;
+        reports.push(fold.fold(&groups, None).unwrap());
+    }
+    let first = reports[0].dpo.clone().unwrap();
+    assert_eq!((first.num_pairs, first.margin, first.accuracy), (1, 0.0, 0.0));
+    assert!((first.loss - 2f64.ln()).abs() < 1e-6, "{first:?}");
+    let last = reports[4].dpo.clone().unwrap();
+    assert!(last.margin > 0.0 && last.accuracy == 1.0 && last.loss < first.loss, "{last:?}");
+    assert!(reports.iter().all(|report| report.num_updates == 1 && report.policy_gradient.is_none()));
+    for (spoil, says) in [
+        ((|config| config.language = None) as fn(&mut Config), "learner.dpo: expected none in a run without"),
+        (|config| config.batch.num_rollouts = 1, "batch.num_rollouts: expected 2 or more with learner.dpo"),
+        (|config| config.learner.dpo.as_mut().unwrap().beta = 0.0, "learner.dpo.beta: expected over 0"),
+        (
+            |config| config.learner.policy_gradient = Some(policy_gradient(PolicyGradientKind::Grpo)),
+            "learner.dpo: expected none with learner.policy_gradient",
+        ),
+    ] {
+        let mut config = config.clone();
+        spoil(&mut config);
+        let error = config.validate(&[&TestSource("countdown")]).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}, expected {says}");
+    }
+}
+
+/// The actors' log-probabilities are those of the policy, as in a real run. Verdicts give no advantage.
+#[test]
+fn distillation_moves_the_policy_to_its_teacher() {
+    let mut config = config_with_base();
+    config.learner.policy_gradient.as_mut().unwrap().kind = PolicyGradientKind::Distill;
+    config.learner.distill = Some(DistillConfig { teacher: Digest::of_bytes(b"teacher"), weight: 1.0 });
+    config.learner.policy_gradient.as_mut().unwrap().weight = 1.0;
+    let mut fold = fold_with(&config, References::of(None, Some(far_base(&config))));
+    let mut distances = Vec::new();
+    for step in 0..30 {
+        let mut groups = next_batch(&mut fold, &[[RIGHT, WRONG]; 4]);
+        for (number, scored) in groups.iter_mut().enumerate() {
+            // All pairs of tokens are answers, each as often as any other: their mean is a distance between two distributions.
+            for (index, rollout) in scored.group.rollouts.iter_mut().enumerate() {
+                let kind = 2 * number + index;
+                (rollout.tokens[0], rollout.tokens[1]) = ([4, 7][kind % 2], [4, 7][kind / 2 % 2]);
+            }
+            for rollout in 0..2 {
+                let sequence = played_sequence(scored, &scored.group.rollouts[rollout]);
+                scored.group.rollouts[rollout].logprobs = fold.trainer().logprobs(&[&sequence]).unwrap();
+            }
+        }
+        let teacher = far_base(&config);
+        let sequences: Vec<Sequence> = groups
+            .iter()
+            .flat_map(|scored| scored.group.rollouts.iter().map(|rollout| played_sequence(scored, rollout)))
+            .collect();
+        let wanted = teacher.logprobs(&sequences.iter().collect::<Vec<_>>()).unwrap();
+        let said: Vec<f32> =
+            groups.iter().flat_map(|scored| &scored.group.rollouts).flat_map(|it| it.logprobs.clone()).collect();
+        let distance = said.iter().zip(&wanted).map(|(left, right)| f64::from((left - right).abs())).sum::<f64>();
+        distances.push(distance / 16.0);
+        let report = fold.fold(&groups, None).unwrap();
+        let expected = said.iter().zip(&wanted).map(|(left, right)| f64::from(left - right)).sum::<f64>() / 16.0;
+        let got = report.kl_to_teacher.unwrap();
+        assert!((got - expected).abs() < 1e-6, "step {step}: {got}, expected {expected}");
+        assert_eq!((report.kl_to_base, report.policy_gradient.unwrap().num_rollouts), (None, 8));
+    }
+    let (first, last) = (distances[0], distances[distances.len() - 1]);
+    assert!(first > 0.1 && last < first / 2.0, "{distances:?}");
+    for (spoil, says) in [
+        ((|config| config.language = None) as fn(&mut Config), "learner.distill: expected none in a run without"),
+        (|config| config.learner.policy_gradient = None, "learner.distill: expected none without"),
+        (|config| config.learner.distill = None, "learner.policy_gradient.kind: expected another kind without"),
+        (
+            |config| config.learner.policy_gradient.as_mut().unwrap().kind = PolicyGradientKind::Gspo,
+            "learner.distill: expected none if learner.policy_gradient.kind is gspo",
+        ),
+    ] {
+        let mut config = config.clone();
+        spoil(&mut config);
+        let error = config.validate(&[&TestSource("countdown")]).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}, expected {says}");
+    }
+    let error = References::load(&config, 1, &crate::Models::default()).err().unwrap().to_string();
+    assert!(error.contains("local.teacher: expected"), "{error}");
 }

@@ -223,7 +223,7 @@ mod tests {
     use crate::journal::EvalRecord;
     use crate::main_loop::{Exam, KeepJournal, RunOptions};
     use crate::test_run::{answer, config, sources};
-    use crate::{Audit, Observer, RunLock, read_journal, test_manifest};
+    use crate::{Audit, Models, Observer, RunLock, read_journal, test_manifest};
 
     const TERM: u64 = 7;
 
@@ -243,7 +243,7 @@ mod tests {
             checker_limit: Duration::from_secs(300),
             audit,
             tokenizer_json: "{}".to_owned(),
-            base: None,
+            models: Models::default(),
         }
     }
 

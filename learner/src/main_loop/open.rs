@@ -22,7 +22,7 @@ use crate::run_dir::Recovered;
 use crate::state::initial_training;
 use crate::waiting::Workers;
 use crate::writer::Writer;
-use crate::{Config, Error, Fold, Manifest, RunLock, State};
+use crate::{Config, Error, Fold, Manifest, References, RunLock, State};
 
 impl<'a> Learner<'a> {
     #[expect(clippy::too_many_arguments, reason = "as of `run`")]
@@ -67,7 +67,7 @@ impl<'a> Learner<'a> {
                 (state, training, planned, versions, point.unwrap_or_default())
             }
             None => {
-                let training = block_in_place(|| initial_training(&config, options.base.as_deref()))?;
+                let training = block_in_place(|| initial_training(&config, options.models.base.as_deref()))?;
                 (State::initial(), training, Plans::default(), Vec::new(), Point::default())
             }
         };
@@ -90,7 +90,10 @@ impl<'a> Learner<'a> {
             block_in_place(|| observer(resumed))?;
         }
         let audits = Audits::new(options.audit, banned, trained, known.disputed.clone());
-        let fold = block_in_place(|| Fold::new(config, sources, options.num_threads, (state, training), planned))?;
+        let fold = block_in_place(|| {
+            let references = References::load(&config, options.num_threads, &options.models)?;
+            Fold::new(config, sources, options.num_threads, (state, training), planned, references)
+        })?;
         let mut learner = Learner {
             options,
             lock,

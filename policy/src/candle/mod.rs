@@ -4,8 +4,11 @@
 mod network;
 mod policy;
 mod sampler;
+mod scorer;
+mod scores;
 mod trainer;
 
 pub(crate) use network::CandleWeights;
 pub(crate) use policy::CandlePolicy;
+pub(crate) use scorer::CandleScorer;
 pub(crate) use trainer::CandleTrainer;

@@ -1,14 +1,14 @@
 use std::borrow::Cow;
 
 use candle_core::backprop::GradStore;
-use candle_core::{D, Device, Result, Tensor, Var};
-use proto::{LegalTokens, TokenId};
+use candle_core::{Device, Result, Tensor, Var};
 
-use super::network::{Hidden, Projected, Rotary, attention, logits};
+use super::network::Rotary;
+use super::scores::{fits, logprobs, pass_rows, scores};
 use crate::losses::LossPart;
 use crate::{
-    BatchScores, ChosenToken, Error, LossBatch, LossGrad, ModelConfig, OptimizerStep, Params, Sequence, TensorSpec,
-    Trainer, TrainingState,
+    BatchScores, Error, LossBatch, LossGrad, ModelConfig, OptimizerStep, Params, Sequence, TensorSpec, Trainer,
+    TrainingState,
 };
 
 /// Trains with candle's autograd. Weights, moments and the average stay on the device.
@@ -21,8 +21,10 @@ pub(crate) struct CandleTrainer {
     second: Vec<Tensor>,
     num_updates: u64,
     rotary: Rotary,
-    /// Passes that a batch is divided into, one after the other.
+    /// Parts that a batch is divided into, one after the other.
     num_shards: usize,
+    /// Rows of a pass: a part with more takes several, whose gradients are added in order. It bounds the activations.
+    max_rows: usize,
     gradient: Option<Vec<Tensor>>,
 }
 
@@ -49,6 +51,7 @@ impl CandleTrainer {
             num_updates: state.num_updates,
             rotary: Rotary::new(config, device)?,
             num_shards,
+            max_rows: pass_rows(config),
             gradient: None,
             specs,
         })
@@ -58,39 +61,26 @@ impl CandleTrainer {
         self.weights[0].device()
     }
 
-    /// Returns log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, as functions of the
-    /// weights.
-    fn scores(&self, weights: &[Tensor], sequences: &[&Sequence]) -> Result<(Tensor, Tensor)> {
-        let tokens: Vec<TokenId> = sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
-        let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
-        let positions: Vec<u32> = lengths.iter().flat_map(|len| 0..*len as u32).collect();
-        let packing = Packing::new(&self.config, &lengths, self.device())?;
-        let (rows, choices) = chosen_rows(sequences);
-        let attend = |layer, projected| packing.attend(packing.hidden.of(&self.config, layer), projected);
-        let logits = logits(&self.config, weights, &self.rotary, (&tokens, &positions), &rows, attend)?;
-        masked_scores(&logits, &choices)
-    }
-
-    /// Computes the gradient of a part's loss, and the scores that the loss depends on.
-    fn part_gradients(&self, part: LossPart<'_>) -> std::result::Result<(BatchScores, Vec<Tensor>), Error> {
+    /// Computes the gradient of the loss of one pass, and the scores that the loss depends on.
+    fn pass_gradients(&self, part: LossPart<'_>) -> std::result::Result<(BatchScores, Vec<Tensor>), Error> {
         let weights: Vec<Tensor> = self.weights.iter().map(|var| var.as_tensor().clone()).collect();
         let is_read: Vec<bool> = part.reads_entropies().collect();
-        let (logprobs, entropies) = self.scores(&weights, part.sequences)?;
-        let mut scores = BatchScores { logprobs: logprobs.to_vec1()?, entropies: vec![0.0; is_read.len()] };
+        let (logprobs, entropies) = scores(&self.config, &weights, &self.rotary, part.sequences)?;
+        let mut of_pass = BatchScores { logprobs: logprobs.to_vec1()?, entropies: vec![0.0; is_read.len()] };
         if is_read.contains(&true) {
             let computed: Vec<f32> = entropies.to_vec1()?;
             let read = computed.into_iter().zip(is_read).map(|(entropy, is_read)| if is_read { entropy } else { 0.0 });
-            scores.entropies = read.collect();
+            of_pass.entropies = read.collect();
         }
         // The sum of the scores, each times its derivative, has the gradient of the loss.
-        let grads = part.grad(&scores);
+        let grads = part.grad(&of_pass);
         let column = |of: fn(&LossGrad) -> f32| Tensor::new(grads.iter().map(of).collect::<Vec<f32>>(), self.device());
         let mut sloped = (logprobs * column(|grad| grad.logprob)?)?;
         if grads.iter().any(|grad| grad.entropy != 0.0) {
             sloped = (sloped + (entropies * column(|grad| grad.entropy)?)?)?;
         }
         let mut gradients = sloped.sum_all()?.backward()?;
-        Ok((scores, self.take(&mut gradients)?))
+        Ok((of_pass, self.take(&mut gradients)?))
     }
 
     fn take(&self, gradients: &mut GradStore) -> std::result::Result<Vec<Tensor>, Error> {
@@ -106,19 +96,23 @@ impl CandleTrainer {
 impl Trainer for CandleTrainer {
     fn logprobs(&self, sequences: &[&Sequence]) -> std::result::Result<Vec<f32>, Error> {
         let weights: Vec<Tensor> = self.weights.iter().map(Var::as_detached_tensor).collect();
-        Ok(self.scores(&weights, sequences)?.0.to_vec1()?)
+        Ok(logprobs(&self.config, &weights, &self.rotary, self.max_rows, sequences)?)
     }
 
     fn gradients(&mut self, batch: &LossBatch<'_>) -> std::result::Result<BatchScores, Error> {
         let (mut scores, mut sum) = (BatchScores::default(), None::<Vec<Tensor>>);
-        for part in batch.parts(self.num_shards) {
-            let (of_part, gradient) = self.part_gradients(part)?;
-            scores.logprobs.extend(of_part.logprobs);
-            scores.entropies.extend(of_part.entropies);
-            sum = Some(match sum {
-                Some(sum) => sum.iter().zip(&gradient).map(|(sum, part)| sum + part).collect::<Result<_>>()?,
-                None => gradient,
-            });
+        for mut rest in batch.parts(self.num_shards) {
+            while !rest.is_empty() {
+                let (pass, later) = rest.split(fits(self.max_rows));
+                let (of_pass, gradient) = self.pass_gradients(pass)?;
+                scores.logprobs.extend(of_pass.logprobs);
+                scores.entropies.extend(of_pass.entropies);
+                sum = Some(match sum {
+                    Some(sum) => sum.iter().zip(&gradient).map(|(sum, pass)| sum + pass).collect::<Result<_>>()?,
+                    None => gradient,
+                });
+                rest = later;
+            }
         }
         let zeros = || self.first.iter().map(Tensor::zeros_like).collect::<Result<_>>();
         self.gradient = Some(sum.map_or_else(zeros, Ok)?);
@@ -180,77 +174,66 @@ impl Trainer for CandleTrainer {
     }
 }
 
-/// B packed sequences, padded to the longest, T, for attention. Padding comes last, so that no real row attends to it.
-struct Packing {
-    /// The row at each place of `[B, T]`, any row at places of padding.
-    padded: Tensor,
-    /// The place of each row.
-    places: Tensor,
-    hidden: Hidden,
-    batch: usize,
-    longest: usize,
-}
-
-impl Packing {
-    fn new(config: &ModelConfig, lengths: &[usize], device: &Device) -> Result<Packing> {
-        let (batch, longest) = (lengths.len(), lengths.iter().copied().max().unwrap_or(0));
-        let (mut padded, mut places, mut start) = (Vec::<u32>::new(), Vec::<u32>::new(), 0);
-        for (sequence, len) in lengths.iter().enumerate() {
-            padded.extend((0..longest).map(|position| if position < *len { (start + position) as u32 } else { 0 }));
-            places.extend((0..*len).map(|position| (sequence * longest + position) as u32));
-            start += len;
-        }
-        let hidden = Hidden::new(config, (0..longest as u32).collect(), (1, longest), longest, device)?;
-        let (padded, places) = (Tensor::new(padded, device)?, Tensor::new(places, device)?);
-        Ok(Packing { padded, places, hidden, batch, longest })
-    }
-
-    fn attend(&self, hidden: &Tensor, Projected { queries, keys, values }: Projected) -> Result<Tensor> {
-        let heads = |x: Tensor| {
-            let (num_rows, num_heads, head_dim) = x.dims3()?;
-            let padded = x.reshape((num_rows, num_heads * head_dim))?.index_select(&self.padded, 0)?;
-            padded.reshape((self.batch, self.longest, num_heads, head_dim))?.transpose(1, 2)?.contiguous()
-        };
-        let out = attention(&heads(queries)?, &heads(keys)?, &heads(values)?, hidden)?;
-        let (batch, longest, width) = out.dims3()?;
-        out.reshape((batch * longest, width))?.index_select(&self.places, 0)
-    }
-}
-
-/// Computes log-probabilities `[M]` of chosen tokens among the legal ones, and entropies `[M]` over these, from `logits [M, V]`.
-fn masked_scores(logits: &Tensor, choices: &[&ChosenToken]) -> Result<(Tensor, Tensor)> {
-    let (num_rows, vocabulary_size) = logits.dims2()?;
-    let device = logits.device();
-    let mut masked = logits.clone();
-    if choices.iter().any(|chosen| chosen.legal != LegalTokens::Any) {
-        let illegal = choices.iter().flat_map(|chosen| {
-            let tokens = 0..vocabulary_size as TokenId;
-            tokens.map(|token| if chosen.legal.contains(token) { 0.0f32 } else { -1e9 })
-        });
-        let illegal = Tensor::from_vec(illegal.collect::<Vec<_>>(), (num_rows, vocabulary_size), device)?;
-        masked = (logits + illegal)?;
-    }
-    let targets: Vec<u32> = choices.iter().map(|chosen| chosen.target).collect();
-    let logprobs = masked.broadcast_sub(&masked.log_sum_exp(D::Minus1)?.unsqueeze(1)?)?;
-    let chosen = logprobs.gather(&Tensor::from_vec(targets, (num_rows, 1), device)?, 1)?.squeeze(1)?;
-    let entropies = (logprobs.exp()? * logprobs)?.sum(D::Minus1)?.neg()?;
-    Ok((chosen, entropies))
-}
-
-/// Returns the rows, among those of all sequences, that predict chosen tokens, and these tokens.
-fn chosen_rows<'a>(sequences: &[&'a Sequence]) -> (Vec<u32>, Vec<&'a ChosenToken>) {
-    let (mut rows, mut choices, mut start) = (Vec::new(), Vec::new(), 0);
-    for sequence in sequences {
-        for chosen in &sequence.chosen {
-            rows.push((start + chosen.row) as u32);
-            choices.push(chosen);
-        }
-        start += sequence.tokens.len();
-    }
-    (rows, choices)
-}
-
 fn to_params(tensors: &[Tensor]) -> Result<Params> {
     let tensors = tensors.iter().map(|tensor| tensor.flatten_all()?.to_vec1()).collect::<Result<_>>()?;
     Ok(Params { tensors })
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{LegalTokens, TokenId};
+
+    use super::*;
+    use crate::{CrossEntropy, Variant};
+
+    /// Passes of at most a few rows, padding included, or of one group, give the gradient of a single pass.
+    #[test]
+    fn passes_change_no_gradient_beyond_rounding() {
+        let config = ModelConfig {
+            vocabulary_size: 24,
+            max_positions: 16,
+            d_model: 32,
+            num_layers: 2,
+            num_heads: 2,
+            num_kv_heads: 1,
+            ff_dim: 32,
+            variant: Variant::default(),
+        };
+        let sequence = |len: usize| {
+            let tokens: Vec<TokenId> = (0..len).map(|index| (index * 7 % 24) as TokenId).collect();
+            Sequence::new(&tokens[..1], &tokens[1..], (0..len - 1).map(|position| (position, LegalTokens::Any)))
+        };
+        let sequences = [3, 9, 2, 14, 5, 5].map(sequence);
+        let losses = [1.0, -0.5, 0.25].map(|weight| CrossEntropy { weight });
+        let mut batch = LossBatch::default();
+        sequences.chunks(2).zip(&losses).for_each(|(pair, loss)| batch.push(pair, loss));
+        let gradients = |max_rows: usize| {
+            let state = TrainingState::initial(&config, 1);
+            let mut trainer = CandleTrainer::new(&config, state, 1, &Device::Cpu).unwrap();
+            assert!(trainer.max_rows > 1_000, "a network as small as this one takes one pass");
+            trainer.max_rows = max_rows;
+            let scores = trainer.gradients(&batch).unwrap();
+            assert_eq!(scores.logprobs.len(), trainer.logprobs(batch.sequences()).unwrap().len());
+            (scores, to_params(trainer.gradient.as_ref().unwrap()).unwrap())
+        };
+        let (scores, expected) = gradients(1_000);
+        // 1: every group alone. 56: the first two groups, four sequences padded to 14 rows, and the last.
+        for max_rows in [1, 56] {
+            let (of_passes, got) = gradients(max_rows);
+            let is_close = |(got, expected): (&f32, &f32)| (got - expected).abs() < 1e-5;
+            assert!(of_passes.logprobs.iter().zip(&scores.logprobs).all(is_close), "{of_passes:?}, {scores:?}");
+            for (got, expected) in got.tensors.iter().zip(&expected.tensors) {
+                let scale = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
+                let is_close = |(got, expected): (&f32, &f32)| (got - expected).abs() <= 1e-5 * scale;
+                assert!(scale > 0.0 && got.iter().zip(expected).all(is_close));
+            }
+        }
+    }
+
+    #[test]
+    fn a_pass_is_padded_to_its_longest_sequence() {
+        let [short, long] = [2, 5].map(|len| Sequence { tokens: vec![0; len], chosen: Vec::new() });
+        let mut fits = fits(12);
+        assert!(fits(&[&short, &short]) && fits(&[&short]) && !fits(&[&long]), "4 sequences of 5 rows are 20");
+    }
 }

@@ -7,9 +7,11 @@ mod network;
 mod optimizer;
 mod packed;
 mod policy;
+mod scorer;
 mod threads;
 mod trainer;
 
 pub(crate) use packed::PackedWeights;
 pub(crate) use policy::CpuPolicy;
+pub(crate) use scorer::CpuScorer;
 pub(crate) use trainer::CpuTrainer;

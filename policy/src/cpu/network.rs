@@ -16,25 +16,35 @@ use super::kernels::{
     rms_norm_backward, swiglu, swiglu_backward,
 };
 use super::packed::{Linear, PackedLayer, PackedWeights};
+use super::threads;
 use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
 use crate::{BatchScores, ChosenToken, LossGrad, ModelConfig, Params, Sequence};
 
-/// Computes the log-probability of every chosen token.
-pub(crate) fn logprobs(network: &PackedWeights, workspaces: &Workspaces, sequences: &[&Sequence]) -> Vec<f32> {
-    let mut workspace = workspaces.take();
-    let (mut logprobs, mut rest) = (Vec::new(), sequences);
+/// Computes the log-probability of every chosen token, chunk after chunk on any number of threads.
+pub(crate) fn logprobs(
+    network: &PackedWeights,
+    workspaces: &Workspaces,
+    num_threads: usize,
+    sequences: &[&Sequence],
+) -> Vec<f32> {
+    let mut chunks: Vec<(&[&Sequence], Vec<f32>)> = Vec::new();
+    let mut rest = sequences;
     while !rest.is_empty() {
         let mut fits = fits(chunk_rows(&network.config));
         let num_sequences = rest.iter().take_while(|sequence| fits(slice::from_ref(*sequence))).count().max(1);
         let (sequences, later) = rest.split_at(num_sequences);
-        let chunk = Chunk::new(sequences);
-        workspace.forward(network, &chunk);
-        logprobs.extend(workspace.scored(network, &chunk).map(logprob));
+        chunks.push((sequences, Vec::new()));
         rest = later;
     }
-    workspaces.put_back(workspace);
-    logprobs
+    threads::for_each(num_threads.min(chunks.len()), &mut chunks, |(sequences, logprobs)| {
+        let mut workspace = workspaces.take();
+        let chunk = Chunk::new(sequences);
+        workspace.forward(network, &chunk, 1);
+        logprobs.extend(workspace.scored(network, &chunk).map(logprob));
+        workspaces.put_back(workspace);
+    });
+    chunks.into_iter().flat_map(|(_, logprobs)| logprobs).collect()
 }
 
 /// Scores all chosen tokens, and adds the gradient of their loss to `gradients`.
@@ -49,7 +59,7 @@ pub(crate) fn add_gradients(
     while !rest.is_empty() {
         let (part, later) = rest.split(fits(chunk_rows(&network.config)));
         let chunk = Chunk::new(part.sequences);
-        workspace.forward(network, &chunk);
+        workspace.forward(network, &chunk, network.layers.len());
         let entropy = |((chosen, logits), is_read): ((&ChosenToken, &[f32]), bool)| {
             if is_read { masked_entropy(logits, &chosen.legal) } else { 0.0 }
         };
@@ -145,16 +155,21 @@ struct Grad {
 }
 
 impl Workspace {
-    fn forward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>) {
+    /// Computes the logits after the chosen rows. `num_kept` blocks keep their activations: all of them for a backward pass, one if none
+    /// follows.
+    fn forward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>, num_kept: usize) {
         let (width, epsilon) = (network.config.d_model, network.config.variant.rms_norm_eps);
-        self.layers.resize_with(network.layers.len(), Activations::default);
+        if self.layers.len() < num_kept {
+            self.layers.resize_with(num_kept, Activations::default);
+        }
         self.x.clear();
         for token in &chunk.tokens {
             let start = *token as usize * width;
             self.x.extend_from_slice(&network.embed[start..start + width]);
         }
         let last_layer = network.layers.len() - 1;
-        for (index, (layer, kept)) in network.layers.iter().zip(&mut self.layers).enumerate() {
+        for (index, layer) in network.layers.iter().enumerate() {
+            let kept = &mut self.layers[index % num_kept];
             std::mem::swap(&mut kept.input, &mut self.x);
             normalise(&kept.input, &layer.attention_norm, epsilon, &mut self.normed);
             linear(&self.normed, &layer.qkv.forward, &mut kept.qkv);

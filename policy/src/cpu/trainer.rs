@@ -40,7 +40,7 @@ impl CpuTrainer {
 
 impl Trainer for CpuTrainer {
     fn logprobs(&self, sequences: &[&Sequence]) -> Result<Vec<f32>, Error> {
-        Ok(network::logprobs(self.packed(), &self.workspaces, sequences))
+        Ok(network::logprobs(self.packed(), &self.workspaces, self.division.num_threads, sequences))
     }
 
     /// Computes the gradient in shards, on any number of threads, and adds the shards in order.

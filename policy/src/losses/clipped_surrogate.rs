@@ -1,12 +1,13 @@
-use super::{Loss, LossGrad, Scores};
+use super::surrogate::{Clips, LogRatios, Surrogate, SurrogateStats};
+use super::{Loss, LossGrad, Scores, one};
 
-/// The clipped surrogate of a rollout with an advantage.
+/// The clipped surrogate of the tokens of a rollout.
 ///
-/// `-weight * (w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` per token, where `A` is the
-/// advantage and `H` the entropy over the legal tokens. If `A` is negative, `min(...)` is at least `DUAL_CLIP A`.
+/// `-weight * (w min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + entropy_bonus * H)` per token, where `A` is its
+/// advantage and `H` the entropy over the legal tokens. If `A` is negative, `min(...)` is at least `10 A`.
 ///
 /// `ratio` is the current probability over that of the proximal policy, which a step must stay close to. `w` is
-/// `min(proximal / behaviour, MAX_PROXIMAL_WEIGHT)`, a constant in the gradient. It reweights tokens that older weights drew to
+/// `min(proximal / behaviour, 2)`, a constant in the gradient. It reweights tokens that older weights drew to
 /// the proximal policy. If the proximal policy is the behaviour policy, `w` is 1.
 ///
 /// The proximal policy's log-probability is not computed by the network but interpolated: it lies at the fraction `proximal` of
@@ -16,8 +17,8 @@ use super::{Loss, LossGrad, Scores};
 /// Hilton et al. 2022 (arXiv 2110.00641) as in Fu et al. 2025 (AReaL, arXiv 2505.24298), and AReaL's approximation by versions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClippedSurrogate {
-    /// Advantage of the rollout, for each of its tokens.
-    pub advantage: f32,
+    /// Advantage of each chosen token.
+    pub advantages: Vec<f32>,
     /// Log-probability of each chosen token when it was drawn.
     pub behavior_logprobs: Vec<f32>,
     /// Position of the proximal policy for each chosen token: 0 is the behaviour policy, 1 the current one.
@@ -30,51 +31,6 @@ pub struct ClippedSurrogate {
     pub entropy_bonus: f32,
     /// The weight of each token.
     pub weight: f32,
-}
-
-/// Upper bound of `w`, the weight of a token whose behaviour policy is not the proximal one.
-///
-/// Source: the default of truncated importance sampling in verl and SkyRL.
-const MAX_PROXIMAL_WEIGHT: f32 = 2.0;
-
-/// Ratio beyond which a token of a bad answer has no gradient, whatever log-probability its actor reports: otherwise the token
-/// could outweigh all others.
-///
-/// Source: the second clip of Ye et al. 2020 (dual-clip PPO), at 3 there; ours guards against forged log-probabilities.
-const DUAL_CLIP: f32 = 10.0;
-
-/// Largest difference of two log-probabilities of a token; larger ones are clamped, so that the loss stays finite whatever an
-/// actor reports.
-///
-/// Source: the bound of verl's sequence weights, exp(+-20).
-const MAX_LOG_RATIO: f32 = 20.0;
-
-/// Statistics of a loss: sums over the chosen tokens of any number of sequences, in order.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SurrogateStats {
-    /// Their loss.
-    pub loss: f64,
-    /// Their number.
-    pub num_tokens: u64,
-    /// Of these, the number whose surrogate was clipped: they have a gradient only from the entropy bonus.
-    pub num_clipped: u64,
-    /// Of these, the number whose weight `w` was truncated.
-    pub num_truncated: u64,
-    /// Sum of their importance ratios.
-    pub sum_importance_ratio: f64,
-    /// Sum of their entropies in nats.
-    pub sum_entropy: f64,
-}
-
-/// The clipped surrogate of a token, and its derivative with respect to the log-probability.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Surrogate {
-    value: f32,
-    slope: f32,
-    /// Of the current policy to the behaviour policy.
-    importance_ratio: f32,
-    is_clipped: bool,
-    is_truncated: bool,
 }
 
 impl Loss for ClippedSurrogate {
@@ -95,37 +51,10 @@ impl Loss for ClippedSurrogate {
     }
 }
 
-/// Returns the only sequence: the advantage and the behaviour policy belong to one rollout.
-fn one<'a>(sequences: &[Scores<'a>]) -> Scores<'a> {
-    assert_eq!(sequences.len(), 1, "a clipped surrogate is of one sequence");
-    sequences[0]
-}
-
 impl ClippedSurrogate {
-    /// Returns the lower bound of a token's surrogate: for a bad answer the clipped ratio has no upper bound of its own.
-    fn lowest(&self) -> f32 {
-        if self.advantage < 0.0 { DUAL_CLIP * self.advantage } else { f32::MIN }
-    }
-
     fn surrogate(&self, index: usize, logprob: f32) -> Surrogate {
-        let log_ratio = (logprob - self.behavior_logprobs[index]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO);
-        let proximal = self.proximal[index];
-        let ratio = libm::expf((1.0 - proximal) * log_ratio);
-        let proximal_weight = libm::expf(proximal * log_ratio);
-        let weight = proximal_weight.min(MAX_PROXIMAL_WEIGHT);
-        let unclipped = ratio * self.advantage;
-        let clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * self.advantage;
-        let lowest = self.lowest();
-        let is_clipped = clipped < unclipped || unclipped < lowest;
-        // The derivative of exp is exp; a clipped ratio is a constant, and so is the proximal policy.
-        let slope = if is_clipped { 0.0 } else { weight * unclipped };
-        Surrogate {
-            value: weight * unclipped.min(clipped).max(lowest),
-            slope,
-            importance_ratio: libm::expf(log_ratio),
-            is_clipped,
-            is_truncated: weight < proximal_weight,
-        }
+        let ratios = LogRatios::of_token(logprob, self.behavior_logprobs[index], self.proximal[index]);
+        Surrogate::new(self.advantages[index], ratios, Clips { low: self.clip_low, high: self.clip_high })
     }
 
     /// Computes the statistics of its sequence.
@@ -145,25 +74,13 @@ impl ClippedSurrogate {
     }
 }
 
-impl SurrogateStats {
-    /// Adds the sums over other sequences.
-    pub fn add(&mut self, other: &SurrogateStats) {
-        self.loss += other.loss;
-        self.num_tokens += other.num_tokens;
-        self.num_clipped += other.num_clipped;
-        self.num_truncated += other.num_truncated;
-        self.sum_importance_ratio += other.sum_importance_ratio;
-        self.sum_entropy += other.sum_entropy;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn loss(advantage: f32) -> ClippedSurrogate {
         ClippedSurrogate {
-            advantage,
+            advantages: vec![advantage],
             behavior_logprobs: vec![0.25f32.ln()],
             proximal: vec![0.0],
             clip_low: 0.2,
@@ -237,7 +154,12 @@ mod tests {
 
     #[test]
     fn stats_are_sums_over_tokens() {
-        let loss = ClippedSurrogate { behavior_logprobs: vec![0.25f32.ln(); 2], proximal: vec![0.0; 2], ..loss(2.0) };
+        let loss = ClippedSurrogate {
+            advantages: vec![2.0; 2],
+            behavior_logprobs: vec![0.25f32.ln(); 2],
+            proximal: vec![0.0; 2],
+            ..loss(2.0)
+        };
         let scores = Scores { logprobs: &[0.5f32.ln(), 0.125f32.ln()], entropies: &[0.75, 0.25] };
         let stats = loss.stats(scores);
         // -0.1 (2 * 1.28 + 0.5 * 0.75) - 0.1 (2 * 0.5 + 0.5 * 0.25)
@@ -251,5 +173,21 @@ mod tests {
         let [clipped, free] = loss.grad(&[scores])[..] else { panic!("two tokens") };
         assert_eq!((clipped.logprob, clipped.entropy), (0.0, -0.05));
         assert!((free.logprob + 0.1).abs() < 1e-6 && free.entropy == -0.05, "{free:?}");
+    }
+
+    /// By hand: 0.1 (2 * 1.28 - 3 * 2), as the second token has twice its behaviour probability too.
+    #[test]
+    fn every_token_has_its_own_advantage() {
+        let loss = ClippedSurrogate {
+            advantages: vec![2.0, -3.0],
+            behavior_logprobs: vec![0.25f32.ln(); 2],
+            proximal: vec![0.0; 2],
+            entropy_bonus: 0.0,
+            ..loss(0.0)
+        };
+        let scores = Scores { logprobs: &[0.5f32.ln(); 2], entropies: &[0.0; 2] };
+        assert!((loss.value(&[scores]) + 0.1 * (2.56 - 6.0)).abs() < 1e-6);
+        let slopes: Vec<f32> = loss.grad(&[scores]).iter().map(|grad| grad.logprob).collect();
+        assert!(slopes[0] == 0.0 && (slopes[1] - 0.6).abs() < 1e-6, "{slopes:?}");
     }
 }

@@ -2,11 +2,19 @@
 
 mod clipped_surrogate;
 mod cross_entropy;
+mod dpo;
+mod reference_kl;
+mod sequence_surrogate;
+mod surrogate;
 
 use crate::Sequence;
 
-pub use clipped_surrogate::{ClippedSurrogate, SurrogateStats};
+pub use clipped_surrogate::ClippedSurrogate;
 pub use cross_entropy::CrossEntropy;
+pub use dpo::Dpo;
+pub use reference_kl::ReferenceKl;
+pub use sequence_surrogate::SequenceSurrogate;
+pub use surrogate::SurrogateStats;
 
 /// The loss of a group of sequences: one sequence, or several that are compared.
 pub trait Loss: Sync {
@@ -29,6 +37,12 @@ pub struct Scores<'a> {
     pub logprobs: &'a [f32],
     /// Entropy over the legal tokens, in nats.
     pub entropies: &'a [f32],
+}
+
+/// Returns the only sequence of a loss whose figures belong to one rollout.
+fn one<'a>(sequences: &[Scores<'a>]) -> Scores<'a> {
+    assert_eq!(sequences.len(), 1, "the loss is of one sequence");
+    sequences[0]
 }
 
 /// Derivatives of a loss with respect to the scores of a chosen token.
@@ -196,6 +210,71 @@ mod tests {
                     .collect::<Vec<_>>()
             };
             sequences.iter().enumerate().flat_map(grad).collect()
+        }
+    }
+
+    /// Finite differences of every loss, for scores on either side of clips and references. The proximal policy is the behaviour
+    /// policy: any other is a constant in the gradient alone.
+    #[test]
+    fn every_loss_has_the_gradient_of_its_value() {
+        let (advantages, behavior_logprobs) = (vec![2.0, -3.0, 0.5], vec![-1.0, -0.5, -2.0]);
+        let (clip_low, clip_high, entropy_bonus, weight) = (0.2, 0.28, 0.3, 0.7);
+        let proximal = vec![0.0; 3];
+        let of_tokens = ClippedSurrogate {
+            advantages,
+            behavior_logprobs: behavior_logprobs.clone(),
+            proximal: proximal.clone(),
+            clip_low,
+            clip_high,
+            entropy_bonus,
+            weight,
+        };
+        let of_sequence = SequenceSurrogate {
+            advantage: -1.5,
+            behavior_logprobs,
+            proximal,
+            clip_low,
+            clip_high,
+            entropy_bonus,
+            weight,
+        };
+        let reference = || vec![-0.75, -1.0, -1.5];
+        let pair =
+            |per_token| Dpo { reference_logprobs: [reference(), vec![-2.0, -0.25]], beta: 0.4, per_token, weight };
+        let losses: [(&dyn Loss, usize); 6] = [
+            (&CrossEntropy { weight }, 2),
+            (&of_tokens, 1),
+            (&of_sequence, 1),
+            (&ReferenceKl { reference_logprobs: reference(), weight }, 1),
+            (&pair(false), 2),
+            (&pair(true), 2),
+        ];
+        for (number, (loss, num_sequences)) in losses.into_iter().enumerate() {
+            for shift in [-0.5f32, -0.05, 0.0, 0.1, 0.5] {
+                let values = [-1.1 + shift, -0.6 + shift, -1.8 + shift, -1.0 + shift, -0.5, 0.9, 0.4, 0.7, 0.2, 0.1];
+                let value = |values: &[f32]| {
+                    let (logprobs, entropies) = values.split_at(5);
+                    let sequences = [
+                        Scores { logprobs: &logprobs[..3], entropies: &entropies[..3] },
+                        Scores { logprobs: &logprobs[3..], entropies: &entropies[3..] },
+                    ];
+                    (loss.value(&sequences[..num_sequences]), loss.grad(&sequences[..num_sequences]))
+                };
+                let grads = value(&values).1;
+                assert_eq!(grads.len(), [3, 5][num_sequences - 1]);
+                for (index, grad) in grads.iter().enumerate() {
+                    for (place, slope) in [(index, grad.logprob), (index + 5, grad.entropy)] {
+                        let shifted = |by: f32| {
+                            let mut values = values;
+                            values[place] += by;
+                            value(&values).0
+                        };
+                        let difference = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+                        let case = format!("loss {number}, shift {shift}, score {place}");
+                        assert!((difference - f64::from(slope)).abs() < 2e-3, "{case}: {difference}, gradient {slope}");
+                    }
+                }
+            }
         }
     }
 
