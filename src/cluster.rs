@@ -170,9 +170,9 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
             "--device: expected cpu in a run with audits (local.bus.audit_share), got {device}, whose \
              rollouts are not reproducible"
         );
-        device.open().context("actor.device")?;
+        let backend = config.open(device).context("actor.device")?;
         let language = config.language();
-        let config = actor::Config { device, num_threads, num_slots: args.slots as usize };
+        let config = actor::Config { backend, num_threads, num_slots: args.slots as usize };
         let summary = actor::run(config, language, bus, shutdown).await?;
         Ok(format!("{} groups generated, {} tokens", summary.num_groups, summary.num_tokens))
     })

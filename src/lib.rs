@@ -106,7 +106,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// Preset (laptop, ladder, smoke, smollm2) or TOML file [default: laptop].
+    /// Preset (laptop, ladder, smoke, smollm2, smollm2-lora) or TOML file [default: laptop].
     config: Option<PathBuf>,
     /// Override one config key; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]

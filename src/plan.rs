@@ -19,7 +19,7 @@ use crate::run_config::{self, LocalConfig, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Preset (laptop, ladder, smoke, smollm2) or TOML file [default: laptop].
+    /// Preset (laptop, ladder, smoke, smollm2, smollm2-lora) or TOML file [default: laptop].
     config: Option<String>,
     /// Run directory [default: `runs/<config>-<seed>-<n>`].
     #[arg(long, value_name = "DIR")]
@@ -233,8 +233,12 @@ impl Plan {
 
     pub(crate) fn display(&self, listener: Option<&Listener>) -> display::Settings {
         let config = &self.config.run;
+        let trained = match config.model.adapter {
+            Some(_) => format!(", {} of them trained", count(config.model.num_trained() as f64)),
+            None => String::new(),
+        };
         let mut opening = format!(
-            "run directory: {}\n{} parameters, {} problems x {} answers per step, {} threads, config {}\n",
+            "run directory: {}\n{} parameters{trained}, {} problems x {} answers per step, {} threads, config {}\n",
             self.run_dir.display(),
             count(config.model.num_parameters() as f64),
             config.batch.num_tasks,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actor::engine::{Engine, LoadedVersion};
 use anyhow::{Context as _, Result};
 use language::Language;
-use policy::{Backend, Device, ModelConfig, Weights};
+use policy::{Backend, ModelConfig, Weights};
 use proto::{
     Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
 };
@@ -71,7 +71,7 @@ impl Player {
         let num_rollouts = problems.len().saturating_mul(num_samples as usize).max(1);
         let num_slots = (CACHE_BYTES / model.cache_bytes()).clamp(1, MAX_SLOTS.min(num_rollouts));
         let num_threads = self.num_threads.min(num_slots);
-        let config = actor::Config { device: Device::Cpu, num_threads, num_slots };
+        let config = actor::Config { backend: Backend::Cpu, num_threads, num_slots };
         let (engine, mut groups) = Engine::start(config, language.clone());
         for (index, problem) in problems.iter().enumerate() {
             let task = Task {

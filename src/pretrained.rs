@@ -31,7 +31,7 @@ impl Base {
         let path = pretrained.path().display();
         ensure!(got == digest, "{path}: expected a model with digest {}, got {}", digest.short(), got.short());
         let own = ModelConfig { max_positions: shape.max_positions, ..pretrained.config().clone() };
-        ensure!(own == *shape, "model: expected the shape of {path}, got another");
+        ensure!(own == shape.base(), "model: expected the shape of {path}, got another");
         let longest = pretrained.config().max_positions;
         ensure!(
             shape.max_positions <= longest,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use learner::ReplayReport;
+use policy::Device;
 
 use crate::begun;
 use crate::report::{note, print};
@@ -30,8 +31,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     config.local.threads = args.threads.into();
     let num_threads = config.local.num_threads();
     let last_step = args.to.unwrap_or(u64::MAX);
+    // A run on another device cannot be replayed.
+    let backend = config.open(Device::Cpu)?;
     let (sources, models) = (config.sources(), config.models()?);
-    let report = learner::verify_journal(config.run, &args.run, &models, sources, num_threads, last_step, |step| {
+    let start = (&backend, &models);
+    let report = learner::verify_journal(config.run, &args.run, start, sources, num_threads, last_step, |step| {
         if step.is_multiple_of(100) {
             note(format_args!("step {step}: digests match"));
         }

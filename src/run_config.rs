@@ -10,6 +10,7 @@ use domains::{Split, domain, exam_problems};
 use language::text::{Constraint, TextOptions};
 use language::{Language, Source};
 use learner::{Constrain, KeepJournal, Models};
+use policy::{Backend, Device};
 use proto::{Digest, KeyedProblem, Problem, ProblemSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -22,11 +23,12 @@ use crate::pretrained::{Base, NUM_EXAMPLES, Opened, teacher};
 use crate::room::positions;
 
 /// The presets, compiled in.
-pub(crate) const PRESETS: [(&str, &str); 4] = [
+pub(crate) const PRESETS: [(&str, &str); 5] = [
     ("laptop", include_str!("../deploy/configs/laptop.toml")),
     ("ladder", include_str!("../deploy/configs/ladder.toml")),
     ("smoke", include_str!("../deploy/configs/smoke.toml")),
     ("smollm2", include_str!("../deploy/configs/smollm2.toml")),
+    ("smollm2-lora", include_str!("../deploy/configs/smollm2-lora.toml")),
 ];
 
 /// The keys that each `model.size` expands to.
@@ -54,6 +56,15 @@ impl RunConfig {
     /// Returns the language of the run's prompts and answers.
     pub(crate) fn language(&self) -> Arc<dyn Language> {
         language_of(self.base.as_ref())
+    }
+
+    /// Opens a device for the run's network: with the frozen weights there, if the run trains an adapter.
+    pub(crate) fn open(&self, device: Device) -> Result<Backend> {
+        let backend = device.open()?;
+        match self.base.as_ref().filter(|_| self.run.model.adapter.is_some()) {
+            Some(base) => Ok(backend.with_base(&self.run.model, base.pretrained.load()?)?),
+            None => Ok(backend),
+        }
     }
 
     /// Returns a problem source for every domain of the language.
@@ -495,8 +506,10 @@ fn spell_out_base(config: &mut Table, local: &mut Table) -> Result<Option<Opened
     let Some(model) = config.get_mut("model").and_then(Value::as_table_mut) else { return Ok(None) };
     let Some(base) = model.remove("base") else { return Ok(None) };
     let base = base.as_str().with_context(|| format!("expected the name or the path of a model, got {base}"))?;
-    if let Some(other) = model.keys().find(|key| *key != "max_positions") {
-        bail!("expected max_positions alone beside it, since the model has a shape of its own, got model.{other}");
+    if let Some(other) = model.keys().find(|key| !["max_positions", "adapter"].contains(&key.as_str())) {
+        bail!(
+            "expected max_positions and adapter alone beside it, since the model has a shape of its own, got model.{other}"
+        );
     }
     if let Some(place) = local.get("base") {
         bail!("expected the place of the model in model.base alone, got local.base = {place} too");
@@ -659,8 +672,9 @@ fn shape(size: &Value) -> Result<Table> {
 }
 
 /// Optional keys of a config.
-const MAY_BE_ABSENT: [&str; 13] = [
+const MAY_BE_ABSENT: [&str; 14] = [
     "self_play",
+    "model.adapter",
     "learner.policy_gradient",
     "learner.policy_gradient.groups_per_step",
     "learner.kl",
@@ -736,7 +750,7 @@ fn set(table: &mut Table, assignment: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// `smollm2` needs its model: tests/e2e/pretrained.rs.
+    /// `smollm2` and `smollm2-lora` need their model: tests/e2e/pretrained.rs.
     const FROM_RANDOM_WEIGHTS: [&str; 3] = ["laptop", "ladder", "smoke"];
 
     #[test]

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use language::Language;
 use language::text::{Constraint, TextOptions};
 use learner::{Checkpoint, expect_known, load_checkpoint, load_newest};
 use policy::formats::Pretrained;
-use policy::{ModelConfig, Params};
+use policy::{ModelConfig, Params, merge_adapter};
 
 use crate::pretrained::{self, Base, NUM_EXAMPLES, model_of};
 use crate::report::note;
@@ -62,6 +62,7 @@ const MAX_REPLY_TOKENS: u32 = 64;
 /// A network, with the language that it reads.
 pub(crate) struct Subject {
     pub(crate) model: ModelConfig,
+    /// All weights: an adapter is merged into those that it changes.
     pub(crate) params: Params,
     pub(crate) language: Arc<dyn Language>,
     /// The step of the run that trained it; `None` for a pretrained model.
@@ -82,7 +83,7 @@ impl Subject {
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
         let symbols = crate::language();
-        if model.vocabulary_size == symbols.vocabulary_size() {
+        if model.vocabulary_size == symbols.vocabulary_size() && model.adapter.is_none() {
             ensure!(
                 overrides.is_empty(),
                 "--max-reply-tokens, --examples, --constrain: expected a pretrained model or a run that began with one, got a \
@@ -98,7 +99,13 @@ impl Subject {
         })?;
         let config = run_config::of_run(&run, overrides)?;
         let options = run_config::text_options(&config.run);
-        Ok(Subject { model, params, language: config.language(), step, base: config.base, options })
+        let language = config.language();
+        let params = match (&model.adapter, &config.base) {
+            (Some(_), Some(base)) => merge_adapter(&model, base.pretrained.load()?, &params),
+            (Some(_), None) => bail!("{}: expected a run with the base of its adapter, got none", run.display()),
+            (None, _) => params,
+        };
+        Ok(Subject { model: model.base(), params, language, step, base: config.base, options })
     }
 
     /// Reads what a command names: a run, a checkpoint, or a pretrained model.
@@ -151,7 +158,7 @@ fn is_run(path: &Path) -> bool {
 }
 
 /// Reads a checkpoint, or the newest complete one of a run. A checkpoint in a run's folder must match the run's journal.
-fn load_run(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
+pub(crate) fn load_run(path: &Path) -> Result<(ModelConfig, Checkpoint)> {
     if path.join("COMPLETE").exists() {
         let (model, checkpoint) = load_checkpoint(path)?;
         if let Some(run) = run_of(path) {

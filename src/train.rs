@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use bus::{Bus, InProcess};
 use domains::Split;
 use learner::{Audit, Exam, LanguageConfig, Observer, Outcome, RunLock, RunOptions, Summary, families};
+use policy::Backend;
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use tokio::task::JoinSet;
@@ -69,7 +70,8 @@ pub(crate) fn start(args: &Args, bus_args: Option<BusArgs>) -> Result<()> {
 }
 
 /// Connects to or starts the other roles. Checks the config before the run is announced: a refused one must change nothing.
-async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Arc<Metrics>, Vec<Exam>)> {
+/// Returns the learner's device too.
+async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Backend, Arc<Metrics>, Vec<Exam>)> {
     begun::expect(&plan.run_dir, &plan.manifest, &plan.config)?;
     let config = &plan.config.run;
     let exam = |name: &String| Ok(Exam { name: name.clone(), problems: plan.config.exam(name, Split::Dev)? });
@@ -77,9 +79,13 @@ async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Arc<
     let duties = if plan.bus_args.is_some() { &[Duty::Learn][..] } else { &Duty::ALL };
     let metrics = Arc::new(Metrics::new(&plan.run_dir, duties, plan.resume, &families(config))?);
     let traffic = metrics.traffic();
+    let backend = plan.config.open(config.learner.device).context("learner.device")?;
     let Some(bus_args) = &plan.bus_args else {
         let bus = Arc::new(CountingBus::new(Arc::new(InProcess::new()), traffic.meters.clone()));
-        return Ok((Others::here(bus, &plan.config, shutdown), metrics, exams));
+        // On the same device they share what is there.
+        let same = (config.actor.device == config.learner.device).then(|| backend.clone());
+        let of_actor = same.map_or_else(|| plan.config.open(config.actor.device).context("actor.device"), Ok)?;
+        return Ok((Others::here(bus, &plan.config, of_actor, shutdown), backend, metrics, exams));
     };
     let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
     let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
@@ -89,7 +95,7 @@ async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Arc<
     };
     led.bus = Arc::new(CountingBus::new(led.bus, traffic.meters.clone()));
     let _first = traffic.server.set(led.server.clone());
-    Ok((Others::Elsewhere(Box::new(led)), metrics, exams))
+    Ok((Others::Elsewhere(Box::new(led)), backend, metrics, exams))
 }
 
 /// Starts the roles, and waits for the end. Returns the summary, the CPU time of the run, and the lock.
@@ -99,7 +105,7 @@ async fn run_roles(
     listener: Option<Listener>,
     shutdown: CancellationToken,
 ) -> Result<(Summary, Duration, RunLock)> {
-    let (mut others, metrics, exams) = match meet(plan, &shutdown).await {
+    let (mut others, backend, metrics, exams) = match meet(plan, &shutdown).await {
         Ok(met) => met,
         Err(error) => {
             if !plan.resume {
@@ -129,6 +135,7 @@ async fn run_roles(
         reissue_after: plan.bus_args.as_ref().map(|_| local.reissue_after()),
         audit: plan.bus_args.as_ref().and_then(|_| local.audit_share()).map(draw_audit).transpose()?,
         tokenizer_json: tokenizer_json(&plan.config),
+        backend,
         models: plan.models.clone(),
     };
     let mut recorder = Recorder::open(&plan.run_dir)?;
@@ -196,10 +203,9 @@ enum Others {
 }
 
 impl Others {
-    fn here(bus: Arc<dyn Bus>, config: &RunConfig, shutdown: &CancellationToken) -> Others {
+    fn here(bus: Arc<dyn Bus>, config: &RunConfig, backend: Backend, shutdown: &CancellationToken) -> Others {
         let (RunConfig { run, local, .. }, language) = (config, config.language());
-        let config =
-            actor::Config { device: run.actor.device, num_threads: local.num_threads(), num_slots: local.slots };
+        let config = actor::Config { backend, num_threads: local.num_threads(), num_slots: local.slots };
         let actor = actor::run(config, language.clone(), bus.clone(), shutdown.clone());
         let verifier = verifier::run(Judge::new(language, run.batch.num_rollouts), bus.clone(), shutdown.clone());
         let mut roles = JoinSet::new();

@@ -77,7 +77,7 @@ impl Engine {
         let (groups, group_receiver) = mpsc::unbounded_channel();
         let newest = Newest::default();
         let num_fed = Arc::<AtomicU64>::default();
-        let num_threads = config.device.num_playing_threads(config.num_threads.max(1));
+        let num_threads = config.backend.num_playing_threads(config.num_threads.max(1));
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
         for index in 0..num_threads {
             let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());

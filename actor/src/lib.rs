@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bus::{BEAT_EVERY, Bus, Delivery, run_blocking};
 use language::Language;
-use policy::{Backend, Device, Weights, read_weights};
+use policy::{Backend, Weights, read_weights};
 use proto::{Digest, Group, Role, Task, TaskId, Version};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use engine::{Engine, GroupReceiver, LoadedVersion};
 
 /// How an actor uses its machine. Except for the device, the settings change when rollouts finish, never their content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
-    /// The device that the policy plays on.
-    pub device: Device,
+    /// The device that the policy plays on, with the frozen weights there if the run trains an adapter.
+    pub backend: Backend,
     /// Threads that play on the CPU; a candle device has its own threads.
     pub num_threads: usize,
     /// Sequences in flight, over all threads.
@@ -71,7 +71,7 @@ pub enum Error {
         /// The cause.
         source: policy::Error,
     },
-    /// The device cannot be opened, or cannot hold the weights.
+    /// The device cannot hold the weights, or not these weights.
     #[error(transparent)]
     Device(policy::Error),
     /// A thread panicked; the rollouts that it was playing are lost.
@@ -103,14 +103,13 @@ pub async fn run(
     bus: Arc<dyn Bus>,
     shutdown: CancellationToken,
 ) -> Result<Summary, Error> {
-    let backend = config.device.open().map_err(Error::Device)?;
-    let (engine, groups) = Engine::start(config, language);
+    let (engine, groups) = Engine::start(config.clone(), language);
     let actor = Actor {
         bus,
-        backend,
+        max_rollouts: 2 * config.num_slots.max(1),
+        backend: config.backend,
         engine,
         groups,
-        max_rollouts: 2 * config.num_slots.max(1),
         held: Vec::new(),
         parked: Vec::new(),
         versions: VecDeque::new(),

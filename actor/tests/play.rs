@@ -8,9 +8,7 @@ use actor::engine::{Engine, LoadedVersion};
 use actor::{Config, Error};
 use bus::{Bus, InProcess};
 use language::{Episode, Language, Next, Room, SymbolLanguage};
-use policy::{
-    Backend, Device, Division, ModelConfig, Params, Sequence, Trainer, TrainingState, Variant, write_weights,
-};
+use policy::{Backend, Division, ModelConfig, Params, Sequence, Trainer, TrainingState, Variant, write_weights};
 use proto::{
     Behavior, Difficulty, Digest, Envelope, Group, Message, Niche, Problem, ProblemOrigin, Request, Rollout, Sampling,
     StopReason, Task, TaskId, TaskKind, TokenId, Verdict, Version,
@@ -28,6 +26,7 @@ fn config() -> ModelConfig {
         num_kv_heads: 1,
         ff_dim: 32,
         variant: Variant::default(),
+        adapter: None,
     }
 }
 
@@ -156,7 +155,8 @@ fn weights_of(number: usize) -> usize {
 /// Plays tasks with alternating versions of the weights.
 fn play(num_threads: usize, num_slots: usize, language: &Arc<dyn Language>, tasks: &[Task]) -> Vec<Group> {
     let versions = [weights(1), weights(2)];
-    let (engine, mut groups) = Engine::start(Config { device: Device::Cpu, num_threads, num_slots }, language.clone());
+    let (engine, mut groups) =
+        Engine::start(Config { backend: Backend::Cpu, num_threads, num_slots }, language.clone());
     for (number, task) in tasks.iter().enumerate() {
         engine.submit(task.clone(), versions[weights_of(number)].clone()).unwrap();
     }
@@ -222,7 +222,7 @@ fn what_prompts_share_is_fed_once() {
     // Rollouts of a group that begin after its first ones are fed the last token of their prompt again, once if they begin
     // together: answers are equally long, so that 5 slots are filled 7 times.
     for (num_slots, num_again) in [(1, 4 * 7), (5, 6), (31, 1), (32, 0)] {
-        let config = Config { device: Device::Cpu, num_threads: 1, num_slots };
+        let config = Config { backend: Backend::Cpu, num_threads: 1, num_slots };
         let (engine, mut groups) = Engine::start(config, language.clone());
         let version = weights(1);
         let gate = language.gate.lock().unwrap();
@@ -261,7 +261,7 @@ fn rollouts_stop_at_the_limit() {
 #[test]
 fn a_task_that_does_not_fit_is_a_fault_that_names_it() {
     let (engine, mut groups) =
-        Engine::start(Config { device: Device::Cpu, num_threads: 1, num_slots: 2 }, Arc::new(SymbolLanguage));
+        Engine::start(Config { backend: Backend::Cpu, num_threads: 1, num_slots: 2 }, Arc::new(SymbolLanguage));
     engine.submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 74), weights(1)).unwrap();
     let error = groups.blocking_recv().unwrap().unwrap_err();
     assert!(matches!(error, Error::Task { task, .. } if task.index == 9), "{error}");
@@ -274,7 +274,7 @@ fn a_thread_that_panics_is_a_fault_with_its_text() {
     let config = ModelConfig { vocabulary_size: 16, ..config() };
     let weights = Backend::Cpu.load(&config, &Params::init(&config, 1)).unwrap();
     let (engine, mut groups) =
-        Engine::start(Config { device: Device::Cpu, num_threads: 2, num_slots: 12 }, Arc::new(SymbolLanguage));
+        Engine::start(Config { backend: Backend::Cpu, num_threads: 2, num_slots: 12 }, Arc::new(SymbolLanguage));
     engine
         .submit(task(9, "20 12 6 1 -> 50", Behavior::Policy, 20), LoadedVersion { policy_version: 5, weights })
         .unwrap();
@@ -303,7 +303,7 @@ async fn newer_weights_that_are_refused_leave_the_old_ones() {
         [store(&config(), 1, false).await, store(&large, 2, true).await, store(&config(), 3, false).await];
     let shutdown = CancellationToken::new();
     let actor = tokio::spawn(actor::run(
-        Config { device: Device::Cpu, num_threads: 1, num_slots: 8 },
+        Config { backend: Backend::Cpu, num_threads: 1, num_slots: 8 },
         Arc::new(SymbolLanguage),
         bus.clone(),
         shutdown.clone(),
@@ -345,7 +345,7 @@ fn newer_weights_take_over_what_is_free_running() {
 
 fn expect_newer_weights_to_take_over(language: &Arc<dyn Language>, texts: [&str; 2]) {
     let (trainers, versions) = (trainers(), [weights(1), weights(2)]);
-    let config = Config { device: Device::Cpu, num_threads: 2, num_slots: 16 };
+    let config = Config { backend: Backend::Cpu, num_threads: 2, num_slots: 16 };
     let (engine, mut groups) = Engine::start(config, language.clone());
     let (mut version, mut num_switched) = (5, 0);
     for round in 0..1_000 {

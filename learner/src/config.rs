@@ -278,6 +278,8 @@ impl Config {
             max_answer_tokens,
             (1..room).contains(&max_answer_tokens),
         )?;
+        let has_base = self.language.is_some() || self.model.adapter.is_none();
+        check("model.adapter", "none in a run without a pretrained model", "an adapter", has_base)?;
         if let Some(LanguageConfig { examples, .. }) = self.language {
             check("language.examples", "0 to 3", examples, examples <= 3)?;
         }

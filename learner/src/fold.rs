@@ -8,7 +8,7 @@ mod training;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use policy::{Division, Sequence, Trainer, TrainingState};
+use policy::{Backend, Division, Sequence, Trainer, TrainingState};
 use proto::{
     Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
     Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
@@ -120,14 +120,16 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// Continues from a state. `planned` holds the tasks that earlier states planned, `references` what the losses of the config
-    /// are relative to.
+    /// Continues from a state, on the config's device, which is opened. `planned` holds the tasks that earlier states planned,
+    /// `references` what the losses of the config are relative to.
     ///
     /// # Errors
-    /// [`Error::Config`] when the config is invalid; [`Error::Policy`] when the device does not exist.
+    /// [`Error::Config`] when the config is invalid; [`Error::Policy`] when the device has no room, or lacks the frozen weights
+    /// that an adapter changes.
     pub fn new(
         config: Config,
         sources: Vec<Arc<dyn ProblemSource>>,
+        backend: &Backend,
         num_threads: usize,
         (state, training): (State, TrainingState),
         planned: Plans,
@@ -136,7 +138,7 @@ impl Fold {
         config.validate(&sources.iter().map(AsRef::as_ref).collect::<Vec<_>>())?;
         let division = Division { num_shards: config.learner.num_shards, num_threads };
         let weights_digest = training.weights.digest(&config.model);
-        let trainer = config.learner.device.open()?.trainer(&config.model, training, division)?;
+        let trainer = backend.trainer(&config.model, training, division)?;
         Ok(Fold { config, sources, trainer, references, state, weights_digest, planned })
     }
 

@@ -215,6 +215,7 @@ fn test_config() -> Config {
             num_kv_heads: 1,
             ff_dim: 16,
             variant: policy::Variant::default(),
+            adapter: None,
         },
         batch: BatchConfig { num_tasks: 4, num_rollouts: 2, lag: 0, max_staleness: None },
         actor: ActorConfig {

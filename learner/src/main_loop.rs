@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::{Bus, Delivery};
+use policy::Backend;
 use proto::{Digest, Problem, ProblemSource, ScoredGroup, TaskId, TaskKind};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -63,6 +64,8 @@ pub struct RunOptions {
     pub audit: Option<Audit>,
     /// Content of `tokenizer.json`, written beside the weights.
     pub tokenizer_json: String,
+    /// The learner's device, with the frozen weights there if the run trains an adapter.
+    pub backend: Backend,
     /// The pretrained models of the run.
     pub models: Models,
 }

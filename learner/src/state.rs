@@ -35,12 +35,13 @@ pub struct Totals {
     pub trained_by_origin: Vec<(ProblemOrigin, LabelOrigin, f64)>,
 }
 
-/// Returns the weights of state 0 with their optimizer state: random ones, or those of a pretrained model.
+/// Returns the weights of state 0 with their optimizer state: random ones, those of a pretrained model, or an adapter that changes
+/// nothing yet.
 ///
 /// # Errors
 /// [`Error::Base`].
 pub(crate) fn initial_training(config: &Config, base: Option<&Pretrained>) -> Result<TrainingState, Error> {
-    Ok(match base {
+    Ok(match base.filter(|_| config.model.adapter.is_none()) {
         Some(base) => TrainingState::from_weights(&config.model, base.load()?),
         None => TrainingState::initial(&config.model, config.seed),
     })

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use policy::TrainingState;
+use policy::{Backend, TrainingState};
 use proto::{
     BalanceKey, Choices, Example, Group, LabelOrigin, Legal, Niche, ProblemOrigin, ProblemSource, Rollout, ScoredGroup,
     StopReason, Task, TokenId, TokenSet, Verdict, VersionSpan,
@@ -36,7 +36,8 @@ impl TestRun {
     pub(crate) fn new() -> TestRun {
         let config = config();
         let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
-        let fold = Fold::new(config, sources(), 1, start, Plans::default(), References::default()).unwrap();
+        let references = References::default();
+        let fold = Fold::new(config, sources(), &Backend::Cpu, 1, start, Plans::default(), references).unwrap();
         TestRun { fold, records: vec![Record::Manifest(test_manifest())] }
     }
 

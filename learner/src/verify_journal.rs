@@ -1,8 +1,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use policy::TrainingState;
 use policy::formats::Pretrained;
+use policy::{Backend, TrainingState};
 use proto::{ProblemSource, ScoredGroup, TaskKind};
 
 use crate::checkpoint::{Checkpoint, list_checkpoints, load_checkpoint};
@@ -28,7 +28,8 @@ pub struct ReplayReport {
 /// Computes a run again from its journal alone and compares the digests of every step up to `last_step`. If the first steps of
 /// the journal are gone, begins at the oldest kept checkpoint instead.
 ///
-/// Calls `each` with the number of every step that matches. `models` are the pretrained models of the run.
+/// Calls `each` with the number of every step that matches. `backend` is the learner's device, with the frozen weights there if the
+/// run trains an adapter; `models` are the pretrained models of the run.
 ///
 /// # Errors
 /// [`Error::Integrity`] names the first step that differs, that lacks a group or that a damaged record may belong to;
@@ -37,7 +38,7 @@ pub struct ReplayReport {
 pub fn verify_journal(
     config: Config,
     run_dir: &Path,
-    models: &Models,
+    (backend, models): (&Backend, &Models),
     sources: Vec<Arc<dyn ProblemSource>>,
     num_threads: usize,
     last_step: u64,
@@ -61,7 +62,7 @@ pub fn verify_journal(
     let mut control = config.control().or(control);
     let first_step = state.step;
     let references = References::load(&config, num_threads, models)?;
-    let mut fold = Fold::new(config, sources, num_threads, (state, training), planned, references)?;
+    let mut fold = Fold::new(config, sources, backend, num_threads, (state, training), planned, references)?;
     let mut num_groups = 0;
     let mut damaged = None;
     while fold.state().step < last_step {
@@ -173,7 +174,9 @@ mod tests {
     fn replay_of(run_dir: &Path, last_step: u64) -> (Result<ReplayReport, Error>, Vec<u64>) {
         let mut agreed = Vec::new();
         let report =
-            verify_journal(config(), run_dir, &Models::default(), sources(), 1, last_step, |step| agreed.push(step));
+            verify_journal(config(), run_dir, (&Backend::Cpu, &Models::default()), sources(), 1, last_step, |step| {
+                agreed.push(step);
+            });
         (report, agreed)
     }
 

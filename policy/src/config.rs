@@ -3,6 +3,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::adapter::{AdaptedMatrix, Adapter, Projection};
 
 /// Longest sequence of any network. Pretrained networks for longer ones are cut to it.
 pub(crate) const MAX_POSITIONS: usize = 1 << 17;
@@ -32,6 +33,9 @@ pub struct ModelConfig {
     /// How the decoder differs from that of a network from random weights.
     #[serde(default, skip_serializing_if = "Variant::is_plain")]
     pub variant: Variant,
+    /// The adapter that is trained in place of the network's weights, which are then frozen; absent if they are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
 }
 
 /// How the decoders of pretrained families differ from ours, and from each other. The default is the decoder of networks from
@@ -235,7 +239,7 @@ impl ModelConfig {
                 return wrong("variant.rope_scaling", "a factor of 1 or more, and ascending bounds over 0", factor);
             }
         }
-        Ok(())
+        self.adapter.as_ref().map_or(Ok(()), Adapter::validate)
     }
 
     /// Returns the width of a head.
@@ -253,8 +257,52 @@ impl ModelConfig {
         }
     }
 
-    /// Lists the weight tensors in the order of [`crate::Params`].
+    /// Returns the config of the network without its adapter.
+    pub fn base(&self) -> ModelConfig {
+        ModelConfig { adapter: None, ..self.clone() }
+    }
+
+    /// Lists the tensors that are trained, stored and sent, in the order of [`crate::Params`]: those of the adapter alone, if
+    /// there is one.
     pub fn tensors(&self) -> Vec<TensorSpec> {
+        let Some(Adapter { rank, .. }) = self.adapter else { return self.base_tensors() };
+        let mut specs = Vec::new();
+        for layer in 0..self.num_layers {
+            for AdaptedMatrix { inputs, projections, .. } in self.adapted_matrices() {
+                for Projection { name, columns } in projections {
+                    let mut add = |part: &str, shape: [usize; 2]| {
+                        let name = format!("layers.{layer}.{name}.{part}.weight");
+                        specs.push(TensorSpec { name, shape: shape.to_vec() });
+                    };
+                    add("lora_a", [inputs, rank]);
+                    add("lora_b", [rank, columns.len()]);
+                }
+            }
+        }
+        specs
+    }
+
+    /// Lists the matrices of a block that an adapter changes, in the order of [`ModelConfig::base_tensors`].
+    pub(crate) fn adapted_matrices(&self) -> [AdaptedMatrix; 4] {
+        let shape = self.attention_shape(0);
+        let (queries, keys, values) = (shape.queries_dim(), shape.value_offset(0), shape.qkv_dim());
+        let (width, ff_dim) = (self.d_model, self.ff_dim);
+        let matrix = |name, inputs, outputs, projections: &[(&'static str, Range<usize>)]| {
+            let projection =
+                |(name, columns): &(&'static str, Range<usize>)| Projection { name, columns: columns.clone() };
+            AdaptedMatrix { name, inputs, outputs, projections: projections.iter().map(projection).collect() }
+        };
+        let attention = [("attention.q", 0..queries), ("attention.k", queries..keys), ("attention.v", keys..values)];
+        [
+            matrix("attention.qkv.weight", width, values, &attention),
+            matrix("attention.out.weight", queries, width, &[("attention.o", 0..width)]),
+            matrix("mlp.gate_up.weight", width, 2 * ff_dim, &[("mlp.gate", 0..ff_dim), ("mlp.up", ff_dim..2 * ff_dim)]),
+            matrix("mlp.down.weight", ff_dim, width, &[("mlp.down", 0..width)]),
+        ]
+    }
+
+    /// Lists the tensors of the network without an adapter. If there is one, these are frozen.
+    pub fn base_tensors(&self) -> Vec<TensorSpec> {
         let Variant { qkv_bias, qk_norm, tied_head, .. } = self.variant;
         let mut specs = vec![("embed.weight".to_owned(), vec![self.vocabulary_size, self.d_model])];
         for layer in 0..self.num_layers {
@@ -286,8 +334,14 @@ impl ModelConfig {
         2 * self.num_layers * self.num_kv_heads * self.head_dim() * self.max_positions * size_of::<f32>()
     }
 
-    /// Returns the number of weights.
+    /// Returns the number of weights, frozen ones included.
     pub fn num_parameters(&self) -> usize {
+        let num_frozen = self.adapter.map_or(0, |_| self.base().num_trained());
+        num_frozen + self.num_trained()
+    }
+
+    /// Returns the number of weights that are trained.
+    pub fn num_trained(&self) -> usize {
         self.tensors().iter().map(TensorSpec::num_elements).sum()
     }
 }

@@ -6,6 +6,7 @@
 //! `cpu` and in `candle`, and `tests/backends.rs` compares them. [`formats`] reads pretrained networks. Dims: N rows (tokens of
 //! all sequences, packed), D model width, V vocabulary, M chosen tokens.
 
+mod adapter;
 mod candle;
 mod config;
 pub mod cpu;
@@ -22,8 +23,10 @@ use std::borrow::Cow;
 
 use proto::{CounterRng, LegalTokens, TokenId};
 
+pub use adapter::Adapter;
 pub use config::{AttentionShape, ModelConfig, RopeScaling, TensorSpec, Variant};
-pub use device::{Backend, Device};
+pub use cpu::merge_adapter;
+pub use device::{Backend, Base, Device};
 pub use losses::{
     BatchScores, ClippedSurrogate, CrossEntropy, Dpo, Loss, LossBatch, LossGrad, ReferenceKl, Scores,
     SequenceSurrogate, SurrogateStats,

@@ -33,6 +33,7 @@ impl Numerics {
             num_kv_heads: 1,
             ff_dim: 80,
             variant: Variant::default(),
+            adapter: None,
         };
         let legal: LegalTokens = (0..32).collect();
         let sequences: Vec<Sequence> = [3, 24, 17]

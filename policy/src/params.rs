@@ -42,13 +42,14 @@ impl TrainingState {
 impl Params {
     /// Draws initial weights: uniform with the standard deviation of fan-in scaling, output projections of residual
     /// blocks divided by sqrt(2 layers) (Radford et al. 2019), norms 1, and a head so small that the first policy is
-    /// close to uniform over the legal tokens.
+    /// close to uniform over the legal tokens. An adapter has A uniform within 1 / sqrt(inputs), and B = 0.
     pub fn init(config: &ModelConfig, seed: u64) -> Params {
         let draw_tensor = |(index, spec): (usize, &TensorSpec)| {
             let mut rng = CounterRng::new(seed, Purpose::Init, 0, index as u64, 0);
             let std = initial_std(config, spec);
             let mut draw = || ((2.0 * rng.unit_f64() - 1.0) * 3f64.sqrt() * std) as f32;
-            (0..spec.num_elements()).map(|_| if std == 0.0 { 1.0 } else { draw() }).collect()
+            let constant = if is_lora_b(spec) { 0.0 } else { 1.0 };
+            (0..spec.num_elements()).map(|_| if std == 0.0 { constant } else { draw() }).collect()
         };
         Params { tensors: config.tensors().iter().enumerate().map(draw_tensor).collect() }
     }
@@ -87,7 +88,7 @@ impl Params {
 ///
 /// ```
 /// # let config = policy::ModelConfig { vocabulary_size: 8, max_positions: 8, d_model: 16, num_layers: 1, num_heads: 1,
-/// #     num_kv_heads: 1, ff_dim: 16, variant: policy::Variant::default() };
+/// #     num_kv_heads: 1, ff_dim: 16, variant: policy::Variant::default(), adapter: None };
 /// let params = policy::Params::init(&config, 0);
 /// let bytes = policy::write_weights(&config, &[("", &params)]);
 /// let (same_config, sets) = policy::read_weights(&bytes, &[""]).unwrap();
@@ -147,9 +148,15 @@ fn initial_std(config: &ModelConfig, spec: &TensorSpec) -> f64 {
         "embed" => 0.1,
         "head" => 0.02,
         stem if stem.ends_with("norm") => 0.0,
+        stem if stem.ends_with("lora_a") => 1.0 / ((3 * spec.shape[0]) as f64).sqrt(),
+        _ if is_lora_b(spec) => 0.0,
         stem if stem.ends_with("out") || stem.ends_with("down") => residual / (spec.shape[0] as f64).sqrt(),
         _ => 1.0 / (spec.shape[0] as f64).sqrt(),
     }
+}
+
+fn is_lora_b(spec: &TensorSpec) -> bool {
+    spec.name.ends_with(".lora_b.weight")
 }
 
 /// Views values as they are hashed and stored.

@@ -43,6 +43,7 @@ fn config_with_heads(head_dim: usize) -> ModelConfig {
         num_kv_heads: 2,
         ff_dim: 48,
         variant: Variant::default(),
+        adapter: None,
     }
 }
 

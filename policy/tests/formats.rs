@@ -49,6 +49,7 @@ fn config(family: Family) -> ModelConfig {
         num_kv_heads: 1,
         ff_dim: 64,
         variant,
+        adapter: None,
     }
 }
 

@@ -14,7 +14,7 @@ use async_nats::jetstream::stream::{self, RetentionPolicy};
 use bus::nats::{Credentials, Identity, Nats, Server, Settings, StreamLimits};
 use bus::{Delivery, Queues as _, WeightStore as _};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use policy::{Backend, Device, ModelConfig, Params};
+use policy::{Backend, ModelConfig, Params};
 use proto::{
     Behavior, Digest, Envelope, Group, Message, Problem, ProblemOrigin, Request, Sampling, Task, TaskId, TaskKind, wire,
 };
@@ -158,9 +158,10 @@ async fn group() -> Result<Group> {
         num_kv_heads: 1,
         ff_dim: 32,
         variant: policy::Variant::default(),
+        adapter: None,
     };
     let (engine, mut groups) =
-        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, language());
+        Engine::start(actor::Config { backend: Backend::Cpu, num_threads: 1, num_slots: 8 }, language());
     let weights = Backend::Cpu.load(&config, &Params::init(&config, 0))?;
     engine.submit(task(0, 0), LoadedVersion { policy_version: 0, weights })?;
     Ok(groups.recv().await.context("the engine stopped early")??)

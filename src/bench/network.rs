@@ -91,6 +91,7 @@ impl Args {
             num_kv_heads: 4,
             ff_dim: 3 * self.d_model,
             variant: policy::Variant::default(),
+            adapter: None,
         }
     }
 }
@@ -116,9 +117,10 @@ impl Training {
             )
         };
         let num_threads = args.num_threads();
-        let division = Division { num_shards: args.device.num_playing_threads(num_threads), num_threads };
+        let backend = args.device.open()?;
+        let division = Division { num_shards: backend.num_playing_threads(num_threads), num_threads };
         Ok(Training {
-            trainer: args.device.open()?.trainer(&config, TrainingState::initial(&config, 0), division)?,
+            trainer: backend.trainer(&config, TrainingState::initial(&config, 0), division)?,
             sequences: (0..args.batch).map(|_| sequence()).collect(),
             config,
         })
@@ -161,8 +163,9 @@ pub(super) struct Decoding {
 impl Decoding {
     pub(super) fn new(args: &Args) -> Result<Decoding> {
         let config = args.model();
-        let weights = args.device.open()?.load(&config, &Params::init(&config, 0))?;
-        let num_threads = args.device.num_playing_threads(args.num_threads());
+        let backend = args.device.open()?;
+        let weights = backend.load(&config, &Params::init(&config, 0))?;
+        let num_threads = backend.num_playing_threads(args.num_threads());
         let num_slots = args.batch.div_ceil(num_threads);
         Ok(Decoding {
             policies: (0..num_threads).map(|_| weights.policy(num_slots)).collect::<Result<_, _>>()?,
@@ -240,6 +243,7 @@ mod tests {
             num_kv_heads: 2,
             ff_dim: 96,
             variant: policy::Variant::default(),
+            adapter: None,
         };
         let block = 32 * 96 + 32 * 32 + 32 * 192 + 96 * 32;
         assert_eq!(forward_operations(&config), f64::from(2 * (2 * block + 32 * 64)));

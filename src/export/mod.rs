@@ -4,14 +4,14 @@ mod examples;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
-use policy::formats::{Companions, Pretrained, StoredType, write_hf};
+use anyhow::{Context as _, Result, bail, ensure};
+use policy::formats::{Companions, Pretrained, StoredType, write_hf, write_peft};
 
 use self::examples::{Examples, write_examples};
 use crate::pretrained::{Base, tokenizer};
 use crate::report::{count, print};
 use crate::run_config;
-use crate::subject::{Subject, run_at};
+use crate::subject::{Subject, load_run, run_at};
 
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
@@ -21,7 +21,10 @@ pub(crate) struct Args {
     /// Write the trained model to a new folder of Hugging Face: weights, configs, tokenizer.
     #[arg(long, value_name = "DIR", group = "what")]
     hf: Option<PathBuf>,
-    /// Type of the weights in the folder. `f32` keeps them as they were trained, `bf16` takes half the space.
+    /// Write the adapter to a new folder of PEFT, for runs that train one.
+    #[arg(long, value_name = "DIR", group = "what")]
+    adapter: Option<PathBuf>,
+    /// Type of the weights of `--hf`. `f32` keeps them as they were trained, `bf16` takes half the space.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16"], requires = "hf")]
     dtype: String,
     /// Write the answers that are verified right, each with the conversation that asks for it, for supervised fine-tuning.
@@ -48,6 +51,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         write_model(folder, &Subject::load(&args.run)?, base, stored_type)?;
         print(&format!("{}: a model for `transformers.AutoModelForCausalLM.from_pretrained`", folder.display()))?;
     }
+    if let Some(folder) = &args.adapter {
+        write_adapter(folder, &args.run, base)?;
+        print(&format!("{}: an adapter for `peft.PeftModel.from_pretrained`", folder.display()))?;
+    }
     for (path, kind) in [(&args.sft, Examples::Right), (&args.dpo, Examples::Pairs)] {
         let Some(path) = path else { continue };
         let num_rows = write_examples(path, kind, &run, &config.run, &base.language)?;
@@ -64,6 +71,18 @@ fn write_model(folder: &Path, subject: &Subject, base: &Base, stored_type: Store
     // What was written is what will be read.
     Pretrained::open(folder)?;
     Ok(())
+}
+
+/// Writes the averaged weights of the adapter. Its config names the model that it changes by where that lies here.
+fn write_adapter(folder: &Path, run: &Path, base: &Base) -> Result<()> {
+    let (model, checkpoint) = load_run(run)?;
+    ensure!(
+        model.adapter.is_some(),
+        "{}: expected a run that trains an adapter (model.adapter), got one that trains all weights: use --hf",
+        run.display()
+    );
+    let base_name = base.pretrained.path().display().to_string();
+    Ok(write_peft(folder, &model, &checkpoint.training.average, &base_name)?)
 }
 
 /// Files of a folder of Hugging Face that fine-tuning leaves as they are.

@@ -10,7 +10,7 @@ use bus::{Presence as _, Queues as _, WeightStore as _};
 use domains::symbols::vocabulary::VOCABULARY_SIZE;
 use language::{Language as _, Next, SymbolLanguage};
 use learner::{BanRecord, GroupRecord, Record, read_journal};
-use policy::{Backend, Device};
+use policy::Backend;
 use proto::{
     Behavior, Choices, Digest, Envelope, Group, LegalTokens, Message, Problem, ProblemOrigin, Request, Rollout,
     Sampling, SetDictionary, StopReason, Task, TaskId, TaskKind, TokenId, VersionSpan, wire,
@@ -76,7 +76,7 @@ async fn join(url: String, credentials: Credentials, run: &str, name: &str) -> N
 /// Plays a task honestly.
 async fn play(bus: &Nats, task: &Task) -> Group {
     let (engine, mut groups) =
-        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
+        Engine::start(actor::Config { backend: Backend::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
     let weights = actor::load(task.weights, &bus.get_weights(task.weights).await.unwrap(), &Backend::Cpu).unwrap();
     engine.submit(task.clone(), LoadedVersion { policy_version: task.policy_version, weights }).unwrap();
     groups.recv().await.unwrap().unwrap()
@@ -84,7 +84,7 @@ async fn play(bus: &Nats, task: &Task) -> Group {
 
 async fn forge_all(bus: Nats, forge: Forge, num_forged: Arc<AtomicU64>) {
     let (engine, mut groups) =
-        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
+        Engine::start(actor::Config { backend: Backend::Cpu, num_threads: 1, num_slots: 8 }, Arc::new(SymbolLanguage));
     let mut known = None;
     loop {
         let task = bus.next_task().await.unwrap();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use language::Source;
 use learner::{Event, JournalReader, Models, Record, Summary};
+use policy::Backend;
 use serde_json::Value;
 
 use crate::cluster::Cluster;
@@ -41,8 +42,15 @@ fn a_run_that_is_not_reproducible_goes_on_from_its_checkpoint() {
             let expected: Vec<u64> = once.iter().copied().chain(anew).collect();
             assert_eq!(journalled_steps(&run_dir), expected);
         }
-        let replayed =
-            learner::verify_journal(config(), &run_dir, &Models::default(), Source::of_symbols(), 1, u64::MAX, |_| {});
+        let replayed = learner::verify_journal(
+            config(),
+            &run_dir,
+            (&Backend::Cpu, &Models::default()),
+            Source::of_symbols(),
+            1,
+            u64::MAX,
+            |_| {},
+        );
         match replayed {
             Ok(report) => assert_eq!((reproducible, report.last_step), (true, 10)),
             Err(error) => assert!(

@@ -8,7 +8,7 @@ use proto::{Problem, Verdict};
 use serde_json::{Value, json};
 
 use crate::bad_input::refused;
-use crate::pretrained_run::{TRAIN, folder};
+use crate::pretrained_run::{TRAIN, TRAIN_ADAPTER, folder};
 use crate::runs::Folder;
 
 #[test]
@@ -42,6 +42,29 @@ fn a_trained_model_is_written_as_a_model() {
     let halved = Pretrained::open(&folder.path("halved")).unwrap();
     assert_eq!(halved.stored_types().keys().collect::<Vec<_>>(), [&"BF16"]);
     refused(&folder, &["export", "run", "--hf", "halved"], &["halved: expected", "a folder with files"]);
+}
+
+#[test]
+fn an_adapter_is_written_as_one_and_merged_into_its_base() {
+    let folder = folder();
+    folder.call(&TRAIN_ADAPTER).success();
+    folder.call(&["export", "run", "--adapter", "adapter", "--hf", "merged"]).success();
+    let read = |name: &str| std::fs::read(folder.path("adapter").join(name)).unwrap();
+    let described: Value = serde_json::from_slice(&read("adapter_config.json")).unwrap();
+    assert_eq!((&described["peft_type"], &described["r"]), (&json!("LORA"), &json!(16)));
+    let base = folder.path("model").canonicalize().unwrap();
+    assert_eq!(described["base_model_name_or_path"], json!(base));
+    assert!(read("adapter_model.safetensors").len() > 10_000);
+    let (model, checkpoint) = learner::load_newest(&folder.path("run"), |_| {}).unwrap().unwrap();
+    let base = Pretrained::open(&folder.path("model")).unwrap().load().unwrap();
+    let merged = policy::merge_adapter(&model, base.clone(), &checkpoint.training.average);
+    assert!(Pretrained::open(&folder.path("merged")).unwrap().load().unwrap() == merged && merged != base);
+
+    let whole = folder.call(&[&TRAIN[..3], &["whole", "--steps", "1"]].concat());
+    drop(whole.success());
+    let says =
+        "whole: expected a run that trains an adapter (model.adapter), got one that trains all weights: use --hf";
+    refused(&folder, &["export", "whole", "--adapter", "out"], &[says]);
 }
 
 #[test]
@@ -81,7 +104,12 @@ fn verified_answers_are_written_as_training_data() {
     refused(&folder, &["export", "run", "--sft", "right.jsonl"], &["right.jsonl: expected a new file, found one"]);
     refused(&folder, &["export", "run", "--sft", "nowhere/a.jsonl"], &["nowhere/a.jsonl"]);
     refused(&folder, &["export", "model", "--sft", "a.jsonl"], &["model: expected a run directory"]);
-    assert!(folder.call(&["export", "run"]).refusal().contains("--hf <DIR>|--sft <FILE.jsonl>|--dpo <FILE.jsonl>"));
+    assert!(
+        folder
+            .call(&["export", "run"])
+            .refusal()
+            .contains("--hf <DIR>|--adapter <DIR>|--sft <FILE.jsonl>|--dpo <FILE.jsonl>")
+    );
 }
 
 #[test]

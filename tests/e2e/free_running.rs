@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actor::engine::{Engine, LoadedVersion};
 use language::{Language, Source, SymbolLanguage};
 use learner::{Fold, GroupRecord, JournalReader, Plans, Record, References, State};
-use policy::{Backend, Device, TrainingState};
+use policy::{Backend, TrainingState};
 use proto::{Digest, ScoredGroup};
 use serde_json::Value;
 
@@ -88,9 +88,10 @@ fn the_weights_follow_from_the_order_of_arrivals() {
     let sources = Source::of_symbols();
     let num_tasks = config.batch.num_tasks as usize;
     let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
-    let mut fold = Fold::new(config, sources, 1, start, Plans::default(), References::default()).unwrap();
+    let references = References::default();
+    let mut fold = Fold::new(config, sources, &Backend::Cpu, 1, start, Plans::default(), references).unwrap();
     let (engine, mut played) =
-        Engine::start(actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 64 }, language.clone());
+        Engine::start(actor::Config { backend: Backend::Cpu, num_threads: 1, num_slots: 64 }, language.clone());
     let (mut waiting, mut weights, mut num_mixed) = (Vec::<ScoredGroup>::new(), Vec::new(), 0);
     for policy_version in 0..SCRIPTED_WEIGHTS.len() as u64 {
         let current = Backend::Cpu.load(&fold.config().model, &fold.trainer().weights().unwrap()).unwrap();

@@ -28,6 +28,7 @@ fn write_model(folder: &Path, seed: u64) {
         num_kv_heads: 1,
         ff_dim: 64,
         variant,
+        adapter: None,
     };
     std::fs::create_dir(folder).unwrap();
     write_hf(folder, &config, Family::Llama, &Params::init(&config, seed), StoredType::F32, Companions::default())
@@ -63,7 +64,7 @@ fn symbol(byte: u8) -> char {
     char::from_u32(if is_printable(&byte) { byte.into() } else { stand_in() }).unwrap()
 }
 
-/// Makes a folder with the model and a config that begins with it.
+/// Makes a folder with the model and configs that begin with it.
 pub(crate) fn folder() -> Folder {
     let folder = Folder::new();
     write_in(&folder);
@@ -77,26 +78,48 @@ fn write_in(folder: &Folder) {
                   learner = { learning_rate = 3e-3, update_tokens = 2000 }\n\
                   schedule.num_steps = 12\nexams.names = [\"arithmetic-sum\"]\nlocal.slots = 16\n";
     std::fs::write(folder.path("tiny.toml"), config).unwrap();
+    // The same run with an adapter.
+    let config = config.replace("smollm2", "smollm2-lora").replace("3e-3", "2e-2");
+    std::fs::write(folder.path("lora.toml"), config).unwrap();
 }
 
 pub(crate) const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run-dir", "run"];
+pub(crate) const TRAIN_ADAPTER: [&str; 4] = ["train", "lora.toml", "--run-dir", "run"];
 
 /// Returns the history of a run with changes.
-fn trained(changes: &[&str]) -> History {
+fn trained(train: [&str; 4], changes: &[&str]) -> History {
     let folder = folder();
     let set = changes.iter().flat_map(|change| ["--set", change]);
-    folder.call(&TRAIN.into_iter().chain(set).collect::<Vec<_>>()).success();
+    folder.call(&train.into_iter().chain(set).collect::<Vec<_>>()).success();
     folder.history()
 }
 
 #[test]
 fn threads_slots_and_kills_change_nothing() {
-    let expected = trained(&["local.threads=1", "local.slots=4"]);
+    let expected = expect_the_same_however_it_runs(TRAIN);
+    for changes in ["language.examples=1", "language.constrain=none", "learner.hindsight=false"] {
+        assert_ne!(trained(TRAIN, &[changes]).steps[0], expected.steps[0], "{changes} is part of what is learned");
+    }
+}
+
+#[test]
+fn threads_slots_and_kills_change_no_adapter() {
+    let expected = expect_the_same_however_it_runs(TRAIN_ADAPTER);
+    for changes in ["model.adapter.rank=8", "model.adapter.alpha=16", "model.adapter.rslora=true", "model.adapter="] {
+        // The first step of the optimizer has the same length at any scale of the gradient.
+        let other = trained(TRAIN_ADAPTER, &[changes]);
+        assert_ne!(other.steps.last(), expected.steps.last(), "{changes} is part of what is learned");
+    }
+}
+
+/// Runs a config on different numbers of threads and slots, with kills, and again from its journal. Returns its history.
+fn expect_the_same_however_it_runs(train: [&str; 4]) -> History {
+    let expected = trained(train, &["local.threads=1", "local.slots=4"]);
     assert_eq!(expected.steps.len() as u64, NUM_STEPS);
-    trained(&["local.threads=2", "local.slots=64"]).assert_steps_of(&expected);
+    trained(train, &["local.threads=2", "local.slots=64"]).assert_steps_of(&expected);
     let killed = folder();
     for step in [3, 6] {
-        let args = if step == 3 { &[&TRAIN[..], &["--set", "local.checkpoint_every=2"]].concat()[..] } else { &RESUME };
+        let args = if step == 3 { &[&train[..], &["--set", "local.checkpoint_every=2"]].concat()[..] } else { &RESUME };
         let process = killed.start(args);
         wait_until("steps", || killed.last_step() >= step);
         process.kill();
@@ -111,9 +134,7 @@ fn threads_slots_and_kills_change_nothing() {
     assert!(steps.iter().all(|row| row["logprob_mismatch"] == json!(0.0)), "{steps:?}");
     let num_examples: u64 = steps.iter().map(|row| row["num_examples"].as_u64().unwrap()).sum();
     assert!(num_examples > 0, "hindsight makes examples: {steps:?}");
-    for changes in ["language.examples=1", "language.constrain=none", "learner.hindsight=false"] {
-        assert_ne!(trained(&[changes]).steps[0], expected.steps[0], "{changes} is part of what is learned");
-    }
+    expected
 }
 
 /// Problems with so few answers that random weights solve some of them, but not all.
@@ -209,10 +230,16 @@ fn preferences_are_part_of_a_run() {
 
 #[test]
 fn processes_over_nats_give_the_weights_of_one() {
-    let expected = trained(&[]);
+    for train in [TRAIN, TRAIN_ADAPTER] {
+        expect_the_same_over_nats(train);
+    }
+}
+
+fn expect_the_same_over_nats(train: [&str; 4]) {
+    let expected = trained(train, &[]);
     let cluster = Cluster::new();
     write_in(&cluster.folder);
-    let learner = cluster.start("learner", &[&["tiny.toml", "--run-dir", "run"], &HASTE[..]].concat());
+    let learner = cluster.start("learner", &[&train[1..], &HASTE[..]].concat());
     // A worker that has the model elsewhere.
     write_model(&cluster.folder.path("elsewhere"), 0);
     let workers = [
@@ -227,8 +254,14 @@ fn processes_over_nats_give_the_weights_of_one() {
 
 #[test]
 fn a_run_is_measured_and_compared_with_its_base() {
+    for train in [TRAIN, TRAIN_ADAPTER] {
+        expect_measures(train);
+    }
+}
+
+fn expect_measures(train: [&str; 4]) {
     let folder = folder();
-    let ended = folder.call(&TRAIN).success();
+    let ended = folder.call(&train).success();
     assert!(ended.stdout.contains("arithmetic-sum") && !ended.stdout.contains("random legal"), "{ended:#?}");
     let measured =
         folder.call(&["eval", "run", "--exam", "arithmetic-sum", "--split", "dev", "--samples", "2", "--json"]);
@@ -243,6 +276,40 @@ fn a_run_is_measured_and_compared_with_its_base() {
     assert!(solved.stdout.starts_with("4 + 9"), "{solved:#?}");
     let group = folder.call(&["inspect", "run", "--group", "0/0"]).success();
     assert!(group.stdout.contains("<|im_end|>"), "{group:#?}");
+    let checkpoint = folder.path("run/checkpoints/step_00000012/model.safetensors");
+    let (model, _) = policy::read_weights(&std::fs::read(checkpoint).unwrap(), &[""]).unwrap();
+    assert_eq!(model.adapter.is_some(), train == TRAIN_ADAPTER, "the checkpoint holds what was trained, alone");
+}
+
+/// The base of an adapter's run is needed for whatever is done with the run, and it must be the same.
+#[test]
+fn an_adapter_without_its_base_is_refused() {
+    let folder = folder();
+    folder.call(&TRAIN_ADAPTER).success();
+    std::fs::remove_dir_all(folder.path("model")).unwrap();
+    let commands: [&[&str]; 4] = [
+        &["train", "--resume", "--run-dir", "run"],
+        &["replay", "run"],
+        &["eval", "run", "--exam", "arithmetic-sum"],
+        &["solve", "run", "--domain", "arithmetic", "4 + 9"],
+    ];
+    for command in commands {
+        refused(&folder, command, &["local.base: ", "expected a pretrained model"]);
+    }
+    write_model(&folder.path("model"), 1);
+    for command in commands {
+        refused(&folder, command, &["local.base: ", "expected a model with digest"]);
+    }
+    let adapter = "model.adapter={rank=4,alpha=8.0}";
+    let smoke = ["train", "smoke", "--set", adapter];
+    refused(&folder, &smoke, &["model.adapter: expected none in a run without a pretrained model"]);
+    for (change, says) in [
+        ("model.adapter.rank=0", "model.adapter.rank: expected 1 to 256, got 0"),
+        ("model.adapter.alpha=-1", "model.adapter.alpha: expected over 0, up to 1000000, got -1"),
+        ("model.adapter.dropout=0.1", "model.adapter.dropout: unknown field"),
+    ] {
+        refused(&folder, &["train", "lora.toml", "--set", change], &[says]);
+    }
 }
 
 #[test]
@@ -252,7 +319,7 @@ fn a_base_that_is_missing_or_another_is_refused() {
     for (change, says) in [
         ("model.base=nowhere", &["model.base: nowhere: expected a pretrained model", "found none"][..]),
         ("model.base=tiny.toml", &["tiny.toml: expected"]),
-        ("model.d_model=64", &["expected max_positions alone beside it", "got model.d_model"]),
+        ("model.d_model=64", &["expected max_positions and adapter alone beside it", "got model.d_model"]),
         ("model.max_positions=1024", &["model.max_positions: expected up to 512", "got 1024"]),
         ("language.examples=4", &["language.examples: expected 0 to 3, got 4"]),
         ("language.constrain=all", &["language.constrain: unknown variant `all`"]),

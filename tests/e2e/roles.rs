@@ -8,7 +8,7 @@ use bus::{Bus, InProcess};
 use domains::{Domain, Split, registry};
 use language::{Source, SymbolLanguage};
 use learner::{BuildId, Config, Exam, KeepJournal, Manifest, Models, Observer, RunOptions, Summary};
-use policy::{Device, Numerics};
+use policy::{Backend, Device, Numerics};
 use tokio_util::sync::CancellationToken;
 use verifier::Judge;
 
@@ -58,6 +58,7 @@ impl Roles {
             reissue_after: None,
             audit: None,
             tokenizer_json: "{}".to_owned(),
+            backend: Backend::Cpu,
             models: Models::default(),
         };
         let manifest = Manifest {
@@ -75,7 +76,7 @@ impl Roles {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             let bus: Arc<dyn Bus> = Arc::new(InProcess::new());
-            let actor = actor::Config { device: Device::Cpu, num_threads: 1, num_slots: 64 };
+            let actor = actor::Config { backend: Backend::Cpu, num_threads: 1, num_slots: 64 };
             tokio::spawn(actor::run(actor, Arc::new(SymbolLanguage), bus.clone(), shutdown.clone()));
             let (language, max_rollouts) = (Arc::new(SymbolLanguage), config.batch.num_rollouts);
             let judge = Judge { domains: self.domains, language, max_rollouts };

@@ -20,7 +20,7 @@ fn fold_of(config: &Config) -> Fold {
 fn fold_with(config: &Config, references: References) -> Fold {
     let sources: Vec<Arc<dyn ProblemSource>> = vec![Arc::new(TestSource("countdown"))];
     let start = (State::initial(), TrainingState::initial(&config.model, config.seed));
-    Fold::new(config.clone(), sources, 2, start, Plans::default(), references).unwrap()
+    Fold::new(config.clone(), sources, &Backend::Cpu, 2, start, Plans::default(), references).unwrap()
 }
 
 fn policy_gradient(kind: PolicyGradientKind) -> PolicyGradientConfig {

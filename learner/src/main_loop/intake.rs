@@ -243,6 +243,7 @@ mod tests {
             checker_limit: Duration::from_secs(300),
             audit,
             tokenizer_json: "{}".to_owned(),
+            backend: policy::Backend::Cpu,
             models: Models::default(),
         }
     }

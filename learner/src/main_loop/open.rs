@@ -92,7 +92,8 @@ impl<'a> Learner<'a> {
         let audits = Audits::new(options.audit, banned, trained, known.disputed.clone());
         let fold = block_in_place(|| {
             let references = References::load(&config, options.num_threads, &options.models)?;
-            Fold::new(config, sources, options.num_threads, (state, training), planned, references)
+            let start = (state, training);
+            Fold::new(config, sources, &options.backend, options.num_threads, start, planned, references)
         })?;
         let mut learner = Learner {
             options,

@@ -8,7 +8,7 @@ mod scorer;
 mod scores;
 mod trainer;
 
-pub(crate) use network::CandleWeights;
+pub(crate) use network::{CandleBase, CandleWeights};
 pub(crate) use policy::CandlePolicy;
 pub(crate) use scorer::CandleScorer;
 pub(crate) use trainer::CandleTrainer;

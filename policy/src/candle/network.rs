@@ -14,8 +14,19 @@ use crate::{AttentionShape, ModelConfig, Params, TensorSpec, Variant};
 #[derive(Debug)]
 pub(crate) struct CandleWeights {
     pub(crate) config: ModelConfig,
+    /// Those of the base, if there is an adapter.
     pub(super) tensors: Vec<Tensor>,
+    /// Empty if there is none.
+    pub(super) adapter: Vec<Tensor>,
     pub(super) rotary: Rotary,
+}
+
+/// Frozen weights on a device, which adapters change.
+#[derive(Debug)]
+pub(crate) struct CandleBase {
+    /// Of the network without an adapter.
+    config: ModelConfig,
+    pub(super) tensors: Vec<Tensor>,
 }
 
 /// Cosines and sines of rotary position embedding, `[max_positions, head_dim / 2]` each.
@@ -34,11 +45,37 @@ pub(super) struct Projected {
 
 impl CandleWeights {
     pub(crate) fn new(config: &ModelConfig, params: &Params, device: &Device) -> Result<CandleWeights> {
-        let specs = config.tensors();
-        let place = |(spec, values): (&TensorSpec, &Vec<f32>)| Tensor::from_slice(values, &spec.shape[..], device);
-        let tensors = specs.iter().zip(&params.tensors).map(place).collect::<Result<_>>()?;
-        Ok(CandleWeights { config: config.clone(), tensors, rotary: Rotary::new(config, device)? })
+        let (tensors, adapter) = (place(config, params, device)?, Vec::new());
+        Ok(CandleWeights { config: config.clone(), tensors, adapter, rotary: Rotary::new(config, device)? })
     }
+
+    /// Places an adapter beside the weights that it changes.
+    pub(crate) fn adapted(config: &ModelConfig, base: &CandleBase, adapter: &Params) -> Result<CandleWeights> {
+        let device = base.device();
+        let (tensors, adapter) = (base.tensors.clone(), place(config, adapter, device)?);
+        Ok(CandleWeights { config: config.clone(), tensors, adapter, rotary: Rotary::new(config, device)? })
+    }
+}
+
+impl CandleBase {
+    pub(crate) fn new(config: &ModelConfig, params: &Params, device: &Device) -> Result<CandleBase> {
+        Ok(CandleBase { config: config.clone(), tensors: place(config, params, device)? })
+    }
+
+    /// Returns the config of the network without an adapter.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.tensors[0].device()
+    }
+}
+
+/// Places the tensors of a config on a device.
+pub(super) fn place(config: &ModelConfig, params: &Params, device: &Device) -> Result<Vec<Tensor>> {
+    let place = |(spec, values): (&TensorSpec, &Vec<f32>)| Tensor::from_slice(values, &spec.shape[..], device);
+    config.tensors().iter().zip(&params.tensors).map(place).collect()
 }
 
 impl Rotary {
@@ -70,11 +107,12 @@ impl Rotary {
 
 /// Computes the logits `[M, V]` after M of N rows.
 ///
+/// - `weights`: of the network; `adapter`: its tensors, none if there is no adapter.
 /// - `tokens`, `positions`: of each row.
 /// - `attend`: given the index of a block, computes the attention of each row over the positions that it sees, `[N, D]`.
 pub(super) fn logits(
     config: &ModelConfig,
-    weights: &[Tensor],
+    (weights, adapter): (&[Tensor], &[Tensor]),
     rotary: &Rotary,
     (tokens, positions): (&[TokenId], &[u32]),
     rows: &[u32],
@@ -84,6 +122,7 @@ pub(super) fn logits(
     let mut weights = weights.iter();
     let mut next = || weights.next().expect("one tensor for each of the config's specs");
     let norm = |x: &Tensor, weight: &Tensor| rms_norm_slow(x, weight, config.variant.rms_norm_eps);
+    let mut adapter = Adapted { scale: config.adapter.map_or(0.0, |adapter| adapter.scale().into()), rest: adapter };
     let embed = next();
     let device = embed.device();
     let num_rows = tokens.len();
@@ -91,7 +130,7 @@ pub(super) fn logits(
     let mut x = embed.index_select(&Tensor::new(tokens, device)?, 0)?; // [N, D]
     for layer in 0..config.num_layers {
         let AttentionShape { num_heads, num_kv_heads, head_dim, .. } = config.attention_shape(layer);
-        let mut qkv = norm(&x, next())?.matmul(next())?;
+        let mut qkv = adapter.multiply(&norm(&x, next())?, next(), 3)?;
         if *qkv_bias {
             qkv = qkv.broadcast_add(next())?;
         }
@@ -106,13 +145,34 @@ pub(super) fn logits(
         }
         let values = heads.narrow(1, num_heads + num_kv_heads, num_kv_heads)?.contiguous()?;
         let projected = Projected { queries, keys, values };
-        x = (x + attend(layer, projected)?.matmul(next())?)?;
-        let gate_up = norm(&x, next())?.matmul(next())?;
-        x = (x + swiglu(&gate_up)?.matmul(next())?)?;
+        x = (x + adapter.multiply(&attend(layer, projected)?, next(), 1)?)?;
+        let gate_up = adapter.multiply(&norm(&x, next())?, next(), 2)?;
+        x = (x + adapter.multiply(&swiglu(&gate_up)?, next(), 1)?)?;
     }
     let chosen = x.index_select(&Tensor::new(rows, device)?, 0)?;
     let chosen = norm(&chosen, next())?;
     if *tied_head { chosen.matmul(&embed.t()?) } else { chosen.matmul(next()) }
+}
+
+/// The tensors of an adapter that are not applied yet.
+struct Adapted<'a> {
+    scale: f64,
+    /// A and B of each projection; empty if there is no adapter.
+    rest: &'a [Tensor],
+}
+
+impl Adapted<'_> {
+    /// Computes `x W`, or with an adapter `x W + s (x A) B`, whose columns are those of a number of projections.
+    fn multiply(&mut self, x: &Tensor, weight: &Tensor, num_projections: usize) -> Result<Tensor> {
+        let product = x.matmul(weight)?;
+        if self.rest.is_empty() {
+            return Ok(product);
+        }
+        let (pairs, rest) = self.rest.split_at(2 * num_projections);
+        self.rest = rest;
+        let low_rank = |pair: &[Tensor]| (x.matmul(&pair[0])? * self.scale)?.matmul(&pair[1]);
+        product + Tensor::cat(&pairs.chunks_exact(2).map(low_rank).collect::<Result<Vec<_>>>()?, 1)?
+    }
 }
 
 /// Computes attention within B sequences: the query heads that share a key-value head are rows of one product.

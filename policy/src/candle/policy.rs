@@ -79,7 +79,7 @@ impl Policy for CandlePolicy {
         let pass = Pass::new(&weights.config, lengths, feeds, weights.tensors[0].device())?;
         let logits = network::logits(
             &weights.config,
-            &weights.tensors,
+            (&weights.tensors[..], &weights.adapter[..]),
             &weights.rotary,
             (&pass.tokens, &pass.positions),
             &pass.last_rows,

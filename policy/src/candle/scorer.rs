@@ -15,7 +15,7 @@ impl CandleScorer {
 
 impl Scorer for CandleScorer {
     fn logprobs(&self, sequences: &[&Sequence]) -> std::result::Result<Vec<f32>, Error> {
-        let CandleWeights { config, tensors, rotary } = &self.0;
-        Ok(logprobs(config, tensors, rotary, pass_rows(config), sequences)?)
+        let CandleWeights { config, tensors, rotary, .. } = &self.0;
+        Ok(logprobs(config, (tensors, &[]), rotary, pass_rows(config), sequences)?)
     }
 }

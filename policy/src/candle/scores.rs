@@ -12,14 +12,14 @@ use crate::{ChosenToken, ModelConfig, Sequence};
 /// weights.
 pub(super) fn scores(
     config: &ModelConfig,
-    weights: &[Tensor],
+    weights: (&[Tensor], &[Tensor]),
     rotary: &Rotary,
     sequences: &[&Sequence],
 ) -> Result<(Tensor, Tensor)> {
     let tokens: Vec<TokenId> = sequences.iter().flat_map(|sequence| &sequence.tokens).copied().collect();
     let lengths: Vec<usize> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
     let positions: Vec<u32> = lengths.iter().flat_map(|len| 0..*len as u32).collect();
-    let packing = Packing::new(config, &lengths, weights[0].device())?;
+    let packing = Packing::new(config, &lengths, weights.0[0].device())?;
     let (rows, choices) = chosen_rows(sequences);
     let attend = |layer, projected| packing.attend(packing.hidden.of(config, layer), projected);
     let logits = logits(config, weights, rotary, (&tokens, &positions), &rows, attend)?;
@@ -29,7 +29,7 @@ pub(super) fn scores(
 /// Computes the log-probability of every chosen token, in passes of at most `max_rows` rows or one sequence.
 pub(super) fn logprobs(
     config: &ModelConfig,
-    weights: &[Tensor],
+    weights: (&[Tensor], &[Tensor]),
     rotary: &Rotary,
     max_rows: usize,
     sequences: &[&Sequence],

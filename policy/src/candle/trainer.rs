@@ -3,7 +3,7 @@ use std::borrow::Cow;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var};
 
-use super::network::Rotary;
+use super::network::{CandleBase, Rotary, place};
 use super::scores::{fits, logprobs, pass_rows, scores};
 use crate::losses::LossPart;
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
 pub(crate) struct CandleTrainer {
     config: ModelConfig,
     specs: Vec<TensorSpec>,
+    /// The frozen weights, if an adapter is trained.
+    base: Option<Vec<Tensor>>,
     weights: Vec<Var>,
     average: Vec<Tensor>,
     first: Vec<Tensor>,
@@ -31,19 +33,16 @@ pub(crate) struct CandleTrainer {
 impl CandleTrainer {
     pub(crate) fn new(
         config: &ModelConfig,
+        base: Option<&CandleBase>,
         state: TrainingState,
         num_shards: usize,
         device: &Device,
     ) -> Result<CandleTrainer> {
-        let specs = config.tensors();
-        let place = |params: &Params| {
-            let tensors = specs.iter().zip(&params.tensors);
-            tensors
-                .map(|(spec, values)| Tensor::from_slice(values, &spec.shape[..], device))
-                .collect::<Result<Vec<_>>>()
-        };
+        let place = |params: &Params| place(config, params, device);
         Ok(CandleTrainer {
             config: config.clone(),
+            specs: config.tensors(),
+            base: base.map(|base| base.tensors.clone()),
             weights: place(&state.weights)?.iter().map(Var::from_tensor).collect::<Result<_>>()?,
             average: place(&state.average)?,
             first: place(&state.first)?,
@@ -53,7 +52,6 @@ impl CandleTrainer {
             num_shards,
             max_rows: pass_rows(config),
             gradient: None,
-            specs,
         })
     }
 
@@ -61,11 +59,16 @@ impl CandleTrainer {
         self.weights[0].device()
     }
 
+    /// Returns the weights of the network and those of the adapter, of which there are none without a base.
+    fn network<'a>(&'a self, trained: &'a [Tensor]) -> (&'a [Tensor], &'a [Tensor]) {
+        self.base.as_ref().map_or((trained, &[]), |base| (base, trained))
+    }
+
     /// Computes the gradient of the loss of one pass, and the scores that the loss depends on.
     fn pass_gradients(&self, part: LossPart<'_>) -> std::result::Result<(BatchScores, Vec<Tensor>), Error> {
         let weights: Vec<Tensor> = self.weights.iter().map(|var| var.as_tensor().clone()).collect();
         let is_read: Vec<bool> = part.reads_entropies().collect();
-        let (logprobs, entropies) = scores(&self.config, &weights, &self.rotary, part.sequences)?;
+        let (logprobs, entropies) = scores(&self.config, self.network(&weights), &self.rotary, part.sequences)?;
         let mut of_pass = BatchScores { logprobs: logprobs.to_vec1()?, entropies: vec![0.0; is_read.len()] };
         if is_read.contains(&true) {
             let computed: Vec<f32> = entropies.to_vec1()?;
@@ -96,7 +99,7 @@ impl CandleTrainer {
 impl Trainer for CandleTrainer {
     fn logprobs(&self, sequences: &[&Sequence]) -> std::result::Result<Vec<f32>, Error> {
         let weights: Vec<Tensor> = self.weights.iter().map(Var::as_detached_tensor).collect();
-        Ok(logprobs(&self.config, &weights, &self.rotary, self.max_rows, sequences)?)
+        Ok(logprobs(&self.config, self.network(&weights), &self.rotary, self.max_rows, sequences)?)
     }
 
     fn gradients(&mut self, batch: &LossBatch<'_>) -> std::result::Result<BatchScores, Error> {
@@ -198,6 +201,7 @@ mod tests {
             num_kv_heads: 1,
             ff_dim: 32,
             variant: Variant::default(),
+            adapter: None,
         };
         let sequence = |len: usize| {
             let tokens: Vec<TokenId> = (0..len).map(|index| (index * 7 % 24) as TokenId).collect();
@@ -209,7 +213,7 @@ mod tests {
         sequences.chunks(2).zip(&losses).for_each(|(pair, loss)| batch.push(pair, loss));
         let gradients = |max_rows: usize| {
             let state = TrainingState::initial(&config, 1);
-            let mut trainer = CandleTrainer::new(&config, state, 1, &Device::Cpu).unwrap();
+            let mut trainer = CandleTrainer::new(&config, None, state, 1, &Device::Cpu).unwrap();
             assert!(trainer.max_rows > 1_000, "a network as small as this one takes one pass");
             trainer.max_rows = max_rows;
             let scores = trainer.gradients(&batch).unwrap();

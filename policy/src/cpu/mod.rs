@@ -1,8 +1,11 @@
 //! The network on the CPU, in bit-reproducible kernels: a log-probability has the same bits whether it is played or trained,
 //! alone or in a batch, on one thread or many.
 
+mod base;
 mod chunk;
+mod gradients;
 pub mod kernels;
+mod merge;
 mod network;
 mod optimizer;
 mod packed;
@@ -11,6 +14,9 @@ mod scorer;
 mod threads;
 mod trainer;
 
+pub use merge::merge_adapter;
+
+pub(crate) use base::CpuBase;
 pub(crate) use packed::PackedWeights;
 pub(crate) use policy::CpuPolicy;
 pub(crate) use scorer::CpuScorer;

@@ -6,16 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::slice;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use proto::TokenId;
 
 use super::chunk::{Choice, Chunk, fits};
+use super::gradients::{BlockGradients, NetworkGradients, PackedAdapter, Scratch};
 use super::kernels::{
     self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
     rms_norm_backward, swiglu, swiglu_backward,
 };
-use super::packed::{Linear, PackedLayer, PackedWeights};
+use super::packed::{PackedLayer, PackedWeights, Transposes};
 use super::threads;
 use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
@@ -47,14 +48,23 @@ pub(crate) fn logprobs(
     chunks.into_iter().flat_map(|(_, logprobs)| logprobs).collect()
 }
 
+/// A version in training.
+pub(crate) struct Trained {
+    pub(crate) network: Arc<PackedWeights>,
+    pub(crate) transposes: Transposes,
+    /// The adapter that is trained alone, if there is one.
+    pub(crate) adapter: Option<PackedAdapter>,
+}
+
 /// Scores all chosen tokens, and adds the gradient of their loss to `gradients`.
 pub(crate) fn add_gradients(
-    network: &PackedWeights,
+    trained: &Trained,
     workspaces: &Workspaces,
     part: LossPart<'_>,
     gradients: &mut Params,
 ) -> BatchScores {
     let mut workspace = workspaces.take();
+    let network = trained.network.as_ref();
     let (mut scores, mut of_inputs, mut rest) = (BatchScores::default(), InputGradients::new(), part);
     while !rest.is_empty() {
         let (part, later) = rest.split(fits(chunk_rows(&network.config)));
@@ -67,7 +77,7 @@ pub(crate) fn add_gradients(
             logprobs: workspace.scored(network, &chunk).map(logprob).collect(),
             entropies: workspace.scored(network, &chunk).zip(part.reads_entropies()).map(entropy).collect(),
         };
-        workspace.backward(network, &chunk, &part.grad(&of_chunk), gradients, &mut of_inputs);
+        workspace.backward(trained, &chunk, &part.grad(&of_chunk), gradients, &mut of_inputs);
         scores.logprobs.extend(of_chunk.logprobs);
         scores.entropies.extend(of_chunk.entropies);
         rest = later;
@@ -151,7 +161,7 @@ struct Grad {
     attended: Vec<f32>,
     gate_up: Vec<f32>,
     gated: Vec<f32>,
-    packed: PackedMatrix,
+    scratch: Scratch,
 }
 
 impl Workspace {
@@ -172,7 +182,7 @@ impl Workspace {
             let kept = &mut self.layers[index % num_kept];
             std::mem::swap(&mut kept.input, &mut self.x);
             normalise(&kept.input, &layer.attention_norm, epsilon, &mut self.normed);
-            linear(&self.normed, &layer.qkv.forward, &mut kept.qkv);
+            linear(&self.normed, &layer.qkv, &mut kept.qkv);
             layer.finish_qkv(epsilon, chunk.positions(), &mut kept.qkv, Some(&mut kept.unnormed));
             let attended_width = layer.shape.queries_dim();
             kept.attended.resize(chunk.tokens.len() * attended_width, 0.0);
@@ -186,17 +196,17 @@ impl Workspace {
             } else {
                 &kept.input
             };
-            linear(&kept.attended, &layer.out.forward, &mut self.normed);
+            linear(&kept.attended, &layer.out, &mut self.normed);
             sum(residual, &self.normed, &mut kept.middle);
             normalise(&kept.middle, &layer.mlp_norm, epsilon, &mut self.normed);
-            linear(&self.normed, &layer.gate_up.forward, &mut kept.gate_up);
+            linear(&self.normed, &layer.gate_up, &mut kept.gate_up);
             self.gated.resize(kept.gate_up.len() / 2, 0.0);
             swiglu(&kept.gate_up, &mut self.gated, network.config.ff_dim);
-            linear(&self.gated, &layer.down.forward, &mut self.normed);
+            linear(&self.gated, &layer.down, &mut self.normed);
             sum(&kept.middle, &self.normed, &mut self.x);
         }
         normalise(&self.x, &network.norm, epsilon, &mut self.normed);
-        linear(&self.normed, &network.head.forward, &mut self.logits);
+        linear(&self.normed, &network.head, &mut self.logits);
     }
 
     /// Pairs the chosen tokens with the logits that predict them.
@@ -231,60 +241,68 @@ impl Workspace {
     /// Adds to `gradients`; those of the input rows of a tied embedding go to `of_inputs`.
     fn backward(
         &mut self,
-        network: &PackedWeights,
+        trained: &Trained,
         chunk: &Chunk<'_>,
         grads: &[LossGrad],
         gradients: &mut Params,
         of_inputs: &mut InputGradients,
     ) {
-        let (width, epsilon) = (network.config.d_model, network.config.variant.rms_norm_eps);
-        let vocabulary = network.config.vocabulary_size;
-        let (embed, tensors) = gradients.tensors.split_first_mut().expect("gradients have the config's tensors");
-        let mut tensors = tensors.iter_mut().rev();
-        let mut next = || tensors.next().expect("gradients have the config's tensors");
-        self.logits_backward(vocabulary, &chunk.choices, grads);
+        let Trained { network, transposes, adapter } = trained;
+        let config = &network.config;
+        let (width, epsilon, ff_dim) = (config.d_model, config.variant.rms_norm_eps, config.ff_dim);
+        let NetworkGradients { mut embed, blocks, norm, head } =
+            NetworkGradients::new(config, adapter.as_ref(), gradients);
+        self.logits_backward(config.vocabulary_size, &chunk.choices, grads);
         let (grad, grad_logits) = (&mut self.grad, &self.logits);
-        if network.config.variant.tied_head {
-            linear(grad_logits, network.head.transposed(), &mut grad.normed);
-            add_product(grad_logits, vocabulary, &self.normed, width, embed, &mut grad.packed);
-        } else {
-            linear_backward(&self.normed, &network.head, grad_logits, next(), &mut grad.normed, &mut grad.packed);
+        linear(grad_logits, &transposes.head, &mut grad.normed);
+        if let Some(head) = head {
+            grad.scratch.add_product(&self.normed, width, grad_logits, config.vocabulary_size, head);
+        } else if let Some(embed) = &mut embed {
+            grad.scratch.add_product(grad_logits, config.vocabulary_size, &self.normed, width, embed);
         }
         grad.x.resize(self.x.len(), 0.0);
-        rms_norm_backward::<false>(&self.x, &network.norm, epsilon, &grad.normed, &mut grad.x, next());
+        let norm = grad.scratch.vector(norm, width);
+        rms_norm_backward::<false>(&self.x, &network.norm, epsilon, &grad.normed, &mut grad.x, norm);
         let last_layer = network.layers.len() - 1;
-        for (index, (layer, kept)) in network.layers.iter().zip(&self.layers).enumerate().rev() {
-            let (down, gate_up, mlp_norm) = (next(), next(), next());
-            let out = next();
-            let qk_norm = layer.qk_norm.as_ref().map(|_| [next(), next()]);
-            let qkv_bias = layer.qkv_bias.as_ref().map(|_| next());
-            let (qkv, attention_norm) = (next(), next());
-            linear(&grad.x, layer.down.transposed(), &mut grad.gated);
+        let layers = network.layers.iter().zip(&transposes.layers).zip(&self.layers).zip(blocks);
+        for (index, (((layer, transposes), kept), block)) in layers.enumerate().rev() {
+            let BlockGradients { attention_norm, qkv, qkv_bias, qk_norm, out, mlp_norm, gate_up, down } = block;
+            let (attended_width, qkv_width) = (layer.shape.queries_dim(), layer.shape.qkv_dim());
+            linear(&grad.x, &transposes.down, &mut grad.gated);
             grad.gate_up.resize(kept.gate_up.len(), 0.0);
             self.gated.resize(grad.gated.len(), 0.0);
-            swiglu_backward(&kept.gate_up, &grad.gated, &mut grad.gate_up, &mut self.gated, network.config.ff_dim);
-            add_weight_gradient(&self.gated, &layer.down, &grad.x, down, &mut grad.packed);
+            swiglu_backward(&kept.gate_up, &grad.gated, &mut grad.gate_up, &mut self.gated, ff_dim);
+            down.add(&self.gated, ff_dim, &grad.x, width, &mut grad.scratch);
             normalise(&kept.middle, &layer.mlp_norm, epsilon, &mut self.normed);
-            linear_backward(&self.normed, &layer.gate_up, &grad.gate_up, gate_up, &mut grad.normed, &mut grad.packed);
+            linear(&grad.gate_up, &transposes.gate_up, &mut grad.normed);
+            gate_up.add(&self.normed, width, &grad.gate_up, 2 * ff_dim, &mut grad.scratch);
+            let mlp_norm = grad.scratch.vector(mlp_norm, width);
             rms_norm_backward::<true>(&kept.middle, &layer.mlp_norm, epsilon, &grad.normed, &mut grad.x, mlp_norm);
 
-            linear_backward(&kept.attended, &layer.out, &grad.x, out, &mut grad.attended, &mut grad.packed);
+            linear(&grad.x, &transposes.out, &mut grad.attended);
+            out.add(&kept.attended, attended_width, &grad.x, width, &mut grad.scratch);
             if index == last_layer {
                 spread_rows(&mut grad.x, &chunk.chosen_rows, chunk.tokens.len(), width);
-                spread_rows(&mut grad.attended, &chunk.chosen_rows, chunk.tokens.len(), layer.shape.queries_dim());
+                spread_rows(&mut grad.attended, &chunk.chosen_rows, chunk.tokens.len(), attended_width);
             }
             grad.qkv.resize(kept.qkv.len(), 0.0);
             attention_backward(layer.shape, &chunk.segments, &kept.qkv, &grad.attended, &mut grad.qkv);
             layer.rotary.rotate_back(layer.shape, chunk.positions(), &mut grad.qkv);
-            if let Some([key_norm, query_norm]) = qk_norm {
-                let grads = [query_norm, key_norm];
+            if layer.qk_norm.is_some() {
+                let grads = grad.scratch.vectors(qk_norm, layer.shape.head_dim);
                 qk_norm_backward(layer, epsilon, &kept.unnormed, &mut grad.qkv, grads, &mut grad.normed);
             }
             if let Some(qkv_bias) = qkv_bias {
-                grad.qkv.chunks_exact(layer.shape.qkv_dim()).for_each(|row| add(qkv_bias, row));
+                grad.qkv.chunks_exact(qkv_width).for_each(|row| add(qkv_bias, row));
             }
             normalise(&kept.input, &layer.attention_norm, epsilon, &mut self.normed);
-            linear_backward(&self.normed, &layer.qkv, &grad.qkv, qkv, &mut grad.normed, &mut grad.packed);
+            qkv.add(&self.normed, width, &grad.qkv, qkv_width, &mut grad.scratch);
+            if index == 0 && embed.is_none() {
+                // Nothing before the first block is trained.
+                return;
+            }
+            linear(&grad.qkv, &transposes.qkv, &mut grad.normed);
+            let attention_norm = grad.scratch.vector(attention_norm, width);
             rms_norm_backward::<true>(
                 &kept.input,
                 &layer.attention_norm,
@@ -294,8 +312,9 @@ impl Workspace {
                 attention_norm,
             );
         }
+        let Some(embed) = embed else { return };
         for (token, row) in chunk.tokens.iter().zip(grad.x.chunks_exact(width)) {
-            if network.config.variant.tied_head {
+            if config.variant.tied_head {
                 add(of_inputs.entry(*token).or_insert_with(|| vec![0.0; width]), row);
             } else {
                 add(embedding(embed, *token, width), row);
@@ -319,44 +338,6 @@ pub(crate) fn linear(x: &[f32], weight: &PackedMatrix, out: &mut Vec<f32>) {
     let num_rows = x.len() / inputs;
     out.resize(num_rows * weight.num_columns(), 0.0);
     matmul(MatrixView::row_major(x, inputs), num_rows, weight, Start::Zero, out);
-}
-
-/// Writes `grad_out weight^T` and adds `x^T grad_out` to the weight's gradient.
-fn linear_backward(
-    x: &[f32],
-    weight: &Linear,
-    grad_out: &[f32],
-    grad_weight: &mut [f32],
-    grad_x: &mut Vec<f32>,
-    packed: &mut PackedMatrix,
-) {
-    linear(grad_out, weight.transposed(), grad_x);
-    add_weight_gradient(x, weight, grad_out, grad_weight, packed);
-}
-
-/// Adds `x^T grad_out` to the weight's gradient; `packed` is scratch.
-fn add_weight_gradient(
-    x: &[f32],
-    weight: &Linear,
-    grad_out: &[f32],
-    grad_weight: &mut [f32],
-    packed: &mut PackedMatrix,
-) {
-    let (inputs, outputs) = (weight.forward.num_rows(), weight.forward.num_columns());
-    add_product(x, inputs, grad_out, outputs, grad_weight, packed);
-}
-
-/// Adds `left^T right` to `out [left_width, right_width]`; `packed` is scratch.
-fn add_product(
-    left: &[f32],
-    left_width: usize,
-    right: &[f32],
-    right_width: usize,
-    out: &mut [f32],
-    packed: &mut PackedMatrix,
-) {
-    packed.pack(MatrixView::row_major(right, right_width), right.len() / right_width, right_width);
-    matmul(MatrixView::row_major(left, left_width).transposed(), left_width, packed, Start::Out, out);
 }
 
 /// Converts gradients of normalised query and key heads to gradients of the heads before the norms, in place, and adds to the

@@ -37,7 +37,7 @@ pub(crate) fn step(
         let weights = weights.chunks_mut(PIECE).zip(averages.chunks_mut(PIECE));
         weights.zip(gradient.chunks(PIECE)).zip(moments).map(move |piece| (piece, step))
     });
-    let num_threads = threads::worth_starting(num_threads, config.num_parameters());
+    let num_threads = threads::worth_starting(num_threads, config.num_trained());
     threads::for_each(num_threads, pieces, |((((weights, averages), gradient), (first, second)), step)| {
         adamw(weights, gradient, first, second, step);
         average(averages, weights, decay);
@@ -76,6 +76,7 @@ mod tests {
             num_kv_heads: 1,
             ff_dim: 16,
             variant: Variant::default(),
+            adapter: None,
         }
     }
 

@@ -1,83 +1,205 @@
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::kernels::{MatrixView, PackedMatrix, RotaryTable, add, rms_norm_in_place};
+use super::merge::merged;
 use super::threads;
-use crate::{AttentionShape, ModelConfig, Params, Variant};
+use crate::{AttentionShape, ModelConfig, Params, TensorSpec, Variant};
 
-/// One version of the weights in the order in which the kernels read them. Shared by all threads that use it.
+/// One version of the weights in the order in which the kernels read them. Shared by all threads that use it. An adapter is
+/// merged into the matrices that it changes, so it costs nothing to play with.
 #[derive(Debug)]
 pub(crate) struct PackedWeights {
     pub(crate) config: ModelConfig,
-    pub(crate) embed: Vec<f32>,
+    pub(crate) embed: Arc<Vec<f32>>,
     pub(crate) layers: Vec<PackedLayer>,
     pub(crate) norm: Vec<f32>,
-    pub(crate) head: Linear,
+    pub(crate) head: Arc<PackedMatrix>,
 }
 
-/// One decoder block.
+/// One decoder block. Matrices are `[inputs, outputs]`.
 #[derive(Debug)]
 pub(crate) struct PackedLayer {
     pub(crate) shape: AttentionShape,
     pub(crate) rotary: Arc<RotaryTable>,
     pub(crate) attention_norm: Vec<f32>,
-    pub(crate) qkv: Linear,
+    pub(crate) qkv: PackedMatrix,
     /// Added to queries, keys and values.
     pub(crate) qkv_bias: Option<Vec<f32>>,
     /// Weights of the norms of query heads and key heads.
     pub(crate) qk_norm: Option<[Vec<f32>; 2]>,
-    pub(crate) out: Linear,
+    pub(crate) out: PackedMatrix,
     pub(crate) mlp_norm: Vec<f32>,
-    pub(crate) gate_up: Linear,
-    pub(crate) down: Linear,
+    pub(crate) gate_up: PackedMatrix,
+    pub(crate) down: PackedMatrix,
 }
 
-/// A linear layer: `[inputs, outputs]`, and its transpose if gradients are needed.
+/// The transposes of a version's matrices, by which gradients are multiplied.
 #[derive(Debug)]
-pub(crate) struct Linear {
-    pub(crate) forward: PackedMatrix,
-    transposed: Option<PackedMatrix>,
+pub(crate) struct Transposes {
+    pub(crate) layers: Vec<LayerTransposes>,
+    pub(crate) head: Arc<PackedMatrix>,
 }
 
-impl Linear {
-    /// Returns the transpose.
-    ///
-    /// # Panics
-    /// When the weights were packed for playing.
-    pub(crate) fn transposed(&self) -> &PackedMatrix {
-        self.transposed.as_ref().expect("packed for training")
-    }
+/// The transposes of a block's matrices.
+#[derive(Debug)]
+pub(crate) struct LayerTransposes {
+    pub(crate) qkv: PackedMatrix,
+    pub(crate) out: PackedMatrix,
+    pub(crate) gate_up: PackedMatrix,
+    pub(crate) down: PackedMatrix,
+}
+
+/// A version of the weights as it lies in [`Params`].
+#[derive(Clone, Copy)]
+pub(crate) struct Unpacked<'a> {
+    pub(crate) config: &'a ModelConfig,
+    /// `[V, D]`
+    pub(crate) embed: &'a [f32],
+    /// All tensors; those of the adapter's base, if there is an adapter.
+    pub(crate) params: &'a Params,
+    pub(crate) adapter: Option<&'a Params>,
 }
 
 impl PackedWeights {
-    /// Packs a version for playing it.
-    pub(crate) fn new(config: &ModelConfig, params: &Params) -> PackedWeights {
-        PackedWeights::pack(config, params, false, 1)
+    /// Packs a version, on some threads.
+    pub(crate) fn new(config: &ModelConfig, params: &Params, num_threads: usize) -> PackedWeights {
+        let unpacked = Unpacked::own(config, params);
+        let mut matrices = unpacked.pack(unpacked.matrices(), Form::Forward, num_threads);
+        let head = Arc::new(matrices.pop().expect("every network has a head"));
+        unpacked.arrange(matrices, Arc::new(unpacked.embed.to_vec()), head)
     }
 
-    /// Packs a version for training it, on some threads.
-    pub(crate) fn with_transposes(config: &ModelConfig, params: &Params, num_threads: usize) -> PackedWeights {
-        PackedWeights::pack(config, params, true, num_threads)
+    /// Packs a version whose embedding and head are there.
+    pub(crate) fn with_head(
+        unpacked: Unpacked<'_>,
+        embed: Arc<Vec<f32>>,
+        head: Arc<PackedMatrix>,
+        num_threads: usize,
+    ) -> PackedWeights {
+        let matrices = unpacked.pack(unpacked.matrices_of_blocks(), Form::Forward, num_threads);
+        unpacked.arrange(matrices, embed, head)
+    }
+}
+
+impl Transposes {
+    /// Packs the transposes of a version, on some threads.
+    pub(crate) fn new(config: &ModelConfig, params: &Params, num_threads: usize) -> Transposes {
+        let unpacked = Unpacked::own(config, params);
+        let mut matrices = unpacked.pack(unpacked.matrices(), Form::Transposed, num_threads);
+        let head = Arc::new(matrices.pop().expect("every network has a head"));
+        Transposes::arrange(matrices, head)
     }
 
-    fn pack(config: &ModelConfig, params: &Params, transposes: bool, num_threads: usize) -> PackedWeights {
-        let Variant { qkv_bias, qk_norm, tied_head, no_rope_layers, .. } = &config.variant;
-        let specs = config.tensors();
-        let embed = &params.tensors[0];
-        let (matrices, vectors): (Vec<_>, Vec<_>) =
-            specs.iter().zip(&params.tensors).skip(1).partition(|(spec, _)| spec.shape.len() == 2);
-        let mut vectors = vectors.into_iter().map(|(_, values)| values.clone());
+    /// Packs the transposes of a version whose head is there.
+    pub(crate) fn with_head(unpacked: Unpacked<'_>, head: Arc<PackedMatrix>, num_threads: usize) -> Transposes {
+        Transposes::arrange(unpacked.pack(unpacked.matrices_of_blocks(), Form::Transposed, num_threads), head)
+    }
+
+    fn arrange(matrices: Vec<PackedMatrix>, head: Arc<PackedMatrix>) -> Transposes {
+        let (mut matrices, mut layers) = (matrices.into_iter(), Vec::new());
+        while let Some(qkv) = matrices.next() {
+            let mut next = || matrices.next().expect("four matrices for each block");
+            layers.push(LayerTransposes { qkv, out: next(), gate_up: next(), down: next() });
+        }
+        Transposes { layers, head }
+    }
+}
+
+/// A matrix to pack, `[inputs, outputs]`.
+struct Matrix {
+    /// Index of its tensor.
+    tensor: usize,
+    spec: TensorSpec,
+    /// Whether it is the transpose of the embedding.
+    is_tied_head: bool,
+}
+
+/// How matrices are packed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Forward,
+    Transposed,
+}
+
+impl<'a> Unpacked<'a> {
+    fn own(config: &'a ModelConfig, params: &'a Params) -> Unpacked<'a> {
+        Unpacked { config, embed: &params.tensors[0], params, adapter: None }
+    }
+
+    /// Packs the head.
+    pub(crate) fn head(&self) -> PackedMatrix {
+        self.pack_head(Form::Forward)
+    }
+
+    /// Packs the transpose of the head.
+    pub(crate) fn head_transposed(&self) -> PackedMatrix {
+        self.pack_head(Form::Transposed)
+    }
+
+    fn pack_head(&self, form: Form) -> PackedMatrix {
+        self.pack(self.matrices().pop().into_iter().collect(), form, 1).pop().expect("every network has a head")
+    }
+
+    /// Lists the matrices of the blocks in order, and then the head.
+    fn matrices(&self) -> Vec<Matrix> {
+        let (width, vocabulary_size) = (self.config.d_model, self.config.vocabulary_size);
+        let specs = self.config.base_tensors().into_iter().enumerate().skip(1);
+        let matrices = specs.filter(|(_, spec)| spec.shape.len() == 2);
+        let matrices = matrices.map(|(tensor, spec)| Matrix { tensor, spec, is_tied_head: false });
+        let spec = TensorSpec { name: "head.weight".to_owned(), shape: vec![width, vocabulary_size] };
+        let tied_head = Matrix { tensor: 0, spec, is_tied_head: true };
+        matrices.chain(self.config.variant.tied_head.then_some(tied_head)).collect()
+    }
+
+    fn matrices_of_blocks(&self) -> Vec<Matrix> {
+        let mut matrices = self.matrices();
+        matrices.pop();
+        matrices
+    }
+
+    fn pack(&self, matrices: Vec<Matrix>, form: Form, num_threads: usize) -> Vec<PackedMatrix> {
+        let num_values = matrices.iter().map(|matrix| matrix.spec.num_elements()).sum();
+        let mut packed: Vec<Option<PackedMatrix>> = matrices.iter().map(|_| None).collect();
+        // From the last on: the head of a large vocabulary takes longest.
+        let to_pack = packed.iter_mut().zip(matrices).rev();
+        threads::for_each(threads::worth_starting(num_threads, num_values), to_pack, |(packed, matrix)| {
+            let (inputs, outputs) = (matrix.spec.shape[0], matrix.spec.shape[1]);
+            let values = self.values(&matrix);
+            let view = match matrix.is_tied_head {
+                true => MatrixView::row_major(&values, inputs).transposed(),
+                false => MatrixView::row_major(&values, outputs),
+            };
+            *packed = Some(match form {
+                Form::Forward => PackedMatrix::new(view, inputs, outputs),
+                Form::Transposed => PackedMatrix::new(view.transposed(), outputs, inputs),
+            });
+        });
+        packed.into_iter().map(|packed| packed.expect("every matrix is packed")).collect()
+    }
+
+    fn values(&self, matrix: &Matrix) -> Cow<'a, [f32]> {
+        if matrix.is_tied_head {
+            return Cow::Borrowed(self.embed);
+        }
+        let own = &self.params.tensors[matrix.tensor];
+        match self.adapter {
+            Some(adapter) => merged(self.config, adapter, &matrix.spec.name, own),
+            None => Cow::Borrowed(own),
+        }
+    }
+
+    /// Puts packed matrices in their places, beside the vectors.
+    fn arrange(&self, matrices: Vec<PackedMatrix>, embed: Arc<Vec<f32>>, head: Arc<PackedMatrix>) -> PackedWeights {
+        let Variant { qkv_bias, qk_norm, no_rope_layers, .. } = &self.config.variant;
+        let specs = self.config.base_tensors();
+        let vectors = specs.iter().zip(&self.params.tensors).filter(|(spec, _)| spec.shape.len() == 1);
+        let mut vectors = vectors.map(|(_, values)| values.clone());
         let mut vector = || vectors.next().expect("params have the config's tensors");
-        let matrices = matrices.into_iter().map(|(spec, values)| {
-            let (inputs, outputs) = (spec.shape[0], spec.shape[1]);
-            Matrix { view: MatrixView::row_major(values, outputs), inputs, outputs }
-        });
-        let tied_head = tied_head.then(|| {
-            let view = MatrixView::row_major(embed, config.d_model).transposed();
-            Matrix { view, inputs: config.d_model, outputs: config.vocabulary_size }
-        });
-        let mut linears = pack_all(matrices.chain(tied_head).collect(), transposes, num_threads).into_iter();
-        let mut linear = || linears.next().expect("params have the config's tensors");
+        let mut matrices = matrices.into_iter();
+        let mut matrix = || matrices.next().expect("params have the config's tensors");
+        let config = self.config;
         let frequencies = config.variant.rope_frequencies(config.head_dim());
         let rotary = Arc::new(RotaryTable::new(config.max_positions, &frequencies));
         let still = match no_rope_layers[..] {
@@ -89,38 +211,17 @@ impl PackedWeights {
                 shape: config.attention_shape(layer),
                 rotary: if no_rope_layers.contains(&layer) { still.clone() } else { rotary.clone() },
                 attention_norm: vector(),
-                qkv: linear(),
+                qkv: matrix(),
                 qkv_bias: qkv_bias.then(&mut vector),
                 qk_norm: qk_norm.then(|| [vector(), vector()]),
-                out: linear(),
+                out: matrix(),
                 mlp_norm: vector(),
-                gate_up: linear(),
-                down: linear(),
+                gate_up: matrix(),
+                down: matrix(),
             })
             .collect();
-        PackedWeights { config: config.clone(), embed: embed.clone(), layers, norm: vector(), head: linear() }
+        PackedWeights { config: config.clone(), embed, layers, norm: vector(), head }
     }
-}
-
-/// A matrix to pack.
-struct Matrix<'a> {
-    view: MatrixView<'a>,
-    inputs: usize,
-    outputs: usize,
-}
-
-fn pack_all(matrices: Vec<Matrix<'_>>, transposes: bool, num_threads: usize) -> Vec<Linear> {
-    let num_values = matrices.iter().map(|Matrix { inputs, outputs, .. }| inputs * outputs).sum();
-    let mut linears: Vec<Option<Linear>> = matrices.iter().map(|_| None).collect();
-    // From the last on: the head of a large vocabulary takes longest.
-    let to_pack = linears.iter_mut().zip(matrices).rev();
-    threads::for_each(threads::worth_starting(num_threads, num_values), to_pack, |(linear, matrix)| {
-        let Matrix { view, inputs, outputs } = matrix;
-        let forward = PackedMatrix::new(view, inputs, outputs);
-        let transposed = transposes.then(|| PackedMatrix::new(view.transposed(), outputs, inputs));
-        *linear = Some(Linear { forward, transposed });
-    });
-    linears.into_iter().map(|linear| linear.expect("every matrix is packed")).collect()
 }
 
 impl PackedLayer {

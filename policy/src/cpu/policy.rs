@@ -77,7 +77,7 @@ impl CpuPolicy {
         let last_layer = layers.len() - 1;
         for (index, (layer, cache)) in weights.layers.iter().zip(layers).enumerate() {
             normalise(&s.x, &layer.attention_norm, epsilon, &mut s.normed);
-            linear(&s.normed, &layer.qkv.forward, &mut s.qkv);
+            linear(&s.normed, &layer.qkv, &mut s.qkv);
             let positions = feeds.iter().flat_map(|feed| (lengths[feed.slot]..).take(feed.tokens.len()));
             layer.finish_qkv(epsilon, positions, &mut s.qkv, None);
             let attended_width = layer.shape.queries_dim();
@@ -88,20 +88,20 @@ impl CpuPolicy {
                 keep_rows(&mut s.x, &last_rows, width);
                 keep_rows(&mut s.attended, &last_rows, attended_width);
             }
-            linear(&s.attended, &layer.out.forward, &mut s.projected);
+            linear(&s.attended, &layer.out, &mut s.projected);
             add(&mut s.x, &s.projected);
             normalise(&s.x, &layer.mlp_norm, epsilon, &mut s.normed);
-            linear(&s.normed, &layer.gate_up.forward, &mut s.gate_up);
+            linear(&s.normed, &layer.gate_up, &mut s.gate_up);
             s.gated.resize(s.gate_up.len() / 2, 0.0);
             swiglu(&s.gate_up, &mut s.gated, config.ff_dim);
-            linear(&s.gated, &layer.down.forward, &mut s.projected);
+            linear(&s.gated, &layer.down, &mut s.projected);
             add(&mut s.x, &s.projected);
         }
         for feed in feeds {
             lengths[feed.slot] += feed.tokens.len();
         }
         normalise(&s.x, &weights.norm, epsilon, &mut s.normed);
-        linear(&s.normed, &weights.head.forward, &mut s.of_feeds);
+        linear(&s.normed, &weights.head, &mut s.of_feeds);
         s.logits.extend_from_slice(&s.of_feeds);
     }
 }

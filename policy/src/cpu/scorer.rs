@@ -11,7 +11,11 @@ pub(crate) struct CpuScorer {
 
 impl CpuScorer {
     pub(crate) fn new(config: &ModelConfig, params: &Params, num_threads: usize) -> CpuScorer {
-        CpuScorer { packed: PackedWeights::new(config, params), workspaces: Workspaces::default(), num_threads }
+        CpuScorer {
+            packed: PackedWeights::new(config, params, num_threads),
+            workspaces: Workspaces::default(),
+            num_threads,
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::network::{self, Workspaces};
-use super::packed::PackedWeights;
+use super::base::CpuBase;
+use super::gradients::PackedAdapter;
+use super::network::{self, Trained, Workspaces};
+use super::packed::{PackedWeights, Transposes};
 use super::{optimizer, threads};
 use crate::{
     BatchScores, Division, Error, LossBatch, ModelConfig, OptimizerStep, Params, Sequence, Trainer, TrainingState,
@@ -12,18 +14,27 @@ use crate::{
 /// Trains with hand-written gradients, one shard per thread at a time.
 pub(crate) struct CpuTrainer {
     config: ModelConfig,
+    /// The frozen weights, if an adapter is trained.
+    base: Option<Arc<CpuBase>>,
     state: TrainingState,
     division: Division,
     /// The weights as the kernels read them, until the next step.
-    packed: OnceLock<PackedWeights>,
+    packed: OnceLock<Arc<PackedWeights>>,
     workspaces: Workspaces,
     gradient: Option<Params>,
 }
 
 impl CpuTrainer {
-    pub(crate) fn new(config: &ModelConfig, state: TrainingState, division: Division) -> CpuTrainer {
+    /// Resumes from a state: of an adapter, if there is a base.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        base: Option<Arc<CpuBase>>,
+        state: TrainingState,
+        division: Division,
+    ) -> CpuTrainer {
         CpuTrainer {
             config: config.clone(),
+            base,
             state,
             division,
             packed: OnceLock::new(),
@@ -32,9 +43,23 @@ impl CpuTrainer {
         }
     }
 
-    fn packed(&self) -> &PackedWeights {
-        let pack = || PackedWeights::with_transposes(&self.config, &self.state.weights, self.division.num_threads);
-        self.packed.get_or_init(pack)
+    fn packed(&self) -> &Arc<PackedWeights> {
+        let num_threads = self.division.num_threads;
+        self.packed.get_or_init(|| match &self.base {
+            Some(base) => base.packed(&self.config, &self.state.weights, num_threads),
+            None => Arc::new(PackedWeights::new(&self.config, &self.state.weights, num_threads)),
+        })
+    }
+
+    /// Packs what the backward pass needs.
+    fn trained(&self) -> Trained {
+        let (config, weights, num_threads) = (&self.config, &self.state.weights, self.division.num_threads);
+        let transposes = match &self.base {
+            Some(base) => base.transposes(config, weights, num_threads),
+            None => Transposes::new(config, weights, num_threads),
+        };
+        let adapter = self.base.as_ref().map(|_| PackedAdapter::new(config, weights));
+        Trained { network: self.packed().clone(), transposes, adapter }
     }
 }
 
@@ -46,14 +71,14 @@ impl Trainer for CpuTrainer {
     /// Computes the gradient in shards, on any number of threads, and adds the shards in order.
     fn gradients(&mut self, batch: &LossBatch<'_>) -> Result<BatchScores, Error> {
         let shards = batch.parts(self.division.num_shards);
-        let network = self.packed();
+        let trained = self.trained();
         let sum = Mutex::new(ShardSum::default());
         threads::for_each(
             self.division.num_threads.min(shards.len()),
             shards.into_iter().enumerate(),
             |(index, shard)| {
                 let mut gradient = Params::zeros(&self.config);
-                let scores = network::add_gradients(network, &self.workspaces, shard, &mut gradient);
+                let scores = network::add_gradients(&trained, &self.workspaces, shard, &mut gradient);
                 sum.lock().unwrap_or_else(PoisonError::into_inner).add(index, scores, gradient);
             },
         );

@@ -106,6 +106,7 @@ pub(super) fn read(gguf: &Gguf, store: &Store, path: &Path) -> Result<(Family, M
         num_kv_heads,
         ff_dim,
         variant,
+        adapter: None,
     };
     // Before anything is as long as the file says that the network is deep or wide.
     super::validate(&config(variant.clone()), path)?;

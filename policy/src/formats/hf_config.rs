@@ -228,6 +228,7 @@ fn network(keys: Keys<'_>, has_head: bool) -> Result<(Family, ModelConfig), Form
             no_rope_layers: Vec::new(),
             windows: Vec::new(),
         },
+        adapter: None,
     };
     // Before anything is as long as the config says that the network is deep.
     super::validate(&config, keys.path)?;

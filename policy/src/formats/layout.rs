@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::stored::Store;
 use super::{Family, FormatError};
-use crate::{ModelConfig, Params};
+use crate::{ModelConfig, Params, TensorSpec};
 
 /// A tensor of another format, and its place in [`Params`].
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ impl Convention {
 /// Lists the parts of a network in the order of our tensors.
 pub(super) fn parts(config: &ModelConfig, convention: Convention) -> Vec<Part> {
     let mut parts = Vec::new();
-    for (tensor, spec) in config.tensors().into_iter().enumerate() {
+    for (tensor, spec) in config.base_tensors().into_iter().enumerate() {
         let in_layer = spec.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
         let (layer, own_name) = in_layer.map_or((None, spec.name.as_str()), |(layer, name)| (Some(layer), name));
         let (_, names) = NAMES.iter().find(|(name, _)| *name == own_name).expect("every tensor has names elsewhere");
@@ -129,6 +129,44 @@ pub(super) fn parts(config: &ModelConfig, convention: Convention) -> Vec<Part> {
         }
     }
     parts
+}
+
+/// Our name of each projection that an adapter changes, and that of Hugging Face.
+const PROJECTIONS: [(&str, &str); 7] = [
+    ("attention.q", "self_attn.q_proj"),
+    ("attention.k", "self_attn.k_proj"),
+    ("attention.v", "self_attn.v_proj"),
+    ("attention.o", "self_attn.o_proj"),
+    ("mlp.gate", "mlp.gate_proj"),
+    ("mlp.up", "mlp.up_proj"),
+    ("mlp.down", "mlp.down_proj"),
+];
+
+/// Returns the modules of transformers that an adapter changes, as PEFT names them.
+pub(super) fn target_modules() -> [&'static str; 7] {
+    PROJECTIONS.map(|(_, module)| module.rsplit_once('.').map_or(module, |(_, name)| name))
+}
+
+/// Lists the tensors of an adapter as PEFT names and orders them. The rows of B are those of the projection, which transformers
+/// and we order alike.
+pub(super) fn adapter_parts(config: &ModelConfig) -> Vec<Part> {
+    let part = |(tensor, spec): (usize, TensorSpec)| {
+        let (path, matrix) = match spec.name.strip_suffix(".lora_a.weight") {
+            Some(path) => (path, "lora_A"),
+            None => (spec.name.strip_suffix(".lora_b.weight").expect("a tensor of an adapter"), "lora_B"),
+        };
+        let layer_and_name = path.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+        let (layer, own_name) = layer_and_name.expect("a tensor of a block");
+        let (_, module) = PROJECTIONS.iter().find(|(name, _)| *name == own_name).expect("every projection has a name");
+        let (inputs, outputs) = (spec.shape[0], spec.shape[1]);
+        Part {
+            name: format!("base_model.model.model.layers.{layer}.{module}.{matrix}.weight"),
+            shape: vec![outputs, inputs],
+            tensor,
+            place: Place::Columns { first: 0, width: outputs, interleaved: 0 },
+        }
+    };
+    config.tensors().into_iter().enumerate().map(part).collect()
 }
 
 /// Checks that a file holds the parts of a network, and nothing else.

@@ -27,7 +27,7 @@ use crate::{Error, ModelConfig, Params};
 
 pub use error::FormatError;
 pub use gguf::Gguf;
-pub use write::{Companions, write_hf};
+pub use write::{Companions, write_hf, write_peft};
 
 /// A family of networks, by the name that Hugging Face gives its architecture.
 ///
@@ -63,7 +63,7 @@ pub enum StoredType {
 /// use policy::formats::{Companions, Family, Pretrained, StoredType, write_hf};
 ///
 /// let config = policy::ModelConfig { vocabulary_size: 8, max_positions: 8, d_model: 16, num_layers: 1, num_heads: 1,
-///     num_kv_heads: 1, ff_dim: 16, variant: policy::Variant::default() };
+///     num_kv_heads: 1, ff_dim: 16, variant: policy::Variant::default(), adapter: None };
 /// let params = policy::Params::init(&config, 0);
 /// let folder = tempfile::tempdir().unwrap();
 /// write_hf(folder.path(), &config, Family::Llama, &params, StoredType::F32, Companions::default()).unwrap();

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{self, Convention, Part};
 use super::{Family, FormatError, StoredType, hf_config};
-use crate::{ModelConfig, Params};
+use crate::{Adapter, ModelConfig, Params};
 
 /// What a folder of Hugging Face holds besides the network.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,7 +35,7 @@ pub fn write_hf(
     stored_type: StoredType,
     companions: Companions<'_>,
 ) -> Result<(), FormatError> {
-    let sizes = config.tensors().iter().map(|spec| spec.num_elements()).collect::<Vec<_>>();
+    let sizes = config.base_tensors().iter().map(|spec| spec.num_elements()).collect::<Vec<_>>();
     assert!(params.tensors.iter().map(Vec::len).eq(sizes), "the weights are of the config's shape");
     super::validate(config, folder)?;
     let mut described = hf_config::describe(config, family, stored_type, folder)?;
@@ -44,14 +44,63 @@ pub fn write_hf(
         [one] => json!(one),
         several => json!(several),
     };
+    let parts = layout::parts(config, Convention::HuggingFace);
+    let weights = ("model.safetensors", &parts[..], params, stored_type);
+    write_folder(folder, ("config.json", &described), weights, companions.files)
+}
+
+/// Writes an adapter as a folder of PEFT: `adapter_config.json` and `adapter_model.safetensors`, in F32. The folder is complete or
+/// absent. `base_name` is the name or the path of the pretrained model, for those who load it.
+///
+/// # Errors
+/// [`FormatError::Occupied`] when the folder is not empty, [`FormatError::Io`].
+///
+/// # Panics
+/// When the config has no adapter, or `adapter` is not of its shape.
+pub fn write_peft(folder: &Path, config: &ModelConfig, adapter: &Params, base_name: &str) -> Result<(), FormatError> {
+    let Adapter { rank, alpha, rslora } = config.adapter.expect("a config with an adapter");
+    let sizes = config.tensors().iter().map(|spec| spec.num_elements()).collect::<Vec<_>>();
+    assert!(adapter.tensors.iter().map(Vec::len).eq(sizes), "the adapter is of the config's shape");
+    super::validate(config, folder)?;
+    let described = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": true,
+        "r": rank,
+        // Some readers take whole numbers alone.
+        "lora_alpha": if alpha.fract() == 0.0 { json!(alpha as u64) } else { json!(alpha) },
+        "use_rslora": rslora,
+        "lora_dropout": 0.0,
+        "target_modules": layout::target_modules(),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "modules_to_save": null,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_dora": false,
+    });
+    let parts = layout::adapter_parts(config);
+    let weights = ("adapter_model.safetensors", &parts[..], adapter, StoredType::F32);
+    write_folder(folder, ("adapter_config.json", &described), weights, &[])
+}
+
+/// Writes a folder with a description, weights and other files; each has its file's name first.
+fn write_folder(
+    folder: &Path,
+    (described_name, described): (&str, &Value),
+    (weights_name, parts, params, stored_type): (&str, &[Part], &Params, StoredType),
+    files: &[(&str, Vec<u8>)],
+) -> Result<(), FormatError> {
     refuse_occupied(folder)?;
     let partial = create_partial(folder).map_err(FormatError::io(folder, "a folder that can be created"))?;
     let write = || -> io::Result<()> {
-        write_weights(&partial.join("model.safetensors"), config, params, stored_type)?;
-        let mut text = serde_json::to_vec_pretty(&described)?;
+        write_weights(&partial.join(weights_name), parts, params, stored_type)?;
+        let mut text = serde_json::to_vec_pretty(described)?;
         text.push(b'\n');
-        let files = companions.files.iter().map(|(name, bytes)| (*name, bytes));
-        for (name, bytes) in files.chain([("config.json", &text)]) {
+        let files = files.iter().map(|(name, bytes)| (*name, bytes));
+        for (name, bytes) in files.chain([(described_name, &text)]) {
             let mut file = File::create_new(partial.join(name))?;
             file.write_all(bytes)?;
             file.sync_all()?;
@@ -99,16 +148,15 @@ fn parent(folder: &Path) -> &Path {
     folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn write_weights(path: &Path, config: &ModelConfig, params: &Params, stored_type: StoredType) -> io::Result<()> {
+fn write_weights(path: &Path, parts: &[Part], params: &Params, stored_type: StoredType) -> io::Result<()> {
     let (type_name, element_bytes) = match stored_type {
         StoredType::F32 => ("F32", 4),
         StoredType::Bf16 => ("BF16", 2),
     };
-    let parts = layout::parts(config, Convention::HuggingFace);
     // Some readers refuse files without it.
     let mut header = Map::from_iter([("__metadata__".to_owned(), json!({"format": "pt"}))]);
     let mut offset = 0;
-    for Part { name, shape, .. } in &parts {
+    for Part { name, shape, .. } in parts {
         let end = offset + shape.iter().product::<usize>() * element_bytes;
         header.insert(name.clone(), json!({"dtype": type_name, "shape": shape, "data_offsets": [offset, end]}));
         offset = end;
@@ -119,7 +167,7 @@ fn write_weights(path: &Path, config: &ModelConfig, params: &Params, stored_type
     let mut writer = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
     writer.write_all(&(header.len() as u64).to_le_bytes())?;
     writer.write_all(&header)?;
-    for part in &parts {
+    for part in parts {
         part.copy_out(params, |values| match stored_type {
             StoredType::F32 => values.iter().try_for_each(|value| writer.write_all(&value.to_le_bytes())),
             StoredType::Bf16 => values.iter().try_for_each(|value| writer.write_all(&to_bf16(*value).to_le_bytes())),

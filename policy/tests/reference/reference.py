@@ -2,7 +2,8 @@
 transformers: `python3 reference.py`, by hand, in a folder with torch and transformers 5 on the path. Run it again only if a family
 is added: other versions of torch draw other weights.
 
-`python3 reference.py --smollm2 FILE.gguf` makes smollm2.json from the real model instead.
+`python3 reference.py --smollm2 FILE.gguf` makes smollm2.json from the real model instead, and `python3 reference.py --peft` an
+adapter of the checkpoint `llama` and its reference values, with PEFT 0.21.
 """
 import copy
 import json
@@ -111,8 +112,44 @@ def smollm2(path):
     (HERE / "smollm2-135m.json").write_text(json.dumps(cases) + "\n")
 
 
+def adapter():
+    import peft
+
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_pretrained(HERE / "llama", dtype=torch.float32, attn_implementation="eager")
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = peft.LoraConfig(r=3, lora_alpha=6, use_rslora=True, target_modules=modules, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(model, config).eval()
+    for key, tensor in model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(tensor, std=0.3)
+    folder = HERE / "llama-lora"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "llama"
+    # PEFT writes a set.
+    settings["target_modules"] = modules
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    tokens = torch.randint(0, SMALL["vocab_size"], (1, 24))
+    logits = model(tokens).logits
+    logprobs = logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+    logprobs.mean().backward()
+    gradients = {key.replace(".default", ""): tensor.grad for key, tensor in model.named_parameters() if tensor.requires_grad}
+    (HERE / "llama-lora.json").write_text(json.dumps({
+        "tokens": tokens[0].tolist(),
+        "logits": rounded(logits[0]),
+        "logprobs": rounded(logprobs),
+        "gradients": {key: [float("%.7g" % grad.norm()), float("%.7g" % (grad.flatten() * signs(grad)).sum())]
+                      for key, grad in gradients.items()},
+    }) + "\n")
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--smollm2"]:
         smollm2(sys.argv[2])
+    elif sys.argv[1:2] == ["--peft"]:
+        adapter()
     else:
         tiny()
