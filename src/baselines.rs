@@ -3,21 +3,21 @@
 use anyhow::Result;
 use domains::domain;
 use language::{Episode, enumerate_answers, random_answer};
-use proto::{CounterRng, Problem, ProblemOrigin, Purpose, Request, TokenId, Verdict};
+use proto::{CounterRng, KeyedProblem, Problem, ProblemOrigin, Purpose, Request, TokenId, Verdict};
 
 use crate::language;
 use crate::player::Scores;
 
 /// Scores answers of uniformly random legal tokens, `num_samples` per problem.
-pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Scores> {
+pub(crate) fn uniform_legal(problems: &[KeyedProblem], num_samples: u32) -> Result<Scores> {
     let mut correct = Vec::with_capacity(problems.len());
-    for (index, problem) in problems.iter().enumerate() {
-        let (episode, request) = open(problem)?;
+    for (index, keyed) in problems.iter().enumerate() {
+        let (episode, request) = open(&keyed.problem)?;
         let mut num_correct = 0;
         for attempt in 0..num_samples {
             let mut rng = CounterRng::new(0, Purpose::Evaluation, 0, index as u64, u64::from(attempt));
             let answer = random_answer(episode.fork(), &mut rng);
-            num_correct += u32::from(is_correct(&request, problem, &answer)?);
+            num_correct += u32::from(is_correct(&request, keyed, &answer)?);
         }
         correct.push(num_correct);
     }
@@ -25,13 +25,13 @@ pub(crate) fn uniform_legal(problems: &[Problem], num_samples: u32) -> Result<Sc
 }
 
 /// Scores blind enumeration: answers in canonical order, at most `num_calls` checker calls per problem.
-pub(crate) fn enumeration(problems: &[Problem], num_calls: u32) -> Result<Scores> {
+pub(crate) fn enumeration(problems: &[KeyedProblem], num_calls: u32) -> Result<Scores> {
     let mut correct = Vec::with_capacity(problems.len());
-    for problem in problems {
-        let (episode, request) = open(problem)?;
+    for keyed in problems {
+        let (episode, request) = open(&keyed.problem)?;
         let mut is_solved = false;
         for answer in enumerate_answers(episode).take(num_calls as usize) {
-            is_solved = is_correct(&request, problem, &answer)?;
+            is_solved = is_correct(&request, keyed, &answer)?;
             if is_solved {
                 break;
             }
@@ -46,7 +46,8 @@ fn open(problem: &Problem) -> Result<(Box<dyn Episode>, Request)> {
     Ok((language().open(&request)?, request))
 }
 
-fn is_correct(request: &Request, problem: &Problem, answer: &[TokenId]) -> Result<bool> {
+fn is_correct(request: &Request, keyed: &KeyedProblem, answer: &[TokenId]) -> Result<bool> {
     let Some(text) = language().text(request, answer)? else { return Ok(false) };
-    Ok(domain(&problem.domain)?.judge(problem, None, &text)?.verdict == Verdict::Correct)
+    let KeyedProblem { problem, key } = keyed;
+    Ok(domain(&problem.domain)?.judge(problem, key.as_ref(), &text)?.verdict == Verdict::Correct)
 }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
-use domains::{Split, exam_problems, exams_of, trained_variant};
+use domains::{Split, exams_of, trained_variant};
 use language::Language;
-use proto::Problem;
+use proto::KeyedProblem;
 
 use crate::input::JsonLines;
 use crate::pairing::Pairing;
 use crate::player::{Player, Scores};
+use crate::problems::{self, exam_problems};
 use crate::report::{note, percent, print, table};
 use crate::room::{expect_room, positions_needed};
 use crate::subject::{self, Subject, run_at};
@@ -49,18 +50,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (language, has, step) = (subject.language.clone(), subject.model.max_positions, subject.step);
     let language = language.as_ref();
     let split = if args.split == "dev" { Split::Dev } else { Split::Test };
-    let mut sets: Vec<(String, Vec<Problem>)> = Vec::new();
+    let mut sets: Vec<(String, Vec<KeyedProblem>)> = Vec::new();
     ensure!(
         subject.step.is_some() || args.problems.is_some() || args.exam != "all",
         "--exam: expected one exam for a pretrained model, such as countdown-3, since all of them take hours"
     );
-    let trained_on = trained_domains(&args.subject.subject, &subject)?;
-    let sit = |name: &str| exam_problems(name, split, trained_on.iter().map(String::as_str));
+    let config = run_at(&args.subject.subject).map(|run| run_config::of_run(&run, &[])).transpose()?;
+    let trained_on =
+        config.as_ref().map_or_else(|| known_domains(&subject), |config| config.domains().map(str::to_owned).collect());
+    let sit = |name: &str| match &config {
+        Some(config) => config.exam(name, split),
+        None => exam_problems(name, split, trained_on.iter().map(String::as_str)),
+    };
     match &args.problems {
         Some(path) => sets.push(read_problems(path, &trained_on, language, has)?),
         None if args.exam == "all" => {
-            for spec in exams_of(trained_on.iter().map(String::as_str)) {
-                let (name, problems) = (format!("{} ({})", spec.name, args.split), sit(spec.name)?);
+            let own = trained_on.iter().map(String::as_str).filter(|name| *name == problems::NAME);
+            for exam in exams_of(trained_on.iter().map(String::as_str)).into_iter().map(|spec| spec.name).chain(own) {
+                let (name, problems) = (format!("{exam} ({})", args.split), sit(exam)?);
                 if positions_needed(language, &problems)? <= has {
                     sets.push((name, problems));
                 } else {
@@ -123,7 +130,7 @@ impl Sat {
     fn sit(
         trained: &Player,
         untrained: Option<&Player>,
-        problems: &[Problem],
+        problems: &[KeyedProblem],
         num_samples: u32,
         reads_symbols: bool,
     ) -> Result<Sat> {
@@ -211,9 +218,9 @@ struct Part {
 }
 
 /// Splits an exam by level and held-out status if its problems are of several kinds.
-fn by_part(problems: &[Problem], sat: &Sat) -> Result<Vec<Part>> {
+fn by_part(problems: &[KeyedProblem], sat: &Sat) -> Result<Vec<Part>> {
     let mut places = BTreeMap::<(&str, u32, bool), Vec<usize>>::new();
-    for (place, problem) in problems.iter().enumerate() {
+    for (place, KeyedProblem { problem, .. }) in problems.iter().enumerate() {
         let domain = domains::domain(&problem.domain)?;
         let level = domain.level_of(domain.niche(problem, None)?);
         let held_out = domain.exams().map_or(Ok(false), |exams| exams.is_held_out(problem))?;
@@ -302,18 +309,12 @@ impl Report {
     }
 }
 
-/// Returns the domains that a run, or a checkpoint's run, trains on; if there is no run, those that the network can be asked about.
-fn trained_domains(path: &Path, subject: &Subject) -> Result<Vec<String>> {
-    Ok(match run_at(path) {
-        Some(run) => run_config::of_run(&run, &[])?.domains().map(str::to_owned).collect(),
-        None => {
-            let in_words = subject.step.is_none();
-            let known = domains::registry().iter();
-            let can_ask =
-                known.filter(|domain| if in_words { domain.wording().is_some() } else { domain.symbols().is_some() });
-            can_ask.map(|domain| domain.name().to_owned()).collect()
-        }
-    })
+/// Returns the domains that a network without a run can be asked about.
+fn known_domains(subject: &Subject) -> Vec<String> {
+    let in_words = subject.step.is_none();
+    let known = domains::registry().iter();
+    let can_ask = known.filter(|domain| if in_words { domain.wording().is_some() } else { domain.symbols().is_some() });
+    can_ask.map(|domain| domain.name().to_owned()).collect()
 }
 
 /// Reads a file of problems. Returns its name too. A problem without a domain uses the variant that the run trains on.
@@ -322,19 +323,20 @@ fn read_problems(
     trained_on: &[String],
     language: &dyn Language,
     max_positions: usize,
-) -> Result<(String, Vec<Problem>)> {
+) -> Result<(String, Vec<KeyedProblem>)> {
     let mut lines = JsonLines::open(path)?;
     let mut problems = Vec::new();
     while let Some((line, json)) = lines.next()? {
-        let read = || -> Result<Problem> {
+        let read = || -> Result<KeyedProblem> {
             let json = json?;
-            let mut problem = domains::problem_from_json(&json)?;
+            let mut keyed = domains::keyed_from_json(&json)?;
+            let problem = &mut keyed.problem;
             let variant = trained_variant(&problem.domain, trained_on.iter().map(String::as_str));
             if let Some(variant) = variant.filter(|_| json.get("domain").is_none()) {
                 problem.domain = variant.to_owned();
             }
-            expect_room(language, &problem, max_positions)?;
-            Ok(problem)
+            expect_room(language, problem, max_positions)?;
+            Ok(keyed)
         };
         problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);
     }

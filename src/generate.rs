@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
-use domains::{Exam, ExamSpec, domain, exam, exam_specs, registry};
+use anyhow::{Context as _, Result, bail, ensure};
+use domains::{Domain, Exam, ExamSpec, File, domain, exam, exam_specs, registry};
 use proto::{Digest, LadderLevel, Problem};
 use serde::Serialize;
 
 use crate::files::write_whole;
+use crate::problems::{self, ProblemFile};
 use crate::report::print;
 
 #[derive(clap::Args)]
@@ -19,6 +21,9 @@ pub(crate) struct Args {
     /// Level of the domain's ladder.
     #[arg(long, default_value_t = 1)]
     level: u32,
+    /// File of problems, if the domain is `file`.
+    #[arg(long, value_name = "FILE", conflicts_with = "exam")]
+    path: Option<PathBuf>,
     /// Number of problems.
     #[arg(long, default_value_t = 10)]
     count: u64,
@@ -37,7 +42,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(name) = &args.exam {
         return rebuild_exam(name, args.out.as_ref());
     }
-    let domain = domain(args.domain.as_deref().unwrap_or_default())?;
+    let domain = named(args)?;
     let levels = domain.ladder_levels();
     let known = || levels.iter().map(|level| level.level.to_string()).collect::<Vec<_>>().join(", ");
     levels
@@ -45,10 +50,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .find(|level| level.level == args.level)
         .with_context(|| format!("level: expected one of {} for {}, got {}", known(), domain.name(), args.level))?;
     for index in 0..args.count {
-        let problem = domain.ladder(args.level, args.seed, index).problem;
-        print(&domain.problem_to_json(&problem)?.to_string())?;
+        print(&domain.keyed_to_json(&domain.ladder(args.level, args.seed, index))?.to_string())?;
     }
     Ok(())
+}
+
+/// Returns the domain that is named, with its file.
+fn named(args: &Args) -> Result<Arc<dyn Domain>> {
+    let domain = domain(args.domain.as_deref().unwrap_or_default())?.clone();
+    match (&args.path, domain.name() == problems::NAME) {
+        (Some(path), true) => {
+            let file = ProblemFile::open(path)?;
+            ensure!(file.problems.train().len() > 0, "{}: {}", path.display(), problems::NOTHING_TO_TRAIN_ON);
+            Ok(Arc::new(File::of(file.problems)))
+        }
+        (None, true) => bail!("--path: expected the file whose problems are generated, got none"),
+        (Some(path), false) => {
+            bail!("--path: expected none for {}, which draws its problems, got {}", domain.name(), path.display())
+        }
+        (None, false) => Ok(domain),
+    }
 }
 
 fn rebuild_exam(name: &str, out: Option<&PathBuf>) -> Result<()> {

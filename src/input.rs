@@ -39,6 +39,12 @@ impl JsonLines {
         Ok(JsonLines { input: BufReader::new(input), name, num_read: 0, line: Vec::new() })
     }
 
+    /// Reads bytes that were read from a file.
+    pub(crate) fn of(bytes: Vec<u8>, name: String) -> JsonLines {
+        let input: Box<dyn Read> = Box::new(std::io::Cursor::new(bytes));
+        JsonLines { input: BufReader::new(input), name, num_read: 0, line: Vec::new() }
+    }
+
     /// Reads the next line that is not blank. Returns its number with its object or an error about it, and `None` at the end.
     ///
     /// # Errors

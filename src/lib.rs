@@ -34,6 +34,7 @@ mod panics;
 mod plan;
 mod player;
 mod pretrained;
+mod problems;
 mod record;
 mod replay;
 mod report;

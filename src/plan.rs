@@ -133,6 +133,7 @@ fn resumed(run_dir: &Path, end: End, overrides: &[String]) -> Result<RunConfig> 
     end.validate()?;
     expect_said_once(overrides, None, end)?;
     let mut config = run_config::of_run(run_dir, overrides)?;
+    config.expect_file()?;
     config.name = begun::config_name(run_dir).unwrap_or(config.name);
     if let (Some(minutes), Some(steps)) = (end.minutes, config.run.schedule.num_steps) {
         bail!("--minutes: expected a run without a fixed number of steps, got {minutes} for a run of {steps} steps");

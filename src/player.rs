@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result};
 use language::Language;
 use policy::{Backend, ModelConfig, Weights};
 use proto::{
-    Behavior, Digest, Problem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId, Verdict,
+    Behavior, Digest, KeyedProblem, ProblemOrigin, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, TokenId,
+    Verdict,
 };
 
 use crate::room::expect_room;
@@ -41,12 +42,12 @@ impl Player {
     }
 
     /// Scores one greedy answer and `num_samples` sampled answers per problem.
-    pub(crate) fn score(&self, problems: &[Problem], num_samples: u32) -> Result<(Scores, Scores)> {
+    pub(crate) fn score(&self, problems: &[KeyedProblem], num_samples: u32) -> Result<(Scores, Scores)> {
         Ok((self.play(problems, 1, 0.0)?, self.play(problems, num_samples, 1.0)?))
     }
 
     /// Counts right answers per problem. Temperature 0 is greedy.
-    fn play(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Scores> {
+    fn play(&self, problems: &[KeyedProblem], num_samples: u32, temperature: f32) -> Result<Scores> {
         let groups = self.groups(problems, num_samples, temperature)?;
         let num_correct =
             |scored: &ScoredGroup| scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
@@ -56,7 +57,7 @@ impl Player {
     /// Returns answers to one problem, with their verdicts.
     pub(crate) fn answers(
         &self,
-        problem: &Problem,
+        problem: &KeyedProblem,
         num_samples: u32,
         temperature: f32,
     ) -> Result<Vec<(Vec<TokenId>, Verdict)>> {
@@ -65,22 +66,26 @@ impl Player {
     }
 
     /// Plays and judges the problems. Returns the groups in order of the problems.
-    fn groups(&self, problems: &[Problem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
+    fn groups(&self, problems: &[KeyedProblem], num_samples: u32, temperature: f32) -> Result<Vec<ScoredGroup>> {
         let (language, model) = (&self.language, self.weights.config());
-        problems.iter().try_for_each(|problem| expect_room(language.as_ref(), problem, model.max_positions))?;
+        problems.iter().try_for_each(|keyed| expect_room(language.as_ref(), &keyed.problem, model.max_positions))?;
         let num_rollouts = problems.len().saturating_mul(num_samples as usize).max(1);
         let num_slots = (CACHE_BYTES / model.cache_bytes()).clamp(1, MAX_SLOTS.min(num_rollouts));
         let num_threads = self.num_threads.min(num_slots);
         let config = actor::Config { backend: Backend::Cpu, num_threads, num_slots };
         let (engine, mut groups) = Engine::start(config, language.clone());
-        for (index, problem) in problems.iter().enumerate() {
+        for (index, KeyedProblem { problem, key }) in problems.iter().enumerate() {
             let task = Task {
                 id: TaskId { kind: TaskKind::Evaluate, batch: 0, index: index as u32 },
                 seed: 0,
                 weights: Digest::of_bytes(b""),
                 policy_version: 0,
                 free_running: false,
-                request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
+                request: Request::Solve {
+                    problem: problem.clone(),
+                    origin: ProblemOrigin::Exam,
+                    has_key: key.is_some(),
+                },
                 family: String::new(),
                 num_rollouts: num_samples,
                 sampling: Sampling { behavior: Behavior::Policy, temperature },
@@ -91,7 +96,9 @@ impl Player {
         let mut scored = BTreeMap::new();
         for _ in problems {
             let group = groups.blocking_recv().context("the engine stopped early")??;
-            scored.insert(group.task.id.index, verifier::score(language.as_ref(), group, None)?);
+            let index = group.task.id.index;
+            let key = problems[index as usize].key.as_ref();
+            scored.insert(index, verifier::score(language.as_ref(), group, key)?);
         }
         Ok(scored.into_values().collect())
     }

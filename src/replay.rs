@@ -27,6 +27,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut config = of_run(&args.run, &[])?;
+    config.expect_file()?;
     begun::expect_config(&args.run, &config)?;
     config.local.threads = args.threads.into();
     let num_threads = config.local.num_threads();

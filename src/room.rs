@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use language::Language;
-use proto::{Problem, ProblemOrigin, Request};
+use proto::{KeyedProblem, Problem, ProblemOrigin, Request};
 
 /// Returns the lengths of a problem's prompt and of its longest answer, in tokens.
 pub(crate) fn positions(language: &dyn Language, problem: &Problem) -> Result<(usize, usize)> {
@@ -14,7 +14,8 @@ pub(crate) fn positions(language: &dyn Language, problem: &Problem) -> Result<(u
 
 /// Checks that a network has room for a problem with its longest answer.
 pub(crate) fn expect_room(language: &dyn Language, problem: &Problem, max_positions: usize) -> Result<()> {
-    let (needed, text) = (positions_needed(language, std::slice::from_ref(problem))?, &problem.text);
+    let (prompt, answer) = positions(language, problem)?;
+    let (needed, text) = (prompt + answer, &problem.text);
     ensure!(
         needed <= max_positions,
         "{text}: expected prompt and answer within model.max_positions = {max_positions}, got {needed}"
@@ -23,8 +24,11 @@ pub(crate) fn expect_room(language: &dyn Language, problem: &Problem, max_positi
 }
 
 /// Returns the most positions that a prompt with its longest answer takes.
-pub(crate) fn positions_needed(language: &dyn Language, problems: &[Problem]) -> Result<usize> {
-    let lengths = problems.iter().map(|problem| positions(language, problem));
+pub(crate) fn positions_needed<'a>(
+    language: &dyn Language,
+    problems: impl IntoIterator<Item = &'a KeyedProblem>,
+) -> Result<usize> {
+    let lengths = problems.into_iter().map(|keyed| positions(language, &keyed.problem));
     lengths
         .map(|length| length.map(|(prompt, answer)| prompt + answer))
         .try_fold(0, |most, needed| Ok(most.max(needed?)))

@@ -1,8 +1,8 @@
 //! `solve`: answers one problem with a run.
 
 use anyhow::{Context as _, Result};
-use domains::{domain, problem_from_json};
-use proto::{Problem, TokenId, Verdict};
+use domains::{domain, keyed_from_json};
+use proto::{KeyedProblem, TokenId, Verdict};
 
 use crate::input::{json, strip_mark};
 use crate::player::Player;
@@ -28,20 +28,21 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let problem = read_problem(&args.problem, &args.domain)?;
+    let keyed = read_problem(&args.problem, &args.domain)?;
+    let problem = &keyed.problem;
     let (domain, subject) = (domain(&problem.domain)?, Subject::named(&args.subject)?);
     let (language, step) = (subject.language.clone(), subject.step);
-    expect_room(language.as_ref(), &problem, subject.model.max_positions)?;
-    let longest = positions_needed(language.as_ref(), std::slice::from_ref(&problem))?;
+    expect_room(language.as_ref(), problem, subject.model.max_positions)?;
+    let longest = positions_needed(language.as_ref(), std::slice::from_ref(&keyed))?;
     let player = Player::new(subject, longest, 0)?;
-    let mut answers = player.answers(&problem, 1, 0.0)?;
-    answers.extend(player.answers(&problem, args.samples, 1.0)?);
+    let mut answers = player.answers(&keyed, 1, 0.0)?;
+    answers.extend(player.answers(&keyed, args.samples, 1.0)?);
     let solved = answers.iter().position(|(_, verdict)| *verdict == Verdict::Correct);
     let render = |(answer, verdict): &(Vec<TokenId>, Verdict)| (language.show(&problem.domain, answer), word(verdict));
     if args.json {
         let (answer, verdict) = render(&answers[solved.unwrap_or(0)]);
         let found = serde_json::json!({
-            "problem": domain.problem_to_json(&problem)?,
+            "problem": domain.problem_to_json(problem)?,
             "step": step,
             "answer": answer,
             "verdict": verdict,
@@ -71,15 +72,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// Reads a problem as JSON or as a person would type it.
-fn read_problem(text: &str, domain_name: &str) -> Result<Problem> {
+fn read_problem(text: &str, domain_name: &str) -> Result<KeyedProblem> {
     let text = strip_mark(text);
     let unnamed = |json: &serde_json::Value| json.as_object().is_some_and(|fields| !fields.contains_key("domain"));
     Ok(match json(text) {
-        Ok(json) if unnamed(&json) => domain(domain_name)?.problem_from_json(&json)?,
-        Ok(json) => problem_from_json(&json)?,
+        Ok(json) if unnamed(&json) => domain(domain_name)?.keyed_from_json(&json)?,
+        Ok(json) => keyed_from_json(&json)?,
         Err(error) if text.trim_ascii_start().starts_with('{') => {
             return Err(error).context("problem: expected a JSON object");
         }
-        Err(_) => domain(domain_name)?.problem_from_text(text)?,
+        Err(_) => KeyedProblem { problem: domain(domain_name)?.problem_from_text(text)?, key: None },
     })
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use domains::{Judged, describe_json, domain, problem_from_json};
+use domains::{Judged, describe_json, domain, keyed_from_json};
+use proto::KeyedProblem;
 use serde_json::{Value, json};
 
 use crate::input::JsonLines;
@@ -45,11 +46,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn judge(entry: &Value) -> Result<Judged> {
+/// The judgement of an answer, with the part of it that was judged if its checker looked for one.
+#[derive(serde::Serialize)]
+struct Reply {
+    #[serde(flatten)]
+    judged: Judged,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read: Option<String>,
+}
+
+fn judge(entry: &Value) -> Result<Reply> {
     let problem = entry.get("problem").context("expected a field `problem`, found none")?;
     let answer = entry.get("answer").context("expected a text field `answer`, found none")?;
     let refuse = || anyhow!("expected a text field `answer`, got {}", describe_json(answer));
     let answer = answer.as_str().ok_or_else(refuse)?;
-    let problem = problem_from_json(problem)?;
-    Ok(domain(&problem.domain)?.judge(&problem, None, answer)?)
+    let KeyedProblem { problem, key } = keyed_from_json(problem)?;
+    let domain = domain(&problem.domain)?;
+    let judged = domain.judge(&problem, key.as_ref(), answer)?;
+    Ok(Reply { judged, read: domain.answer_read(&problem, answer) })
 }

@@ -6,6 +6,7 @@ mod arithmetic;
 mod comparison;
 mod countdown;
 mod exam;
+mod file;
 mod json;
 pub mod programs;
 mod quiz;
@@ -19,10 +20,11 @@ use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Pr
 
 pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
+pub use file::{File, Problems};
 pub use programs::Programs;
 use quiz::Quiz;
 pub use symbols::Symbols;
-pub use wording::{Wording, answer_of, reply_with};
+pub use wording::{Turn, Wording, answer_of, reply_with};
 
 /// A family of problems, in text.
 ///
@@ -96,6 +98,11 @@ pub trait Checker: Send + Sync {
         answers.iter().map(|answer| Ok(self.judge(problem, key, answer)?.verdict)).collect()
     }
 
+    /// Returns the part of a text that is judged as the answer, if the checker looks for one in it; for people.
+    fn answer_read(&self, _problem: &Problem, _text: &str) -> Option<String> {
+        None
+    }
+
     /// Whether a search may query the checker about answers, because a positive verdict reveals nothing that the problem hides.
     fn may_be_searched(&self, _problem: &Problem) -> bool {
         false
@@ -153,6 +160,14 @@ pub trait Forms: Send + Sync {
     /// [`Error::Problem`] when a field is missing, unknown or out of range.
     fn problem_from_json(&self, json: &serde_json::Value) -> Result<Problem, Error>;
 
+    /// Reads a problem with its key, if its JSON form has one.
+    ///
+    /// # Errors
+    /// [`Error::Problem`], as of [`Forms::problem_from_json`], and when a key that is needed is missing.
+    fn keyed_from_json(&self, json: &serde_json::Value) -> Result<KeyedProblem, Error> {
+        Ok(KeyedProblem { problem: self.problem_from_json(json)?, key: None })
+    }
+
     /// Reads a problem as a person would type it.
     ///
     /// # Errors
@@ -164,6 +179,14 @@ pub trait Forms: Send + Sync {
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn problem_to_json(&self, problem: &Problem) -> Result<serde_json::Value, Error>;
+
+    /// Writes a problem in its JSON form, with its key if the form has one.
+    ///
+    /// # Errors
+    /// As of [`Forms::problem_to_json`].
+    fn keyed_to_json(&self, keyed: &KeyedProblem) -> Result<serde_json::Value, Error> {
+        self.problem_to_json(&keyed.problem)
+    }
 }
 
 /// Frozen evaluation sets of a domain.
@@ -269,6 +292,7 @@ pub fn registry() -> &'static [Arc<dyn Domain>] {
             Arc::new(Quiz::<arithmetic::Expression>::new()),
             Arc::new(Quiz::<comparison::Comparison>::new()),
             Arc::new(Quiz::<strings::Exercise>::new()),
+            Arc::new(File::default()),
         ]
     });
     &REGISTRY
@@ -299,14 +323,31 @@ pub fn domain(name: &str) -> Result<&'static Arc<dyn Domain>, Error> {
 /// assert_eq!(domains::problem_from_json(&json).unwrap().domain, "countdown");
 /// ```
 pub fn problem_from_json(json: &serde_json::Value) -> Result<Problem, Error> {
+    domain_of_json(json)?.problem_from_json(json)
+}
+
+/// Reads a problem from one JSON object as [`problem_from_json`] does, with its key if its form has one.
+///
+/// # Errors
+/// As of [`problem_from_json`], and [`Error::Problem`] when a key that is needed is missing.
+///
+/// ```
+/// let json = serde_json::json!({"prompt": "What is 6 * 7?", "answer": "42"});
+/// assert_eq!(domains::keyed_from_json(&json).unwrap().key.unwrap().text, "42");
+/// ```
+pub fn keyed_from_json(json: &serde_json::Value) -> Result<KeyedProblem, Error> {
+    domain_of_json(json)?.keyed_from_json(json)
+}
+
+fn domain_of_json(json: &serde_json::Value) -> Result<&'static Arc<dyn Domain>, Error> {
     let fields = json.as_object().ok_or_else(|| Error::NoObject { got: describe_json(json) })?;
     match fields.get("domain") {
-        Some(serde_json::Value::String(name)) => domain(name)?.problem_from_json(json),
+        Some(serde_json::Value::String(name)) => domain(name),
         Some(other) => Err(Error::UnknownDomain { got: describe_json(other) }),
-        None => match registry().iter().find(|domain| domain.is_unnamed_form(fields)) {
-            Some(domain) => domain.problem_from_json(json),
-            None => Err(Error::UnknownDomain { got: "none".to_owned() }),
-        },
+        None => {
+            let named = registry().iter().find(|domain| domain.is_unnamed_form(fields));
+            named.ok_or_else(|| Error::UnknownDomain { got: "none".to_owned() })
+        }
     }
 }
 

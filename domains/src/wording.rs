@@ -1,6 +1,24 @@
 use proto::Problem;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
+
+/// A message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Turn {
+    /// Who says it: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Turn {
+    /// Returns what a user says.
+    pub fn user(content: String) -> Turn {
+        Turn { role: "user".to_owned(), content }
+    }
+}
 
 /// A domain in words, for models that read text.
 pub trait Wording: Send + Sync {
@@ -10,6 +28,14 @@ pub trait Wording: Send + Sync {
     /// # Errors
     /// [`Error::Problem`] when the text is not in the problem language.
     fn question(&self, problem: &Problem) -> Result<String, Error>;
+
+    /// Writes a problem as a conversation that ends with a user's message: the question alone, unless the domain has more to say.
+    ///
+    /// # Errors
+    /// As of [`Wording::question`].
+    fn messages(&self, problem: &Problem) -> Result<Vec<Turn>, Error> {
+        Ok(vec![Turn::user(self.question(problem)?)])
+    }
 
     /// Lists worked examples, each a problem with a correct reply. None is in an exam.
     fn examples(&self) -> Vec<(Problem, String)>;
@@ -21,6 +47,11 @@ pub trait Wording: Send + Sync {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn answer_pattern(&self, _problem: &Problem) -> Result<Option<String>, Error> {
         Ok(None)
+    }
+
+    /// Returns the part of a free reply that is judged.
+    fn answer_in<'a>(&self, reply: &'a str) -> &'a str {
+        answer_of(reply)
     }
 }
 

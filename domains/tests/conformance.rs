@@ -310,7 +310,7 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
 
 #[test]
 fn mutants_are_other_problems_that_may_be_posed() {
-    for domain in registry() {
+    for domain in registry().iter().filter(|domain| !domain.ladder_levels().is_empty()) {
         let (mut num_mutants, mut num_parents) = (0, 0);
         for level in domain.ladder_levels() {
             for index in 0..20 {

@@ -12,19 +12,24 @@ pub struct Source {
 }
 
 impl Source {
+    /// Builds the source of a domain that is asked in a language.
+    pub fn new(domain: Arc<dyn Domain>, language: Arc<dyn Language>) -> Source {
+        Source { domain, language }
+    }
+
     /// Lists the domains of the registry that have symbols.
     pub fn of_symbols() -> Vec<Arc<dyn ProblemSource>> {
         Source::all(Arc::new(SymbolLanguage), |domain| domain.symbols().is_some())
     }
 
-    /// Lists the domains of the registry that have a wording, asked in a language of words.
+    /// Lists the domains of the registry that have a wording and a ladder, asked in a language of words.
     pub fn of_words(language: Arc<dyn Language>) -> Vec<Arc<dyn ProblemSource>> {
-        Source::all(language, |domain| domain.wording().is_some())
+        Source::all(language, |domain| domain.wording().is_some() && !domain.ladder_levels().is_empty())
     }
 
     fn all(language: Arc<dyn Language>, is_asked: fn(&dyn Domain) -> bool) -> Vec<Arc<dyn ProblemSource>> {
         let asked = registry().iter().filter(|domain| is_asked(domain.as_ref()));
-        let source = |domain: &Arc<dyn Domain>| Source { domain: domain.clone(), language: language.clone() };
+        let source = |domain: &Arc<dyn Domain>| Source::new(domain.clone(), language.clone());
         asked.map(|domain| Arc::new(source(domain)) as Arc<dyn ProblemSource>).collect()
     }
 }

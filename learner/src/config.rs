@@ -100,6 +100,9 @@ pub struct DomainShare {
     pub share: f64,
     /// The levels to pose and train on.
     pub levels: Vec<LevelWeight>,
+    /// Hash of the file of problems; absent unless the problems of the domain are those of a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<Digest>,
 }
 
 /// A level of a ladder, and how much it is posed and trained on.

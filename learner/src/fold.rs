@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use policy::{Backend, Division, Sequence, Trainer, TrainingState};
 use proto::{
-    Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, Problem, ProblemOrigin, ProblemSource,
-    Purpose, Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
+    Behavior, CounterRng, Difficulty, Digest, KeyedProblem, LabelOrigin, ProblemOrigin, ProblemSource, Purpose,
+    Request, Sampling, ScoredGroup, Task, TaskId, TaskKind, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
@@ -188,14 +188,14 @@ impl Fold {
     }
 
     /// Returns the tasks of an exam for the current state's averaged weights.
-    pub fn exam_tasks(&self, ema_digest: Digest, problems: &[Problem]) -> Vec<Task> {
-        let tasks = problems.iter().enumerate().map(|(index, problem)| Task {
+    pub fn exam_tasks(&self, ema_digest: Digest, problems: &[KeyedProblem]) -> Vec<Task> {
+        let tasks = problems.iter().enumerate().map(|(index, KeyedProblem { problem, key })| Task {
             id: TaskId { kind: TaskKind::Evaluate, batch: self.state.step, index: index as u32 },
             seed: self.config.seed,
             weights: ema_digest,
             policy_version: self.state.step,
             free_running: false,
-            request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false },
+            request: Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: key.is_some() },
             family: String::new(),
             num_rollouts: 1,
             sampling: Sampling { behavior: Behavior::Policy, temperature: 0.0 },

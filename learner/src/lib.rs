@@ -228,6 +228,7 @@ fn test_config() -> Config {
             name: "countdown".to_owned(),
             share: 1.0,
             levels: vec![LevelWeight { level: 1, weight: 1.0 }],
+            file: None,
         }],
         self_play: None,
         learner: LearnerConfig {

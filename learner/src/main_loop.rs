@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bus::{Bus, Delivery};
 use policy::Backend;
-use proto::{Digest, Problem, ProblemSource, ScoredGroup, TaskId, TaskKind};
+use proto::{Digest, KeyedProblem, ProblemSource, ScoredGroup, TaskId, TaskKind};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -75,8 +75,8 @@ pub struct RunOptions {
 pub struct Exam {
     /// Its name.
     pub name: String,
-    /// Its problems.
-    pub problems: Vec<Problem>,
+    /// Its problems, with the keys that verifiers need to judge them.
+    pub problems: Vec<KeyedProblem>,
 }
 
 /// How a run ended.
@@ -387,7 +387,12 @@ impl<'a> Learner<'a> {
     /// Lists the tasks that the step waits for; in a free-running run, the step needs only some of them.
     fn missing(&self, step: u64, ends: bool) -> impl Iterator<Item = TaskId> {
         let unsat = self.sitting.iter().flat_map(|sitting| {
-            sitting.tasks.iter().zip(&sitting.correct).filter(|(_, correct)| correct.is_none()).map(|(task, _)| task.id)
+            sitting
+                .tasks
+                .iter()
+                .zip(&sitting.correct)
+                .filter(|(_, correct)| correct.is_none())
+                .map(|((task, _), _)| task.id)
         });
         let is_free_running = self.fold.config().is_free_running();
         let planned = self.fold.planned().iter().map(|planned| planned.task.id);

@@ -252,7 +252,7 @@ mod tests {
         let mut config = test_config();
         let levels = vec![LevelWeight { level: 1, weight: 1.0 }];
         config.domains = [("a", 3.0), ("b", 1.0)]
-            .map(|(name, share)| DomainShare { name: name.to_owned(), share, levels: levels.clone() })
+            .map(|(name, share)| DomainShare { name: name.to_owned(), share, levels: levels.clone(), file: None })
             .to_vec();
         config.batch.num_tasks = 1_000;
         let proposer_loss = ProposerLoss::CrossEntropy;

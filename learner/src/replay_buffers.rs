@@ -226,7 +226,8 @@ mod tests {
         let mut config = crate::test_config();
         let levels: Vec<LevelWeight> =
             (1..).zip(weights).map(|(level, weight)| LevelWeight { level, weight }).collect();
-        let domain = |name: &str, share| DomainShare { name: name.to_owned(), share, levels: levels.clone() };
+        let domain =
+            |name: &str, share| DomainShare { name: name.to_owned(), share, levels: levels.clone(), file: None };
         config.domains = vec![domain("a", 3.0), domain("b", 1.0)];
         config.learner.window_examples = window_examples;
         config

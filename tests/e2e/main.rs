@@ -18,6 +18,7 @@ mod metrics;
 mod model;
 #[path = "../../bus/tests/nats_server/mod.rs"]
 mod nats_server;
+mod own_problems;
 mod pages;
 mod pretrained;
 mod pretrained_run;

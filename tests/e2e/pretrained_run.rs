@@ -17,7 +17,7 @@ const NUM_STEPS: u64 = 12;
 const VOCABULARY_SIZE: usize = 258;
 
 /// Writes a model whose tokens are bytes.
-fn write_model(folder: &Path, seed: u64) {
+pub(crate) fn write_model(folder: &Path, seed: u64) {
     let variant = Variant { tied_head: true, rms_norm_eps: 1e-5, rope_theta: 1e5, ..Variant::default() };
     let config = ModelConfig {
         vocabulary_size: VOCABULARY_SIZE,

@@ -71,6 +71,7 @@ impl Roles {
         };
         let lock = learner::RunLock::take(run_dir).unwrap();
         let problems = domains::exam("countdown-3").unwrap().split(Split::Dev)[..20].to_vec();
+        let problems = problems.into_iter().map(|problem| proto::KeyedProblem { problem, key: None }).collect();
         let exams = vec![Exam { name: "countdown-3".to_owned(), problems }];
         let shutdown = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

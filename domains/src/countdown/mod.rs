@@ -224,6 +224,16 @@ impl Exams for Countdown {
 }
 
 impl Countdown {
+    /// Reads the canonical text of a problem, and writes it without a bound; `None` when it is none.
+    pub(crate) fn without_bound(text: &str) -> Option<String> {
+        Stated::read(text).map(|stated| Stated { bound: None, ..stated }.text())
+    }
+
+    /// Reads a problem without a bound from its numbers and its target in JSON; returns its canonical text.
+    pub(crate) fn unbounded_from_json(json: &serde_json::Value) -> Result<String, Refusal> {
+        Stated::from_json(json).map(|stated| Stated { bound: None, ..stated }.text())
+    }
+
     fn refuse(&self, (expected, got): Refusal) -> Error {
         Error::Problem { domain: self.name(), expected, got }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use domains::{Domain, Wording, answer_of, domain, reply_with};
+use domains::{Domain, Turn, Wording, answer_of, domain, reply_with};
 use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, Verdict};
 
 use super::pattern::{Answer, Pattern, Patterns};
@@ -61,7 +61,7 @@ pub struct TextOptions {
 /// Which replies are legal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Constraint {
-    /// All of them, up to an end token. The answer is what [`answer_of`] finds.
+    /// All of them, up to an end token. The answer is what [`Wording::answer_in`] finds.
     None,
     /// A bare answer that matches the pattern of its domain, up to one end token; for domains without a pattern all of them.
     Answer,
@@ -155,7 +155,8 @@ impl TextLanguage {
             let reply = if is_bare { answer_of(&reply).to_owned() } else { reply };
             messages.extend([say("user", wording.question(&example)?), say("assistant", reply)]);
         }
-        messages.push(say("user", wording.question(problem)?));
+        let asked = wording.messages(problem)?;
+        messages.extend(asked.into_iter().map(|Turn { role, content }| ChatMessage { role, content }));
         Ok(messages)
     }
 
@@ -209,11 +210,13 @@ impl Language for TextLanguage {
         Err(Error::NoProposals { domain: name.to_owned() })
     }
 
-    fn text(&self, request: &Request, answer: &[TokenId]) -> Result<Option<String>, Error> {
+    fn text(&self, request: &Request, tokens: &[TokenId]) -> Result<Option<String>, Error> {
         match request {
             Request::Solve { problem, .. } => {
                 let is_bare = self.pattern(problem)?.is_some();
-                Ok(self.replies.text(answer).map(|reply| if is_bare { reply } else { answer_of(&reply).to_owned() }))
+                let wording = wording_of(domain(&problem.domain)?.as_ref())?;
+                let answer = |reply: String| if is_bare { reply } else { wording.answer_in(&reply).to_owned() };
+                Ok(self.replies.text(tokens).map(answer))
             }
             Request::Propose { domain, .. } => Err(Error::NoProposals { domain: domain.clone() }),
         }
@@ -294,7 +297,7 @@ impl Episode for TextEpisode {
             return None;
         }
         let Some(reply) = self.replies.text(&self.answer) else { return Some(Verdict::Malformed) };
-        let answer = if self.bare.is_some() { &reply } else { answer_of(&reply) };
+        let answer = if self.bare.is_some() { &reply } else { self.domain.wording()?.answer_in(&reply) };
         self.domain.judge(problem, None, answer).ok().map(|judged| judged.verdict)
     }
 }

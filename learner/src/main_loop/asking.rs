@@ -60,7 +60,7 @@ impl Learner<'_> {
             TaskKind::Evaluate => {
                 let sitting = self.sitting.as_ref().filter(|sitting| sitting.step == id.batch)?;
                 let index = id.index as usize;
-                sitting.correct.get(index)?.is_none().then(|| (sitting.tasks[index].clone(), None))
+                sitting.correct.get(index)?.is_none().then(|| sitting.tasks[index].clone())
             }
         };
         let tasks = tasks.iter().filter_map(find).collect();

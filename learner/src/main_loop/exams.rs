@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use policy::write_weights;
-use proto::{Digest, Problem, ScoredGroup, Task, Verdict};
+use proto::{Digest, KeyedProblem, ProblemKey, ScoredGroup, Task, Verdict};
 use tokio::task::block_in_place;
 
 use super::{Exam, Learner};
@@ -16,7 +16,8 @@ use crate::journal::{EvalRecord, Record};
 pub(super) struct Sitting {
     pub(super) step: u64,
     pub(super) weights: (Digest, Arc<[u8]>),
-    pub(super) tasks: Vec<Task>,
+    /// With the keys of their problems.
+    pub(super) tasks: Vec<(Task, Option<ProblemKey>)>,
     /// Name and number of problems, in order of the tasks.
     pub(super) parts: Vec<(String, usize)>,
     pub(super) correct: Vec<Option<bool>>,
@@ -41,11 +42,12 @@ impl Learner<'_> {
             let published = self.published.versions.get(&digest).cloned();
             Ok::<_, Error>((digest, published.unwrap_or_else(|| write_weights(model, &[("", &average)]).into())))
         })?;
-        let problems: Vec<Problem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
+        let problems: Vec<KeyedProblem> = open.iter().flat_map(|exam| exam.problems.iter().cloned()).collect();
         let tasks = self.fold.exam_tasks(weights.0, &problems);
+        let tasks: Vec<_> = tasks.into_iter().zip(problems).map(|(task, keyed)| (task, keyed.key)).collect();
         let parts = open.iter().map(|exam| (exam.name.clone(), exam.problems.len())).collect();
         self.bus.put_weights(weights.0, weights.1.clone()).await?;
-        let issued = tasks.iter().map(|task| (task.clone(), None)).collect();
+        let issued = tasks.clone();
         self.sitting = Some(Sitting { step, weights, correct: vec![None; tasks.len()], tasks, parts });
         self.issue(issued).await
     }
@@ -53,7 +55,7 @@ impl Learner<'_> {
     pub(super) fn accept_exam_answer(&mut self, scored: &ScoredGroup) -> Result<(), Error> {
         let id = scored.group.task.id;
         let Some(sitting) = self.sitting.as_mut().filter(|sitting| sitting.step == id.batch) else { return Ok(()) };
-        if sitting.tasks.get(id.index as usize) != Some(&scored.group.task) {
+        if sitting.tasks.get(id.index as usize).map(|(task, _)| task) != Some(&scored.group.task) {
             return Ok(());
         }
         let answer = &mut sitting.correct[id.index as usize];
@@ -68,7 +70,7 @@ impl Learner<'_> {
             return Ok(());
         }
         let Some(sitting) = self.sitting.take() else { return Ok(()) };
-        self.ledger.forget(&sitting.tasks.iter().map(|task| task.id).collect::<Vec<_>>());
+        self.ledger.forget(&sitting.tasks.iter().map(|(task, _)| task.id).collect::<Vec<_>>());
         let mut correct = sitting.correct.into_iter();
         for (exam, num_problems) in sitting.parts {
             let num_correct = correct.by_ref().take(num_problems).filter(|correct| *correct == Some(true)).count();

@@ -217,7 +217,7 @@ mod tests {
     use std::time::Duration;
 
     use bus::InProcess;
-    use proto::{Problem, Task, Verdict};
+    use proto::{KeyedProblem, Problem, Task, Verdict};
 
     use super::*;
     use crate::journal::EvalRecord;
@@ -251,7 +251,8 @@ mod tests {
     /// Opens a learner that has issued its first batch.
     async fn learner<'a>(run_dir: &Path, audit: Option<Audit>, observer: Observer<'a>) -> Learner<'a> {
         let problem = |text: &str| Problem { domain: "countdown".to_owned(), text: text.to_owned() };
-        let exams = vec![Exam { name: "exam".to_owned(), problems: vec![problem("1"), problem("2")] }];
+        let problems = ["1", "2"].map(|text| KeyedProblem { problem: problem(text), key: None }).to_vec();
+        let exams = vec![Exam { name: "exam".to_owned(), problems }];
         let (options, bus) = (options(run_dir, audit), Arc::new(InProcess::new()));
         // Kept for as long as the test runs.
         let lock = Box::leak(Box::new(RunLock::take(run_dir).unwrap()));
@@ -405,6 +406,7 @@ mod tests {
             let mut learner = learner(folder.path(), None, observer).await;
             learner.begin_sitting(0, false).await.unwrap();
             let tasks = learner.sitting.as_ref().unwrap().tasks.clone();
+            let tasks: Vec<Task> = tasks.into_iter().map(|(task, _)| task).collect();
             let mut wrong = answer(&tasks[1], -1.0);
             wrong.verdicts[0] = Verdict::Incorrect;
             let other = Task { seed: 99, ..tasks[0].clone() };
