@@ -8,7 +8,7 @@ use proto::{Problem, Verdict};
 use serde_json::{Value, json};
 
 use crate::bad_input::refused;
-use crate::pretrained_run::{TRAIN, TRAIN_ADAPTER, folder};
+use crate::pretrained_run::{FEW_ANSWERS, TRAIN, TRAIN_ADAPTER, folder};
 use crate::runs::Folder;
 
 #[test]
@@ -71,7 +71,10 @@ fn an_adapter_is_written_as_one_and_merged_into_its_base() {
 fn verified_answers_are_written_as_training_data() {
     let folder = folder();
     folder.call(&TRAIN).success();
-    let said = folder.call(&["export", "run", "--sft", "right.jsonl", "--dpo", "pairs.jsonl"]).success().stdout;
+    let few = FEW_ANSWERS.into_iter().flat_map(|change| ["--set", change]);
+    folder.call(&[&TRAIN[..3], &["few"], &few.collect::<Vec<_>>()].concat()).success();
+    let mut said = folder.call(&["export", "run", "--sft", "right.jsonl"]).success().stdout;
+    said += &folder.call(&["export", "few", "--dpo", "pairs.jsonl"]).success().stdout;
     let rows = |name: &str| -> Vec<Value> {
         let text = std::fs::read_to_string(folder.path(name)).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -95,7 +98,7 @@ fn verified_answers_are_written_as_training_data() {
     };
     assert!(right.iter().all(|row| verdict(row, "completion") == Verdict::Correct));
     assert!(right.iter().any(|row| row["label"] == "hindsight"));
-    assert!(pairs.iter().all(|row| verdict(row, "chosen") == Verdict::Correct));
+    assert!(!pairs.is_empty() && pairs.iter().all(|row| verdict(row, "chosen") == Verdict::Correct));
     assert!(pairs.iter().all(|row| verdict(row, "rejected") != Verdict::Correct));
     let distinct: BTreeSet<String> =
         right.iter().map(|row| format!("{} {}", row["problem"], row["completion"])).collect();
@@ -104,12 +107,9 @@ fn verified_answers_are_written_as_training_data() {
     refused(&folder, &["export", "run", "--sft", "right.jsonl"], &["right.jsonl: expected a new file, found one"]);
     refused(&folder, &["export", "run", "--sft", "nowhere/a.jsonl"], &["nowhere/a.jsonl"]);
     refused(&folder, &["export", "model", "--sft", "a.jsonl"], &["model: expected a run directory"]);
-    assert!(
-        folder
-            .call(&["export", "run"])
-            .refusal()
-            .contains("--hf <DIR>|--adapter <DIR>|--sft <FILE.jsonl>|--dpo <FILE.jsonl>")
-    );
+    let nothing = folder.call(&["export", "run"]);
+    let usage = "--hf <DIR>|--adapter <DIR>|--sft <FILE.jsonl>|--dpo <FILE.jsonl>";
+    assert!(!nothing.status.success() && nothing.stderr.contains(usage), "{nothing:?}");
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn expect_the_same_however_it_runs(train: [&str; 4]) -> History {
 }
 
 /// Problems with so few answers that random weights solve some of them, but not all.
-const FEW_ANSWERS: [&str; 2] =
+pub(crate) const FEW_ANSWERS: [&str; 2] =
     ["domains=[{name=\"comparison\",share=1.0,levels=[{level=1,weight=1.0}]}]", "exams.names=[]"];
 
 /// Runs that train by policy gradients on their own answers, with a penalty on the distance to the model that they begin with.

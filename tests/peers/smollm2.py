@@ -125,6 +125,17 @@ def value(text):
         return None
 
 
+class Limit(transformers.LogitsProcessor):
+    """Allows some tokens alone."""
+
+    def __init__(self, allowed, size):
+        self.mask = torch.full((size,), -torch.inf)
+        self.mask[allowed] = 0.0
+
+    def __call__(self, tokens, logits):
+        return logits + self.mask
+
+
 class Model:
     def __init__(self, path):
         folder, name = str(path.parent), path.name
@@ -134,28 +145,27 @@ class Model:
         texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
         self.special = set(self.tokenizer.all_special_ids)
         self.texts = texts
-        self.allowed = {}
+        self.limits = {}
 
     def prompt(self, question):
         chat = [{"role": "user", "content": question}]
         return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
 
-    def tokens_of(self, characters):
-        if characters not in self.allowed:
+    def limit(self, characters):
+        if characters not in self.limits:
             fits = [token for token, text in enumerate(self.texts)
                     if token not in self.special and text and set(text) <= set(characters)]
-            self.allowed[characters] = fits + [self.end]
-        return self.allowed[characters]
+            self.limits[characters] = Limit(fits + [self.end], self.network.config.vocab_size)
+        return [self.limits[characters]]
 
     def answers(self, task, problems, is_limited, **options):
         inputs = self.tokenizer([self.prompt(task.question(problem)) for problem in problems], return_tensors="pt", padding=True,
                                 add_special_tokens=False)
-        allowed = self.tokens_of(task.characters)
-        limit = (lambda _, __: allowed) if is_limited else None
+        limit = self.limit(task.characters) if is_limited else []
         self.network.eval()
         with torch.no_grad():
-            out = self.network.generate(**inputs, max_new_tokens=task.max_tokens, prefix_allowed_tokens_fn=limit, top_k=0, top_p=1.0,
-                                        eos_token_id=self.end, pad_token_id=self.tokenizer.pad_token_id or self.end, **options)
+            out = self.network.generate(**inputs, max_new_tokens=task.max_tokens, eos_token_id=self.end, pad_token_id=self.end,
+                                        logits_processor=transformers.LogitsProcessorList(limit), **options)
         replies = out[:, inputs.input_ids.shape[1]:]
         # An answer that did not end is none.
         return [self.tokenizer.decode(reply[: reply.tolist().index(self.end)]) if self.end in reply else None for reply in replies]
@@ -215,7 +225,7 @@ def main():
                 problems += [problem] if problem not in exam else []
             problems = [problem for problem in problems for _ in range(8)]
             right = 0
-            for problem, answer in zip(problems, model.answers(task, problems, True, do_sample=True)):
+            for problem, answer in zip(problems, model.answers(task, problems, True, do_sample=True, top_k=0, top_p=1.0)):
                 if answer is None:
                     continue
                 right += task.is_right(problem, answer)
@@ -238,7 +248,7 @@ def main():
         for is_limited in (True, False):
             answers = []
             for start in range(0, 200, 50):
-                answers += model.answers(task, exam[start:start + 50], is_limited, do_sample=False, temperature=None)
+                answers += model.answers(task, exam[start:start + 50], is_limited, do_sample=False)
             right = sum(answer is not None and task.is_right(problem, answer.strip()) for problem, answer in zip(exam, answers))
             scores["limited" if is_limited else "free"] = right / 200
         print(json.dumps({"exam": task.exam, **scores}), flush=True)
