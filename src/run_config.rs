@@ -161,10 +161,15 @@ pub(crate) fn of_run(run_dir: &Path, overrides: &[String]) -> Result<RunConfig> 
 /// Parses a full config, as [`to_toml`] writes it, for a worker, which needs no problems. `base` replaces the place of its
 /// pretrained model.
 pub(crate) fn from_toml(name: &str, text: &str, base: Option<&str>) -> Result<RunConfig> {
-    let overrides: Vec<String> = base.map(|base| format!("local.base={}", Value::from(base))).into_iter().collect();
+    let overrides: Vec<String> = base.map(at_base).into_iter().collect();
     let mut table = text.parse()?;
     overrides.iter().try_for_each(|assignment| set(&mut table, assignment))?;
     from_table(name.to_owned(), table, &Origin { file: None, overrides: &overrides, problems: Needed::No })
+}
+
+/// Returns the change to a run's config that says where its pretrained model lies.
+pub(crate) fn at_base(base: &str) -> String {
+    format!("local.base={}", Value::from(base))
 }
 
 /// Returns the settings of the run in a full config, without checking them against anything.

@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// or as the run's config says].
     #[arg(long, value_name = "WHICH", value_parser = ["answer", "none"])]
     constrain: Option<String>,
+    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
 }
 
 impl Args {
@@ -49,11 +52,12 @@ impl Args {
 
     /// Returns the changes to the config of a run that begins with a pretrained model.
     fn overrides(&self) -> Vec<String> {
-        let Args { max_reply_tokens, examples, constrain, .. } = self;
+        let Args { max_reply_tokens, examples, constrain, base, .. } = self;
         let max_reply_tokens = max_reply_tokens.map(|count| format!("actor.max_answer_tokens={count}"));
         let examples = examples.map(|count| format!("language.examples={count}"));
         let constrain = constrain.as_ref().map(|which| format!("language.constrain={which}"));
-        [max_reply_tokens, examples, constrain].into_iter().flatten().collect()
+        let base = base.as_deref().map(run_config::at_base);
+        [max_reply_tokens, examples, constrain, base].into_iter().flatten().collect()
     }
 }
 
@@ -79,14 +83,14 @@ impl Subject {
         Subject::load_with(path, &[])
     }
 
-    fn load_with(path: &Path, overrides: &[String]) -> Result<Subject> {
+    pub(crate) fn load_with(path: &Path, overrides: &[String]) -> Result<Subject> {
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
         let symbols = crate::language();
         if model.vocabulary_size == symbols.vocabulary_size() && model.adapter.is_none() {
             ensure!(
                 overrides.is_empty(),
-                "--max-reply-tokens, --examples, --constrain: expected a pretrained model or a run that began with one, got a \
+                "--max-reply-tokens, --examples, --constrain, --base: expected a pretrained model or a run that began with one, got a \
                  network that reads symbols"
             );
             return Ok(Subject { model, params, language: symbols, step, base: None, options: None });
@@ -110,9 +114,12 @@ impl Subject {
 
     /// Reads what a command names: a run, a checkpoint, or a pretrained model.
     pub(crate) fn named(args: &Args) -> Result<Subject> {
-        let Args { subject, max_reply_tokens, examples, constrain } = args;
+        let Args { subject, max_reply_tokens, examples, constrain, base } = args;
         if is_run(subject) {
             return Subject::load_with(subject, &args.overrides());
+        }
+        if let Some(base) = base {
+            bail!("--base {base}: expected a run that began with a pretrained model, got {}", subject.display());
         }
         let path = model_of(subject)?.with_context(|| {
             format!(

@@ -55,7 +55,7 @@ pub(super) fn write_examples(
     config: &Config,
     language: &TextLanguage,
 ) -> Result<u64> {
-    ensure!(path.symlink_metadata().is_err(), "{}: expected a new file, found one", path.display());
+    expect_new(path)?;
     write_with(path, |file| {
         let mut rows = Rows { examples, language, hindsight: config.learner.hindsight, seen: BTreeSet::new() };
         let (mut file, mut failed) = (BufWriter::new(file), None);
@@ -79,6 +79,12 @@ pub(super) fn write_examples(
         file.flush()?;
         Ok(rows.seen.len() as u64)
     })
+}
+
+/// Checks that there is nothing at a path.
+pub(super) fn expect_new(path: &Path) -> Result<()> {
+    ensure!(path.symlink_metadata().is_err(), "{}: expected a new file, found one", path.display());
+    Ok(())
 }
 
 struct Rows<'a> {

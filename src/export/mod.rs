@@ -2,16 +2,18 @@
 
 mod examples;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use policy::formats::{Companions, Pretrained, StoredType, write_hf, write_peft};
+use policy::merge_adapter;
 
-use self::examples::{Examples, write_examples};
+use self::examples::{Examples, expect_new, write_examples};
 use crate::pretrained::{Base, tokenizer};
 use crate::report::{count, print};
 use crate::run_config;
-use crate::subject::{Subject, load_run, run_at};
+use crate::subject::{load_run, run_at};
 
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
@@ -21,6 +23,9 @@ pub(crate) struct Args {
     /// Write the trained model to a new folder of Hugging Face: weights, configs, tokenizer.
     #[arg(long, value_name = "DIR", group = "what")]
     hf: Option<PathBuf>,
+    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
     /// Write the adapter to a new folder of PEFT, for runs that train one.
     #[arg(long, value_name = "DIR", group = "what")]
     adapter: Option<PathBuf>,
@@ -42,18 +47,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.run.display()
         )
     })?;
-    let config = run_config::of_run(&run, &[])?;
+    let at_base: Vec<String> = args.base.as_deref().map(run_config::at_base).into_iter().collect();
+    let config = run_config::of_run(&run, &at_base)?;
     let Some(base) = &config.base else {
         bail!("{}: expected a run that began with a pretrained model, got a network that reads symbols", run.display());
     };
-    if let Some(folder) = &args.hf {
-        let stored_type = if args.dtype == "bf16" { StoredType::Bf16 } else { StoredType::F32 };
-        write_model(folder, &Subject::load(&args.run)?, base, stored_type)?;
-        print(&format!("{}: a model for `transformers.AutoModelForCausalLM.from_pretrained`", folder.display()))?;
-    }
-    if let Some(folder) = &args.adapter {
-        write_adapter(folder, &args.run, base)?;
-        print(&format!("{}: an adapter for `peft.PeftModel.from_pretrained`", folder.display()))?;
+    ensure!(
+        args.adapter.is_none() || config.run.model.adapter.is_some(),
+        "{}: expected a run that trains an adapter (model.adapter), got one that trains all weights: use --hf",
+        run.display()
+    );
+    // Nothing is written if something cannot be.
+    args.hf.iter().chain(&args.adapter).try_for_each(|folder| expect_no_files(folder))?;
+    args.sft.iter().chain(&args.dpo).try_for_each(|file| expect_new(file))?;
+    if args.hf.is_some() || args.adapter.is_some() {
+        write_weights(args, base)?;
     }
     for (path, kind) in [(&args.sft, Examples::Right), (&args.dpo, Examples::Pairs)] {
         let Some(path) = path else { continue };
@@ -63,26 +71,35 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Writes the averaged weights, which sit the exams, with the tokenizer of the model that the run began with.
-fn write_model(folder: &Path, subject: &Subject, base: &Base, stored_type: StoredType) -> Result<()> {
-    let pretrained = &base.pretrained;
+/// Writes the averaged weights of one checkpoint, which sit the exams: merged, and as an adapter.
+fn write_weights(args: &Args, base: &Base) -> Result<()> {
+    let (model, checkpoint) = load_run(&args.run)?;
+    let (step, params, pretrained) = (checkpoint.state.step, checkpoint.training.average, &base.pretrained);
+    if let Some(folder) = &args.adapter {
+        write_peft(folder, &model, &params, &pretrained.path().display().to_string())?;
+        print(&format!("{}: the adapter of step {step}, for peft.PeftModel.from_pretrained", folder.display()))?;
+    }
+    let Some(folder) = &args.hf else { return Ok(()) };
+    let params = if model.adapter.is_some() { merge_adapter(&model, pretrained.load()?, &params) } else { params };
+    let stored_type = if args.dtype == "bf16" { StoredType::Bf16 } else { StoredType::F32 };
     let companions = Companions { end_tokens: base.language.end_tokens(), files: &files_beside(pretrained)? };
-    write_hf(folder, pretrained.config(), pretrained.family(), &subject.params, stored_type, companions)?;
+    write_hf(folder, pretrained.config(), pretrained.family(), &params, stored_type, companions)?;
     // What was written is what will be read.
     Pretrained::open(folder)?;
-    Ok(())
+    print(&format!(
+        "{}: the model of step {step}, for transformers.AutoModelForCausalLM.from_pretrained",
+        folder.display()
+    ))
 }
 
-/// Writes the averaged weights of the adapter. Its config names the model that it changes by where that lies here.
-fn write_adapter(folder: &Path, run: &Path, base: &Base) -> Result<()> {
-    let (model, checkpoint) = load_run(run)?;
-    ensure!(
-        model.adapter.is_some(),
-        "{}: expected a run that trains an adapter (model.adapter), got one that trains all weights: use --hf",
-        run.display()
-    );
-    let base_name = base.pretrained.path().display().to_string();
-    Ok(write_peft(folder, &model, &checkpoint.training.average, &base_name)?)
+/// Checks that a folder is empty or absent.
+fn expect_no_files(folder: &Path) -> Result<()> {
+    let is_free = match folder.read_dir() {
+        Ok(mut files) => files.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound && folder.symlink_metadata().is_err(),
+    };
+    ensure!(is_free, "{}: expected a new or an empty folder, found something else", folder.display());
+    Ok(())
 }
 
 /// Files of a folder of Hugging Face that fine-tuning leaves as they are.

@@ -41,7 +41,7 @@ fn a_trained_model_is_written_as_a_model() {
     folder.call(&["export", "run/checkpoints/step_00000012", "--hf", "halved", "--dtype", "bf16"]).success();
     let halved = Pretrained::open(&folder.path("halved")).unwrap();
     assert_eq!(halved.stored_types().keys().collect::<Vec<_>>(), [&"BF16"]);
-    refused(&folder, &["export", "run", "--hf", "halved"], &["halved: expected", "a folder with files"]);
+    refused(&folder, &["export", "run", "--hf", "halved"], &["halved: expected a new or an empty folder"]);
 }
 
 #[test]

@@ -9,6 +9,9 @@ use super::number;
 /// Deepest nesting.
 const MAX_DEPTH: usize = 32;
 
+/// Most digits and exponents of ten of all numbers.
+const MAX_SHIFTS: u64 = 1 << 16;
+
 /// A JSON value. Equal values are equal whatever the order of their keys and the spelling of their numbers and strings.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Json {
@@ -25,7 +28,7 @@ pub(super) enum Json {
 /// # Errors
 /// What was expected and what was found, by byte.
 pub(super) fn read(text: &str) -> Result<Json, String> {
-    let mut reader = Reader { text, at: 0 };
+    let mut reader = Reader { text, at: 0, num_shifts: 0 };
     let value = reader.value(0)?;
     reader.skip_space();
     if reader.at < text.len() { Err(reader.refusal("the end")) } else { Ok(value) }
@@ -34,6 +37,8 @@ pub(super) fn read(text: &str) -> Result<Json, String> {
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// Sum of the exponents of ten, which bounds the time to read them.
+    num_shifts: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -125,6 +130,11 @@ impl<'a> Reader<'a> {
         let is_json = serde_json::from_str::<serde_json::Number>(token).is_ok();
         let value = number::read(token).ok().filter(|_| is_json && !token.is_empty());
         let value = value.ok_or_else(|| self.refusal("a value"))?;
+        let exponent = token.split_once(['e', 'E']).and_then(|(_, exponent)| exponent.parse::<i64>().ok());
+        self.num_shifts += exponent.unwrap_or(0).unsigned_abs() + token.len() as u64;
+        if self.num_shifts > MAX_SHIFTS {
+            return Err("expected JSON with less of digits and exponents".to_owned());
+        }
         self.at += length;
         Ok(Json::Number(value))
     }

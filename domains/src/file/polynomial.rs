@@ -13,6 +13,8 @@ const MAX_BITS: u64 = 4_096;
 const MAX_DEGREE: u32 = 256;
 /// Most work on one expression, in products of 64-bit words.
 const MAX_WORK: u64 = 1 << 20;
+/// Work on one variable of a monomial.
+const VARIABLE_WORK: u64 = 32;
 
 /// Variables with their exponents over 0, in order.
 type Monomial = Vec<(String, u32)>;
@@ -74,7 +76,7 @@ impl Polynomial {
 
     pub(super) fn add(mut self, other: &Polynomial, fuel: &mut Fuel) -> Result<Polynomial, TooLarge> {
         for (monomial, value) in &other.0 {
-            fuel.spend(1 + value.bits() / 64)?;
+            fuel.spend(1 + value.bits() / 64 + VARIABLE_WORK * monomial.len() as u64)?;
             add_term(&mut self.0, monomial.clone(), value.clone());
         }
         self.within_bounds()
@@ -88,7 +90,8 @@ impl Polynomial {
                 if left_bits + right_bits > MAX_BITS + 1 {
                     return Err(TooLarge);
                 }
-                fuel.spend((2 + left_bits / 64) * (2 + right_bits / 64))?;
+                let num_variables = (left.len() + right.len()) as u64;
+                fuel.spend((2 + left_bits / 64) * (2 + right_bits / 64) + VARIABLE_WORK * num_variables)?;
                 add_term(&mut product, multiply_monomials(left, right), left_value * right_value);
             }
             if product.len() > MAX_TERMS {

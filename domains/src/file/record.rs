@@ -107,7 +107,7 @@ fn from_answer(named: Option<Check>, answer: &Value) -> Result<(Check, String), 
     let text = match answer {
         Value::String(text) => text.clone(),
         Value::Number(_) | Value::Bool(_) => number_text(answer)?,
-        Value::Array(_) | Value::Object(_) if named == Some(Check::Json) => answer.to_string(),
+        Value::Array(_) | Value::Object(_) if named == Some(Check::Json) => json_text(answer)?,
         other => return Err(("a text or a number as answer".to_owned(), describe_json(other))),
     };
     let marked = text.rsplit_once("####").map(|(_, last)| last.trim().to_owned());
@@ -119,12 +119,25 @@ fn from_answer(named: Option<Check>, answer: &Value) -> Result<(Check, String), 
     })
 }
 
+/// Writes a value as JSON.
+fn json_text(value: &Value) -> Result<String, Refusal> {
+    match value {
+        Value::Number(_) => drop(number_text(value)?),
+        Value::Array(elements) => elements.iter().try_for_each(|element| json_text(element).map(drop))?,
+        Value::Object(fields) => fields.values().try_for_each(|field| json_text(field).map(drop))?,
+        Value::Null | Value::Bool(_) | Value::String(_) => {}
+    }
+    Ok(value.to_string())
+}
+
 /// Writes a number as its digits.
 fn number_text(answer: &Value) -> Result<String, Refusal> {
     let text = answer.to_string();
-    let is_float = answer.as_f64().is_some() && !answer.is_i64() && !answer.is_u64();
+    let is_float = answer.is_f64();
     let num_digits = text.bytes().filter(u8::is_ascii_digit).count();
-    if is_float && num_digits > MAX_FLOAT_DIGITS {
+    // An integer that is too large for 64 bits was read as a number in floating point.
+    let is_large = answer.as_f64().is_some_and(|value| value.abs() >= 1e15);
+    if is_float && (num_digits > MAX_FLOAT_DIGITS || is_large) {
         let expected =
             format!("a number of up to {MAX_FLOAT_DIGITS} digits, or a text, as answer, so that none is lost");
         return Err((expected, describe_json(answer)));

@@ -50,6 +50,9 @@ impl Reference {
             // Else the question itself may be an answer: 1 + 1 for 2.
             Check::Expression => match number::read(answer) {
                 Ok(value) => Value::Number(value),
+                Err(_) if expression::is_word(answer) => {
+                    return Err(format!("expected an expression, such as a*b, got the word {}", crate::quote(answer)));
+                }
                 Err(_) => {
                     let value = expression::read(answer)?;
                     // Else not even this answer could be compared with it.
@@ -66,6 +69,10 @@ impl Reference {
 
     /// Judges a reply.
     pub(super) fn judge(&self, reply: &str) -> Judged {
+        // A right answer may have several lines, or words that announce an answer.
+        if matches!(&self.value, Value::Exact(right) if words(reply).is_ok_and(|whole| whole == *right)) {
+            return Judged::correct();
+        }
         let judged = taken(self.check, reply).and_then(|answer| self.is_met_by(answer));
         match judged {
             Ok(true) => Judged::correct(),
@@ -185,7 +192,7 @@ mod tests {
             assert_eq!(is_right(check, right, reply), expected, "{check:?} {right}: {reply}");
         }
         // What cannot be decided is no right answer of this check.
-        for right in ["1/2004!", "(-1,1)", "-1<x<1", "\\sqrt{2}", "\\text{yes}"] {
+        for right in ["1/2004!", "(-1,1)", "-1<x<1", "\\sqrt{2}", "\\text{yes}", "yes", "north east"] {
             assert!(Reference::read(Check::Expression, right).is_err(), "{right}");
         }
     }
@@ -258,6 +265,10 @@ mod tests {
             long("\\text{", 9_000) + &long("}", 9_000),
             long("A ", 30_000),
             long("a", 2_000_000),
+            // Many digits and exponents, each within its bounds.
+            format!("[{}1]", long("7e-400,", 9_000)),
+            // Long monomials in many terms.
+            long("(abcdefghijklmnopqrstuvwyz(1+x)^{60})^2+", 14) + "1",
         ];
         for check in [Check::Number, Check::Expression, Check::Choice, Check::Json] {
             let right = if check == Check::Choice { "B" } else { "7" };
@@ -345,6 +356,9 @@ mod tests {
             for check in CHECKS.into_iter().filter(|check| *check != Check::Regex) {
                 let Ok(reference) = Reference::read(check, &right) else { continue };
                 let is_whole = !right.contains("<answer>") && !right.contains("</answer>");
+                if check == Check::Exact {
+                    prop_assert_eq!(reference.judge(&right), Judged::correct());
+                }
                 if is_whole {
                     prop_assert_eq!(reference.judge(&format!("<answer>{right}</answer>")), Judged::correct(), "{:?}", check);
                 }
