@@ -83,7 +83,7 @@ impl Subject {
         Subject::load_with(path, &[])
     }
 
-    pub(crate) fn load_with(path: &Path, overrides: &[String]) -> Result<Subject> {
+    fn load_with(path: &Path, overrides: &[String]) -> Result<Subject> {
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
         let symbols = crate::language();
