@@ -31,7 +31,7 @@ impl ProblemFile {
     /// Reads a file of JSON lines.
     ///
     /// # Errors
-    /// Names the first line that is no problem with a right answer.
+    /// When the file cannot be read, or a line is not a problem with a right answer: the error names the first such line.
     pub(crate) fn open(path: &Path) -> Result<ProblemFile> {
         let name = path.display().to_string();
         let bytes =

@@ -69,7 +69,8 @@ impl RunConfig {
     /// Opens the pretrained models that the learner needs.
     ///
     /// # Errors
-    /// Says what is wrong with the teacher of `learner.distill`. Workers do not need it, so it is not opened before.
+    /// When the teacher of `learner.distill` is missing, or is another model than the config names. Workers do not need it, so no
+    /// config is refused for it earlier.
     pub(crate) fn models(&self) -> Result<Models> {
         let teacher = match (&self.run.learner.distill, &self.base) {
             (Some(distill), Some(base)) => {

@@ -23,9 +23,6 @@ pub(crate) struct Args {
     /// Write the trained model to a new folder of Hugging Face: weights, configs, tokenizer.
     #[arg(long, value_name = "DIR", group = "what")]
     hf: Option<PathBuf>,
-    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
-    #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
     /// Write the adapter to a new folder of PEFT, for runs that train one.
     #[arg(long, value_name = "DIR", group = "what")]
     adapter: Option<PathBuf>,
@@ -38,6 +35,9 @@ pub(crate) struct Args {
     /// Write pairs of a right and a wrong answer to the same problem, for preference optimization.
     #[arg(long, value_name = "FILE.jsonl", group = "what")]
     dpo: Option<PathBuf>,
+    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
