@@ -50,14 +50,16 @@ impl Args {
         args
     }
 
-    /// Returns the changes to the config of a run that begins with a pretrained model.
-    fn overrides(&self) -> Vec<String> {
+    /// Returns the changes to the config of a run that begins with a pretrained model, each with the option that asks for it.
+    fn overrides(&self) -> Vec<(&'static str, String)> {
         let Args { max_reply_tokens, examples, constrain, base, .. } = self;
         let max_reply_tokens = max_reply_tokens.map(|count| format!("actor.max_answer_tokens={count}"));
         let examples = examples.map(|count| format!("language.examples={count}"));
         let constrain = constrain.as_ref().map(|which| format!("language.constrain={which}"));
         let base = base.as_deref().map(run_config::at_base);
-        [max_reply_tokens, examples, constrain, base].into_iter().flatten().collect()
+        let options = ["--max-reply-tokens", "--examples", "--constrain", "--base"];
+        let changes = [max_reply_tokens, examples, constrain, base];
+        options.into_iter().zip(changes).filter_map(|(option, change)| Some((option, change?))).collect()
     }
 }
 
@@ -83,15 +85,15 @@ impl Subject {
         Subject::load_with(path, &[])
     }
 
-    fn load_with(path: &Path, overrides: &[String]) -> Result<Subject> {
+    fn load_with(path: &Path, overrides: &[(&str, String)]) -> Result<Subject> {
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
         let symbols = crate::language();
         if model.vocabulary_size == symbols.vocabulary_size() && model.adapter.is_none() {
             ensure!(
                 overrides.is_empty(),
-                "--max-reply-tokens, --examples, --constrain, --base: expected a pretrained model or a run that began with one, got a \
-                 network that reads symbols"
+                "{}: expected a pretrained model or a run that began with one, got a network that reads symbols",
+                overrides.iter().map(|(option, _)| *option).collect::<Vec<_>>().join(", ")
             );
             return Ok(Subject { model, params, language: symbols, step, base: None, options: None });
         }
@@ -101,7 +103,8 @@ impl Subject {
                 path.display()
             )
         })?;
-        let config = run_config::of_run(&run, overrides)?;
+        let changes: Vec<_> = overrides.iter().map(|(_, change)| change.clone()).collect();
+        let config = run_config::of_run(&run, &changes)?;
         let options = run_config::text_options(&config.run);
         let language = config.language();
         let params = match (&model.adapter, &config.base) {
