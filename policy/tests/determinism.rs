@@ -1,6 +1,6 @@
 //! Results do not depend on what else is computed: the tests draw random shapes and compare bits.
 
-use policy::cpu::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on};
+use policy::cpu::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on, matmul_transposed};
 use policy::{
     Backend, ClippedSurrogate, CrossEntropy, Device, Division, Feed, Loss, LossBatch, ModelConfig, Numerics,
     OptimizerStep, Params, Policy, Sequence, Trainer, TrainingState, Variant, masked_logprob,
@@ -94,6 +94,14 @@ proptest! {
         let mut out = vec![f32::NAN; m * n];
         matmul(MatrixView::row_major(&left_t, m).transposed(), m, &packed, Start::Zero, &mut out);
         prop_assert_eq!(&out, &expected);
+        // A matrix that is packed as it is multiplies as its transpose, and gives its columns back.
+        let packed = PackedMatrix::new(MatrixView::row_major(&right_t, k), n, k);
+        out.fill(f32::NAN);
+        matmul_transposed(MatrixView::row_major(&left, k), m, &packed, &mut out);
+        prop_assert_eq!(&out, &expected);
+        let mut column = vec![f32::NAN; n];
+        packed.copy_column(k - 1, &mut column);
+        prop_assert_eq!(&column, &right[(k - 1) * n..]);
         // Accumulating two halves of k in order gives the bits of the whole.
         let half = k / 2;
         let part = |from: usize, to: usize| PackedMatrix::new(MatrixView::row_major(&right[from * n..], n), to - from, n);

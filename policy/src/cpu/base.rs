@@ -1,9 +1,9 @@
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use proto::Digest;
 
 use super::kernels::PackedMatrix;
-use super::packed::{PackedWeights, Transposes, Unpacked};
+use super::packed::{PackedWeights, Unpacked};
 use crate::{ModelConfig, Params};
 
 /// Frozen weights that adapters change. What no adapter changes is packed once, for all versions.
@@ -13,24 +13,22 @@ pub(crate) struct CpuBase {
     config: ModelConfig,
     /// All tensors but the embedding.
     params: Params,
-    embed: Arc<Vec<f32>>,
+    /// Absent if the head is its transpose.
+    embed: Option<Arc<Vec<f32>>>,
     head: Arc<PackedMatrix>,
-    /// Packed once there is something to train.
-    head_transposed: OnceLock<Arc<PackedMatrix>>,
     /// Versions in use: actor and trainer of one process share them.
     versions: Mutex<Vec<(Digest, Weak<PackedWeights>)>>,
 }
 
 impl CpuBase {
     pub(crate) fn new(config: &ModelConfig, mut params: Params) -> CpuBase {
+        let head = Unpacked::own(config, &params).head();
         let embed = std::mem::take(&mut params.tensors[0]);
-        let head = Unpacked { config, embed: &embed, params: &params, adapter: None }.head();
         CpuBase {
             config: config.clone(),
             params,
-            embed: Arc::new(embed),
+            embed: (!config.variant.tied_head).then(|| Arc::new(embed)),
             head: Arc::new(head),
-            head_transposed: OnceLock::new(),
             versions: Mutex::default(),
         }
     }
@@ -56,14 +54,7 @@ impl CpuBase {
         version
     }
 
-    /// Packs the transposes of a version.
-    pub(crate) fn transposes(&self, config: &ModelConfig, adapter: &Params, num_threads: usize) -> Transposes {
-        let unpacked = self.unpacked(config, adapter);
-        let head = self.head_transposed.get_or_init(|| Arc::new(unpacked.head_transposed()));
-        Transposes::with_head(unpacked, head.clone(), num_threads)
-    }
-
     fn unpacked<'a>(&'a self, config: &'a ModelConfig, adapter: &'a Params) -> Unpacked<'a> {
-        Unpacked { config, embed: &self.embed, params: &self.params, adapter: Some(adapter) }
+        Unpacked { config, params: &self.params, adapter: Some(adapter) }
     }
 }

@@ -13,10 +13,10 @@ use proto::TokenId;
 use super::chunk::{Choice, Chunk, fits};
 use super::gradients::{BlockGradients, NetworkGradients, PackedAdapter, Scratch};
 use super::kernels::{
-    self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, rms_norm,
-    rms_norm_backward, swiglu, swiglu_backward,
+    self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, matmul_transposed,
+    rms_norm, rms_norm_backward, swiglu, swiglu_backward,
 };
-use super::packed::{PackedLayer, PackedWeights, Transposes};
+use super::packed::{PackedLayer, PackedWeights};
 use super::threads;
 use crate::losses::LossPart;
 use crate::sampler::{masked_entropy, masked_entropy_backward, masked_logprob, masked_logprob_backward};
@@ -51,7 +51,6 @@ pub(crate) fn logprobs(
 /// A version in training.
 pub(crate) struct Trained {
     pub(crate) network: Arc<PackedWeights>,
-    pub(crate) transposes: Transposes,
     /// The adapter that is trained alone, if there is one.
     pub(crate) adapter: Option<PackedAdapter>,
 }
@@ -173,10 +172,7 @@ impl Workspace {
             self.layers.resize_with(num_kept, Activations::default);
         }
         self.x.clear();
-        for token in &chunk.tokens {
-            let start = *token as usize * width;
-            self.x.extend_from_slice(&network.embed[start..start + width]);
-        }
+        network.append_embeddings(chunk.tokens.iter(), &mut self.x);
         let last_layer = network.layers.len() - 1;
         for (index, layer) in network.layers.iter().enumerate() {
             let kept = &mut self.layers[index % num_kept];
@@ -247,14 +243,14 @@ impl Workspace {
         gradients: &mut Params,
         of_inputs: &mut InputGradients,
     ) {
-        let Trained { network, transposes, adapter } = trained;
+        let Trained { network, adapter } = trained;
         let config = &network.config;
         let (width, epsilon, ff_dim) = (config.d_model, config.variant.rms_norm_eps, config.ff_dim);
         let NetworkGradients { mut embed, blocks, norm, head } =
             NetworkGradients::new(config, adapter.as_ref(), gradients);
         self.logits_backward(config.vocabulary_size, &chunk.choices, grads);
         let (grad, grad_logits) = (&mut self.grad, &self.logits);
-        linear(grad_logits, &transposes.head, &mut grad.normed);
+        linear_transposed(grad_logits, &network.head, &mut grad.normed);
         if let Some(head) = head {
             grad.scratch.add_product(&self.normed, width, grad_logits, config.vocabulary_size, head);
         } else if let Some(embed) = &mut embed {
@@ -264,22 +260,22 @@ impl Workspace {
         let norm = grad.scratch.vector(norm, width);
         rms_norm_backward::<false>(&self.x, &network.norm, epsilon, &grad.normed, &mut grad.x, norm);
         let last_layer = network.layers.len() - 1;
-        let layers = network.layers.iter().zip(&transposes.layers).zip(&self.layers).zip(blocks);
-        for (index, (((layer, transposes), kept), block)) in layers.enumerate().rev() {
+        let layers = network.layers.iter().zip(&self.layers).zip(blocks);
+        for (index, ((layer, kept), block)) in layers.enumerate().rev() {
             let BlockGradients { attention_norm, qkv, qkv_bias, qk_norm, out, mlp_norm, gate_up, down } = block;
             let (attended_width, qkv_width) = (layer.shape.queries_dim(), layer.shape.qkv_dim());
-            linear(&grad.x, &transposes.down, &mut grad.gated);
+            linear_transposed(&grad.x, &layer.down, &mut grad.gated);
             grad.gate_up.resize(kept.gate_up.len(), 0.0);
             self.gated.resize(grad.gated.len(), 0.0);
             swiglu_backward(&kept.gate_up, &grad.gated, &mut grad.gate_up, &mut self.gated, ff_dim);
             down.add(&self.gated, ff_dim, &grad.x, width, &mut grad.scratch);
             normalise(&kept.middle, &layer.mlp_norm, epsilon, &mut self.normed);
-            linear(&grad.gate_up, &transposes.gate_up, &mut grad.normed);
+            linear_transposed(&grad.gate_up, &layer.gate_up, &mut grad.normed);
             gate_up.add(&self.normed, width, &grad.gate_up, 2 * ff_dim, &mut grad.scratch);
             let mlp_norm = grad.scratch.vector(mlp_norm, width);
             rms_norm_backward::<true>(&kept.middle, &layer.mlp_norm, epsilon, &grad.normed, &mut grad.x, mlp_norm);
 
-            linear(&grad.x, &transposes.out, &mut grad.attended);
+            linear_transposed(&grad.x, &layer.out, &mut grad.attended);
             out.add(&kept.attended, attended_width, &grad.x, width, &mut grad.scratch);
             if index == last_layer {
                 spread_rows(&mut grad.x, &chunk.chosen_rows, chunk.tokens.len(), width);
@@ -301,7 +297,7 @@ impl Workspace {
                 // Nothing before the first block is trained.
                 return;
             }
-            linear(&grad.qkv, &transposes.qkv, &mut grad.normed);
+            linear_transposed(&grad.qkv, &layer.qkv, &mut grad.normed);
             let attention_norm = grad.scratch.vector(attention_norm, width);
             rms_norm_backward::<true>(
                 &kept.input,
@@ -338,6 +334,14 @@ pub(crate) fn linear(x: &[f32], weight: &PackedMatrix, out: &mut Vec<f32>) {
     let num_rows = x.len() / inputs;
     out.resize(num_rows * weight.num_columns(), 0.0);
     matmul(MatrixView::row_major(x, inputs), num_rows, weight, Start::Zero, out);
+}
+
+/// Multiplies gradients of a product's rows by the transpose of its matrix.
+fn linear_transposed(grad: &[f32], weight: &PackedMatrix, out: &mut Vec<f32>) {
+    let outputs = weight.num_columns();
+    let num_rows = grad.len() / outputs;
+    out.resize(num_rows * weight.num_rows(), 0.0);
+    matmul_transposed(MatrixView::row_major(grad, outputs), num_rows, weight, out);
 }
 
 /// Converts gradients of normalised query and key heads to gradients of the heads before the norms, in place, and adds to the

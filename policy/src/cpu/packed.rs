@@ -2,6 +2,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use proto::TokenId;
+
 use super::kernels::{MatrixView, PackedMatrix, RotaryTable, add, rms_norm_in_place};
 use super::merge::merged;
 use super::threads;
@@ -12,7 +14,8 @@ use crate::{AttentionShape, ModelConfig, Params, TensorSpec, Variant};
 #[derive(Debug)]
 pub(crate) struct PackedWeights {
     pub(crate) config: ModelConfig,
-    pub(crate) embed: Arc<Vec<f32>>,
+    /// `[V, D]`; absent if the head is its transpose.
+    pub(crate) embed: Option<Arc<Vec<f32>>>,
     pub(crate) layers: Vec<PackedLayer>,
     pub(crate) norm: Vec<f32>,
     pub(crate) head: Arc<PackedMatrix>,
@@ -35,28 +38,10 @@ pub(crate) struct PackedLayer {
     pub(crate) down: PackedMatrix,
 }
 
-/// The transposes of a version's matrices, by which gradients are multiplied.
-#[derive(Debug)]
-pub(crate) struct Transposes {
-    pub(crate) layers: Vec<LayerTransposes>,
-    pub(crate) head: Arc<PackedMatrix>,
-}
-
-/// The transposes of a block's matrices.
-#[derive(Debug)]
-pub(crate) struct LayerTransposes {
-    pub(crate) qkv: PackedMatrix,
-    pub(crate) out: PackedMatrix,
-    pub(crate) gate_up: PackedMatrix,
-    pub(crate) down: PackedMatrix,
-}
-
 /// A version of the weights as it lies in [`Params`].
 #[derive(Clone, Copy)]
 pub(crate) struct Unpacked<'a> {
     pub(crate) config: &'a ModelConfig,
-    /// `[V, D]`
-    pub(crate) embed: &'a [f32],
     /// All tensors; those of the adapter's base, if there is an adapter.
     pub(crate) params: &'a Params,
     pub(crate) adapter: Option<&'a Params>,
@@ -66,44 +51,34 @@ impl PackedWeights {
     /// Packs a version, on some threads.
     pub(crate) fn new(config: &ModelConfig, params: &Params, num_threads: usize) -> PackedWeights {
         let unpacked = Unpacked::own(config, params);
-        let mut matrices = unpacked.pack(unpacked.matrices(), Form::Forward, num_threads);
+        let mut matrices = unpacked.pack(unpacked.matrices(), num_threads);
         let head = Arc::new(matrices.pop().expect("every network has a head"));
-        unpacked.arrange(matrices, Arc::new(unpacked.embed.to_vec()), head)
+        let embed = (!config.variant.tied_head).then(|| Arc::new(params.tensors[0].clone()));
+        unpacked.arrange(matrices, embed, head)
     }
 
     /// Packs a version whose embedding and head are there.
     pub(crate) fn with_head(
         unpacked: Unpacked<'_>,
-        embed: Arc<Vec<f32>>,
+        embed: Option<Arc<Vec<f32>>>,
         head: Arc<PackedMatrix>,
         num_threads: usize,
     ) -> PackedWeights {
-        let matrices = unpacked.pack(unpacked.matrices_of_blocks(), Form::Forward, num_threads);
+        let matrices = unpacked.pack(unpacked.matrices_of_blocks(), num_threads);
         unpacked.arrange(matrices, embed, head)
     }
-}
 
-impl Transposes {
-    /// Packs the transposes of a version, on some threads.
-    pub(crate) fn new(config: &ModelConfig, params: &Params, num_threads: usize) -> Transposes {
-        let unpacked = Unpacked::own(config, params);
-        let mut matrices = unpacked.pack(unpacked.matrices(), Form::Transposed, num_threads);
-        let head = Arc::new(matrices.pop().expect("every network has a head"));
-        Transposes::arrange(matrices, head)
-    }
-
-    /// Packs the transposes of a version whose head is there.
-    pub(crate) fn with_head(unpacked: Unpacked<'_>, head: Arc<PackedMatrix>, num_threads: usize) -> Transposes {
-        Transposes::arrange(unpacked.pack(unpacked.matrices_of_blocks(), Form::Transposed, num_threads), head)
-    }
-
-    fn arrange(matrices: Vec<PackedMatrix>, head: Arc<PackedMatrix>) -> Transposes {
-        let (mut matrices, mut layers) = (matrices.into_iter(), Vec::new());
-        while let Some(qkv) = matrices.next() {
-            let mut next = || matrices.next().expect("four matrices for each block");
-            layers.push(LayerTransposes { qkv, out: next(), gate_up: next(), down: next() });
+    /// Appends the embedding of each token.
+    pub(crate) fn append_embeddings<'a>(&self, tokens: impl Iterator<Item = &'a TokenId>, rows: &mut Vec<f32>) {
+        let width = self.config.d_model;
+        for token in tokens.map(|token| *token as usize) {
+            let start = rows.len();
+            rows.resize(start + width, 0.0);
+            match &self.embed {
+                Some(embed) => rows[start..].copy_from_slice(&embed[token * width..][..width]),
+                None => self.head.copy_column(token, &mut rows[start..]),
+            }
         }
-        Transposes { layers, head }
     }
 }
 
@@ -116,30 +91,14 @@ struct Matrix {
     is_tied_head: bool,
 }
 
-/// How matrices are packed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Forward,
-    Transposed,
-}
-
 impl<'a> Unpacked<'a> {
-    fn own(config: &'a ModelConfig, params: &'a Params) -> Unpacked<'a> {
-        Unpacked { config, embed: &params.tensors[0], params, adapter: None }
+    pub(crate) fn own(config: &'a ModelConfig, params: &'a Params) -> Unpacked<'a> {
+        Unpacked { config, params, adapter: None }
     }
 
     /// Packs the head.
     pub(crate) fn head(&self) -> PackedMatrix {
-        self.pack_head(Form::Forward)
-    }
-
-    /// Packs the transpose of the head.
-    pub(crate) fn head_transposed(&self) -> PackedMatrix {
-        self.pack_head(Form::Transposed)
-    }
-
-    fn pack_head(&self, form: Form) -> PackedMatrix {
-        self.pack(self.matrices().pop().into_iter().collect(), form, 1).pop().expect("every network has a head")
+        self.pack(self.matrices().pop().into_iter().collect(), 1).pop().expect("every network has a head")
     }
 
     /// Lists the matrices of the blocks in order, and then the head.
@@ -159,7 +118,7 @@ impl<'a> Unpacked<'a> {
         matrices
     }
 
-    fn pack(&self, matrices: Vec<Matrix>, form: Form, num_threads: usize) -> Vec<PackedMatrix> {
+    fn pack(&self, matrices: Vec<Matrix>, num_threads: usize) -> Vec<PackedMatrix> {
         let num_values = matrices.iter().map(|matrix| matrix.spec.num_elements()).sum();
         let mut packed: Vec<Option<PackedMatrix>> = matrices.iter().map(|_| None).collect();
         // From the last on: the head of a large vocabulary takes longest.
@@ -171,18 +130,12 @@ impl<'a> Unpacked<'a> {
                 true => MatrixView::row_major(&values, inputs).transposed(),
                 false => MatrixView::row_major(&values, outputs),
             };
-            *packed = Some(match form {
-                Form::Forward => PackedMatrix::new(view, inputs, outputs),
-                Form::Transposed => PackedMatrix::new(view.transposed(), outputs, inputs),
-            });
+            *packed = Some(PackedMatrix::new(view, inputs, outputs));
         });
         packed.into_iter().map(|packed| packed.expect("every matrix is packed")).collect()
     }
 
     fn values(&self, matrix: &Matrix) -> Cow<'a, [f32]> {
-        if matrix.is_tied_head {
-            return Cow::Borrowed(self.embed);
-        }
         let own = &self.params.tensors[matrix.tensor];
         match self.adapter {
             Some(adapter) => merged(self.config, adapter, &matrix.spec.name, own),
@@ -191,7 +144,7 @@ impl<'a> Unpacked<'a> {
     }
 
     /// Puts packed matrices in their places, beside the vectors.
-    fn arrange(&self, matrices: Vec<PackedMatrix>, embed: Arc<Vec<f32>>, head: Arc<PackedMatrix>) -> PackedWeights {
+    fn arrange(&self, matrices: Vec<PackedMatrix>, embed: Option<Arc<Vec<f32>>>, head: Arc<PackedMatrix>) -> PackedWeights {
         let Variant { qkv_bias, qk_norm, no_rope_layers, .. } = &self.config.variant;
         let specs = self.config.base_tensors();
         let vectors = specs.iter().zip(&self.params.tensors).filter(|(spec, _)| spec.shape.len() == 1);

@@ -69,10 +69,7 @@ impl CpuPolicy {
         });
         let last_rows: Vec<usize> = ends.map(|end| end - 1).collect();
         s.x.clear();
-        for token in feeds.iter().flat_map(|feed| feed.tokens) {
-            let start = *token as usize * width;
-            s.x.extend_from_slice(&weights.embed[start..start + width]);
-        }
+        weights.append_embeddings(feeds.iter().flat_map(|feed| feed.tokens), &mut s.x);
         s.weights.resize(ROW_TILE * capacity(config), 0.0);
         let last_layer = layers.len() - 1;
         for (index, (layer, cache)) in weights.layers.iter().zip(layers).enumerate() {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::base::CpuBase;
 use super::gradients::PackedAdapter;
 use super::network::{self, Trained, Workspaces};
-use super::packed::{PackedWeights, Transposes};
+use super::packed::PackedWeights;
 use super::{optimizer, threads};
 use crate::{
     BatchScores, Division, Error, LossBatch, ModelConfig, OptimizerStep, Params, Sequence, Trainer, TrainingState,
@@ -51,15 +51,9 @@ impl CpuTrainer {
         })
     }
 
-    /// Packs what the backward pass needs.
     fn trained(&self) -> Trained {
-        let (config, weights, num_threads) = (&self.config, &self.state.weights, self.division.num_threads);
-        let transposes = match &self.base {
-            Some(base) => base.transposes(config, weights, num_threads),
-            None => Transposes::new(config, weights, num_threads),
-        };
-        let adapter = self.base.as_ref().map(|_| PackedAdapter::new(config, weights));
-        Trained { network: self.packed().clone(), transposes, adapter }
+        let adapter = self.base.as_ref().map(|_| PackedAdapter::new(&self.config, &self.state.weights));
+        Trained { network: self.packed().clone(), adapter }
     }
 }
 

@@ -95,6 +95,37 @@ impl PackedMatrix {
         }
     }
 
+    /// Packs the transpose of some columns, up to a block of them, of which the first begins a panel.
+    fn pack_transposed(&mut self, matrix: &PackedMatrix, columns: Range<usize>) {
+        (self.num_rows, self.num_columns) = (columns.len(), matrix.num_rows);
+        self.data.resize(columns.len() * matrix.num_rows.div_ceil(PANEL) * PANEL, 0.0);
+        let (mut panels, _) = self.data.as_chunks_mut::<PANEL>();
+        for first_row in (0..matrix.num_rows).step_by(PANEL) {
+            let (transposed, rest) = panels.split_at_mut(columns.len());
+            panels = rest;
+            let num_rows = PANEL.min(matrix.num_rows - first_row);
+            for (transposed, panel) in transposed.chunks_mut(PANEL).zip(columns.start / PANEL..) {
+                transpose_tile(&matrix.panel(panel, first_row)[..num_rows], transposed);
+            }
+        }
+    }
+
+    /// Copies a column.
+    pub fn copy_column(&self, column: usize, out: &mut [f32]) {
+        for (first_row, out) in (0..self.num_rows).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            let panel = self.panel(column / PANEL, first_row);
+            out.iter_mut().zip(panel).for_each(|(value, row)| *value = row[column % PANEL]);
+        }
+    }
+
+    /// Returns the rows of a panel, from one to the end of its block.
+    fn panel(&self, panel: usize, first_row: usize) -> &[[f32; PANEL]] {
+        let (first_of_block, row) = (first_row / BLOCK * BLOCK, first_row % BLOCK);
+        let block_len = BLOCK.min(self.num_rows - first_of_block);
+        let start = first_of_block * self.num_columns.div_ceil(PANEL) + panel * block_len;
+        &self.data.as_chunks().0[start + row..start + block_len]
+    }
+
     /// Returns the number of rows.
     pub fn num_rows(&self) -> usize {
         self.num_rows
@@ -143,10 +174,44 @@ pub fn matmul_on(
     });
 }
 
+/// Multiplies `left [num_rows, n]` by the transpose of `right [k, n]` into `out [num_rows, k]`: to the last bit the product of
+/// [`matmul`] with that transpose. It is packed a strip at a time, which stays in the second-level cache.
+///
+/// # Panics
+/// When the slices are shorter than the shapes say.
+pub fn matmul_transposed(left: MatrixView<'_>, num_rows: usize, right: &PackedMatrix, out: &mut [f32]) {
+    if num_rows == 0 || right.num_columns == 0 {
+        return out[..num_rows * right.num_rows].fill(0.0);
+    }
+    STRIP.with_borrow_mut(|strip| {
+        for first_column in (0..right.num_columns).step_by(BLOCK) {
+            strip.pack_transposed(right, first_column..right.num_columns.min(first_column + BLOCK));
+            let left = MatrixView { data: &left.data[first_column * left.column_stride..], ..left };
+            matmul(left, num_rows, strip, if first_column == 0 { Start::Zero } else { Start::Out }, out);
+        }
+    });
+}
+
 thread_local! {
+    /// The strip of a thread's product with a transpose.
+    static STRIP: RefCell<PackedMatrix> = const {
+        RefCell::new(PackedMatrix { num_rows: 0, num_columns: 0, data: Vec::new() })
+    };
+
     /// Scratch of a thread's products. On the stack it would be cleared for each product, a good part of a small one's cost.
     static SCRATCH: RefCell<[f32; GROUP_TILES * MAX_ROWS * BLOCK]> =
         const { RefCell::new([0.0; GROUP_TILES * MAX_ROWS * BLOCK]) };
+}
+
+/// Writes up to 16 columns of up to 16 rows as rows, which end in zeros.
+fn transpose_tile(rows: &[[f32; PANEL]], out: &mut [[f32; PANEL]]) {
+    if let (Some(rows), Some(out)) = (rows.first_chunk::<PANEL>(), out.first_chunk_mut::<PANEL>()) {
+        *out = std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]));
+    } else {
+        for (column, out) in out.iter_mut().enumerate() {
+            *out = std::array::from_fn(|row| rows.get(row).map_or(0.0, |row| row[column]));
+        }
+    }
 }
 
 struct Product<'a> {
