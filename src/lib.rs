@@ -107,7 +107,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct ConfigArgs {
-    /// Preset (laptop, ladder, smoke, smollm2, smollm2-lora) or TOML file [default: laptop].
+    /// Preset (laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora) or TOML file [default: laptop].
     config: Option<PathBuf>,
     /// Override one config key; repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -19,7 +19,7 @@ use crate::run_config::{self, LocalConfig, RunConfig};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Preset (laptop, ladder, smoke, smollm2, smollm2-lora) or TOML file [default: laptop].
+    /// Preset (laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora) or TOML file [default: laptop].
     config: Option<String>,
     /// Run directory [default: `runs/<config>-<seed>-<n>`].
     #[arg(long, value_name = "DIR")]

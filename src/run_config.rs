@@ -333,7 +333,7 @@ fn read_file(path: &Path) -> Result<(Table, TomlFile)> {
 mod tests {
     use super::*;
 
-    /// `smollm2` and `smollm2-lora` need their model: tests/e2e/pretrained.rs.
+    /// The others need their model: tests/e2e/pretrained_run.rs.
     const FROM_RANDOM_WEIGHTS: [&str; 3] = ["laptop", "ladder", "smoke"];
 
     #[test]

@@ -17,6 +17,7 @@ check() {
 
 check hadolint deploy/Dockerfile
 check docker-compose --file deploy/compose.yaml config --quiet
+check docker-compose --file deploy/compose.yaml --file deploy/compose.gpu.yaml config --quiet
 check yamllint --strict --config-data '{extends: default, rules: {line-length: {max: 120}, document-start: disable}}' deploy
 check kubernetes-validate --strict --quiet deploy/k8s/*.yaml deploy/k8s/gpu/*.yaml
 
@@ -32,7 +33,7 @@ check autodidact keys init "$scratch/keys" --actors 2 --verifiers 1 --host nats
 check python3 tests/deploy.py nats-config deploy/k8s/nats.yaml "$scratch"
 check env POD_NAME=nats-0 nats-server -t --config "$scratch/nats.conf"
 
-check python3 tests/deploy.py arguments deploy/compose.yaml deploy/k8s/*.yaml deploy/k8s/gpu/*.yaml
+check python3 tests/deploy.py arguments deploy/compose.yaml deploy/compose.gpu.yaml deploy/k8s/*.yaml deploy/k8s/gpu/*.yaml
 check python3 tests/deploy.py metrics deploy/prometheus/rules.yml docs/metrics.md
 
 # A new run begins; an existing run resumes.

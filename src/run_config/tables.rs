@@ -4,9 +4,10 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use toml::{Table, Value};
 
 /// The presets, compiled in.
-pub(crate) const PRESETS: [(&str, &str); 5] = [
+pub(crate) const PRESETS: [(&str, &str); 6] = [
     ("laptop", include_str!("../../deploy/configs/laptop.toml")),
     ("ladder", include_str!("../../deploy/configs/ladder.toml")),
+    ("qwen3-0.6b", include_str!("../../deploy/configs/qwen3-0.6b.toml")),
     ("smoke", include_str!("../../deploy/configs/smoke.toml")),
     ("smollm2", include_str!("../../deploy/configs/smollm2.toml")),
     ("smollm2-lora", include_str!("../../deploy/configs/smollm2-lora.toml")),

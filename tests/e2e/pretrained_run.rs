@@ -228,6 +228,23 @@ fn preferences_are_part_of_a_run() {
     folder.call(&["replay", "run"]).success();
 }
 
+/// The preset for a GPU, on the device that runs what a GPU runs.
+#[test]
+fn an_adapter_learns_on_candle() {
+    let folder = folder();
+    let config = "preset = \"qwen3-0.6b\"\nmodel = { base = \"model\", max_positions = 448 }\n\
+                  batch = { num_tasks = 6, num_rollouts = 4 }\nactor.device = \"candle-cpu\"\n\
+                  learner = { device = \"candle-cpu\", update_tokens = 2000 }\n\
+                  schedule.num_steps = 2\nexams.names = []\nlocal.slots = 24\n";
+    std::fs::write(folder.path("gpu.toml"), config).unwrap();
+    folder.call(&["train", "gpu.toml", "--run-dir", "run"]).success();
+    let rows = metrics(&folder.path("run"));
+    let mismatch: Vec<f64> = rows.iter().map(|row| row["logprob_mismatch"].as_f64().unwrap()).collect();
+    assert!(mismatch.len() == 2 && mismatch.iter().all(|mismatch| *mismatch < 1e-4), "{mismatch:?}");
+    assert!(rows[0]["num_examples"].as_u64().unwrap() > 0, "hindsight makes examples: {rows:?}");
+    assert_ne!(rows[0]["weights_digest"], rows[1]["weights_digest"]);
+}
+
 #[test]
 fn processes_over_nats_give_the_weights_of_one() {
     for train in [TRAIN, TRAIN_ADAPTER] {

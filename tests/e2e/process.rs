@@ -367,7 +367,7 @@ fn first_errors_say_what_to_do() {
     assert_eq!(ended.status.code(), Some(2), "{ended:#?}");
     assert!(ended.stderr.contains("Usage: autodidact <COMMAND>") && ended.stderr.contains("  train "), "{ended:#?}");
     assert!(folder.call(&["--help"]).success().stdout.contains("Usage: autodidact <COMMAND>"));
-    let presets = "config: expected one of laptop, ladder, smoke, smollm2, smollm2-lora, or a TOML file, got \"lapotp\": No such file";
+    let presets = "config: expected one of laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora, or a TOML file, got \"lapotp\": No such file";
     for args in [&["train", "lapotp"][..], &["config", "lapotp"], &["learner", "lapotp", "--bus", "nats://127.0.0.1:1"]]
     {
         assert!(folder.call(args).refusal().starts_with(presets), "{args:?}");

@@ -185,13 +185,13 @@ fn study_files() {
         (
             "preset = \"smoke\"",
             "preset = \"smok\"",
-            "arm policy: preset: expected one of laptop, ladder, smoke, smollm2, smollm2-lora, got \"smok\"",
+            "arm policy: preset: expected one of laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora, got \"smok\"",
         ),
         ("preset = \"smoke\"", "", "arm policy: expected one of preset and config, got both or neither"),
         (
             "random.toml",
             "absent.toml",
-            "arm random: config: expected one of laptop, ladder, smoke, smollm2, smollm2-lora, or a TOML file",
+            "arm random: config: expected one of laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora, or a TOML file",
         ),
         ("learner.reuse=1", "learner.lr=1", "arm random: --set learner.lr: unknown field `lr`"),
         (
