@@ -23,4 +23,4 @@ root="$tools/nvidia/cu13"
 export CUDA_HOME="$root" CUDA_PATH="$root" CUDA_TOOLKIT_ROOT_DIR="$root" PATH="$root/bin:$PATH"
 # No GPU to query for its compute capability: 90 is an H100.
 export CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13020
-cargo check --release --features cuda
+cargo check --release --features cuda --tests

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests of the backends, `smoke` with learner and actor on the GPU, and the benchmarks of GPU and CPU. Needs an NVIDIA
-# GPU and the CUDA toolkit. `sh tests/gpu.sh [OUT]` writes the results to OUT, by default target/gpu.
+# Runs the tests of the backends and of tiny models of every family, five steps of a network with the shape of Qwen3 0.6B, `smoke`
+# with learner and actor on the GPU, and the benchmarks of GPU and CPU. Needs an NVIDIA GPU and the CUDA toolkit. `sh tests/gpu.sh [OUT]` writes the results to OUT, by default target/gpu.
 set -eu
 mkdir -p "${1:-.}"
 given=$(cd "${1:-.}" && pwd)
@@ -21,8 +21,10 @@ keep() {
 
 optimised="profile.release.package.candle-core.opt-level=3"
 keep gpu.txt nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-keep backends.txt cargo test --release --features cuda --config "$optimised" --package autodidact-policy --test backends
+keep backends.txt cargo test --release --features cuda --config "$optimised" --package autodidact-policy \
+    --test backends --test reference --test adapter
 cargo build --release --features cuda --config "$optimised"
+keep qwen.txt cargo test --release --features cuda --config "$optimised" --test e2e -- pretrained_run::an_adapter
 rm -rf "$out/smoke"
 keep smoke.json "$target/release/autodidact" train smoke --run-dir "$out/smoke" --set learner.device=cuda --set actor.device=cuda --json
 for what in decode train; do

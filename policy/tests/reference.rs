@@ -35,8 +35,9 @@ fn families() -> Vec<(&'static str, Pretrained, Reference)> {
         .into()
 }
 
-fn backends() -> [Backend; 2] {
-    [Device::Cpu, Device::CandleCpu].map(|device| device.open().unwrap())
+fn backends() -> Vec<Backend> {
+    let gpu = cfg!(feature = "cuda").then_some(Device::Cuda(0));
+    [Device::Cpu, Device::CandleCpu].into_iter().chain(gpu).map(|device| device.open().unwrap()).collect()
 }
 
 fn assert_close(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {

@@ -16,10 +16,13 @@ const NUM_STEPS: u64 = 12;
 /// A token for every byte, and two special ones.
 const VOCABULARY_SIZE: usize = 258;
 
-/// Writes a model whose tokens are bytes.
+/// Writes a tiny model whose tokens are bytes.
 pub(crate) fn write_model(folder: &Path, seed: u64) {
-    let variant = Variant { tied_head: true, rms_norm_eps: 1e-5, rope_theta: 1e5, ..Variant::default() };
-    let config = ModelConfig {
+    write_model_of(folder, Family::Llama, &tiny(), seed);
+}
+
+fn tiny() -> ModelConfig {
+    ModelConfig {
         vocabulary_size: VOCABULARY_SIZE,
         max_positions: 512,
         d_model: 32,
@@ -27,12 +30,14 @@ pub(crate) fn write_model(folder: &Path, seed: u64) {
         num_heads: 2,
         num_kv_heads: 1,
         ff_dim: 64,
-        variant,
+        variant: Variant { tied_head: true, rms_norm_eps: 1e-5, rope_theta: 1e5, ..Variant::default() },
         adapter: None,
-    };
+    }
+}
+
+fn write_model_of(folder: &Path, family: Family, config: &ModelConfig, seed: u64) {
     std::fs::create_dir(folder).unwrap();
-    write_hf(folder, &config, Family::Llama, &Params::init(&config, seed), StoredType::F32, Companions::default())
-        .unwrap();
+    write_hf(folder, config, family, &Params::init(config, seed), StoredType::F32, Companions::default()).unwrap();
     let special = |id: usize, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -174,6 +179,26 @@ fn a_penalty_on_the_distance_to_the_base_is_part_of_a_run() {
     refused(&Folder::new(), &["train", "smoke", "--run-dir", "run", "--set", penalty], &[says]);
 }
 
+/// The control that imitates the domains' solvers.
+#[test]
+fn a_solver_answers_in_place_of_the_policy() {
+    let folder = folder();
+    let set = ["actor.behavior=solver", "learner.hindsight=false", "batch.num_rollouts=1", "schedule.num_steps=3"];
+    let set = set.iter().flat_map(|change| ["--set", *change]);
+    folder.call(&TRAIN.into_iter().chain(set).collect::<Vec<_>>()).success();
+    let rows = metrics(&folder.path("run"));
+    let steps: Vec<&Value> = rows.iter().filter(|row| row.get("exam").is_none()).collect();
+    assert_eq!(steps.len(), 3);
+    for row in steps {
+        assert_eq!((&row["solve_rate"], &row["num_examples"]), (&json!(1.0), &json!(20)), "{row}");
+        assert_eq!(row["answers"]["ended_share"], json!(1.0), "{row}");
+    }
+    folder.call(&["replay", "run"]).success();
+    let solver = ["--set", "actor.behavior=solver"];
+    let says = "actor.behavior: expected policy or uniform-legal for countdown level 1, which has no solver in this language";
+    refused(&folder, &[&["train", "smoke"][..], &solver, &["--set", "self_play="]].concat(), &[says]);
+}
+
 /// A run whose verdicts give no advantage: it learns from another model with the same tokens.
 #[test]
 fn a_teacher_is_part_of_a_run() {
@@ -228,19 +253,43 @@ fn preferences_are_part_of_a_run() {
     folder.call(&["replay", "run"]).success();
 }
 
-/// The preset for a GPU, on the device that runs what a GPU runs.
 #[test]
 fn an_adapter_learns_on_candle() {
-    let folder = folder();
-    let config = "preset = \"qwen3-0.6b\"\nmodel = { base = \"model\", max_positions = 448 }\n\
-                  batch = { num_tasks = 6, num_rollouts = 4 }\nactor.device = \"candle-cpu\"\n\
-                  learner = { device = \"candle-cpu\", update_tokens = 2000 }\n\
-                  schedule.num_steps = 2\nexams.names = []\nlocal.slots = 24\n";
+    expect_an_adapter_learns("candle-cpu", Family::Llama, &tiny(), 2);
+}
+
+/// All that Qwen3 0.6B has, but its vocabulary.
+#[cfg(feature = "cuda")]
+#[test]
+fn an_adapter_of_qwen_learns_on_a_gpu() {
+    let variant = Variant {
+        head_dim: Some(128),
+        qk_norm: true,
+        tied_head: true,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e6,
+        ..Variant::default()
+    };
+    let (num_heads, num_kv_heads, num_layers) = (16, 8, 28);
+    let config = ModelConfig { d_model: 1024, num_layers, num_heads, num_kv_heads, ff_dim: 3072, variant, ..tiny() };
+    expect_an_adapter_learns("cuda", Family::Qwen3, &config, 5);
+}
+
+/// Runs the preset for a GPU with random weights of a shape.
+fn expect_an_adapter_learns(device: &str, family: Family, model: &ModelConfig, num_steps: u64) {
+    let folder = Folder::new();
+    write_model_of(&folder.path("model"), family, model, 0);
+    let config = format!(
+        "preset = \"qwen3-0.6b\"\nmodel = {{ base = \"model\", max_positions = 448 }}\n\
+         batch = {{ num_tasks = 6, num_rollouts = 4 }}\nactor.device = \"{device}\"\n\
+         learner = {{ device = \"{device}\", update_tokens = 2000 }}\n\
+         schedule.num_steps = {num_steps}\nexams.names = []\nlocal.slots = 24\n"
+    );
     std::fs::write(folder.path("gpu.toml"), config).unwrap();
     folder.call(&["train", "gpu.toml", "--run-dir", "run"]).success();
     let rows = metrics(&folder.path("run"));
     let mismatch: Vec<f64> = rows.iter().map(|row| row["logprob_mismatch"].as_f64().unwrap()).collect();
-    assert!(mismatch.len() == 2 && mismatch.iter().all(|mismatch| *mismatch < 1e-4), "{mismatch:?}");
+    assert!(mismatch.len() as u64 == num_steps && mismatch.iter().all(|mismatch| *mismatch < 1e-4), "{mismatch:?}");
     assert!(rows[0]["num_examples"].as_u64().unwrap() > 0, "hindsight makes examples: {rows:?}");
     assert_ne!(rows[0]["weights_digest"], rows[1]["weights_digest"]);
 }
