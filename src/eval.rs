@@ -10,7 +10,7 @@ use proto::KeyedProblem;
 
 use crate::input::JsonLines;
 use crate::pairing::Pairing;
-use crate::player::{Player, Scores};
+use crate::player::{Player, Scored, Scores};
 use crate::problems::{self, exam_problems};
 use crate::report::{note, percent, print, table};
 use crate::room::{expect_room, positions_needed};
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Sampled answers per problem, for pass@k.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     samples: u32,
+    /// Sit the first N problems of each exam alone: a large model takes minutes for a hundred.
+    #[arg(long, value_name = "N", conflicts_with = "problems", value_parser = clap::value_parser!(u32).range(1..))]
+    num_problems: Option<u32>,
     /// Split of the exam.
     #[arg(long, conflicts_with = "problems", default_value = "test", value_parser = ["dev", "test"])]
     split: String,
@@ -58,9 +61,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let config = run_at(&args.subject.subject).map(|run| run_config::of_run(&run, &[])).transpose()?;
     let trained_on =
         config.as_ref().map_or_else(|| known_domains(&subject), |config| config.domains().map(str::to_owned).collect());
-    let sit = |name: &str| match &config {
-        Some(config) => config.exam(name, split),
-        None => exam_problems(name, split, trained_on.iter().map(String::as_str)),
+    let sit = |name: &str| {
+        let mut problems = match &config {
+            Some(config) => config.exam(name, split),
+            None => exam_problems(name, split, trained_on.iter().map(String::as_str)),
+        }?;
+        problems.truncate(args.num_problems.map_or(usize::MAX, |wanted| wanted as usize));
+        Ok::<_, Error>(problems)
     };
     match &args.problems {
         Some(path) => sets.push(read_problems(path, &trained_on, language, has)?),
@@ -110,10 +117,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Scores of the run and of the baselines on the same problems.
 #[derive(Clone, Debug)]
 struct Sat {
-    /// Greedy and sampled.
-    trained: (Scores, Scores),
+    trained: Scored,
     /// Those of the network before its training, if a run trained it, or of the one to compare with.
-    untrained: Option<(Scores, Scores)>,
+    untrained: Option<Scored>,
     /// Only of networks that read symbols.
     blind: Option<Blind>,
 }
@@ -150,8 +156,8 @@ impl Sat {
     fn at(&self, places: &[usize]) -> Sat {
         let both = |(left, right): &(Scores, Scores)| (left.at(places), right.at(places));
         Sat {
-            trained: both(&self.trained),
-            untrained: self.untrained.as_ref().map(both),
+            trained: self.trained.at(places),
+            untrained: self.untrained.as_ref().map(|scored| scored.at(places)),
             blind: self
                 .blind
                 .as_ref()
@@ -161,25 +167,26 @@ impl Sat {
 
     /// Compares the greedy answers with those of the network before its training, or the one to compare with.
     fn pairing(&self) -> Option<Pairing> {
-        self.untrained.as_ref().map(|(greedy, _)| Pairing::of(&self.trained.0, greedy))
+        self.untrained.as_ref().map(|untrained| Pairing::of(&self.trained.greedy, &untrained.greedy))
     }
 
     fn num_problems(&self) -> usize {
-        self.trained.1.correct.len()
+        self.trained.sampled.correct.len()
     }
 
     fn num_samples(&self) -> u32 {
-        self.trained.1.num_samples
+        self.trained.sampled.num_samples
     }
 
     fn json(&self) -> serde_json::Value {
         let k = self.num_samples();
         let estimate = |(mean, error): (f64, f64)| serde_json::json!({"mean": mean, "standard_error": error});
-        let network = |(greedy, sampled): &(Scores, Scores)| {
+        let network = |scored: &Scored| {
             serde_json::json!({
-                "greedy_pass_at_1": estimate(greedy.pass_at(1)),
-                "sampled_pass_at_1": estimate(sampled.pass_at(1)),
-                "pass_at_k": estimate(sampled.pass_at(k)),
+                "greedy_pass_at_1": estimate(scored.greedy.pass_at(1)),
+                "sampled_pass_at_1": estimate(scored.sampled.pass_at(1)),
+                "pass_at_k": estimate(scored.sampled.pass_at(k)),
+                "majority_at_k": estimate(scored.majority()),
             })
         };
         let mut scores = serde_json::json!({
@@ -242,13 +249,17 @@ impl Report {
         let Report { name, step, before, sat, parts } = self;
         let k = sat.num_samples();
         let cell = |(mean, error): (f64, f64)| format!("{} ± {:.1}", percent(mean), 100.0 * error);
-        let network = |name: &str, (greedy, sampled): &(Scores, Scores)| {
-            [name.to_owned(), cell(greedy.pass_at(1)), cell(sampled.pass_at(1)), cell(sampled.pass_at(k))]
+        let network = |name: &str, scored: &Scored| {
+            let Scored { greedy, sampled, .. } = scored;
+            let scores = [greedy.pass_at(1), sampled.pass_at(1), sampled.pass_at(k), scored.majority()];
+            let [greedy, sampled, best, majority] = scores.map(cell);
+            [name.to_owned(), greedy, sampled, best, majority]
         };
         let alone = |name: &str, one: &Scores, many: (f64, f64)| {
-            [name.to_owned(), "-".to_owned(), cell(one.pass_at(1)), cell(many)]
+            [name.to_owned(), "-".to_owned(), cell(one.pass_at(1)), cell(many), "-".to_owned()]
         };
-        let mut rows = vec![["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}")].map(str::to_owned)];
+        let head = ["", "pass@1 greedy", "pass@1 sampled", &format!("pass@{k}"), &format!("majority of {k}")];
+        let mut rows = vec![head.map(str::to_owned)];
         rows.push(network(if step.is_some() { "trained" } else { "pretrained model" }, &sat.trained));
         rows.extend(sat.untrained.as_ref().map(|scores| network(before, scores)));
         if let Some(Blind { random, enumerated }) = &sat.blind {
@@ -256,7 +267,7 @@ impl Report {
             rows.push(alone("blind enumeration, k checker calls", &enumerated.0, enumerated.1.pass_at(1)));
         }
         let mut rows: Vec<_> = rows.into_iter().map(Vec::from).collect();
-        rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 4 } else { 3 }));
+        rows.iter_mut().for_each(|row| row.truncate(if k > 1 { 5 } else { 3 }));
         let step = step.map_or(String::new(), |step| format!(", step {step}"));
         let mut text = format!("{name}, {} problems{step}\n{}", sat.num_problems(), table(&rows));
         if let Some(pairing) = sat.pairing() {
@@ -274,9 +285,9 @@ impl Report {
                 vec![
                     format!("{description}{what}"),
                     sat.num_problems().to_string(),
-                    cell(sat.trained.0.pass_at(1)),
-                    cell(sat.trained.1.pass_at(k)),
-                    sat.untrained.as_ref().map_or("-".to_owned(), |(_, sampled)| cell(sampled.pass_at(k))),
+                    cell(sat.trained.greedy.pass_at(1)),
+                    cell(sat.trained.sampled.pass_at(k)),
+                    sat.untrained.as_ref().map_or("-".to_owned(), |scored| cell(scored.sampled.pass_at(k))),
                     blind(sat, |blind, k| blind.random.pass_at(k)),
                     blind(sat, |blind, _| blind.enumerated.1.pass_at(1)),
                 ]

@@ -108,6 +108,9 @@ struct Values {
     policy_gradient_loss: GaugeVec,
     policy_gradient_clip_ratio: GaugeVec,
     kl: GaugeVec,
+    answers_ended: LateGauge,
+    answer_tokens: LateGauge,
+    mixed_groups: LateGauge,
     dpo_loss: LateGauge,
     dpo_accuracy: LateGauge,
     entropy: LateGauge,
@@ -206,6 +209,21 @@ impl Metrics {
                 "Estimated divergence per choice of the policy from a reference of its losses.",
                 &["reference"],
                 to
+            )?,
+            answers_ended: LateGauge::register(
+                "learner_answers_ended_ratio",
+                "Share of the last batch's answers that ended by themselves.",
+                to,
+            )?,
+            answer_tokens: LateGauge::register(
+                "learner_answer_tokens_mean",
+                "Mean number of tokens of the last batch's answers.",
+                to,
+            )?,
+            mixed_groups: LateGauge::register(
+                "learner_mixed_groups_ratio",
+                "Share of the last batch's groups with right and wrong answers.",
+                to,
             )?,
             dpo_loss: LateGauge::register(
                 "learner_dpo_loss",
@@ -364,6 +382,9 @@ impl Values {
         self.grad_norm.set(report.grad_norm);
         self.entropy.set(report.entropy);
         self.logprob_mismatch.set_known(report.logprob_mismatch);
+        self.answers_ended.set_known(report.answers.as_ref().map(|answers| answers.ended_share));
+        self.answer_tokens.set_known(report.answers.as_ref().map(|answers| answers.mean_tokens));
+        self.mixed_groups.set_known(report.answers.as_ref().map(|answers| answers.mixed_share));
         self.kl.reset();
         for (reference, kl) in [("base", report.kl_to_base), ("teacher", report.kl_to_teacher)] {
             if let Some(kl) = kl {
@@ -409,7 +430,7 @@ fn unix_time() -> Duration {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
-    use learner::{DpoReport, PolicyGradientReport};
+    use learner::{AnswersReport, DpoReport, PolicyGradientReport};
     use proto::Digest;
 
     use super::*;
@@ -442,6 +463,7 @@ mod tests {
             kl_to_base: Some(0.0625),
             kl_to_teacher: Some(0.3125),
             solve_rate: 0.5,
+            answers: Some(AnswersReport { ended_share: 0.875, mean_tokens: 6.5, mixed_share: 0.625 }),
             solved_by_family: BTreeMap::from([("a".to_owned(), (1, 6)), ("b".to_owned(), (2, 2))]),
             self_play: None,
             entropy: 0.75,
@@ -495,6 +517,8 @@ mod tests {
             "policy_gradient",
             "kl_nats",
             "dpo",
+            "answer",
+            "mixed",
             "checkpoint_last",
         ];
         let exist: Vec<_> = series.keys().filter(|name| of_steps.iter().any(|part| name.contains(part))).collect();
@@ -533,6 +557,9 @@ mod tests {
             ("learner_policy_gradient_clip_ratio{role=\"proposer\"}", 0.5),
             ("learner_kl_nats{reference=\"base\"}", 0.0625),
             ("learner_kl_nats{reference=\"teacher\"}", 0.3125),
+            ("learner_answers_ended_ratio", 0.875),
+            ("learner_answer_tokens_mean", 6.5),
+            ("learner_mixed_groups_ratio", 0.625),
             ("learner_dpo_loss", 0.6875),
             ("learner_dpo_accuracy_ratio", 0.75),
             ("exam_solved_ratio{exam=\"e\"}", 0.25),

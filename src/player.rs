@@ -42,16 +42,23 @@ impl Player {
     }
 
     /// Scores one greedy answer and `num_samples` sampled answers per problem.
-    pub(crate) fn score(&self, problems: &[KeyedProblem], num_samples: u32) -> Result<(Scores, Scores)> {
-        Ok((self.play(problems, 1, 0.0)?, self.play(problems, num_samples, 1.0)?))
+    pub(crate) fn score(&self, problems: &[KeyedProblem], num_samples: u32) -> Result<Scored> {
+        let greedy = Scores::of(&self.groups(problems, 1, 0.0)?);
+        let groups = self.groups(problems, num_samples, 1.0)?;
+        let majority = groups.iter().map(|scored| self.majority(scored)).collect::<Result<_>>()?;
+        Ok(Scored { greedy, sampled: Scores::of(&groups), majority })
     }
 
-    /// Counts right answers per problem. Temperature 0 is greedy.
-    fn play(&self, problems: &[KeyedProblem], num_samples: u32, temperature: f32) -> Result<Scores> {
-        let groups = self.groups(problems, num_samples, temperature)?;
-        let num_correct =
-            |scored: &ScoredGroup| scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
-        Ok(Scores { num_samples, correct: groups.iter().map(|scored| num_correct(scored) as u32).collect() })
+    /// Returns whether the most frequent well-formed answer of a group is right, 0 or 1; the share of right ones if several are
+    /// equally frequent.
+    fn majority(&self, scored: &ScoredGroup) -> Result<f64> {
+        let mut votes = BTreeMap::<String, (u32, bool)>::new();
+        for (rollout, verdict) in scored.group.rollouts.iter().zip(&scored.verdicts) {
+            let answer = self.language.text(&scored.group.task.request, &rollout.tokens)?;
+            let Some(answer) = answer.filter(|_| *verdict != Verdict::Malformed) else { continue };
+            votes.entry(answer).or_insert((0, *verdict == Verdict::Correct)).0 += 1;
+        }
+        Ok(share_of_winners(votes.values().copied()))
     }
 
     /// Returns answers to one problem, with their verdicts.
@@ -104,6 +111,48 @@ impl Player {
     }
 }
 
+/// Scores of a network on some problems.
+#[derive(Clone, Debug)]
+pub(crate) struct Scored {
+    pub(crate) greedy: Scores,
+    pub(crate) sampled: Scores,
+    /// By problem, the score of the most frequent of the sampled answers, 0 to 1.
+    majority: Vec<f64>,
+}
+
+impl Scored {
+    /// Returns the scores of the problems at these indices.
+    pub(crate) fn at(&self, places: &[usize]) -> Scored {
+        Scored {
+            greedy: self.greedy.at(places),
+            sampled: self.sampled.at(places),
+            majority: places.iter().map(|place| self.majority[*place]).collect(),
+        }
+    }
+
+    /// Returns the share of problems that the most frequent sampled answer solves, and its standard error.
+    pub(crate) fn majority(&self) -> (f64, f64) {
+        mean(&self.majority)
+    }
+}
+
+/// Returns the share of right answers among the most frequent ones; 0 if there are none.
+///
+/// - `votes`: by answer, how often it was given, and whether it is right.
+fn share_of_winners(votes: impl Iterator<Item = (u32, bool)> + Clone) -> f64 {
+    let most = votes.clone().map(|(count, _)| count).max().unwrap_or(0);
+    let winners = votes.filter(|(count, _)| *count == most).map(|(_, is_right)| f64::from(is_right));
+    let (sum, count) = winners.fold((0.0, 0), |(sum, count), right| (sum + right, count + 1));
+    sum / f64::from(count.max(1))
+}
+
+/// Returns the mean, and its standard error.
+fn mean(values: &[f64]) -> (f64, f64) {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / values.len() as f64;
+    (mean, (variance / values.len() as f64).sqrt())
+}
+
 /// Number of right answers per problem, out of `num_samples` each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Scores {
@@ -112,6 +161,14 @@ pub(crate) struct Scores {
 }
 
 impl Scores {
+    /// Counts the right answers of groups of one size.
+    fn of(groups: &[ScoredGroup]) -> Scores {
+        let num_correct =
+            |scored: &ScoredGroup| scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count();
+        let num_samples = groups.first().map_or(0, |scored| scored.verdicts.len() as u32);
+        Scores { num_samples, correct: groups.iter().map(|scored| num_correct(scored) as u32).collect() }
+    }
+
     /// Returns the scores of the problems at these indices.
     pub(crate) fn at(&self, places: &[usize]) -> Scores {
         Scores { num_samples: self.num_samples, correct: places.iter().map(|place| self.correct[*place]).collect() }
@@ -121,10 +178,7 @@ impl Scores {
     ///
     /// Source: Chen et al. 2021, "Evaluating large language models trained on code", section 2.1.
     pub(crate) fn pass_at(&self, k: u32) -> (f64, f64) {
-        let solved: Vec<f64> = self.correct.iter().map(|correct| pass_at(self.num_samples, *correct, k)).collect();
-        let mean = solved.iter().sum::<f64>() / solved.len() as f64;
-        let variance = solved.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / solved.len() as f64;
-        (mean, (variance / solved.len() as f64).sqrt())
+        mean(&self.correct.iter().map(|correct| pass_at(self.num_samples, *correct, k)).collect::<Vec<_>>())
     }
 }
 
@@ -137,6 +191,15 @@ fn pass_at(num_samples: u32, num_correct: u32, k: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ties_are_shared() {
+        let share = |votes: &[(u32, bool)]| share_of_winners(votes.iter().copied());
+        assert_eq!(share(&[(3, true), (2, false)]), 1.0);
+        assert_eq!(share(&[(2, true), (3, false), (1, true)]), 0.0);
+        assert_eq!(share(&[(2, true), (2, false), (1, true)]), 0.5);
+        assert_eq!(share(&[]), 0.0);
+    }
 
     /// numpy: 1 - comb(n - c, k) / comb(n, k)
     #[test]

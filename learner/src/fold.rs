@@ -3,6 +3,7 @@
 //! [`Fold`] plans batches and folds them. The live loop and `replay` both call it. Its results do not depend on a clock, the
 //! number of threads, or the order in which groups arrived.
 
+mod answers;
 mod training;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ use crate::self_play::StoredProposal;
 use crate::shuffle::shuffled;
 use crate::state::State;
 use crate::{Config, Control, Error};
+
+pub use answers::AnswersReport;
 
 /// Statistics of one step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +58,8 @@ pub struct StepReport {
     pub kl_to_teacher: Option<f64>,
     /// Share of the batch's answers that solve their problem.
     pub solve_rate: f64,
+    /// Statistics of the batch's answers; absent if it has none.
+    pub answers: Option<AnswersReport>,
     /// By family (domain and source, as planned): answers that solve and all answers, or proposals admitted and all proposals.
     pub solved_by_family: BTreeMap<String, (u64, u64)>,
     /// Present if the run makes problems itself.
@@ -244,6 +249,7 @@ impl Fold {
             kl_to_base: trained.kl_to_base,
             kl_to_teacher: trained.kl_to_teacher,
             solve_rate: num_correct as f64 / num_rollouts.max(1) as f64,
+            answers: AnswersReport::of(groups),
             solved_by_family,
             self_play: brought.self_play,
             entropy: sampled_entropy(groups),

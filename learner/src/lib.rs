@@ -51,7 +51,7 @@ pub use config::{
     ProblemShares, ProposerLoss, ScheduleConfig, SelfPlayConfig,
 };
 pub use event::{Ban, Event, Observer, Sample, StepEvent};
-pub use fold::{Fold, SelfPlayReport, StepReport};
+pub use fold::{AnswersReport, Fold, SelfPlayReport, StepReport};
 pub use journal::{
     BanRecord, Damage, EvalRecord, GroupRecord, Journal, JournalReader, Known, Opening, Place, Record, RecordError,
     StepRecord, read_journal,
