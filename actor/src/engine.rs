@@ -243,9 +243,19 @@ enum Begun {
 fn begin(language: &dyn Language, job: Job, policy_version: u64, max_positions: usize) -> Begun {
     match open(language, job, policy_version, max_positions) {
         Ok(mut active) => {
+            let solution = match script(language, &active.job.group.task) {
+                Ok(solution) => solution,
+                Err(error) => return Begun::Failed(error),
+            };
             let mut over = active.advance();
-            while active.job.group.task.sampling.behavior == Behavior::UniformLegal && !over {
-                let (token, logprob) = draw_uniformly(&active.legal, language.vocabulary_size(), &mut active.rng);
+            while !over {
+                let (token, logprob) = match active.job.group.task.sampling.behavior {
+                    Behavior::Policy => break,
+                    Behavior::UniformLegal => {
+                        draw_uniformly(&active.legal, language.vocabulary_size(), &mut active.rng)
+                    }
+                    Behavior::Solver => (solution[active.played.tokens.len()], 0.0),
+                };
                 over = active.choose(token, logprob);
             }
             match over {
@@ -278,6 +288,17 @@ fn open(language: &dyn Language, job: Job, policy_version: u64, max_positions: u
     let played = Played { tokens, choices, logprobs, stop: StopReason::Complete, versions };
     let legal = LegalTokens::Only(TokenSet::default());
     Ok(Active { pending: episode.prompt().to_vec(), episode, rng, played, legal, job })
+}
+
+/// Returns the tokens that the solver of the task's domain answers with; none if the task has another behaviour.
+fn script(language: &dyn Language, task: &Task) -> Result<Vec<TokenId>, Error> {
+    if task.sampling.behavior != Behavior::Solver {
+        return Ok(Vec::new());
+    }
+    let fail = |reason: String| Error::Task { task: task.id, reason };
+    let problem = task.request.problem().ok_or_else(|| fail("expected a problem to solve, got a request for one".to_owned()))?;
+    let found = language::solution(language, problem).map_err(|error| fail(error.to_string()))?;
+    found.ok_or_else(|| fail(format!("expected a problem that its domain solves, got {:?}", problem.text)))
 }
 
 /// Draws a legal token uniformly and returns it with its log-probability.

@@ -63,6 +63,11 @@ pub trait Ladder: Send + Sync {
     /// When the level is not one of [`Ladder::ladder_levels`].
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem;
 
+    /// Returns a correct answer, if the domain has a solver that finds one.
+    fn solution(&self, _problem: &Problem) -> Option<String> {
+        None
+    }
+
     /// Changes a problem into another one that would be admitted as a proposal; `None` when no draw succeeds.
     fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem>;
 

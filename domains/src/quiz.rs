@@ -183,6 +183,10 @@ impl<P: QuizProblem> Ladder for Quiz<P> {
         }
     }
 
+    fn solution(&self, problem: &Problem) -> Option<String> {
+        Some(Self::read(problem).ok()?.answer())
+    }
+
     fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem> {
         let parent = Self::read(&parent.problem).ok().filter(|parent| parent.level() > 0)?;
         let is_new = |other: &P| *other != parent && other.level() == parent.level() && !Self::is_exam(other);

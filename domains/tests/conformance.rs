@@ -75,6 +75,23 @@ fn legal_play_is_never_malformed_and_stays_within_its_length() {
     });
 }
 
+/// What a solver finds is right, in the form that is constrained decoding's.
+#[test]
+fn solutions_are_correct() {
+    let mut solved = HashSet::new();
+    for_each_ladder_problem(300, |domain, problem, _| {
+        let Some(solution) = domain.solution(problem) else { return };
+        solved.insert(domain.name());
+        assert_eq!(domain.judge(problem, None, &solution).unwrap(), Judged::correct(), "{problem:?} {solution}");
+        if let Some(pattern) = domain.wording().and_then(|wording| wording.answer_pattern(problem).unwrap()) {
+            assert!(Regex::new(&format!("^(?:{pattern})$")).unwrap().is_match(&solution), "{pattern} {solution}");
+        }
+    });
+    for name in ["arithmetic", "comparison", "strings", "countdown"] {
+        assert!(solved.contains(name), "{solved:?}");
+    }
+}
+
 /// Worked examples are solved as a model's reply would be, match the pattern, and are in no exam. Every problem that a
 /// generator draws has a question.
 #[test]

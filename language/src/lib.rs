@@ -14,7 +14,7 @@ use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, V
 
 pub use source::Source;
 pub use symbols::SymbolLanguage;
-pub use walk::{enumerate_answers, random_answer, trace};
+pub use walk::{enumerate_answers, random_answer, solution, trace};
 
 /// A tokenizer, with the prompts and the answer languages written in its tokens.
 pub trait Language: Send + Sync {

@@ -1,6 +1,7 @@
-use proto::{Choices, CounterRng, LegalTokens, SetDictionary, TokenId};
+use domains::domain;
+use proto::{Choices, CounterRng, LegalTokens, Problem, SetDictionary, TokenId};
 
-use crate::{Episode, Next};
+use crate::{Episode, Error, Language, Next};
 
 /// Replays an answer in its episode and returns its choices. Enters their sets in `sets`.
 ///
@@ -16,6 +17,18 @@ pub fn trace(mut episode: Box<dyn Episode>, answer: &[TokenId], sets: &mut SetDi
         }
     }
     (episode.next() == Next::Done).then(|| Choices::new(answer.len(), choices))
+}
+
+/// Returns the solution that a problem's domain finds, in tokens; `None` if the domain has no solver, or the language cannot
+/// express what it finds.
+///
+/// # Errors
+/// As [`Language::open`].
+pub fn solution(language: &dyn Language, problem: &Problem) -> Result<Option<Vec<TokenId>>, Error> {
+    match domain(&problem.domain)?.solution(problem) {
+        Some(answer) => language.spell(problem, &answer),
+        None => Ok(None),
+    }
 }
 
 /// Plays uniformly random legal tokens until the answer is complete.

@@ -72,6 +72,8 @@ pub enum Behavior {
     Policy,
     /// Uniformly random legal tokens: the control for every claim about learning from the policy's own play.
     UniformLegal,
+    /// The domain's own solutions: the control that imitates a machine instead of playing.
+    Solver,
 }
 
 /// How tokens are drawn.

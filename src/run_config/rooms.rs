@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use domains::{Split, domain};
 use language::Language;
-use proto::KeyedProblem;
+use proto::{Behavior, KeyedProblem};
 
 use crate::problems::{self, ProblemFile, exam_of};
 use crate::room::positions;
@@ -11,12 +11,20 @@ use crate::room::positions;
 /// Checks on a few problems of every level that their answers fit in full, and that their niches can be proposed.
 pub(super) fn validate_ladder(config: &learner::Config, language: &dyn Language) -> Result<()> {
     let proposes = config.self_play.as_ref().is_some_and(|own| own.propose_tasks > 0);
+    let solves = config.actor.behavior == Behavior::Solver;
+    let has_file = config.domains.iter().any(|entry| entry.name == problems::NAME);
+    ensure!(!(solves && has_file), "actor.behavior: expected policy for the domain {}, which has no solver", problems::NAME);
+    ensure!(!(solves && proposes), "actor.behavior: expected no solver with self_play.propose_tasks, got \"solver\"");
     for entry in config.domains.iter().filter(|entry| entry.name != problems::NAME) {
         let domain = domain(&entry.name)?;
         for level in entry.levels.iter().map(|entry| entry.level) {
             let name = format!("{} level {level}", entry.name);
             for index in 0..NUM_CHECKED_PROBLEMS {
                 let KeyedProblem { problem, key } = domain.ladder(level, config.seed, index);
+                ensure!(
+                    !solves || language::solution(language, &problem)?.is_some(),
+                    "actor.behavior: expected policy or uniform-legal for {name}, which has no solver in this language"
+                );
                 let room = language.room(&problem)?;
                 let (needed, available) = (room.answer, config.actor.max_answer_tokens as usize);
                 ensure!(needed <= available, "{name} needs actor.max_answer_tokens = {needed}, got {available}");

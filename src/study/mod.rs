@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::input::{name_of_input, read_text};
 use crate::manifest::manifest;
 use crate::plan::{self, End};
-use crate::player::Player;
+use crate::player::{Player, Scored};
 use crate::record::mean_entropy;
 use crate::report::{Screen, argument, note, print, quoted, quoted_path};
 use crate::room::positions_needed;
@@ -62,6 +62,8 @@ struct StudyFile {
     /// Split of the exams.
     #[serde(default = "test_split")]
     split: Split,
+    /// Number of problems of each exam, from its first on; absent for all of them.
+    num_problems: Option<u64>,
     /// Steps of every run; absent if the configs or `minutes` set the end of a run.
     steps: Option<u64>,
     /// Wall time of every run, in minutes.
@@ -87,12 +89,16 @@ struct Arm {
     /// Changes to the config, as with `--set`.
     #[serde(default)]
     set: Vec<String>,
+    /// Those of the study's seeds with which it runs; absent for all of them.
+    seeds: Option<Vec<u64>>,
 }
 
 /// A fully resolved study.
 struct Study {
     file: StudyFile,
     exams: Vec<String>,
+    /// How many problems of each exam are sat.
+    num_problems: Vec<u64>,
     /// Ordered by seed, so that the first pairs are complete early.
     runs: Vec<Run>,
 }
@@ -179,7 +185,7 @@ impl Study {
         end.shorten_for_ci("runs are");
         let mut runs = Vec::new();
         for seed in &file.seeds {
-            for arm in &file.arms {
+            for arm in file.arms.iter().filter(|arm| arm.seeds.as_ref().is_none_or(|seeds| seeds.contains(seed))) {
                 let at = || format!("arm {}", arm.name);
                 let (start, config) = arm.resolve(*seed, end, path).with_context(at)?;
                 let manifest = manifest(&config).with_context(at)?;
@@ -192,6 +198,7 @@ impl Study {
             None => trained_exams(&runs, file.split)?,
         };
         ensure!(!exams.is_empty(), "exams: expected one or more, got none");
+        let mut num_problems = Vec::new();
         for (index, name) in exams.iter().enumerate() {
             ensure!(!exams[..index].contains(name), "exams: expected every exam once, got {name} twice");
             for run in &runs {
@@ -200,8 +207,10 @@ impl Study {
                 let arm = &run.arm;
                 ensure!(needed <= has, "exams: {name} needs model.max_positions = {needed}, arm {arm} has {has}");
             }
+            let has = runs[0].config.exam(name, file.split)?.len() as u64;
+            num_problems.push(file.num_problems.map_or(has, |wanted| wanted.min(has)));
         }
-        Ok(Study { file, exams, runs })
+        Ok(Study { file, exams, num_problems, runs })
     }
 
     /// Runs the missing runs and exams. Returns the runs that failed, or `None` if it was told to stop.
@@ -241,8 +250,8 @@ impl Study {
 
     async fn carry_out(&self, run: &Run, exams: Vec<String>, shutdown: &CancellationToken) -> Result<Option<Vec<Row>>> {
         let Some(trained) = run.train(shutdown).await? else { return Ok(None) };
-        let (run, split, samples) = (run.clone(), self.file.split, self.file.samples);
-        let examined = tokio::task::spawn_blocking(move || run.examine(&trained, &exams, split, samples));
+        let (run, file) = (run.clone(), self.file.clone());
+        let examined = tokio::task::spawn_blocking(move || run.examine(&trained, &exams, &file));
         tokio::select! {
             rows = examined => Ok(Some(rows??)),
             () = shutdown.cancelled() => Ok(None),
@@ -255,8 +264,11 @@ impl Study {
         self.exams.iter().filter(|exam| !has_row(exam)).cloned().collect()
     }
 
+    /// Whether a row has the scores of a run in one of the study's exams.
     fn is_row_of(&self, row: &Row, run: &Run) -> bool {
-        row.manifest == run.identity && (row.split, row.k) == (self.file.split, self.file.samples)
+        let mut sizes = self.exams.iter().zip(&self.num_problems);
+        let is_whole = sizes.any(|(exam, num_problems)| (exam, *num_problems) == (&row.exam, row.num_problems));
+        is_whole && row.manifest == run.identity && (row.split, row.k) == (self.file.split, self.file.samples)
     }
 
     fn print_plan(&self, rows: &[Row]) -> Result<()> {
@@ -302,11 +314,18 @@ fn expect_one_update_size(runs: &[Run], control: &str) -> Result<()> {
 impl StudyFile {
     fn validate(&self) -> Result<()> {
         let mut names = BTreeSet::new();
-        for Arm { name, .. } in &self.arms {
+        for Arm { name, seeds, .. } in &self.arms {
             let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
             let is_name = !name.is_empty() && name.chars().all(is_plain);
             ensure!(is_name, "arm.name: expected letters, digits, - and _, got {name:?}");
             ensure!(names.insert(name.as_str()), "arm.name: expected every name once, got {name:?} twice");
+            let is_known = |seeds: &[u64]| !seeds.is_empty() && seeds.iter().all(|seed| self.seeds.contains(seed));
+            ensure!(
+                seeds.as_deref().is_none_or(is_known),
+                "arm {name}: seeds: expected some of the study's, {:?}, got {:?}",
+                self.seeds,
+                seeds.as_deref().unwrap_or_default()
+            );
         }
         let control = self.control.as_str();
         let known = || names.iter().copied().collect::<Vec<_>>().join(", ");
@@ -314,6 +333,7 @@ impl StudyFile {
         ensure!(!self.seeds.is_empty(), "seeds: expected one or more, got none");
         let seeds: BTreeSet<_> = self.seeds.iter().collect();
         ensure!(seeds.len() == self.seeds.len(), "seeds: expected every seed once, got {:?}", self.seeds);
+        ensure!(self.num_problems != Some(0), "num_problems: expected 1 or more, got 0");
         ensure!((1..=4_096).contains(&self.samples), "samples: expected 1 to 4096, got {}", self.samples);
         ensure!(self.steps.is_none() || self.minutes.is_none(), "expected steps or minutes, got both");
         Ok(())
@@ -383,7 +403,8 @@ impl Run {
     }
 
     /// Scores the run's final averaged weights on the exams.
-    fn examine(&self, trained: &Trained, exams: &[String], split: Split, samples: u32) -> Result<Vec<Row>> {
+    fn examine(&self, trained: &Trained, exams: &[String], file: &StudyFile) -> Result<Vec<Row>> {
+        let (split, samples) = (file.split, file.samples);
         // The program may have been replaced since the study began.
         let mut journal = JournalReader::open(&self.run_dir.join("journal"))?;
         match journal.next()?.and_then(Result::ok).as_ref().and_then(Record::manifest) {
@@ -397,8 +418,9 @@ impl Run {
         let player = Player::new(subject, max_positions, self.config.local.threads)?;
         let entropy_nats = mean_entropy(&self.run_dir)?;
         let sit = |name: &String| {
-            let problems = self.config.exam(name, split)?;
-            let (greedy, sampled) = player.score(&problems, samples)?;
+            let mut problems = self.config.exam(name, split)?;
+            problems.truncate(file.num_problems.map_or(usize::MAX, |wanted| wanted as usize));
+            let Scored { greedy, sampled, .. } = player.score(&problems, samples)?;
             Ok(Row {
                 arm: self.arm.clone(),
                 seed: self.seed,

@@ -108,6 +108,10 @@ impl Ladder for Countdown {
         }
     }
 
+    fn solution(&self, problem: &Problem) -> Option<String> {
+        self.puzzle(problem).ok()?.expression()
+    }
+
     fn mutate(&self, parent: &KeyedProblem, rng: &mut CounterRng) -> Option<KeyedProblem> {
         let puzzle = self.puzzle(&parent.problem).ok()?;
         let mutant = propose::mutate(&puzzle, rng, |mutant| !self.is_exam(&self.problem(mutant)))?;

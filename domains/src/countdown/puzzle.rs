@@ -45,6 +45,53 @@ impl Puzzle {
     }
 }
 
+/// A number with the expression that makes it.
+#[derive(Clone)]
+struct Made {
+    value: u32,
+    text: String,
+    /// The operator that is applied last.
+    operator: Option<TokenId>,
+}
+
+impl Puzzle {
+    /// Returns the expression of the first solution that a search finds.
+    pub(super) fn expression(&self) -> Option<String> {
+        let number = |value: &u32| Made { value: *value, text: value.to_string(), operator: None };
+        self.search(&self.numbers.iter().map(number).collect::<Vec<_>>())
+    }
+
+    fn search(&self, numbers: &[Made]) -> Option<String> {
+        if let [Made { value, text, .. }] = numbers {
+            return (*value == self.target).then(|| text.clone());
+        }
+        let places = (0..numbers.len()).flat_map(|i| (i + 1..numbers.len()).map(move |j| (i, j)));
+        places.flat_map(|pair| OPERATORS.map(|operator| (pair, operator))).find_map(|((i, j), operator)| {
+            let is_larger = numbers[i].value >= numbers[j].value;
+            let (larger, smaller) = if is_larger { (&numbers[i], &numbers[j]) } else { (&numbers[j], &numbers[i]) };
+            let made = larger.with(operator, smaller, self.bound)?;
+            let others = numbers.iter().enumerate().filter(|(index, _)| *index != i && *index != j);
+            let rest: Vec<Made> = others.map(|(_, number)| number.clone()).chain([made]).collect();
+            self.search(&rest)
+        })
+    }
+}
+
+impl Made {
+    /// Applies an operator, whose steps read from left to right are those of the search.
+    fn with(&self, operator: TokenId, second: &Made, bound: u32) -> Option<Made> {
+        let value = apply(self.value, operator, second.value, bound)?;
+        let binds = |operator: TokenId| [MULTIPLY, DIVIDE].contains(&operator);
+        let loose = |inner: Option<TokenId>| inner.is_some_and(|inner| binds(operator) && !binds(inner));
+        let equal = |inner: Option<TokenId>| inner.is_some_and(|inner| binds(operator) == binds(inner));
+        let within = |number: &Made, needs: bool| if needs { format!("({})", number.text) } else { number.text.clone() };
+        let first = within(self, loose(self.operator));
+        let last = within(second, loose(second.operator) || equal(second.operator));
+        let sign = ["+", "-", "*", "/"][OPERATORS.iter().position(|known| *known == operator).expect("an operator")];
+        Some(Made { value, text: format!("{first} {sign} {last}"), operator: Some(operator) })
+    }
+}
+
 /// Applies an operator to `first >= second`; `None` unless the result is an integer from 1 to `bound`.
 pub(super) fn apply(first: u32, operator: TokenId, second: u32, bound: u32) -> Option<u32> {
     let result = match operator {
