@@ -69,8 +69,8 @@ impl Shown {
             number => format!("; {number} bytes have no token and are dropped from prompts"),
         };
         let template = if *has_template { "its own" } else { "none: asked as \"Question: ... Answer:\"" };
-        let weights = 4.0 * self.num_weights() as f64 / 1e9;
-        let loading = weights + 4.0 * config.num_parameters() as f64 / 1e9;
+        let weights = 4.0 * config.num_parameters() as f64 / 1e9;
+        let loading = 2.0 * weights;
         let cache = config.cache_bytes() / max_positions;
         format!(
             "{}\n\
@@ -96,13 +96,6 @@ impl Shown {
         )
     }
 
-    /// Returns the number of weights in memory: the embedding is read by rows, and a tied head is a copy of it.
-    fn num_weights(&self) -> usize {
-        let config = self.pretrained.config();
-        let copied = if config.variant.tied_head { config.vocabulary_size * config.d_model } else { 0 };
-        config.num_parameters() + copied
-    }
-
     fn json(&self) -> serde_json::Value {
         let Shown { pretrained, language, num_tokens, num_missing_bytes, has_template } = self;
         let config = pretrained.config();
@@ -117,7 +110,7 @@ impl Shown {
             "num_missing_bytes": num_missing_bytes,
             "has_chat_template": has_template,
             "end_tokens": language.end_tokens(),
-            "weights_bytes": 4 * self.num_weights(),
+            "weights_bytes": 4 * config.num_parameters(),
             "cache_bytes_per_token": config.cache_bytes() / config.max_positions,
         })
     }
