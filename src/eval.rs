@@ -58,7 +58,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         subject.step.is_some() || args.problems.is_some() || args.exam != "all",
         "--exam: expected one exam for a pretrained model, such as countdown-3, since all of them take hours"
     );
-    let config = run_at(&args.subject.subject).map(|run| run_config::of_run(&run, &[])).transpose()?;
+    let config = run_at(&args.subject.subject).map(|run| run_config::of_run(&run, &args.subject.places.overrides()));
+    let config = config.transpose()?;
     let trained_on =
         config.as_ref().map_or_else(|| known_domains(&subject), |config| config.domains().map(str::to_owned).collect());
     let sit = |name: &str| {

@@ -8,7 +8,7 @@ use policy::Device;
 
 use crate::begun;
 use crate::report::{note, print};
-use crate::run_config::{at_base, of_run};
+use crate::run_config::{Places, of_run};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -17,9 +17,8 @@ pub(crate) struct Args {
     /// Last step to recompute [default: the last step of the journal].
     #[arg(long)]
     to: Option<u64>,
-    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
-    #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
+    #[command(flatten)]
+    places: Places,
     /// CPU threads; 0 uses all cores.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
     threads: u16,
@@ -29,8 +28,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let at_base: Vec<String> = args.base.as_deref().map(at_base).into_iter().collect();
-    let mut config = of_run(&args.run, &at_base)?;
+    let mut config = of_run(&args.run, &args.places.overrides())?;
     config.expect_file()?;
     begun::expect_config(&args.run, &config)?;
     config.local.threads = args.threads.into();

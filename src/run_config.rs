@@ -19,7 +19,7 @@ use proto::{KeyedProblem, ProblemSource};
 use toml::{Table, Value};
 
 use self::origin::{Needed, Origin};
-use self::places::{file_of, spell_out_base, spell_out_teacher};
+use self::places::{at_base, file_of, spell_out_base, spell_out_teacher};
 use self::rooms::{validate_exams, validate_ladder};
 use self::tables::{complete, key_of, preset, set};
 use crate::input::{name_of_input, read_text};
@@ -28,6 +28,7 @@ use crate::problems::{self, ProblemFile, exam_of, spell_out_file};
 
 pub(crate) use self::local::{BusConfig, LocalConfig, check_minutes};
 pub(crate) use self::origin::TomlFile;
+pub(crate) use self::places::{Places, keep_places};
 pub(crate) use self::tables::{PRESETS, expect_preset, sets};
 
 /// The preset that `train` runs by default.
@@ -166,11 +167,6 @@ pub(crate) fn from_toml(name: &str, text: &str, base: Option<&str>) -> Result<Ru
     let mut table = text.parse()?;
     overrides.iter().try_for_each(|assignment| set(&mut table, assignment))?;
     from_table(name.to_owned(), table, &Origin { file: None, overrides: &overrides, problems: Needed::No })
-}
-
-/// Returns the change to a run's config that says where its pretrained model lies.
-pub(crate) fn at_base(base: &str) -> String {
-    format!("local.base={}", Value::from(base))
 }
 
 /// Returns the settings of the run in a full config, without checking them against anything.
@@ -435,6 +431,13 @@ mod tests {
             ),
             ("learner.lr=1", "unknown field `lr`"),
             ("lerner.reuse=1", "expected a table"),
+            (
+                "learner.policy_gradient.kind=grpo",
+                "--set learner.policy_gradient.kind: expected a config with learner.policy_gradient, got one without; set all of its \
+                 keys, as in --set 'learner.policy_gradient={ clip_high = 0.28, clip_low = 0.2, cross_entropy = true, \
+                 entropy_bonus = 0.0, kind = \"grpo\", updates_per_step = 4, weight = 1.0 }'",
+            ),
+            ("learner.kl.weight=1", "set all of its keys, as in --set 'learner.kl={ ... }'"),
             ("learner.reuse", "expected key=value"),
             ("learner.reuse=-1.0", "learner.reuse: expected over 0"),
             ("learner.reuse=many", "invalid type"),

@@ -12,7 +12,7 @@ use policy::{ModelConfig, Params, merge_adapter};
 
 use crate::pretrained::{self, Base, NUM_EXAMPLES, model_of};
 use crate::report::note;
-use crate::run_config;
+use crate::run_config::{self, Places};
 
 /// The options of commands that measure a network.
 #[derive(Clone, clap::Args)]
@@ -31,9 +31,8 @@ pub(crate) struct Args {
     /// or as the run's config says].
     #[arg(long, value_name = "WHICH", value_parser = ["answer", "none"])]
     constrain: Option<String>,
-    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
-    #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
+    #[command(flatten)]
+    pub(crate) places: Places,
 }
 
 impl Args {
@@ -50,16 +49,22 @@ impl Args {
         args
     }
 
-    /// Returns the changes to the config of a run that begins with a pretrained model, each with the option that asks for it.
-    fn overrides(&self) -> Vec<(&'static str, String)> {
-        let Args { max_reply_tokens, examples, constrain, base, .. } = self;
+    /// Returns the changes to the config of a run that begins with a pretrained model.
+    fn overrides(&self) -> Vec<String> {
+        let Args { max_reply_tokens, examples, constrain, places, .. } = self;
         let max_reply_tokens = max_reply_tokens.map(|count| format!("actor.max_answer_tokens={count}"));
         let examples = examples.map(|count| format!("language.examples={count}"));
         let constrain = constrain.as_ref().map(|which| format!("language.constrain={which}"));
-        let base = base.as_deref().map(run_config::at_base);
-        let options = ["--max-reply-tokens", "--examples", "--constrain", "--base"];
-        let changes = [max_reply_tokens, examples, constrain, base];
-        options.into_iter().zip(changes).filter_map(|(option, change)| Some((option, change?))).collect()
+        [max_reply_tokens, examples, constrain].into_iter().flatten().chain(places.overrides()).collect()
+    }
+
+    /// Returns an option that is for pretrained models and was given, as it was written.
+    fn given(&self) -> Option<String> {
+        let Args { max_reply_tokens, examples, constrain, places, .. } = self;
+        let max_reply_tokens = max_reply_tokens.map(|count| format!("--max-reply-tokens {count}"));
+        let examples = examples.map(|count| format!("--examples {count}"));
+        let constrain = constrain.as_ref().map(|which| format!("--constrain {which}"));
+        [max_reply_tokens, examples, constrain, places.given()].into_iter().flatten().next()
     }
 }
 
@@ -82,10 +87,11 @@ pub(crate) struct Subject {
 impl Subject {
     /// Reads the averaged weights of a run's newest checkpoint, or of a checkpoint.
     pub(crate) fn load(path: &Path) -> Result<Subject> {
-        Subject::load_with(path, &[])
+        Subject::load_with(path, None)
     }
 
-    fn load_with(path: &Path, overrides: &[(&str, String)]) -> Result<Subject> {
+    fn load_with(path: &Path, args: Option<&Args>) -> Result<Subject> {
+        let overrides = args.map(Args::overrides).unwrap_or_default();
         let (model, checkpoint) = load_run(path)?;
         let (params, step) = (checkpoint.training.average, Some(checkpoint.state.step));
         let symbols = crate::language();
@@ -93,7 +99,7 @@ impl Subject {
             ensure!(
                 overrides.is_empty(),
                 "{}: expected a pretrained model or a run that began with one, got a network that reads symbols",
-                overrides.iter().map(|(option, _)| *option).collect::<Vec<_>>().join(", ")
+                args.and_then(Args::given).unwrap_or_default()
             );
             return Ok(Subject { model, params, language: symbols, step, base: None, options: None });
         }
@@ -103,8 +109,7 @@ impl Subject {
                 path.display()
             )
         })?;
-        let changes: Vec<_> = overrides.iter().map(|(_, change)| change.clone()).collect();
-        let config = run_config::of_run(&run, &changes)?;
+        let config = run_config::of_run(&run, &overrides)?;
         let options = run_config::text_options(&config.run);
         let language = config.language();
         let params = match (&model.adapter, &config.base) {
@@ -117,12 +122,12 @@ impl Subject {
 
     /// Reads what a command names: a run, a checkpoint, or a pretrained model.
     pub(crate) fn named(args: &Args) -> Result<Subject> {
-        let Args { subject, max_reply_tokens, examples, constrain, base } = args;
+        let Args { subject, max_reply_tokens, examples, constrain, places } = args;
         if is_run(subject) {
-            return Subject::load_with(subject, &args.overrides());
+            return Subject::load_with(subject, Some(args));
         }
-        if let Some(base) = base {
-            bail!("--base {base}: expected a run that began with a pretrained model, got {}", subject.display());
+        if let Some(given) = places.given() {
+            bail!("{given}: expected a run that began with a pretrained model, got {}", subject.display());
         }
         let path = model_of(subject)?.with_context(|| {
             format!(

@@ -119,6 +119,8 @@ async fn run_roles(
         // The config comes first: it makes the folder a run. The manifest is for people; the journal has it too.
         write_whole(&plan.run_dir.join("config.toml"), run_config::to_toml(&plan.config)?.as_bytes())?;
         write_whole(&plan.run_dir.join("manifest.json"), begun::to_json(&plan.manifest, &plan.config)?.as_bytes())?;
+    } else {
+        run_config::keep_places(&plan.run_dir, local)?;
     }
     let options = RunOptions {
         run_dir: plan.run_dir.clone(),

@@ -12,7 +12,7 @@ use policy::merge_adapter;
 use self::examples::{Examples, expect_new, write_examples};
 use crate::pretrained::{Base, tokenizer};
 use crate::report::{count, print};
-use crate::run_config;
+use crate::run_config::{self, Places};
 use crate::subject::{load_run, run_at};
 
 #[derive(clap::Args)]
@@ -35,9 +35,11 @@ pub(crate) struct Args {
     /// Write pairs of a right and a wrong answer to the same problem, for preference optimization.
     #[arg(long, value_name = "FILE.jsonl", group = "what")]
     dpo: Option<PathBuf>,
-    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
-    #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
+    /// What `adapter_config.json` calls the pretrained model, such as HuggingFaceTB/SmolLM2-135M-Instruct [default: its path].
+    #[arg(long, value_name = "NAME", requires = "adapter")]
+    base_name: Option<String>,
+    #[command(flatten)]
+    places: Places,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -47,8 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.run.display()
         )
     })?;
-    let at_base: Vec<String> = args.base.as_deref().map(run_config::at_base).into_iter().collect();
-    let config = run_config::of_run(&run, &at_base)?;
+    let config = run_config::of_run(&run, &args.places.overrides())?;
     let Some(base) = &config.base else {
         bail!("{}: expected a run that began with a pretrained model, got a network that reads symbols", run.display());
     };
@@ -76,7 +77,8 @@ fn write_weights(args: &Args, base: &Base) -> Result<()> {
     let (model, checkpoint) = load_run(&args.run)?;
     let (step, params, pretrained) = (checkpoint.state.step, checkpoint.training.average, &base.pretrained);
     if let Some(folder) = &args.adapter {
-        write_peft(folder, &model, &params, &pretrained.path().display().to_string())?;
+        let name = args.base_name.clone().unwrap_or_else(|| pretrained.path().display().to_string());
+        write_peft(folder, &model, &params, &name)?;
         print(&format!("{}: the adapter of step {step}, for peft.PeftModel.from_pretrained", folder.display()))?;
     }
     let Some(folder) = &args.hf else { return Ok(()) };

@@ -9,8 +9,56 @@ use toml::{Table, Value};
 use super::local::LocalConfig;
 use super::origin::{Needed, Origin};
 use super::tables::overlay;
+use crate::files::write_whole;
+use crate::input::read_text;
 use crate::pretrained::{NUM_EXAMPLES, Opened};
 use crate::problems::{self, NOTHING_TO_TRAIN_ON, ProblemFile};
+
+/// Where the files of a run lie, if they have moved.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Places {
+    /// Where the pretrained model lies that the run began with, if not where its config says: a name or a path.
+    #[arg(long, value_name = "MODEL")]
+    base: Option<String>,
+    /// Where the file of problems lies that the run trains on, if not where its config says.
+    #[arg(long, value_name = "FILE")]
+    file: Option<String>,
+}
+
+impl Places {
+    /// Returns the changes to the run's config.
+    pub(crate) fn overrides(&self) -> Vec<String> {
+        let at_file = |file: &str| format!("local.file={}", Value::from(file));
+        self.base.as_deref().map(at_base).into_iter().chain(self.file.as_deref().map(at_file)).collect()
+    }
+
+    /// Returns an option that was given, as it was written.
+    pub(crate) fn given(&self) -> Option<String> {
+        let named = |name: &str, value: &Option<String>| value.as_ref().map(|value| format!("{name} {value}"));
+        named("--base", &self.base).or_else(|| named("--file", &self.file))
+    }
+}
+
+/// Returns the change to a run's config that says where its pretrained model lies.
+pub(super) fn at_base(base: &str) -> String {
+    format!("local.base={}", Value::from(base))
+}
+
+/// Writes the places where a resumed run found its files to the config in its directory, unless they are there already.
+pub(crate) fn keep_places(run_dir: &Path, found: &LocalConfig) -> Result<()> {
+    let path = run_dir.join("config.toml");
+    let mut config: Table = read_text(&path)?.parse().with_context(|| path.display().to_string())?;
+    let local = config.get_mut("local").and_then(Value::as_table_mut);
+    let local = local.with_context(|| format!("{}: expected a table `local`, got none", path.display()))?;
+    let mut is_same = true;
+    for (key, place) in [("base", &found.base), ("teacher", &found.teacher), ("file", &found.file)] {
+        let Some(place) = place else { continue };
+        let place = Value::from(place_of(place)?);
+        is_same &= local.get(key) == Some(&place);
+        local.insert(key.to_owned(), place);
+    }
+    if is_same { Ok(()) } else { write_whole(&path, toml::to_string(&config)?.as_bytes()) }
+}
 
 /// Replaces `model.base` with the keys that it stands for: the shape of the network, `language.base`, and `local.base`. Returns
 /// the model, if one is named.

@@ -3,6 +3,8 @@
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use toml::{Table, Value};
 
+use crate::report::option;
+
 /// The presets, compiled in.
 pub(crate) const PRESETS: [(&str, &str); 6] = [
     ("laptop", include_str!("../../deploy/configs/laptop.toml")),
@@ -126,6 +128,32 @@ fn parsed(value: &str) -> Value {
     table.ok().and_then(|mut table| table.remove("value")).unwrap_or_else(|| Value::String(value.to_owned()))
 }
 
+/// Optional tables, with a config that has them.
+const EXAMPLES: [(&str, &str); 3] = [
+    ("learner.policy_gradient", include_str!("../../deploy/configs/dr-grpo.toml")),
+    ("model.adapter", include_str!("../../deploy/configs/smollm2-lora.toml")),
+    ("self_play", include_str!("../../deploy/configs/laptop.toml")),
+];
+
+/// Returns what is wrong with an assignment to a key of a table that is not there.
+fn no_table(assignment: &str, table: &str) -> anyhow::Error {
+    let key = key_of(assignment);
+    if !MAY_BE_ABSENT.contains(&table) {
+        let part = table.rsplit('.').next().unwrap_or_default();
+        return anyhow!("--set {key}: expected a table in the config, got {part:?}");
+    }
+    let example = EXAMPLES.iter().find(|(name, _)| *name == table).and_then(|(_, config)| {
+        let mut config = config.parse().ok()?;
+        set(&mut config, assignment).ok()?;
+        table.split('.').try_fold(&Value::Table(config), |value, part| value.get(part)).map(Value::to_string)
+    });
+    let whole = format!("{table}={}", example.unwrap_or_else(|| "{ ... }".to_owned()));
+    anyhow!(
+        "--set {key}: expected a config with {table}, got one without; set all of its keys, as in {}",
+        option("--set", &whole)
+    )
+}
+
 /// Applies an assignment such as `learner.learning_rate=1e-3`. An empty value removes the key.
 pub(super) fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) =
@@ -135,11 +163,11 @@ pub(super) fn set(table: &mut Table, assignment: &str) -> Result<()> {
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().unwrap_or_default();
     let mut table = table;
-    for part in parts {
-        table = table
-            .get_mut(part)
-            .and_then(Value::as_table_mut)
-            .with_context(|| format!("--set {key}: expected a table in the config, got {part:?}"))?;
+    for (index, part) in parts.iter().enumerate() {
+        let Some(inner) = table.get_mut(*part).and_then(Value::as_table_mut) else {
+            return Err(no_table(assignment, &parts[..=index].join(".")));
+        };
+        table = inner;
     }
     if value.is_empty() {
         let known = MAY_BE_ABSENT.join(", ");

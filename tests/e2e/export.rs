@@ -56,6 +56,10 @@ fn an_adapter_is_written_as_one_and_merged_into_its_base() {
     assert_eq!(described["base_model_name_or_path"], json!(base));
     assert!(read("adapter_model.safetensors").len() > 10_000);
     let (model, checkpoint) = learner::load_newest(&folder.path("run"), |_| {}).unwrap().unwrap();
+    folder.call(&["export", "run", "--adapter", "named", "--base-name", "a/model"]).success();
+    let named = std::fs::read(folder.path("named/adapter_config.json")).unwrap();
+    let named: Value = serde_json::from_slice(&named).unwrap();
+    assert_eq!(named["base_model_name_or_path"], json!("a/model"));
     let base = Pretrained::open(&folder.path("model")).unwrap().load().unwrap();
     let merged = policy::merge_adapter(&model, base.clone(), &checkpoint.training.average);
     assert!(Pretrained::open(&folder.path("merged")).unwrap().load().unwrap() == merged && merged != base);

@@ -92,12 +92,26 @@ fn a_file_that_has_moved_is_found_and_another_is_refused() {
     // What does not need the problems goes on.
     folder.call(&["inspect", "run", "--group", "0/0"]).success();
     folder.call(&[&RESUME[..], &["--set", "local.file=moved.jsonl"]].concat()).success();
+    assert_eq!(folder.history().steps.len(), 6);
+    // From now on it is found there, from any directory.
+    folder.call(&RESUME).success();
+    let eval = ["eval", "run", "--exam", "file", "--samples", "1"];
+    folder.call(&eval).success();
+    std::fs::rename(folder.path("moved.jsonl"), folder.path("again.jsonl")).unwrap();
+    let config = std::fs::read_to_string(folder.path("run/config.toml")).unwrap();
+    assert!(config.contains(&format!("file = \"{}\"", folder.path("moved.jsonl").display())), "{config}");
+    for command in [&eval[..], &["replay", "run"]] {
+        refused(&folder, command, &["local.file: ", "moved.jsonl: expected the file of problems, found none"]);
+        folder.call(&[command, &["--file", "again.jsonl"]].concat()).success();
+    }
+    let problem = r#"{"prompt":"Which?","answer":"A","check":"choice"}"#;
+    folder.call(&["solve", "run", problem, "--domain", "file", "--samples", "1", "--file", "again.jsonl"]).success();
     refused(
         &folder,
-        &["eval", "run", "--exam", "file"],
-        &["local.file: ", "expected the file of problems, found none"],
+        &["eval", "model", "--exam", "file", "--file", "again.jsonl"],
+        &["--file again.jsonl: expected a run"],
     );
-    assert_eq!(folder.history().steps.len(), 6);
+    assert_eq!(std::fs::read_to_string(folder.path("run/config.toml")).unwrap(), config, "they change no config");
 }
 
 #[test]

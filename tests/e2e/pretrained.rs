@@ -142,6 +142,6 @@ fn what_is_no_model_is_refused() {
     refused(
         &Folder::holding(&reference(0).files),
         &["solve", "run", problem, "--examples", "0"],
-        &["--examples: expected a pretrained model", "got a network that reads symbols"],
+        &["--examples 0: expected a pretrained model", "got a network that reads symbols"],
     );
 }

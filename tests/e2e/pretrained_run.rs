@@ -395,8 +395,20 @@ fn a_base_that_is_missing_or_another_is_refused() {
         assert!(!folder.path("run").exists(), "{change} leaves nothing");
     }
     folder.call(&TRAIN).success();
-    std::fs::remove_dir_all(folder.path("model")).unwrap();
+    std::fs::rename(folder.path("model"), folder.path("moved")).unwrap();
     refused(&folder, &["train", "--resume", "--run-dir", "run"], &["local.base: ", "expected a pretrained model"]);
-    write_model(&folder.path("model"), 1);
+    let eval = ["eval", "run", "--exam", "arithmetic-sum", "--split", "dev", "--samples", "1"];
+    refused(&folder, &eval, &["local.base: ", "expected a pretrained model"]);
+    folder.call(&[&eval[..], &["--base", "moved"]].concat()).success();
+    folder.call(&["train", "--resume", "--run-dir", "run", "--set", "local.base=moved"]).success();
+    // From now on it is found there.
+    folder.call(&["train", "--resume", "--run-dir", "run"]).success();
+    std::fs::remove_dir_all(folder.path("moved")).unwrap();
+    refused(
+        &folder,
+        &["train", "--resume", "--run-dir", "run"],
+        &["local.base: ", "moved", "expected a pretrained model"],
+    );
+    write_model(&folder.path("moved"), 1);
     refused(&folder, &["train", "--resume", "--run-dir", "run"], &["local.base: ", "expected a model with digest"]);
 }
