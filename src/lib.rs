@@ -31,6 +31,7 @@ mod metrics;
 mod model;
 mod pairing;
 mod panics;
+mod parquet_file;
 mod plan;
 mod player;
 mod pretrained;

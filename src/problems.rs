@@ -10,6 +10,7 @@ use proto::{Digest, KeyedProblem};
 use toml::{Table, Value};
 
 use crate::input::JsonLines;
+use crate::parquet_file;
 use crate::room::positions;
 
 /// The name of the domain of a file's problems, and of their exam.
@@ -22,45 +23,56 @@ pub(crate) const NOTHING_TO_TRAIN_ON: &str = "expected problems to train on, got
 #[derive(Clone, Debug)]
 pub(crate) struct ProblemFile {
     pub(crate) problems: Arc<Problems>,
-    /// Hash of the file's bytes.
+    /// Hash of the problems.
     pub(crate) digest: Digest,
     pub(crate) path: PathBuf,
+    /// What a record is called: a line, or a row.
+    place: &'static str,
 }
 
 impl ProblemFile {
-    /// Reads a file of JSON lines.
+    /// Reads a file of JSON lines, or a Parquet file.
     ///
     /// # Errors
-    /// When the file cannot be read, or a line is not a problem with a right answer: the error names the first such line.
+    /// When the file cannot be read, or a record is not a problem with a right answer: the error names the first such line or row.
     pub(crate) fn open(path: &Path) -> Result<ProblemFile> {
         let name = path.display().to_string();
         let bytes =
             std::fs::read(path).with_context(|| format!("{name}: expected a file of problems, cannot read it"))?;
-        ensure!(!bytes.starts_with(b"PAR1"), "{name}: expected JSON lines, got a Parquet file");
-        let digest = Digest::of_bytes(&bytes);
-        let records = json_lines(bytes, &name)?;
-        ensure!(!records.is_empty(), "{name}: expected problems, one JSON object per line, found none");
-        let problems = Problems::read(records).map_err(|(line, error)| anyhow!("{name}, line {line}: {error}"))?;
-        Ok(ProblemFile { problems: Arc::new(problems), digest, path: path.to_owned() })
+        let is_parquet = parquet_file::is_parquet(&bytes);
+        ensure!(
+            is_parquet || path.extension().is_none_or(|extension| extension != "parquet"),
+            "{name}: expected a Parquet file, which begins with PAR1, got another"
+        );
+        let (place, records) = match is_parquet {
+            true => ("row", parquet_file::records(bytes, &File::FIELDS).with_context(|| name.clone())?),
+            false => ("line", json_lines(bytes, &name)?),
+        };
+        ensure!(!records.is_empty(), "{name}: expected problems, one JSON object per line or one in a row, found none");
+        let problems =
+            Problems::read(records).map_err(|(number, error)| anyhow!("{name}, {place} {number}: {error}"))?;
+        let digest = problems.digest();
+        Ok(ProblemFile { problems: Arc::new(problems), digest, path: path.to_owned(), place })
     }
 
-    /// Checks that the file has this hash.
+    /// Checks that the problems have this hash.
     pub(crate) fn expect(self, digest: Digest) -> Result<ProblemFile> {
         let (path, got) = (self.path.display(), self.digest);
-        ensure!(got == digest, "{path}: expected a file with digest {}, got {}", digest.short(), got.short());
+        ensure!(got == digest, "{path}: expected problems with digest {}, got {}", digest.short(), got.short());
         Ok(self)
     }
 
     /// Checks that a network has room for every problem.
     pub(crate) fn expect_room(&self, language: &dyn Language, max_positions: usize) -> Result<()> {
-        self.problems.all().try_for_each(|(line, keyed)| {
+        self.problems.all().try_for_each(|(number, keyed)| {
             let (prompt, answer) = positions(language, &keyed.problem)?;
             let needed = prompt + answer;
             ensure!(
                 needed <= max_positions,
-                "{}, line {line} needs model.max_positions = {needed} (a prompt of {prompt} tokens, actor.max_answer_tokens = \
+                "{}, {} {number} needs model.max_positions = {needed} (a prompt of {prompt} tokens, actor.max_answer_tokens = \
                  {answer}), got {max_positions}",
-                self.path.display()
+                self.path.display(),
+                self.place
             );
             Ok(())
         })
@@ -80,7 +92,7 @@ impl ProblemFile {
     }
 }
 
-/// Replaces the `path` of the domain `file` with `file`, the hash of its content, and `local.file`. Returns the file, if one is named.
+/// Replaces the `path` of the domain `file` with `file`, the hash of its problems, and `local.file`. Returns the file, if one is named.
 pub(crate) fn spell_out_file(config: &mut Table, local: &mut Table) -> Result<Option<ProblemFile>> {
     let mut found = None;
     for entry in config.get_mut("domains").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -99,7 +111,7 @@ pub(crate) fn spell_out_file(config: &mut Table, local: &mut Table) -> Result<Op
         local.insert("file".to_owned(), std::path::absolute(path)?.display().to_string().into());
         let digest = Value::from(file.digest.to_string());
         let expected = entry.entry("file").or_insert_with(|| digest.clone());
-        ensure!(*expected == digest, "{path}: expected a file with digest {expected}, got {digest}");
+        ensure!(*expected == digest, "{path}: expected problems with digest {expected}, got {digest}");
         found = Some(file);
     }
     Ok(found)

@@ -68,7 +68,7 @@ fn a_run_is_a_function_of_its_config_and_the_content_of_its_file() {
 
     // Other content is another run.
     let third = folder();
-    std::fs::write(third.path("problems.jsonl"), problems() + "\n").unwrap();
+    std::fs::write(third.path("problems.jsonl"), problems().replace("\"B\"", "\"C\"")).unwrap();
     third.call(&TRAIN).success();
     let [one, other] = [&first, &third].map(|folder| {
         let config: toml::Table = std::fs::read_to_string(folder.path("run/config.toml")).unwrap().parse().unwrap();
@@ -87,7 +87,7 @@ fn a_file_that_has_moved_is_found_and_another_is_refused() {
     refused(&folder, &RESUME, &["local.file: ", "problems.jsonl: expected the file of problems, found none"]);
     refused(&folder, &["replay", "run"], &["local.file: ", "expected the file of problems, found none"]);
     std::fs::write(folder.path("problems.jsonl"), problems().replace("\"B\"", "\"C\"")).unwrap();
-    refused(&folder, &RESUME, &["local.file: ", "problems.jsonl: expected a file with digest", "got"]);
+    refused(&folder, &RESUME, &["local.file: ", "problems.jsonl: expected problems with digest", "got"]);
     std::fs::remove_file(folder.path("problems.jsonl")).unwrap();
     // What does not need the problems goes on.
     folder.call(&["inspect", "run", "--group", "0/0"]).success();
@@ -172,7 +172,7 @@ fn files_that_cannot_be_used_are_refused_with_their_line() {
     let folder = folder();
     let right = r#"{"prompt":"What is 6 * 7?","answer":"42"}"#;
     for (content, says) in [
-        ("", &["problems.jsonl: expected problems, one JSON object per line, found none"][..]),
+        ("", &["problems.jsonl: expected problems, one JSON object per line or one in a row, found none"][..]),
         ("\n\n", &["problems.jsonl: expected problems"]),
         ("nothing", &["problems.jsonl, line 1: expected one JSON object per line"]),
         (
@@ -260,6 +260,53 @@ fn files_that_cannot_be_used_are_refused_with_their_line() {
     }
     let set = |change: &'static str| ["config", "tiny.toml", "--set", change];
     refused(&folder, &set("local.file=problems.jsonl"), &["expected the place of the file in path alone"]);
+}
+
+/// `tests/peers/parquet.py` wrote them.
+#[test]
+fn parquet_files_are_read_as_the_same_records_in_json_lines() {
+    const WRITTEN: [(&str, &[u8]); 3] = [
+        ("problems.jsonl", include_bytes!("parquet/problems.jsonl")),
+        ("pandas.parquet", include_bytes!("parquet/pandas.parquet")),
+        ("pyarrow.parquet", include_bytes!("parquet/pyarrow.parquet")),
+    ];
+    let folder = folder();
+    let config = CONFIG.replace("max_positions = 200", "max_positions = 400");
+    let read = WRITTEN.map(|(name, content)| {
+        std::fs::write(folder.path(name), content).unwrap();
+        let generated = folder.call(&["generate", "--domain", "file", "--path", name, "--count", "100"]).success();
+        std::fs::write(folder.path("mine.toml"), config.replace("problems.jsonl", name)).unwrap();
+        let config: toml::Table = folder.call(&["config", "mine.toml"]).success().stdout.parse().unwrap();
+        (generated.stdout, config["domains"][0]["file"].clone())
+    });
+    assert_eq!(read[0].0.lines().count(), 100);
+    assert!(read[0] == read[1] && read[0] == read[2], "{read:#?}");
+
+    // The run goes on with the same problems in another format.
+    folder.call(&["train", "mine.toml", "--run-dir", "run", "--steps", "2"]).success();
+    std::fs::remove_file(folder.path("pyarrow.parquet")).unwrap();
+    folder.call(&["replay", "run", "--file", "problems.jsonl"]).success();
+
+    let pandas = WRITTEN[1].1;
+    let missing = pandas.windows(4).position(|word| word == b"mess").unwrap();
+    for (content, says) in [
+        (
+            &pandas[..pandas.len() - 1],
+            "bad.parquet: expected a Parquet file that ends with PAR1, got one that is cut off",
+        ),
+        (&pandas[..missing], "ends with PAR1"),
+        (WRITTEN[0].1, "bad.parquet: expected a Parquet file, which begins with PAR1, got another"),
+    ] {
+        std::fs::write(folder.path("bad.parquet"), content).unwrap();
+        refused(&folder, &["generate", "--domain", "file", "--path", "bad.parquet"], &[says]);
+    }
+    // A right answer that its check does not accept.
+    let mut wrong = pandas.to_vec();
+    let check = wrong.windows(6).position(|word| word == b"choice").unwrap();
+    wrong[check..check + 6].copy_from_slice(b"number");
+    std::fs::write(folder.path("bad.parquet"), wrong).unwrap();
+    let says = ["bad.parquet, row 2: file problem: expected an answer that its check (number) accepts, got \"A\""];
+    refused(&folder, &["generate", "--domain", "file", "--path", "bad.parquet"], &says);
 }
 
 #[test]

@@ -44,6 +44,8 @@ impl File {
     /// The name of the domain, and of its exam.
     pub const NAME: &'static str = NAME;
 
+    /// The fields of a record that are read. Others are ignored.
+    pub const FIELDS: [&'static str; 10] = record::FIELDS;
     /// Builds the domain with problems to draw.
     pub fn of(problems: Arc<Problems>) -> File {
         File { problems: Some(problems) }
@@ -191,7 +193,7 @@ impl Forms for File {
     }
 
     fn is_unnamed_form(&self, fields: &Map<String, Value>) -> bool {
-        ["prompt", "messages", "question", "problem"].into_iter().any(|name| fields.contains_key(name))
+        record::ASKED.into_iter().any(|name| fields.contains_key(name))
     }
 
     fn problem_from_json(&self, json: &Value) -> Result<Problem, Error> {

@@ -71,6 +71,11 @@ impl Problems {
         Ok(problems)
     }
 
+    /// Returns the hash of all problems and their right answers in order, whatever the format of the file.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.all.iter().map(|(_, keyed)| keyed).collect::<Vec<_>>())
+    }
+
     /// Returns all problems, in order of the file, each with its place there.
     pub fn all(&self) -> impl ExactSizeIterator<Item = (usize, &KeyedProblem)> {
         self.all.iter().map(|(place, keyed)| (*place, keyed))

@@ -11,11 +11,17 @@ use super::reply::last_boxed;
 use crate::json::{Fields, Refusal};
 use crate::{Countdown, Forms as _, Turn, describe_json};
 
+/// The fields that say what is asked; of several, the first one counts.
+pub(super) const ASKED: [&str; 4] = ["prompt", "question", "problem", "messages"];
+/// All fields that are read.
+pub(super) const FIELDS: [&str; 10] =
+    ["prompt", "question", "problem", "messages", "answer", "solution", "check", "nums", "numbers", "target"];
+
 /// Reads a record: `prompt`, `question`, `problem` or `messages` with `answer` or `solution`, or `nums` or `numbers` with `target`.
 /// Other fields are ignored. `needs_answer` tells whether a record without an answer is refused.
 pub(super) fn read(json: &Value, needs_answer: bool) -> Result<KeyedProblem, Refusal> {
     let mut fields = Fields::of(json)?;
-    let asked = ["prompt", "question", "problem", "messages"].into_iter().find(|name| fields.has(name));
+    let asked = ASKED.into_iter().find(|name| fields.has(name));
     let Some(asked) = asked else {
         let is_countdown = fields.has("target") && (fields.has("nums") || fields.has("numbers"));
         if is_countdown {
