@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
@@ -11,10 +12,11 @@ use language::Language as _;
 use language::text::{ChatMessage, TextLanguage};
 use learner::{Config, GroupRecord, Record};
 use proto::{Digest, Problem, ScoredGroup, TaskKind, Verdict};
-use serde::Serialize;
+use serde::Serializer as _;
 
 use crate::files::write_with;
 use crate::inspect::read_journal;
+use crate::parquet_file::{Cell, TableWriter};
 use crate::report::note;
 
 /// Which examples are written.
@@ -26,25 +28,44 @@ pub(super) enum Examples {
     Pairs,
 }
 
-/// A line of the file. `prompt`, `completion`, `chosen` and `rejected` are what TRL calls a conversational dataset.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Row<'a> {
-    Right {
-        prompt: &'a [ChatMessage],
-        completion: [ChatMessage; 1],
-        domain: &'a str,
-        problem: &'a str,
-        /// `solved`, or `hindsight` if the answer was given to another problem.
-        label: &'static str,
-    },
-    Pair {
-        prompt: &'a [ChatMessage],
-        chosen: [ChatMessage; 1],
-        rejected: [ChatMessage; 1],
-        domain: &'a str,
-        problem: &'a str,
-    },
+/// A row of the file: its columns, by name. `prompt`, `completion`, `chosen` and `rejected` are what TRL calls a conversational
+/// dataset.
+type Row<'a> = &'a [(&'static str, Cell<'a>)];
+
+/// The file, in the format that its name asks for.
+enum Sink<'a> {
+    /// JSON lines.
+    Lines(BufWriter<&'a mut File>),
+    /// Parquet. The first row says which columns there are.
+    Table { file: &'a File, table: Option<TableWriter<&'a File>> },
+}
+
+impl<'a> Sink<'a> {
+    fn new(path: &Path, file: &'a mut File) -> Sink<'a> {
+        match path.extension().is_some_and(|extension| extension == "parquet") {
+            true => Sink::Table { file, table: None },
+            false => Sink::Lines(BufWriter::new(file)),
+        }
+    }
+
+    fn write(&mut self, row: Row<'_>) -> Result<()> {
+        match self {
+            Sink::Lines(file) => {
+                let mut line = serde_json::Serializer::new(&mut *file);
+                line.collect_map(row.iter().copied())?;
+                Ok(file.write_all(b"\n")?)
+            }
+            Sink::Table { table: Some(table), .. } => table.write(row),
+            Sink::Table { file, table } => table.insert(TableWriter::new(*file, row)?).write(row),
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Sink::Lines(mut file) => Ok(file.flush()?),
+            Sink::Table { table, .. } => table.map_or(Ok(()), TableWriter::finish),
+        }
+    }
 }
 
 /// Writes every distinct example of a run's journal to a new file, in the journal's order. Returns their number.
@@ -58,10 +79,10 @@ pub(super) fn write_examples(
     expect_new(path)?;
     write_with(path, |file| {
         let mut rows = Rows { examples, language, hindsight: config.learner.hindsight, seen: BTreeSet::new() };
-        let (mut file, mut failed) = (BufWriter::new(file), None);
+        let (mut sink, mut failed) = (Sink::new(path, file), None);
         let unreadable = read_journal(run, |record| {
             if let (Record::Group(GroupRecord { scored, .. }), None) = (record, &failed) {
-                failed = rows.write(&scored, &mut file).err();
+                failed = rows.write(&scored, &mut sink).err();
             }
         })?;
         if let Some(error) = failed {
@@ -76,7 +97,7 @@ pub(super) fn write_examples(
         if rows.seen.is_empty() {
             bail!("{}: expected {examples} in its journal, found none", run.display());
         }
-        file.flush()?;
+        sink.finish()?;
         Ok(rows.seen.len() as u64)
     })
 }
@@ -105,7 +126,7 @@ struct Reply {
 }
 
 impl Rows<'_> {
-    fn write(&mut self, scored: &ScoredGroup, file: &mut impl Write) -> Result<()> {
+    fn write(&mut self, scored: &ScoredGroup, sink: &mut Sink<'_>) -> Result<()> {
         let task = &scored.group.task;
         let (TaskKind::Train, Some(problem)) = (task.id.kind, task.request.problem()) else { return Ok(()) };
         let mut replies = Vec::new();
@@ -116,14 +137,14 @@ impl Rows<'_> {
             }
         }
         match self.examples {
-            Examples::Right => replies.iter().try_for_each(|reply| self.write_right(problem, reply, file)),
-            Examples::Pairs => self.write_pairs(problem, &replies, file),
+            Examples::Right => replies.iter().try_for_each(|reply| self.write_right(problem, reply, sink)),
+            Examples::Pairs => self.write_pairs(problem, &replies, sink),
         }
     }
 
-    fn write_right(&mut self, problem: &Problem, reply: &Reply, file: &mut impl Write) -> Result<()> {
+    fn write_right(&mut self, problem: &Problem, reply: &Reply, sink: &mut Sink<'_>) -> Result<()> {
         if reply.is_right {
-            return self.write_example(problem, "solved", reply, file);
+            return self.write_example(problem, "solved", reply, sink);
         }
         if !self.hindsight {
             return Ok(());
@@ -131,7 +152,7 @@ impl Rows<'_> {
         let domain = domain(&problem.domain)?;
         let solved = domain.hindsight(problem, &reply.answer)?;
         match solved.filter(|solved| solved != problem && !domain.is_exam(solved)) {
-            Some(solved) => self.write_example(&solved, "hindsight", reply, file),
+            Some(solved) => self.write_example(&solved, "hindsight", reply, sink),
             None => Ok(()),
         }
     }
@@ -141,18 +162,25 @@ impl Rows<'_> {
         problem: &Problem,
         label: &'static str,
         reply: &Reply,
-        file: &mut impl Write,
+        sink: &mut Sink<'_>,
     ) -> Result<()> {
         if !self.seen.insert(Digest::of(&(problem, &reply.whole))) {
             return Ok(());
         }
         let prompt = self.language.messages(problem)?;
         let Problem { domain, text: problem } = problem;
-        write_line(file, &Row::Right { prompt: &prompt, completion: [said(reply)], domain, problem, label })
+        sink.write(&[
+            ("prompt", Cell::Messages(&prompt)),
+            ("completion", Cell::Messages(&[said(reply)])),
+            ("domain", Cell::Text(domain)),
+            ("problem", Cell::Text(problem)),
+            // `solved`, or `hindsight` if the answer was given to another problem.
+            ("label", Cell::Text(label)),
+        ])
     }
 
     /// Pairs the first right answer with the first wrong one, the second with the second, and so on.
-    fn write_pairs(&mut self, problem: &Problem, replies: &[Reply], file: &mut impl Write) -> Result<()> {
+    fn write_pairs(&mut self, problem: &Problem, replies: &[Reply], sink: &mut Sink<'_>) -> Result<()> {
         let (right, wrong): (Vec<&Reply>, Vec<&Reply>) = replies.iter().partition(|reply| reply.is_right);
         if right.is_empty() || wrong.is_empty() {
             return Ok(());
@@ -161,8 +189,13 @@ impl Rows<'_> {
         let Problem { domain, text } = problem;
         for (right, wrong) in right.into_iter().zip(wrong) {
             if self.seen.insert(Digest::of(&(problem, &right.whole, &wrong.whole))) {
-                let (chosen, rejected) = ([said(right)], [said(wrong)]);
-                write_line(file, &Row::Pair { prompt: &prompt, chosen, rejected, domain, problem: text })?;
+                sink.write(&[
+                    ("prompt", Cell::Messages(&prompt)),
+                    ("chosen", Cell::Messages(&[said(right)])),
+                    ("rejected", Cell::Messages(&[said(wrong)])),
+                    ("domain", Cell::Text(domain)),
+                    ("problem", Cell::Text(text)),
+                ])?;
             }
         }
         Ok(())
@@ -171,11 +204,6 @@ impl Rows<'_> {
 
 fn said(reply: &Reply) -> ChatMessage {
     ChatMessage { role: "assistant".to_owned(), content: reply.whole.clone() }
-}
-
-fn write_line(file: &mut impl Write, row: &Row<'_>) -> Result<()> {
-    serde_json::to_writer(&mut *file, row)?;
-    Ok(file.write_all(b"\n")?)
 }
 
 impl fmt::Display for Examples {

@@ -29,11 +29,12 @@ pub(crate) struct Args {
     /// Type of the weights of `--hf`. `f32` keeps them as they were trained, `bf16` takes half the space.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16"], requires = "hf")]
     dtype: String,
-    /// Write the answers that are verified right, each with the conversation that asks for it, for supervised fine-tuning.
-    #[arg(long, value_name = "FILE.jsonl", group = "what")]
+    /// Write the answers that are verified right, each with the conversation that asks for it, for supervised fine-tuning: as
+    /// JSON lines, or as Parquet if the name ends in `.parquet`.
+    #[arg(long, value_name = "FILE", group = "what")]
     sft: Option<PathBuf>,
-    /// Write pairs of a right and a wrong answer to the same problem, for preference optimization.
-    #[arg(long, value_name = "FILE.jsonl", group = "what")]
+    /// Write pairs of a right and a wrong answer to the same problem, for preference optimization, likewise.
+    #[arg(long, value_name = "FILE", group = "what")]
     dpo: Option<PathBuf>,
     /// What `adapter_config.json` calls the pretrained model, such as HuggingFaceTB/SmolLM2-135M-Instruct [default: its path].
     #[arg(long, value_name = "NAME", requires = "adapter")]

@@ -179,3 +179,86 @@ fn json(field: Field, budget: &mut usize) -> Result<Value> {
         other => bail!("expected text, a number, a list or a struct, got {other}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use language::text::ChatMessage;
+    use serde_json::json;
+
+    use super::*;
+    use crate::parquet_file::{Cell, TableWriter};
+
+    const COLUMNS: [&str; 3] = ["prompt", "answer", "messages"];
+
+    fn turn(content: &str) -> ChatMessage {
+        ChatMessage { role: "user".to_owned(), content: content.to_owned() }
+    }
+
+    fn row<'a>(answer: &'a str, turns: &'a [ChatMessage]) -> [(&'static str, Cell<'a>); 3] {
+        [("answer", Cell::Text(answer)), ("label", Cell::Text("solved")), ("messages", Cell::Messages(turns))]
+    }
+
+    /// Writes rows with an answer, messages, and a column that is ignored.
+    fn written(num_rows: usize) -> Vec<u8> {
+        let mut file = Vec::new();
+        let mut table = TableWriter::new(&mut file, &row("", &[])).unwrap();
+        for number in 0..num_rows {
+            table.write(&row(&number.to_string(), &vec![turn("é"); number % 3])).unwrap();
+        }
+        table.finish().unwrap();
+        file
+    }
+
+    #[test]
+    fn rows_are_read_as_they_were_written() {
+        let rows = records(written(2_500), &COLUMNS).unwrap();
+        assert_eq!(rows.len(), 2_500);
+        for (index, (number, row)) in rows.into_iter().enumerate() {
+            let turns = vec![json!({"role": "user", "content": "é"}); index % 3];
+            assert_eq!((number, row), (index + 1, json!({"answer": index.to_string(), "messages": turns})));
+        }
+        assert_eq!(records(written(0), &COLUMNS).unwrap(), []);
+        let error = records(written(1), &["prompt"]).unwrap_err().to_string();
+        assert_eq!(error, r#"expected one of the columns prompt, got "answer", "label", "messages""#);
+    }
+
+    #[test]
+    fn a_row_has_up_to_a_mebibyte() {
+        for (length, is_read) in [(MAX_ROW_BYTES - VALUE_BYTES, true), (MAX_ROW_BYTES - VALUE_BYTES + 1, false)] {
+            let (mut file, text) = (Vec::new(), "a".repeat(length));
+            let row = [("prompt", Cell::Text(&text))];
+            let mut table = TableWriter::new(&mut file, &row).unwrap();
+            table.write(&[("prompt", Cell::Text("short"))]).unwrap();
+            table.write(&row).unwrap();
+            table.finish().unwrap();
+            let read = records(file, &COLUMNS);
+            assert_eq!(read.is_ok(), is_read);
+            if let Err(error) = read {
+                assert_eq!(
+                    format!("{error:#}"),
+                    "row 2: prompt: expected a row of up to 1048576 bytes, got a larger one"
+                );
+            }
+        }
+    }
+
+    /// Every change of one byte, and every length, gives rows or an error: no panic, and no memory without end.
+    #[test]
+    fn damaged_files_are_read_or_refused() {
+        let file = written(4);
+        let (mut num_read, mut num_refused) = (0, 0);
+        let mut read = |file: Vec<u8>| match records(file, &COLUMNS) {
+            Ok(_) => num_read += 1,
+            Err(error) => num_refused += usize::from(!error.to_string().is_empty()),
+        };
+        for index in 0..file.len() {
+            for change in [0x80, 0x01, 0xff] {
+                let mut damaged = file.clone();
+                damaged[index] ^= change;
+                read(damaged);
+            }
+            read(file[..index].to_vec());
+        }
+        assert!(num_read > 100 && num_refused > 2 * file.len(), "{num_read} {num_refused}");
+    }
+}

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 
 use domains::{answer_of, domain};
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::record::{Field, Row};
 use policy::formats::{Family, Pretrained};
 use proto::{Problem, Verdict};
 use serde_json::{Value, json};
@@ -54,12 +56,12 @@ fn an_adapter_is_written_as_one_and_merged_into_its_base() {
     assert_eq!((&described["peft_type"], &described["r"]), (&json!("LORA"), &json!(16)));
     let base = folder.path("model").canonicalize().unwrap();
     assert_eq!(described["base_model_name_or_path"], json!(base));
-    assert!(read("adapter_model.safetensors").len() > 10_000);
-    let (model, checkpoint) = learner::load_newest(&folder.path("run"), |_| {}).unwrap().unwrap();
     folder.call(&["export", "run", "--adapter", "named", "--base-name", "a/model"]).success();
     let named = std::fs::read(folder.path("named/adapter_config.json")).unwrap();
     let named: Value = serde_json::from_slice(&named).unwrap();
     assert_eq!(named["base_model_name_or_path"], json!("a/model"));
+    assert!(read("adapter_model.safetensors").len() > 10_000);
+    let (model, checkpoint) = learner::load_newest(&folder.path("run"), |_| {}).unwrap().unwrap();
     let base = Pretrained::open(&folder.path("model")).unwrap().load().unwrap();
     let merged = policy::merge_adapter(&model, base.clone(), &checkpoint.training.average);
     assert!(Pretrained::open(&folder.path("merged")).unwrap().load().unwrap() == merged && merged != base);
@@ -104,6 +106,15 @@ fn verified_answers_are_written_as_training_data() {
     assert!(right.iter().any(|row| row["label"] == "hindsight"));
     assert!(!pairs.is_empty() && pairs.iter().all(|row| verdict(row, "chosen") == Verdict::Correct));
     assert!(pairs.iter().all(|row| verdict(row, "rejected") != Verdict::Correct));
+    // As Parquet, the same.
+    folder.call(&["export", "run", "--sft", "right.parquet"]).success();
+    folder.call(&["export", "few", "--dpo", "pairs.parquet"]).success();
+    for (name, rows) in [("right.parquet", &right), ("pairs.parquet", &pairs)] {
+        let table = SerializedFileReader::new(std::fs::File::open(folder.path(name)).unwrap()).unwrap();
+        let read: Vec<Value> = table.get_row_iter(None).unwrap().map(|row| row_json(row.unwrap())).collect();
+        assert_eq!(read, *rows, "{name}");
+    }
+    refused(&folder, &["export", "run", "--sft", "right.parquet"], &["right.parquet: expected a new file, found one"]);
     let distinct: BTreeSet<String> =
         right.iter().map(|row| format!("{} {}", row["problem"], row["completion"])).collect();
     assert_eq!(distinct.len(), right.len());
@@ -112,8 +123,26 @@ fn verified_answers_are_written_as_training_data() {
     refused(&folder, &["export", "run", "--sft", "nowhere/a.jsonl"], &["nowhere/a.jsonl"]);
     refused(&folder, &["export", "model", "--sft", "a.jsonl"], &["model: expected a run directory"]);
     let nothing = folder.call(&["export", "run"]);
-    let usage = "--hf <DIR>|--adapter <DIR>|--sft <FILE.jsonl>|--dpo <FILE.jsonl>";
+    let usage = "--hf <DIR>|--adapter <DIR>|--sft <FILE>|--dpo <FILE>";
     assert!(!nothing.status.success() && nothing.stderr.contains(usage), "{nothing:?}");
+}
+
+/// Returns a row of texts and lists of structs as JSON.
+fn row_json(row: Row) -> Value {
+    let value = |field| match field {
+        Field::Str(text) => text.into(),
+        Field::Group(row) => row_json(row),
+        Field::ListInternal(list) => list
+            .elements()
+            .iter()
+            .map(|element| match element {
+                Field::Group(row) => row_json(row.clone()),
+                other => panic!("{other}"),
+            })
+            .collect(),
+        other => panic!("{other}"),
+    };
+    Value::Object(row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect())
 }
 
 #[test]

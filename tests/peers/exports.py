@@ -35,15 +35,20 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         hf, sft, dpo, adapter = folder / "hf", folder / "sft.jsonl", folder / "dpo.jsonl", folder / "adapter"
+        tables = {"sft": folder / "sft.parquet", "dpo": folder / "dpo.parquet"}
         has_adapter = "[model.adapter]" in (args.run / "config.toml").read_text()
         call("export", args.run, "--hf", hf, "--sft", sft, "--dpo", dpo, *(["--adapter", adapter] if has_adapter else []))
+        call("export", args.run, "--sft", tables["sft"], "--dpo", tables["dpo"])
         tokenizer = transformers.AutoTokenizer.from_pretrained(hf)
         model = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
         right = datasets.load_dataset("json", data_files=str(sft), split="train")
         pairs = datasets.load_dataset("json", data_files=str(dpo), split="train")
         assert {"prompt", "completion"} <= set(right.column_names), right.column_names
         assert {"prompt", "chosen", "rejected"} <= set(pairs.column_names), pairs.column_names
-        print(f"datasets: {len(right)} right answers, {len(pairs)} pairs")
+        for rows, table in [(right, tables["sft"]), (pairs, tables["dpo"])]:
+            read = datasets.load_dataset("parquet", data_files=str(table), split="train")
+            assert read.to_list() == rows.to_list(), f"{table.name} holds other rows than the JSON lines"
+        print(f"datasets: {len(right)} right answers, {len(pairs)} pairs, the same as JSON lines and as Parquet")
 
         if has_adapter:
             base = pathlib.Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
