@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, anyhow, bail};
 use domains::describe_json;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
 /// Maximum line length, far longer than any problem with an answer.
@@ -111,7 +112,11 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 /// # Errors
 /// States what was expected, what was found, and where.
 pub(crate) fn json(text: &str) -> Result<Value> {
-    serde_json::from_str::<Strict>(text).map(|strict| strict.0).map_err(|error| {
+    let read = serde_json::from_str::<Strict>(text).map(|Strict(mut json)| {
+        keep_digits(text, &mut json);
+        json
+    });
+    read.map_err(|error| {
         let (line, column) = (error.line(), error.column());
         let message = error.to_string();
         let message = message.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&message);
@@ -124,6 +129,40 @@ pub(crate) fn json(text: &str) -> Result<Value> {
         });
         anyhow!("{message} at {line}column {column}{mark}")
     })
+}
+
+/// Replaces the right answer of a problem by its text if it has numbers whose digits a `Value` may not keep: `0.10000000000000000001`.
+/// The problem is the record, or its field `problem`.
+fn keep_digits(text: &str, json: &mut Value) {
+    #[derive(serde::Deserialize)]
+    struct Spelled<'a> {
+        #[serde(borrow)]
+        problem: Option<&'a RawValue>,
+        #[serde(borrow)]
+        answer: Option<&'a RawValue>,
+    }
+    let spelled = |text| serde_json::from_str::<Spelled<'_>>(text).ok();
+    let is_within = json.get("problem").is_some_and(Value::is_object);
+    let problem = if is_within { &mut json["problem"] } else { json };
+    let is_json = problem.get("check").is_some_and(|check| check == "json");
+    let Some(answer) = problem.get_mut("answer").filter(|answer| (is_json || answer.is_number()) && has_float(answer))
+    else {
+        return;
+    };
+    let outer = spelled(text);
+    let inner = if is_within { outer.and_then(|outer| spelled(outer.problem?.get())) } else { outer };
+    if let Some(digits) = inner.and_then(|inner| inner.answer) {
+        *answer = digits.get().into();
+    }
+}
+
+fn has_float(json: &Value) -> bool {
+    match json {
+        Value::Number(number) => number.is_f64(),
+        Value::Array(elements) => elements.iter().any(has_float),
+        Value::Object(fields) => fields.values().any(has_float),
+        Value::Null | Value::Bool(_) | Value::String(_) => false,
+    }
 }
 
 /// Removes a leading byte order mark from a text that did not come from a file.
@@ -223,6 +262,31 @@ mod tests {
     fn json_is_read_as_serde_json_reads_it() {
         let text = r#" {"a":[1,-2,2.5,1e300,18446744073709551615,true,null,"x\n\u00e9"],"b":{"c":{}},"":[]} "#;
         assert_eq!(json(text).unwrap(), serde_json::from_str::<Value>(text).unwrap());
+    }
+
+    #[test]
+    fn right_answers_keep_their_digits() {
+        for (text, answer) in [
+            (r#"{"prompt":"?","answer": 0.10000000000000000001 }"#, "\"0.10000000000000000001\""),
+            (r#"{"answer":123456789012345678901234567890}"#, "\"123456789012345678901234567890\""),
+            (r#"{"answer":-1E-30}"#, "\"-1E-30\""),
+            (r#"{"answer":42}"#, "42"),
+            (r#"{"answer":"0.1"}"#, "\"0.1\""),
+            (r#"{"answer":null}"#, "null"),
+            (
+                r#"{"answer":[ 0.10000000000000000001, {"a":1}],"check":"json"}"#,
+                r#""[ 0.10000000000000000001, {\"a\":1}]""#,
+            ),
+            (r#"{"answer":{"a":1},"check":"json"}"#, r#"{"a":1}"#),
+            (r#"{"answer":[0.5]}"#, "[0.5]"),
+            (r#"{"problem":"Find it.","answer":0.50}"#, "\"0.50\""),
+        ] {
+            assert_eq!(json(text).unwrap()["answer"].to_string(), answer, "{text}");
+        }
+        let text =
+            r#"{"problem":{"prompt":"?","answer":0.10000000000000000001},"answer":0.2,"b":0.10000000000000000001}"#;
+        let expected = r#"{"problem":{"prompt":"?","answer":"0.10000000000000000001"},"answer":0.2,"b":0.1}"#;
+        assert_eq!(json(text).unwrap(), serde_json::from_str::<Value>(expected).unwrap());
     }
 
     #[test]

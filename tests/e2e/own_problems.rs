@@ -191,9 +191,7 @@ fn files_that_cannot_be_used_are_refused_with_their_line() {
         ),
         (r#"{"prompt":"What?","answer":null}"#, &["expected answer or solution, got neither"]),
         (r#"{"prompt":"What?","answer":["42"]}"#, &["expected a text or a number as answer, got [\"42\"]"]),
-        (r#"{"prompt":"What?","answer":0.1234567890123456789}"#, &["expected a number of up to 15 digits, or a text"]),
-        (r#"{"prompt":"What?","answer":100000000000000000001}"#, &["expected a number of up to 15 digits, or a text"]),
-        (r#"{"prompt":"What?","answer":[1e30],"check":"json"}"#, &["expected a number of up to 15 digits, or a text"]),
+        (r#"{"prompt":"What?","answer":[0.5]}"#, &["expected a text or a number as answer, got [0.5]"]),
         (
             r#"{"prompt":"What?","answer":"42","check":"math"}"#,
             &["expected exact, number, expression, choice, regex or json as check, got \"math\""],

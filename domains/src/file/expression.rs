@@ -62,10 +62,10 @@ pub(super) fn read(text: &str) -> Result<Quotient, String> {
     if reader.at < lexemes.len() { Err(reader.refusal("an operator")) } else { Ok(quotient) }
 }
 
-/// Whether a text is letters and spaces alone, more than one: as a right answer it is a word rather than a product.
+/// Whether a text is letters and spaces alone, more than one: as a right answer it is a word rather than a product, except pi.
 pub(super) fn is_word(text: &str) -> bool {
     let text = bare(text);
-    text.len() > 1 && text.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b' ')
+    text.len() > 1 && text != "pi" && text.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b' ')
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +75,8 @@ enum Lexeme<'a> {
     Variable(&'a str),
     Sign(char),
     Fraction,
+    /// An exponent in raised digits: the 2 of x².
+    Raised(i64),
 }
 
 /// Splits an expression. What only places signs, such as `\left` and `\,`, is left out.
@@ -93,9 +95,28 @@ fn lexemes(text: &str) -> Result<Vec<Lexeme<'_>>, String> {
                 if let Some(name) = FUNCTIONS.into_iter().find(|name| rest.starts_with(name)) {
                     return Err(format!("expected an expression without functions, got {name}"));
                 }
-                found.push(Lexeme::Variable(&rest[..1]));
+                let letters = rest.find(|sign: char| !sign.is_ascii_alphabetic()).unwrap_or(rest.len());
+                let is_first = !text[..text.len() - rest.len()].ends_with(|sign: char| sign.is_ascii_alphabetic());
+                if is_first && &rest[..letters] == "pi" {
+                    length = letters;
+                    found.push(Lexeme::Variable("pi"));
+                } else if is_first && rest[..letters].contains("pi") {
+                    let got = crate::quote(&rest[..letters]);
+                    return Err(format!("expected pi apart from other letters, or p*i for a product, got {got}"));
+                } else {
+                    found.push(Lexeme::Variable(&rest[..1]));
+                }
             }
             'π' => found.push(Lexeme::Variable("pi")),
+            '*' if rest.starts_with("**") => {
+                length = 2;
+                found.push(Lexeme::Sign('^'));
+            }
+            '⁻' | '⁰' | '¹' | '²' | '³' | '⁴'..='⁹' => {
+                let (exponent, end) = raised(rest)?;
+                found.push(Lexeme::Raised(exponent));
+                length = end;
+            }
             '+' | '-' | '*' | '/' | '^' | '(' | ')' | '{' | '}' => found.push(Lexeme::Sign(sign)),
             '\u{2212}' => found.push(Lexeme::Sign('-')),
             '\u{d7}' | '\u{b7}' | '\u{22c5}' => found.push(Lexeme::Sign('*')),
@@ -110,6 +131,20 @@ fn lexemes(text: &str) -> Result<Vec<Lexeme<'_>>, String> {
         rest = &rest[length..];
     }
     Ok(found)
+}
+
+/// Reads an exponent in raised digits, with a raised minus or without. Returns its length too.
+fn raised(text: &str) -> Result<(i64, usize), String> {
+    const DIGITS: [char; 10] = ['⁰', '¹', '²', '³', '⁴', '⁵', '⁶', '⁷', '⁸', '⁹'];
+    let end = text.find(|sign: char| sign != '⁻' && !DIGITS.contains(&sign)).unwrap_or(text.len());
+    let digit = |sign: char| match DIGITS.iter().position(|digit| *digit == sign) {
+        Some(digit) => char::from(b'0' + digit as u8),
+        None => '-',
+    };
+    let exponent = text[..end].chars().map(digit).collect::<String>().parse();
+    exponent
+        .map(|exponent| (exponent, end))
+        .map_err(|_| format!("expected an integer as the exponent, got {}", crate::quote(&text[..end])))
 }
 
 const FUNCTIONS: [&str; 13] =
@@ -174,6 +209,7 @@ impl<'a> Reader<'a> {
             Some(Lexeme::Number(text) | Lexeme::Variable(text)) => crate::quote(text),
             Some(Lexeme::Sign(sign)) => format!("`{sign}`"),
             Some(Lexeme::Fraction) => "a fraction".to_owned(),
+            Some(Lexeme::Raised(exponent)) => format!("the exponent {exponent}"),
         };
         format!("expected {expected} in the expression, got {got}")
     }
@@ -246,19 +282,22 @@ impl<'a> Reader<'a> {
 
     fn power(&mut self) -> Result<Quotient, String> {
         let base = self.atom()?;
-        if !self.take('^') {
+        let exponent = if let Some(Lexeme::Raised(exponent)) = self.peek() {
+            self.at += 1;
+            Some(*exponent)
+        } else if self.take('^') {
+            let is_negative = self.take('-');
+            self.atom()?.integer().map(|exponent| if is_negative { -exponent } else { exponent })
+        } else {
             return Ok(base);
-        }
-        let is_negative = self.take('-');
-        let exponent = self.atom()?;
-        if self.peek() == Some(&Lexeme::Sign('^')) {
+        };
+        if matches!(self.peek(), Some(Lexeme::Sign('^') | Lexeme::Raised(_))) {
             return Err(self.refusal("parentheses around a power that is raised to a power"));
         }
-        let exponent = exponent.integer().filter(|exponent| exponent.unsigned_abs() <= MAX_EXPONENT.into());
+        let exponent = exponent.filter(|exponent| exponent.unsigned_abs() <= MAX_EXPONENT.into());
         let exponent = exponent.ok_or_else(|| {
             format!("expected an integer from -{MAX_EXPONENT} to {MAX_EXPONENT} as the exponent, got another")
         })?;
-        let exponent = if is_negative { -exponent } else { exponent };
         let size = exponent.unsigned_abs() as u32;
         if base.dividend.is_zero() && exponent <= 0 {
             return Err("expected no power of 0 with an exponent up to 0, got one".to_owned());
@@ -282,6 +321,15 @@ impl<'a> Reader<'a> {
             }
             Some(Lexeme::Fraction) => {
                 self.at += 1;
+                // Of \frac12, the digits are read one by one.
+                if let Some(Lexeme::Number(digits)) = self.peek()
+                    && let (Some(dividend), Some(divisor)) =
+                        (digits.get(..1), digits.get(1..).filter(|it| it.len() == 1))
+                {
+                    self.at += 1;
+                    let (dividend, divisor) = (number(dividend)?, number(divisor)?);
+                    return self.divide(&dividend, &divisor);
+                }
                 let dividend = self.argument()?;
                 let divisor = self.argument()?;
                 self.divide(&dividend, &divisor)
@@ -299,11 +347,13 @@ impl<'a> Reader<'a> {
         Ok(inner)
     }
 
-    /// Reads an argument of `\frac`.
+    /// Reads an argument of `\frac`: braces, a digit or a variable.
     fn argument(&mut self) -> Result<Quotient, String> {
         match self.peek() {
             Some(Lexeme::Sign('{')) => self.group('{', '}'),
-            _ => Err(self.refusal("`{` behind \\frac")),
+            Some(Lexeme::Variable(_)) => self.atom(),
+            Some(Lexeme::Number(digit)) if digit.len() == 1 => self.atom(),
+            _ => Err(self.refusal("`{` or one digit behind \\frac")),
         }
     }
 
@@ -367,6 +417,21 @@ mod tests {
             ("6 \\div 4", "1.5"),
             ("\\frac{\\frac{1}{2}}{3}", "\\frac{1}{6}"),
             ("x\\frac{1}{2}", "x/2"),
+            ("2pi", "2\\pi"),
+            ("2 pi r", "2\\pi r"),
+            ("pi", "π"),
+            ("pi/2", "\\frac\\pi2"),
+            ("x**2", "x^2"),
+            ("2**-1", "0.5"),
+            ("x²", "x^2"),
+            ("3x²y¹⁰", "3x^2y^{10}"),
+            ("x⁻²", "1/x^2"),
+            ("(x+1)²", "x^2+2x+1"),
+            ("\\frac12", "1/2"),
+            ("\\frac 12 x", "x/2"),
+            ("\\frac1x", "1/x"),
+            ("\\dfrac{x}2", "x/2"),
+            ("\\frac x{2y}", "\\frac{x}{2y}"),
         ] {
             assert!(are_equal(left, right), "{left} {right}");
         }
@@ -379,6 +444,10 @@ mod tests {
             ("x", "X"),
             ("0.333333", "1/3"),
             ("-x^2", "(-x)^2"),
+            ("2pi", "2p*i"),
+            ("-x²", "(-x)²"),
+            ("x²", "2x"),
+            ("\\frac12", "12"),
             // Of the points 0 to 5, both have the same values.
             ("x", "x + x(x-1)(x-2)(x-3)(x-4)(x-5)"),
         ] {
@@ -419,12 +488,32 @@ mod tests {
             "x+",
             "+",
             "*x",
-            "x**2",
+            "x***2",
+            "x* *2",
+            "**x",
+            "x**",
+            "x²³⁻",
+            "x⁻",
+            "²",
+            "x²^2",
+            "x^2²",
+            "x**2**3",
+            "x⁹⁹⁹⁹",
+            "x⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹⁹",
+            "½",
+            "2pir",
+            "api",
+            "pip",
             "--x",
             "2*-3",
             "1.2.3",
             "x.y",
-            "\\frac12",
+            "\\frac123",
+            "\\frac{1}23",
+            "\\frac1.5",
+            "\\frac(1)2",
+            "1\\frac12",
+            "\\frac1",
             "\\frac{1}",
             "\\pm 1",
             "x\u{200b}",

@@ -26,8 +26,9 @@ use self::check::Check;
 pub use self::problems::Problems;
 use self::question::{Asked, NAME, Question, split};
 use self::reference::{Reference, taken};
+use self::reply::bare;
 use crate::json::Refusal;
-use crate::{Checker, Countdown, Domain, Error, Forms, Judged, Ladder, Turn, Wording, answer_of};
+use crate::{Checker, Countdown, Domain, Error, Forms, Judged, Ladder, Turn, Wording};
 
 /// The domain of problems of a user's own file.
 #[derive(Clone, Debug, Default)]
@@ -43,9 +44,9 @@ const COUNTDOWN: Countdown = Countdown { calculator: true };
 impl File {
     /// The name of the domain, and of its exam.
     pub const NAME: &'static str = NAME;
-
     /// The fields of a record that are read. Others are ignored.
     pub const FIELDS: [&'static str; 10] = record::FIELDS;
+
     /// Builds the domain with problems to draw.
     pub fn of(problems: Arc<Problems>) -> File {
         File { problems: Some(problems) }
@@ -66,6 +67,17 @@ impl File {
         let key = key.ok_or_else(|| refuse("none".to_owned()))?;
         Reference::read(asked.check, &key.text).map_err(refuse)
     }
+}
+
+/// Finds the answer to a problem of countdown in a reply, and writes its operators as that domain does.
+///
+/// # Errors
+/// Why there is none.
+fn countdown_answer(reply: &str) -> Result<String, String> {
+    const OF_LATEX: [(&str, &str); 5] =
+        [("\\times", "\u{d7}"), ("\\cdot", "\u{d7}"), ("\\div", "\u{f7}"), ("\\left", ""), ("\\right", "")];
+    let answer = bare(taken(Check::Exact, reply)?).to_owned();
+    Ok(OF_LATEX.into_iter().fold(answer, |answer, (command, sign)| answer.replace(command, sign)))
 }
 
 impl Question {
@@ -135,9 +147,10 @@ impl Checker for File {
     fn judge(&self, problem: &Problem, key: Option<&ProblemKey>, reply: &str) -> Result<Judged, Error> {
         match Self::read(problem)? {
             Question::Asked(asked) => Ok(Self::reference(&asked, key)?.judge(reply)),
-            question @ Question::Countdown(_) => {
-                COUNTDOWN.judge(&question.countdown().expect("it is one"), None, answer_of(reply))
-            }
+            question @ Question::Countdown(_) => match countdown_answer(reply) {
+                Ok(answer) => COUNTDOWN.judge(&question.countdown().expect("it is one"), None, &answer),
+                Err(reason) => Ok(Judged::because(Verdict::Malformed, reason)),
+            },
         }
     }
 
@@ -154,10 +167,10 @@ impl Checker for File {
     }
 
     fn answer_read(&self, problem: &Problem, reply: &str) -> Option<String> {
-        Some(match Self::read(problem).ok()? {
-            Question::Asked(Asked { check, .. }) => taken(check, reply).ok()?.to_owned(),
-            Question::Countdown(_) => answer_of(reply).to_owned(),
-        })
+        match Self::read(problem).ok()? {
+            Question::Asked(Asked { check, .. }) => taken(check, reply).ok().map(str::to_owned),
+            Question::Countdown(_) => countdown_answer(reply).ok(),
+        }
     }
 
     fn may_be_searched(&self, problem: &Problem) -> bool {
@@ -167,8 +180,9 @@ impl Checker for File {
     /// Returns the other problem of countdown that an answer solves. Other problems may be anything.
     fn hindsight(&self, problem: &Problem, reply: &str) -> Result<Option<Problem>, Error> {
         let Some(countdown) = Self::read(problem)?.countdown() else { return Ok(None) };
+        let Ok(answer) = countdown_answer(reply) else { return Ok(None) };
         // A problem that is too large for a policy has none.
-        let Some(solved) = COUNTDOWN.hindsight(&countdown, answer_of(reply)).ok().flatten() else { return Ok(None) };
+        let Some(solved) = COUNTDOWN.hindsight(&countdown, &answer).ok().flatten() else { return Ok(None) };
         let solved = Countdown::without_bound(&solved.text).map(|text| Question::Countdown(text).problem());
         Ok(solved.filter(|solved| solved == problem || !self.is_exam(solved)))
     }
@@ -249,5 +263,36 @@ impl Wording for File {
     /// The whole reply: its checker finds the answer.
     fn answer_in<'a>(&self, reply: &'a str) -> &'a str {
         reply
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn answers_to_countdown_may_be_in_a_box() {
+        let domain = File::default();
+        let problem = domain.problem_from_json(&json!({"nums": [3, 7, 25], "target": 82})).unwrap();
+        for (reply, read, verdict) in [
+            ("25 * 3 + 7", Some("25 * 3 + 7"), Verdict::Correct),
+            ("So it is $\\boxed{25 \\times 3 + 7}$.\nDone.", Some("25 × 3 + 7"), Verdict::Correct),
+            ("\\boxed{\\left(25 \\cdot 3\\right) + 7 = 82}", Some("(25 × 3) + 7 = 82"), Verdict::Correct),
+            ("\\boxed{1} <answer>25 * 3 + 7</answer>", Some("25 * 3 + 7"), Verdict::Correct),
+            ("<answer>25 * 3 = 75\n75 + 7 = 82</answer>", Some("25 * 3 = 75\n75 + 7 = 82"), Verdict::Correct),
+            ("The answer is 25 * 3 + 7.", Some("25 * 3 + 7"), Verdict::Correct),
+            ("\\boxed{25 + 3 + 7}", Some("25 + 3 + 7"), Verdict::Incorrect),
+            ("\\boxed{25 \\div 3 + 7}", Some("25 ÷ 3 + 7"), Verdict::Incorrect),
+            ("\\boxed{\\frac{25}{3}}", Some("\\frac{25}{3}"), Verdict::Malformed),
+            ("\\boxed{25 * 3 + 7} or \\boxed{1}", None, Verdict::Malformed),
+            ("", None, Verdict::Malformed),
+        ] {
+            assert_eq!(domain.answer_read(&problem, reply).as_deref(), read, "{reply}");
+            assert_eq!(domain.judge(&problem, None, reply).unwrap().verdict, verdict, "{reply}");
+        }
+        let solved = domain.hindsight(&problem, "It is \\boxed{25 + 3 + 7}.").unwrap().unwrap();
+        assert_eq!(solved, domain.problem_from_json(&json!({"nums": [3, 7, 25], "target": 35})).unwrap());
     }
 }

@@ -38,8 +38,8 @@ pub(super) fn read(json: &Value, needs_answer: bool) -> Result<KeyedProblem, Ref
         ),
     };
     let (check, answer) = match (fields.take("answer"), fields.take("solution")) {
-        (Some(answer), _) => {
-            let (check, answer) = from_answer(named, answer)?;
+        (Some(answer), solution) => {
+            let (check, answer) = from_answer(named, answer, solution.is_some())?;
             (check, Some(answer))
         }
         (None, Some(solution)) => {
@@ -108,8 +108,9 @@ fn turns(name: &str, value: &Value) -> Result<Vec<Turn>, Refusal> {
     }
 }
 
-/// Returns the check and the right answer. A text with a line `#### 42` is a solution that ends in a number, as in GSM8K.
-fn from_answer(named: Option<Check>, answer: &Value) -> Result<(Check, String), Refusal> {
+/// Returns the check and the right answer. A text with a line `#### 42` is a solution that ends in a number, as in GSM8K. Beside a
+/// solution, as in MATH-500, it is what the solution has in its box.
+fn from_answer(named: Option<Check>, answer: &Value, has_solution: bool) -> Result<(Check, String), Refusal> {
     let text = match answer {
         Value::String(text) => text.clone(),
         Value::Number(_) | Value::Bool(_) => number_text(answer)?,
@@ -120,6 +121,7 @@ fn from_answer(named: Option<Check>, answer: &Value) -> Result<(Check, String), 
     Ok(match (named, marked) {
         (None | Some(Check::Number), Some(number)) => (Check::Number, number),
         (Some(check), _) => (check, text),
+        (None, None) if has_solution => (expression_or_exact(&text), text),
         (None, None) if number::read(&text).is_ok() => (Check::Number, text),
         (None, None) => (Check::Exact, text),
     })
@@ -158,11 +160,50 @@ const MAX_FLOAT_DIGITS: usize = 15;
 fn from_solution(named: Option<Check>, solution: &Value) -> Result<(Check, String), Refusal> {
     let text = solution.as_str().ok_or_else(|| ("a text as solution".to_owned(), describe_json(solution)))?;
     let boxed = last_boxed(text).ok_or_else(|| ("a solution with \\boxed{}".to_owned(), crate::quote(text)))?;
-    let fits = |check: &Check| Reference::read(*check, boxed).is_ok();
-    let check = named.unwrap_or_else(|| Some(Check::Expression).filter(fits).unwrap_or(Check::Exact));
-    Ok((check, boxed.to_owned()))
+    Ok((named.unwrap_or_else(|| expression_or_exact(boxed)), boxed.to_owned()))
+}
+
+/// Returns the check of an answer in a data set of mathematics.
+fn expression_or_exact(answer: &str) -> Check {
+    if Reference::read(Check::Expression, answer).is_ok() { Check::Expression } else { Check::Exact }
 }
 
 fn name(check: Check) -> String {
     serde_json::to_value(check).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn records_of_data_sets_have_the_check_of_their_kind() {
+        let gsm = json!({"question": "How many?", "answer": "48 / 2 = 24.\n#### 24"});
+        let of_math = |solution: &str| json!({"problem": "Find it.", "solution": solution});
+        let of_math_500 = |answer: Value| json!({"problem": "Find it.", "solution": "So it is.", "answer": answer});
+        for (record, check, answer) in [
+            (gsm, "number", "24"),
+            (of_math("It is \\boxed{p - q}."), "expression", "p - q"),
+            (
+                of_math("It is \\boxed{\\left(3, \\frac{\\pi}{2}\\right)}."),
+                "exact",
+                "\\left(3, \\frac{\\pi}{2}\\right)",
+            ),
+            (of_math_500("p - q".into()), "expression", "p - q"),
+            (of_math_500("\\frac{14}{3}".into()), "expression", "\\frac{14}{3}"),
+            (of_math_500("9".into()), "expression", "9"),
+            (of_math_500(9.into()), "expression", "9"),
+            (of_math_500("\\text{Evelyn}".into()), "exact", "\\text{Evelyn}"),
+            (of_math_500("3 + 3 = 6\n#### 6".into()), "number", "6"),
+            (json!({"prompt": "Find it.", "answer": "p - q"}), "exact", "p - q"),
+            (json!({"prompt": "Find it.", "answer": "9"}), "number", "9"),
+            (json!({"prompt": "Find it.", "answer": "9", "solution": "So.", "check": "exact"}), "exact", "9"),
+        ] {
+            let keyed = read(&record, true).unwrap_or_else(|error| panic!("{record}: {error:?}"));
+            let Some(Question::Asked(asked)) = Question::read(&keyed.problem.text) else { panic!("{record}") };
+            assert_eq!((name(asked.check).as_str(), keyed.key.unwrap().text.as_str()), (check, answer), "{record}");
+        }
+    }
 }

@@ -95,7 +95,7 @@ fn fenced(reply: &str) -> Option<&str> {
     let open = reply[..close].rfind("```")?;
     let block = &reply[open + 3..close];
     let (language, content) = block.split_once('\n')?;
-    (language.trim().is_empty() || language.trim() == "json").then_some(content)
+    (language.trim().is_empty() || language.trim().eq_ignore_ascii_case("json")).then_some(content)
 }
 
 /// Lists the contents of the boxes that are closed and in no other.
@@ -155,6 +155,8 @@ mod tests {
             (Check::Regex, "a\n\\boxed{b}", "\\boxed{b}"),
             (Check::Json, "{\n\"a\": 1\n}\n", "{\n\"a\": 1\n}"),
             (Check::Json, "Here:\n```json\n[1]\n```\nDone.", "[1]"),
+            (Check::Json, "```JSON\n[1]\n```", "[1]"),
+            (Check::Json, "```python\n[1]\n```", "```python\n[1]\n```"),
             (Check::Json, "<answer>[1]</answer>", "[1]"),
         ] {
             assert_eq!(answer_in(check, reply).unwrap(), answer, "{reply}");
