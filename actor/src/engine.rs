@@ -143,6 +143,9 @@ struct Active {
     legal: LegalTokens,
 }
 
+/// Largest cache that a thread keeps while it has nothing to play. A learner in the same process needs the memory meanwhile.
+const IDLE_CACHE_BYTES: usize = 64 << 20;
+
 /// Runs the loop of one thread: begins rollouts, runs the network once, draws one token for each rollout that it was run for.
 fn play(
     language: &dyn Language,
@@ -164,6 +167,11 @@ fn play(
             policy.set_weights(&newer.weights)?;
             slots.begin_again(newer.policy_version);
             *version = newer;
+        }
+        let cache_bytes = |policy: &dyn Policy| num_slots * policy.config().cache_bytes();
+        let is_large = playing.as_ref().is_some_and(|(_, policy)| cache_bytes(policy.as_ref()) > IDLE_CACHE_BYTES);
+        if slots.is_empty() && held.is_none() && jobs.is_empty() && is_large {
+            playing = None;
         }
         while !slots.is_full() {
             let job = match held.take().map_or_else(|| next_job(jobs, !slots.is_empty()), Ok) {
