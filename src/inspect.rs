@@ -338,6 +338,9 @@ struct Group {
 struct Answer {
     text: String,
     verdict: Verdict,
+    /// Why a proposal was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     /// The weights that sampled the tokens, each with the index of its first token.
     versions: Vec<VersionSpan>,
     /// Log-probability of the whole answer under the behaviour policy.
@@ -397,20 +400,29 @@ impl Group {
         let rollouts = scored.group.rollouts.iter().zip(&scored.verdicts).enumerate();
         let answers = rollouts.map(|(number, (rollout, verdict))| {
             let proposal = scored.proposals.iter().find(|proposal| proposal.rollout as usize == number);
-            let text = match (&task.request, proposal) {
-                (Request::Solve { .. }, _) => language.show(name, &rollout.tokens),
-                (Request::Propose { .. }, Some(proposal)) => proposal.keyed.problem.text.clone(),
-                (Request::Propose { .. }, None) => words(&rollout.tokens),
+            let (text, reason) = match (&task.request, proposal) {
+                (Request::Solve { .. }, _) => (language.show(name, &rollout.tokens), None),
+                (Request::Propose { .. }, Some(proposal)) => (proposal.keyed.problem.text.clone(), None),
+                (Request::Propose { niche, .. }, None) => match language.text(&task.request, &rollout.tokens)? {
+                    // Admission depends on the text alone.
+                    Some(text) => {
+                        let reason = domain(name)?.admit(*niche, &text)?.err().and_then(|refused| refused.reason);
+                        (text, reason)
+                    }
+                    None => (language.show(name, &rollout.tokens), Some("is not complete".to_owned())),
+                },
             };
-            Answer {
+            Ok(Answer {
                 text,
+                reason,
                 verdict: *verdict,
                 versions: rollout.versions.clone(),
                 logprob: rollout.logprobs.iter().map(|logprob| f64::from(*logprob)).sum(),
                 num_choices: rollout.choices.len(),
                 cut_short: rollout.stop == StopReason::Length,
-            }
+            })
         });
+        let answers: Vec<Answer> = answers.collect::<Result<_>>()?;
         let examples = scored.examples.iter().map(|example| ExampleLine {
             prompt: words(&example.prompt),
             answer: language.show(name, &example.answer),
@@ -422,7 +434,7 @@ impl Group {
             step,
             asked: asked(&task.request)?,
             prompt: words(&scored.prompt),
-            answers: answers.collect(),
+            answers,
             examples: examples.collect(),
             played_by: Some(played_by).filter(|player| !player.is_empty()),
             task,
@@ -434,9 +446,10 @@ impl Group {
         let mut answers = vec![["answer", "verdict", "logprob", "choices"].map(str::to_owned).to_vec()];
         answers.extend(self.answers.iter().map(|answer| {
             let cut = if answer.cut_short { " ... (token limit)" } else { "" };
+            let reason = answer.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
             vec![
                 format!("{}{cut}", answer.text),
-                word(&answer.verdict),
+                format!("{}{reason}", word(&answer.verdict)),
                 format!("{:.3}", answer.logprob),
                 answer.num_choices.to_string(),
             ]

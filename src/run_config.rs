@@ -20,7 +20,7 @@ use toml::{Table, Value};
 
 use self::origin::{Needed, Origin};
 use self::places::{at_base, file_of, spell_out_base, spell_out_teacher};
-use self::rooms::{validate_exams, validate_ladder};
+use self::rooms::{validate_exams, validate_ladder, validate_proposals};
 use self::tables::{complete, key_of, preset, set};
 use crate::input::{name_of_input, read_text};
 use crate::pretrained::{Base, Opened, teacher};
@@ -287,6 +287,7 @@ fn from_table(name: String, mut table: Table, origin: &Origin<'_>) -> Result<Run
     let has_problems = |name: &str| name != problems::NAME || file.is_some() || origin.problems == Needed::Yes;
     validate_exams(&run, file.as_ref(), language.as_ref(), has_problems)
         .map_err(|error| error.context(named("exams.names")))?;
+    validate_proposals(&run).map_err(|error| error.context(named("self_play.propose_tasks")))?;
     validate_ladder(&run, language.as_ref()).map_err(|error| error.context(named("domains")))?;
     Ok(RunConfig { name, run, local, base, file })
 }

@@ -1,6 +1,6 @@
 //! A complete domain without symbols, as docs/adding-a-domain.md describes it: the task is to write words backwards.
 
-use domains::{Checker, Domain, Error, Forms, Judged, Ladder, describe_json};
+use domains::{Admission, Checker, Domain, Error, Forms, Judged, Ladder, describe_json};
 use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey, Purpose, Verdict};
 use serde_json::{Value, json};
 
@@ -64,8 +64,9 @@ impl Checker for Backwards {
         Backwards::problem(&problem.text).map(|_| Niche(0))
     }
 
-    fn admit(&self, _niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
-        Ok(Backwards::problem(proposal.trim()).ok().map(|problem| KeyedProblem { problem, key: None }))
+    fn admit(&self, _niche: Niche, proposal: &str) -> Result<Admission, Error> {
+        let admitted = Backwards::problem(proposal.trim()).map(|problem| KeyedProblem { problem, key: None });
+        Ok(admitted.map_err(|error| Judged::because(Verdict::Malformed, error.to_string())))
     }
 
     fn balance_key(&self, _problem: &Problem, _answer: Option<&str>) -> Result<BalanceKey, Error> {

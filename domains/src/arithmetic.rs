@@ -47,6 +47,8 @@ enum Operator {
 use Operator::{Add, Multiply, Remainder, Subtract};
 
 const NUM_LEVELS: u32 = 9;
+/// Kinds of values from 0 to 199.
+const NUM_KINDS_OF_TENS: u32 = 20;
 
 impl QuizProblem for Expression {
     const NAME: &'static str = "arithmetic";
@@ -119,6 +121,42 @@ impl QuizProblem for Expression {
             ([10..=99, 2..=20], [Remainder]) => 8,
             ([100..=999, 10..=99], [Multiply]) => NUM_LEVELS,
             _ => 0,
+        }
+    }
+
+    /// By the value: one kind below 0, then one for every ten up to 199, then one for every number of digits.
+    fn kind(&self) -> u32 {
+        let value = self.value().expect("an expression was checked when it was read or drawn");
+        match value {
+            ..0 => 0,
+            0..200 => 1 + value as u32 / 10,
+            _ => NUM_KINDS_OF_TENS + 1 + value.ilog10(),
+        }
+    }
+
+    fn describe_kind(kind: u32) -> String {
+        match kind {
+            0 => "with a value below 0".to_owned(),
+            1..=NUM_KINDS_OF_TENS => format!("with a value from {} to {}", 10 * (kind - 1), 10 * (kind - 1) + 9),
+            _ => format!("with a value of {} digits", kind - NUM_KINDS_OF_TENS),
+        }
+    }
+
+    fn proposal_pattern(level: u32) -> String {
+        let (tens, most_99, hundreds) = ("[1-9][0-9]", "(?:[0-9]|[1-9][0-9])", "[1-9][0-9]{2}");
+        let most_20 = "(?:1?[0-9]|20)";
+        match level {
+            1 => r"[0-9] \+ [0-9]".to_owned(),
+            2 => format!(r"(?:{tens} \+ {most_99}|[0-9] \+ {tens})"),
+            3 => format!("{most_99} - {most_99}"),
+            4 => r"[0-9] \* [0-9]".to_owned(),
+            5 => format!(r"(?:{tens} \* [2-9]|[2-9] \* {tens})"),
+            6 => format!("{most_99} [-+] {most_99} [-+] {most_99}"),
+            7 => format!(
+                r"(?:\({most_20} [-+] {most_20}\) \* {most_20}|{most_20} [-+] {most_20} \* {most_20}|{most_20} \* {most_20} [-+] {most_20})"
+            ),
+            8 => format!("{tens} % (?:[2-9]|1[0-9]|20)"),
+            _ => format!(r"(?:{hundreds} \* {tens}|{tens} \* {hundreds})"),
         }
     }
 

@@ -102,6 +102,32 @@ impl QuizProblem for Comparison {
         }
     }
 
+    /// By what is asked for, and its place.
+    fn kind(&self) -> u32 {
+        self.goal() as u32
+    }
+
+    fn describe_kind(kind: u32) -> String {
+        let which = if kind.is_multiple_of(2) { Which::Larger } else { Which::Smaller };
+        let place = ["first", "second"].get(kind as usize / 2).unwrap_or(&"third");
+        format!("{}, which is the {place}", which.word())
+    }
+
+    fn proposal_pattern(level: u32) -> String {
+        let (most_99, most_999) = ("(?:[0-9]|[1-9][0-9])", "(?:[0-9]|[1-9][0-9]{1,2})");
+        let (tens, hundreds, negative, decimal) =
+            ("[1-9][0-9]", "[1-9][0-9]{2}", "-[1-9][0-9]?", "(?:[0-9]|[1-9][0-9])\\.[0-9]{1,2}");
+        let numbers = match level {
+            1 => "[0-9] [0-9]".to_owned(),
+            2 => format!("(?:{tens} {most_99}|[0-9] {tens})"),
+            3 => format!("(?:{hundreds} {most_999}|{most_99} {hundreds})"),
+            4 => format!("(?:{negative} (?:{negative}|{most_99})|{most_99} {negative})"),
+            5 => format!("{decimal} {decimal}"),
+            _ => format!("{most_999} {most_999} {most_999}"),
+        };
+        format!("(?:larger|smaller) {numbers}")
+    }
+
     fn draw(level: u32, rng: &mut CounterRng) -> Option<Comparison> {
         let which = if rng.below(2) == 0 { Which::Larger } else { Which::Smaller };
         let num_numbers = if level == NUM_LEVELS { 3 } else { 2 };

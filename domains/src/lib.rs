@@ -9,6 +9,7 @@ mod exam;
 mod file;
 mod json;
 pub mod programs;
+mod proposing;
 mod quiz;
 mod strings;
 pub mod symbols;
@@ -22,6 +23,7 @@ pub use countdown::Countdown;
 pub use exam::{Exam, ExamSpec, Split, exam, exam_problems, exam_specs, exams_of, trained_variant};
 pub use file::{File, Problems};
 pub use programs::Programs;
+pub use proposing::{Admission, Proposing};
 use quiz::Quiz;
 pub use symbols::Symbols;
 pub use wording::{Turn, Wording, answer_of, reply_with};
@@ -134,12 +136,13 @@ pub trait Checker: Send + Sync {
     /// [`Error::Problem`] when the problem or the key is not in its language.
     fn niche(&self, problem: &Problem, key: Option<&ProblemKey>) -> Result<Niche, Error>;
 
-    /// Reads a proposal that was requested for a niche; `None` unless it is a worthwhile problem that is in no exam. Depends on
-    /// the arguments alone: novelty is checked elsewhere.
+    /// Reads a proposal that was requested for a niche, and admits it if it is a worthwhile problem that is in no exam. What is no
+    /// problem of the domain is malformed, any other refusal incorrect. Depends on the arguments alone: novelty is checked
+    /// elsewhere.
     ///
     /// # Errors
     /// [`Error::Unavailable`], as of [`Checker::judge`].
-    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error>;
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Admission, Error>;
 
     /// Returns the key by which examples of an answer are balanced. It depends on the problem and, when the answer is a program,
     /// on what the program does. Without an answer, it depends on the problem alone.

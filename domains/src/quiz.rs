@@ -1,7 +1,7 @@
 //! Domains of text alone whose problems have one short answer each.
 //!
-//! A problem's niche is its level, and 0 if it is beyond the ladder, as a problem typed by a person may be. A verdict gives
-//! the answer away, so no search may call these checkers.
+//! A problem's niche is its level and its kind, and 0 if it is beyond the ladder, as a problem typed by a person may be. A verdict
+//! gives the answer away, so no search may call these checkers.
 
 use std::marker::PhantomData;
 
@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::exam::{ExamSpec, exam_contains};
 use crate::json::{Fields, Refusal};
-use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder, Wording};
+use crate::proposing::{drawn, expect_level};
+use crate::{Admission, Checker, Domain, Error, Exams, Forms, Judged, Ladder, Proposing, Wording};
 
 /// Most bytes of a problem as typed.
 const MAX_PROBLEM_BYTES: usize = 128;
@@ -57,6 +58,15 @@ pub(crate) trait QuizProblem: Sized + PartialEq + Send + Sync + 'static {
 
     /// Returns the level; 0 when there is none.
     fn level(&self) -> u32;
+
+    /// Returns the kind of the problem within its level, by which proposals are asked for.
+    fn kind(&self) -> u32;
+
+    /// Describes what the problems of a kind have in common, after the description of their level; any number is a kind.
+    fn describe_kind(kind: u32) -> String;
+
+    /// Returns the pattern of the canonical texts of a level's problems. Some that match may be no problem of the level.
+    fn proposal_pattern(level: u32) -> String;
 
     /// Draws a problem of a level. Draws that are of another level, or no problem, do not count.
     fn draw(level: u32, rng: &mut CounterRng) -> Option<Self>;
@@ -119,6 +129,18 @@ impl<P: QuizProblem> Quiz<P> {
         exam_contains(P::NAME, &hash(puzzle))
     }
 
+    /// Packs the level in the low byte, and the kind above it.
+    fn niche_of(puzzle: &P) -> Niche {
+        match puzzle.level() {
+            0 => Niche(0),
+            level => Niche(u64::from(puzzle.kind()) << 8 | u64::from(level)),
+        }
+    }
+
+    fn level_in(niche: Niche) -> Option<&'static LadderLevel> {
+        P::LEVELS.iter().find(|known| u64::from(known.level) == niche.0 & 0xff)
+    }
+
     fn judge(puzzle: &P, answer: &str) -> Judged {
         if answer.len() > MAX_ANSWER_BYTES {
             let reason = format!("expected an answer of up to {MAX_ANSWER_BYTES} bytes, got {}", answer.len());
@@ -168,7 +190,7 @@ impl<P: QuizProblem> Ladder for Quiz<P> {
     }
 
     fn level_of(&self, niche: Niche) -> u32 {
-        P::LEVELS.iter().map(|known| known.level).find(|level| u64::from(*level) == niche.0).unwrap_or(0)
+        Self::level_in(niche).map_or(0, |known| known.level)
     }
 
     fn ladder(&self, level: u32, seed: u64, index: u64) -> KeyedProblem {
@@ -195,8 +217,10 @@ impl<P: QuizProblem> Ladder for Quiz<P> {
     }
 
     fn describe_niche(&self, niche: Niche) -> String {
-        let level = P::LEVELS.iter().find(|known| u64::from(known.level) == niche.0);
-        level.map_or("beyond the ladder", |level| level.description).to_owned()
+        match Self::level_in(niche) {
+            Some(level) => format!("{}, {}", level.description, P::describe_kind((niche.0 >> 8) as u32)),
+            None => "beyond the ladder".to_owned(),
+        }
     }
 
     fn canonical_hash(&self, problem: &Problem) -> Digest {
@@ -232,14 +256,30 @@ impl<P: QuizProblem> Checker for Quiz<P> {
     }
 
     fn niche(&self, problem: &Problem, _key: Option<&ProblemKey>) -> Result<Niche, Error> {
-        Ok(Niche(Self::read(problem)?.level().into()))
+        Self::read(problem).map(|puzzle| Self::niche_of(&puzzle))
     }
 
     /// Admits every problem of the level that was asked for.
-    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
-        let level = self.level_of(niche);
-        let is_asked = |puzzle: &P| level > 0 && puzzle.level() == level && !Self::is_exam(puzzle);
-        Ok(typed(proposal).filter(is_asked).map(|puzzle| Self::keyed(&puzzle)))
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Admission, Error> {
+        let refuse = |verdict, reason: String| Ok(Err(Judged::because(verdict, reason)));
+        let Some(puzzle) = typed::<P>(proposal) else {
+            let got = crate::quote(proposal);
+            return refuse(Verdict::Malformed, format!("expected {}, got {got}", P::FORM));
+        };
+        if puzzle.text() != proposal {
+            let got = crate::quote(proposal);
+            return refuse(Verdict::Malformed, format!("expected the canonical text {:?}, got {got}", puzzle.text()));
+        }
+        let level = Self::level_in(niche).filter(|level| level.level == puzzle.level());
+        if level.is_none() {
+            let reason =
+                format!("is not of the level that was asked for: {}", self.describe_niche(Self::niche_of(&puzzle)));
+            return refuse(Verdict::Incorrect, reason);
+        }
+        if Self::is_exam(&puzzle) {
+            return refuse(Verdict::Incorrect, "is in an exam".to_owned());
+        }
+        Ok(Ok(Self::keyed(&puzzle)))
     }
 
     fn balance_key(&self, problem: &Problem, _answer: Option<&str>) -> Result<BalanceKey, Error> {
@@ -307,6 +347,30 @@ impl<P: QuizProblem> Wording for Quiz<P> {
     fn answer_pattern(&self, problem: &Problem) -> Result<Option<String>, Error> {
         Ok(Some(Self::read(problem)?.answer_pattern()))
     }
+
+    fn proposing(&self) -> Option<&dyn Proposing> {
+        Some(self)
+    }
+}
+
+/// A proposal is the canonical text of a problem.
+impl<P: QuizProblem> Proposing for Quiz<P> {
+    fn request(&self, niche: Niche) -> Result<String, Error> {
+        let (_, sample) = &drawn(self, niche, canonical)?[0];
+        Ok(format!("Reply with a problem only, such as {sample}. Kind: {}.", self.describe_niche(niche)))
+    }
+
+    fn examples(&self, niche: Niche) -> Result<Vec<(Niche, String)>, Error> {
+        Ok(drawn(self, niche, canonical)?.split_off(1))
+    }
+
+    fn pattern(&self, niche: Niche) -> Result<String, Error> {
+        expect_level(self, niche).map(P::proposal_pattern)
+    }
+}
+
+fn canonical(problem: &Problem) -> &str {
+    &problem.text
 }
 
 #[cfg(test)]
@@ -377,10 +441,13 @@ mod tests {
     fn proposals_and_exams<P: QuizProblem + Debug>() {
         for_each_quiz_problem(|quiz: &Quiz<P>, puzzle, problem| {
             for niche in (0..P::LEVELS.len() as u64 + 2).map(Niche) {
-                let admitted = quiz.admit(niche, &problem.text).unwrap();
+                let admitted = quiz.admit(niche, &problem.text).unwrap().ok();
                 let expected = (niche.0 == u64::from(puzzle.level())).then(|| problem.clone());
                 assert_eq!(admitted.map(|keyed| keyed.problem), expected, "{problem:?} in {niche:?}");
             }
+            let niche = quiz.niche(problem, None).unwrap();
+            assert_eq!(quiz.level_of(niche), puzzle.level(), "{problem:?}");
+            assert!(quiz.admit(niche, &problem.text).unwrap().is_ok(), "{problem:?}");
             assert!(!quiz.may_be_searched(problem));
         });
         for LadderLevel { level, .. } in P::LEVELS {
@@ -395,7 +462,8 @@ mod tests {
             for problem in problems.test.iter().chain(&problems.dev) {
                 let niche = quiz.niche(problem, None).unwrap();
                 assert!(P::exam_levels(spec).contains(&quiz.level_of(niche)), "{problem:?}");
-                assert_eq!(quiz.admit(niche, &problem.text).unwrap(), None, "{problem:?} is in an exam");
+                let refused = Judged::because(Verdict::Incorrect, "is in an exam");
+                assert_eq!(quiz.admit(niche, &problem.text).unwrap(), Err(refused), "{problem:?}");
             }
         }
     }

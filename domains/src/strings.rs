@@ -115,12 +115,33 @@ impl QuizProblem for Exercise {
         }
     }
 
-    fn draw(level: u32, rng: &mut CounterRng) -> Option<Exercise> {
-        let (shortest, longest) = match level {
-            1..=3 => (3, 5),
-            4 | 5 => (4, 8),
-            _ => (6, 8),
+    /// By the number of letters, and the answer if it is a number.
+    fn kind(&self) -> u32 {
+        let answer =
+            if self.task.letter().is_some() { self.answer().parse().map_or(0, |number: u32| 1 + number) } else { 0 };
+        32 * answer + self.word.len() as u32
+    }
+
+    fn describe_kind(kind: u32) -> String {
+        let answer = if kind < 32 { String::new() } else { format!(" and the answer {}", kind / 32 - 1) };
+        format!("of {} letters{answer}", kind % 32)
+    }
+
+    fn proposal_pattern(level: u32) -> String {
+        let (shortest, longest) = num_letters(level);
+        let word = format!("[a-z](?: [a-z]){{{},{}}}", shortest - 1, longest - 1);
+        let task = match level {
+            1 => "spell",
+            2 | 6 => "reverse",
+            4 => "count [a-z] in",
+            5 => "position [a-z] in",
+            _ => "sort",
         };
+        format!("{task} {word}")
+    }
+
+    fn draw(level: u32, rng: &mut CounterRng) -> Option<Exercise> {
+        let (shortest, longest) = num_letters(level);
         let num_letters = shortest + rng.below(longest - shortest + 1);
         // Of few letters, so that one of them may occur often.
         let counted = [(); 3].map(|()| letter(rng));
@@ -298,6 +319,15 @@ impl Task {
             Task::Spell | Task::Reverse | Task::Sort => None,
             Task::Count(letter) | Task::Position(letter) => Some(char::from(letter)),
         }
+    }
+}
+
+/// Returns how many letters the words of a level have, at least and at most.
+fn num_letters(level: u32) -> (u64, u64) {
+    match level {
+        1..=3 => (3, 5),
+        4 | 5 => (4, 8),
+        _ => (6, 8),
     }
 }
 

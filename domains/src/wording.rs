@@ -1,7 +1,7 @@
 use proto::Problem;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, Proposing};
 
 /// A message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,11 @@ pub trait Wording: Send + Sync {
     /// [`Error::Problem`] when the text is not in the problem language.
     fn answer_pattern(&self, _problem: &Problem) -> Result<Option<String>, Error> {
         Ok(None)
+    }
+
+    /// Returns how a model is asked for problems; `None` if it cannot be.
+    fn proposing(&self) -> Option<&dyn Proposing> {
+        None
     }
 
     /// Returns the part of a free reply that is judged.

@@ -4,8 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use domains::symbols::{Grammar, Next, vocabulary};
-use domains::{Domain, Exam, Judged, Symbols, answer_of, domain, exam, exam_specs, registry};
+use domains::{Domain, Exam, Judged, Symbols, Wording, answer_of, domain, exam, exam_specs, registry};
 use language::{Language as _, SymbolLanguage, trace};
+use proptest::strategy::{Strategy as _, ValueTree as _};
+use proptest::string::string_regex;
+use proptest::test_runner::TestRunner;
 use proto::{CounterRng, Difficulty, KeyedProblem, Problem, Purpose, SetDictionary, TokenId, Verdict};
 use regex::Regex;
 
@@ -294,7 +297,7 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
                     let max_tokens = symbols.max_proposal_tokens(niche);
                     let proposal = random_walk(symbols.proposal_grammar(niche), max_tokens, &mut rng);
                     let text = symbols.proposal_text(niche, &proposal).expect("a complete proposal has a text");
-                    let Some(admitted) = domain.admit(niche, &text).unwrap() else { continue };
+                    let Ok(admitted) = domain.admit(niche, &text).unwrap() else { continue };
                     num_admitted += 1;
                     expect_posable(domain.as_ref(), &admitted);
                     let found = domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap();
@@ -302,10 +305,10 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
                     let episode = SymbolLanguage.open(&propose(domain.name(), found)).unwrap();
                     let choices = trace(episode, &proposal, &mut SetDictionary::default());
                     assert!(choices.is_some(), "the proposal is legal under the niche that it turned out to have");
-                    assert_eq!(domain.admit(found, &text).unwrap(), Some(admitted));
+                    assert_eq!(domain.admit(found, &text).unwrap(), Ok(admitted));
                 }
                 for noise in ["", ":", "->", "25 7 3", "sort", &"9 ".repeat(10_000)] {
-                    assert_eq!(domain.admit(niche, noise).unwrap(), None);
+                    assert_eq!(domain.admit(niche, noise).unwrap().unwrap_err().verdict, Verdict::Malformed);
                 }
                 for noise in [&[][..], &[TokenId::MAX; 4]] {
                     assert_eq!(symbols.proposal_text(niche, noise), None);
@@ -320,9 +323,68 @@ fn random_proposals_are_legal_and_some_are_admitted_where_they_say() {
             let levels = domain.ladder_levels();
             assert!(domain.level_of(niche) <= levels.last().unwrap().level);
             let proposal = random_walk(symbols.proposal_grammar(niche), symbols.max_proposal_tokens(niche), &mut rng);
-            domain.admit(niche, &symbols.proposal_text(niche, &proposal).unwrap()).unwrap();
+            let _ = domain.admit(niche, &symbols.proposal_text(niche, &proposal).unwrap()).unwrap();
         }
     }
+}
+
+/// What every domain guarantees whose problems can be proposed in words.
+#[test]
+fn proposals_in_words_are_asked_for_by_niche_and_admitted_where_they_say() {
+    let mut num_domains = 0;
+    let mut runner = TestRunner::deterministic();
+    for domain in registry() {
+        let Some(proposing) = domain.wording().and_then(Wording::proposing) else { continue };
+        num_domains += 1;
+        let (mut requests, mut niches) = (HashSet::new(), HashSet::new());
+        for level in domain.ladder_levels() {
+            let (mut num_admitted, mut num_drawn) = (0, 0);
+            for index in 0..20 {
+                let KeyedProblem { problem, key } = domain.ladder(level.level, 2, index);
+                let niche = domain.niche(&problem, key.as_ref()).unwrap();
+                niches.insert(niche);
+                requests.insert(proposing.request(niche).unwrap());
+                let pattern = proposing.pattern(niche).unwrap();
+                let whole = Regex::new(&format!("^(?:{pattern})$")).unwrap();
+                let examples = proposing.examples(niche).unwrap();
+                assert_eq!((examples.len(), &examples), (3, &proposing.examples(niche).unwrap()));
+                for (other, proposal) in examples {
+                    assert!(whole.is_match(&proposal), "{pattern} {proposal}");
+                    assert_eq!(proposing.pattern(other).unwrap(), pattern, "one pattern for all niches of a level");
+                    let admitted = domain.admit(niche, &proposal).unwrap().unwrap();
+                    expect_posable(domain.as_ref(), &admitted);
+                    assert_eq!(domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap(), other, "{proposal}");
+                }
+                let proposals = string_regex(&pattern).unwrap();
+                for _ in 0..20 {
+                    num_drawn += 1;
+                    let proposal = proposals.new_tree(&mut runner).unwrap().current();
+                    match domain.admit(niche, &proposal).unwrap() {
+                        Ok(admitted) => {
+                            num_admitted += 1;
+                            expect_posable(domain.as_ref(), &admitted);
+                            let found = domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap();
+                            assert_eq!(domain.level_of(found), level.level, "level binds");
+                            assert_eq!(domain.admit(found, &proposal).unwrap(), Ok(admitted));
+                        }
+                        Err(Judged { verdict, reason }) => {
+                            assert!(reason.is_some_and(|reason| !reason.is_empty()), "{proposal}");
+                            assert!(matches!(verdict, Verdict::Incorrect | Verdict::Malformed), "{proposal}");
+                        }
+                    }
+                }
+            }
+            // Of random targets of two numbers, one in fifty or so can be made.
+            assert!(100 * num_admitted > num_drawn, "{} {level:?}: {num_admitted} of {num_drawn}", domain.name());
+        }
+        assert!(requests.len() == niches.len() && niches.len() > domain.ladder_levels().len(), "{requests:?}");
+        for nowhere in [0x0006_0000, 0xff06_0000].map(proto::Niche) {
+            assert_eq!(domain.level_of(nowhere), 0);
+            assert!(proposing.request(nowhere).is_err() && proposing.examples(nowhere).is_err());
+            assert!(proposing.pattern(nowhere).is_err());
+        }
+    }
+    assert_eq!(num_domains, 5);
 }
 
 #[test]

@@ -583,7 +583,7 @@ fn beyond_the_ladder() {
         let niche = domain.niche(&problem, None).unwrap();
         assert_eq!((niche.0, domain.describe_niche(niche)), (0, "beyond the ladder".to_owned()));
         assert_eq!(domain.balance_key(&problem, None).unwrap().level, 0);
-        assert_eq!(domain.admit(niche, &problem.text).unwrap(), None);
+        assert_eq!(domain.admit(niche, &problem.text).unwrap().unwrap_err().verdict, Verdict::Incorrect);
         let mut rng = proto::CounterRng::new(0, proto::Purpose::Mutation, 0, 0, 0);
         assert_eq!(domain.mutate(&KeyedProblem { problem, key: None }, &mut rng), None);
     }

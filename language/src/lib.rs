@@ -28,13 +28,15 @@ pub trait Language: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Domain`] when the request is not valid in its domain, [`Error::NoSymbols`] when the domain has no symbols,
-    /// [`Error::NoWording`] when it has no wording, [`Error::Pattern`] when its pattern of answers cannot be used.
+    /// [`Error::NoWording`] when it has no wording, [`Error::NoProposals`] when its problems cannot be proposed in words,
+    /// [`Error::Pattern`] when its pattern of answers or of proposals cannot be used.
     fn open(&self, request: &Request) -> Result<Box<dyn Episode>, Error>;
 
     /// Writes the prompt that asks for a problem of a niche and a difficulty.
     ///
     /// # Errors
-    /// [`Error::NoSymbols`] when the domain has no symbols.
+    /// [`Error::NoSymbols`] when the domain has no symbols, [`Error::NoProposals`] when its problems cannot be proposed in words,
+    /// [`Error::Domain`] when the niche belongs to no level of its ladder.
     fn propose_prompt(&self, domain: &str, niche: Niche, difficulty: Difficulty) -> Result<Vec<TokenId>, Error>;
 
     /// Returns the length of the longest prompt that relabelling or changing a problem can produce, and of the longest answer to
@@ -144,8 +146,10 @@ pub enum Error {
         /// The domain.
         domain: String,
     },
-    /// Proposals cannot be asked for in words.
-    #[error("domain {domain}: expected a problem to solve, got a request to propose one, which has no wording")]
+    /// Problems of the domain cannot be proposed in words.
+    #[error(
+        "domain {domain}: expected a domain whose problems a model can propose in words, got one whose problems are given"
+    )]
     NoProposals {
         /// The domain.
         domain: String,

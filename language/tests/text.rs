@@ -1042,7 +1042,7 @@ proptest! {
 
 /// A model's language over the real tokenizer.
 mod asked {
-    use domains::{domain, registry};
+    use domains::{Wording, domain, registry};
     use language::text::{Constraint, Specials, TextLanguage, TextOptions, Tokenizer, TokenizerParts};
     use language::{Error, Language as _, Next, random_answer, trace};
     use proto::{
@@ -1169,8 +1169,20 @@ mod asked {
         let language = language(OPTIONS);
         let programs = Problem { domain: "programs".to_owned(), text: "sort : [3 1] -> ?".to_owned() };
         assert!(matches!(language.room(&programs), Err(Error::NoWording { .. })));
-        let asked = language.propose_prompt("countdown", Niche(0), Difficulty::Hard);
-        assert!(matches!(asked, Err(Error::NoProposals { .. })));
+        for (name, is_expected) in [
+            ("programs", (|error| matches!(error, Error::NoWording { .. })) as fn(&Error) -> bool),
+            ("file", |error| matches!(error, Error::NoProposals { .. })),
+            ("arithmetic", |error| matches!(error, Error::Domain(_))),
+        ] {
+            let niche = Niche(if name == "arithmetic" { 0 } else { 1 });
+            let request = Request::Propose { domain: name.to_owned(), niche, difficulty: Difficulty::Hard };
+            let refusals = [
+                language.open(&request).err(),
+                language.propose_prompt(name, niche, Difficulty::Hard).err(),
+                language.proposal_room(name, niche).err(),
+            ];
+            assert!(refusals.iter().all(|error| error.as_ref().is_some_and(is_expected)), "{name}: {refusals:?}");
+        }
         assert!(TextLanguage::new(Tokenizer::new(SMOLLM2.gguf()).unwrap(), 49_151, &[0], OPTIONS).is_err());
     }
 
@@ -1205,5 +1217,88 @@ mod asked {
             assert_eq!(constrained.spell(&problem, "\u{e9}\n\n\n").unwrap(), None, "it matches no pattern");
         }
         assert!(in_words.count() > 0);
+    }
+
+    fn ask(name: &str, niche: Niche, difficulty: Difficulty) -> Request {
+        Request::Propose { domain: name.to_owned(), niche, difficulty }
+    }
+
+    /// From the request over its constraint to the problem that is read, and back to the request that the problem answers.
+    #[test]
+    fn proposals_are_asked_for_in_words_and_read_from_what_matches() {
+        let constrained = TextOptions { max_reply_tokens: 24, num_examples: 2, constraint: Constraint::Answer };
+        let (language, tokenizer) = (language(constrained), Tokenizer::new(SMOLLM2.gguf()).unwrap());
+        for domain in registry() {
+            let Some(proposing) = domain.wording().and_then(Wording::proposing) else { continue };
+            for level in domain.ladder_levels() {
+                let (mut num_admitted, mut num_moved) = (0, 0);
+                for index in 0..5 {
+                    let keyed = domain.ladder(level.level, 3, index);
+                    let niche = domain.niche(&keyed.problem, keyed.key.as_ref()).unwrap();
+                    let request = ask(domain.name(), niche, Difficulty::Hard);
+                    let prompt = language.open(&request).unwrap().prompt().to_vec();
+                    let text = String::from_utf8(tokenizer.decode(&prompt)).unwrap();
+                    let [(_, first), (_, second), _] = &proposing.examples(niche).unwrap()[..] else { panic!() };
+                    assert!(
+                        [first, second].iter().all(|shown| text.contains(&format!("\n{shown}<|im_end|>"))),
+                        "{text}"
+                    );
+                    let asked = format!("Kind: {}. Difficulty: hard.<|im_end|>", domain.describe_niche(niche));
+                    assert!(text.contains(&asked) && text.matches("Difficulty").count() == 1, "{text}");
+                    assert_eq!(language.propose_prompt(domain.name(), niche, Difficulty::Hard).unwrap(), prompt);
+                    let room = language.proposal_room(domain.name(), niche).unwrap();
+                    assert!(prompt.len() <= room.prompt && room.answer == 24);
+                    for walk in 0..8 {
+                        let mut rng = CounterRng::new(5, Purpose::Rollout, walk, index, 0);
+                        let proposal = random_answer(language.open(&request).unwrap(), &mut rng);
+                        assert!(proposal.len() <= 24, "{proposal:?}");
+                        let text = language.text(&request, &proposal).unwrap().unwrap();
+                        let Ok(admitted) = domain.admit(niche, &text).unwrap() else { continue };
+                        num_admitted += 1;
+                        let found = domain.niche(&admitted.problem, admitted.key.as_ref()).unwrap();
+                        num_moved += usize::from(found != niche);
+                        let as_found = language.open(&ask(domain.name(), found, Difficulty::Easy)).unwrap();
+                        assert!(trace(as_found, &proposal, &mut SetDictionary::default()).is_some(), "{text}");
+                    }
+                }
+                assert!(num_admitted > 0 && num_moved > 0, "{} {level:?}: {num_admitted} {num_moved}", domain.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_prompt_of_a_proposal_names_its_niche_and_difficulty() {
+        let language = language(OPTIONS);
+        let easy = language.propose_prompt("arithmetic", Niche(0x0902), Difficulty::Easy).unwrap();
+        let text = String::from_utf8(Tokenizer::new(SMOLLM2.gguf()).unwrap().decode(&easy)).unwrap();
+        assert!(text.contains("with a value from 80 to 89. Difficulty: easy."), "{text}");
+        let other = |niche, difficulty| language.propose_prompt("arithmetic", Niche(niche), difficulty).unwrap();
+        assert!(other(0x0902, Difficulty::Hard) != easy && other(0x0802, Difficulty::Easy) != easy);
+        assert_eq!(other(0x0902, Difficulty::Easy), easy);
+    }
+
+    #[test]
+    fn a_free_proposal_is_read_as_an_answer_is() {
+        let language = language(OPTIONS);
+        let request = ask("arithmetic", Niche(0x0902), Difficulty::Hard);
+        for (reply, proposal) in [
+            ("47 + 38", "47 + 38"),
+            ("Here is one:\n47 + 38\n", "47 + 38"),
+            ("<answer>47 + 38</answer> is hard.", "47 + 38"),
+            ("", ""),
+        ] {
+            let reply = encode(reply);
+            assert_eq!(language.text(&request, &reply).unwrap(), None, "it is not complete");
+            let text = language.text(&request, &[reply, vec![END]].concat()).unwrap();
+            assert_eq!(text.as_deref(), Some(proposal));
+        }
+        let mut episode = language.open(&request).unwrap();
+        assert_eq!(episode.next(), Next::Choice(LegalTokens::Any));
+        assert!(episode.push(END));
+        assert_eq!(
+            (episode.next(), episode.check()),
+            (Next::Done, None),
+            "nothing is to be found out about a proposal"
+        );
     }
 }

@@ -86,6 +86,13 @@ pub struct StepReport {
 pub struct SelfPlayReport {
     /// Admitted proposals of the batch that were not posed or proposed before.
     pub num_new_proposals: u64,
+    /// Admitted ones that were.
+    pub num_repeated_proposals: u64,
+    /// Proposals of the batch that were not admitted: problems of their domain that are not worth asking, of another level than
+    /// was asked for, or in an exam.
+    pub num_refused_proposals: u64,
+    /// Proposals of the batch that are no problem of their domain.
+    pub num_malformed_proposals: u64,
     /// Proposals whose problems have not been tried yet.
     pub num_pending: u64,
     /// Niches in the archive.
@@ -314,7 +321,7 @@ impl Fold {
                 };
                 let domain = scored.group.task.request.domain();
                 match loss {
-                    ProposerLoss::CrossEntropy => examples.push(self.proposer_example(domain, proposal, difficulty)),
+                    ProposerLoss::CrossEntropy => examples.extend(self.proposer_example(domain, proposal, difficulty)),
                     ProposerLoss::PolicyGradient => {
                         let source = self.source(domain);
                         let own = &mut self.state.self_play;
@@ -374,7 +381,13 @@ impl Fold {
         let source = self.source(planned.task.request.domain());
         let own = &mut self.state.self_play;
         let Request::Solve { problem, .. } = planned.task.request else {
-            report.num_new_proposals += own.take_proposals(scored, source.as_ref());
+            let num_new = own.take_proposals(scored, source.as_ref());
+            let count = |verdict| scored.verdicts.iter().filter(|other| **other == verdict).count() as u64;
+            let num_malformed = count(Verdict::Malformed);
+            report.num_new_proposals += num_new;
+            report.num_repeated_proposals += count(Verdict::Correct).saturating_sub(num_new);
+            report.num_malformed_proposals += num_malformed;
+            report.num_refused_proposals += scored.verdicts.len() as u64 - count(Verdict::Correct) - num_malformed;
             return None;
         };
         let (num_correct, num_rollouts) = solved(scored)?;
@@ -388,10 +401,12 @@ impl Fold {
         Some((proposal, difficulty, solve_rate))
     }
 
-    /// Makes an example of a proposal, with its problem's measured difficulty.
-    fn proposer_example(&self, domain: &str, proposal: StoredProposal, difficulty: Difficulty) -> Labelled {
+    /// Makes an example of a proposal, with its problem's measured difficulty; `None` if the request for such a problem leaves too
+    /// few positions for it.
+    fn proposer_example(&self, domain: &str, proposal: StoredProposal, difficulty: Difficulty) -> Option<Labelled> {
         let (example, legal) = proposal.into_example(self.source(domain).as_ref(), difficulty);
-        Labelled { domain: domain.to_owned(), example, legal }
+        let fits = example.prompt.len() + example.answer.len() <= self.config.model.max_positions;
+        fits.then(|| Labelled { domain: domain.to_owned(), example, legal })
     }
 
     fn source(&self, domain: &str) -> Arc<dyn ProblemSource> {

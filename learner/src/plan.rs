@@ -163,15 +163,17 @@ impl Planner<'_> {
         problems.or_else(|| self.own_problem(own, state, rng)).unwrap_or_else(|| self.ladder(state))
     }
 
-    /// Asks for problems, once a niche was measured. Hard and easy ones are equally likely, since there is nothing to learn
-    /// from trivial ones and little from unsolved ones.
+    /// Asks for problems, once a niche was measured whose prompt leaves room for one. Hard and easy ones are equally likely, since
+    /// there is nothing to learn from trivial ones and little from unsolved ones.
     fn problems(&self, state: &SelfPlay, rng: &mut CounterRng) -> Option<Asked> {
         let niche = state.curriculum.draw(&self.domain.name, |niche| self.is_wanted(niche), rng)?;
         let difficulty = if rng.below(2) == 0 { Difficulty::Hard } else { Difficulty::Easy };
-        Some(Asked {
+        let max_tokens = self.source.max_proposal_tokens(niche);
+        let needed = self.source.propose_prompt(niche, difficulty).len() + max_tokens as usize;
+        (needed <= self.config.model.max_positions).then_some(Asked {
             request: Request::Propose { domain: self.domain.name.clone(), niche, difficulty },
             family: format!("{} {PROPOSALS}", self.domain.name),
-            max_tokens: self.source.max_proposal_tokens(niche),
+            max_tokens,
             key: None,
             proposal: None,
         })

@@ -1,12 +1,26 @@
 //! Whether a network has room for the problems of its run.
 
-use anyhow::{Result, ensure};
-use domains::{Split, domain};
+use anyhow::{Result, bail, ensure};
+use domains::{Split, Wording, domain};
 use language::Language;
 use proto::{Behavior, KeyedProblem};
 
 use crate::problems::{self, ProblemFile, exam_of};
 use crate::room::positions;
+
+/// Checks that a pretrained model can be asked for problems of every domain, if the run asks for any.
+pub(super) fn validate_proposals(config: &learner::Config) -> Result<()> {
+    let num_asked = config.self_play.as_ref().map_or(0, |own| own.propose_tasks);
+    if config.language.is_none() || num_asked == 0 {
+        return Ok(());
+    }
+    for entry in &config.domains {
+        if domain(&entry.name)?.wording().and_then(Wording::proposing).is_none() {
+            bail!("expected 0 with domain {}, whose problems no model can propose, got {num_asked}", entry.name);
+        }
+    }
+    Ok(())
+}
 
 /// Checks on a few problems of every level that their answers fit in full, and that their niches can be proposed.
 pub(super) fn validate_ladder(config: &learner::Config, language: &dyn Language) -> Result<()> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use domains::{Checker, Domain, Error, Forms, Judged, Ladder, domain};
+use domains::{Admission, Checker, Domain, Error, Forms, Judged, Ladder, domain};
 use learner::Event;
 use proto::{BalanceKey, CounterRng, Digest, KeyedProblem, LadderLevel, Niche, Problem, ProblemKey};
 
@@ -43,7 +43,7 @@ impl Checker for FarAway {
         self.countdown.niche(problem, key)
     }
 
-    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Admission, Error> {
         self.countdown.admit(niche, proposal)
     }
 

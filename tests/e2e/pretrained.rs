@@ -94,6 +94,9 @@ fn the_preset_begins_with_the_real_model() {
     assert!(full.contains("d_model = 576") && full.contains("base = \"smollm2-135m\""), "{full}");
     std::fs::write(folder.path("full.toml"), &full).unwrap();
     assert_eq!(call_in(&folder, &cache, &["config", "full.toml"]).success().stdout, full);
+    std::fs::write(folder.path("own.toml"), include_str!("../../deploy/configs/smollm2-self-play.toml")).unwrap();
+    let own = call_in(&folder, &cache, &["config", "own.toml"]).success().stdout;
+    assert!(own.contains("propose_tasks = 3"), "its requests fit: {own}");
     let absent = call_in(&folder, &folder.path("empty"), &["train", "smollm2"]);
     let advice = "run `autodidact model get smollm2-135m`";
     assert!(absent.refusal().contains("model.base: ") && absent.refusal().ends_with(advice), "{absent:#?}");

@@ -253,6 +253,108 @@ fn preferences_are_part_of_a_run() {
     folder.call(&["replay", "run"]).success();
 }
 
+/// A run whose model proposes problems, of sums of one digit so that random weights solve some of them.
+const PROPOSES: [&str; 5] = [
+    "domains=[{name=\"arithmetic\",share=1.0,levels=[{level=1,weight=1.0}]},\
+     {name=\"strings\",share=1.0,levels=[{level=1,weight=1.0}]}]",
+    "self_play={bootstrap_steps=1,propose_tasks=6,proposer_loss=\"cross-entropy\",proposer_share=0.2,\
+     problems={proposer=0.6,mutation=0.1,archive=0.2,ladder=0.1}}",
+    "language.examples=1",
+    "exams.names=[]",
+    "schedule.num_steps=6",
+];
+
+/// Proposals in words are asked for, admitted, tried and kept, and what comes of them does not depend on how the run goes.
+#[test]
+fn proposals_in_words_are_part_of_a_run() {
+    let with = |local: &[&'static str]| {
+        let folder = folder();
+        let set = [&PROPOSES[..], local].concat().into_iter().flat_map(|change| ["--set", change]);
+        folder.call(&TRAIN.into_iter().chain(set).collect::<Vec<_>>()).success();
+        folder
+    };
+    let expected = with(&["local.threads=1", "local.slots=4"]);
+    let other = with(&["local.threads=2", "local.slots=64"]);
+    other.history().assert_steps_of(&expected.history());
+    let replayed = other.call(&["replay", "run"]).success();
+    assert!(replayed.stdout.contains("replayed 6 steps"), "{replayed:#?}");
+
+    let rows = metrics(&expected.path("run"));
+    let of = |key: &str| -> Vec<u64> { rows.iter().filter_map(|row| row["self_play"][key].as_u64()).collect() };
+    let sum = |key: &str| of(key).into_iter().sum::<u64>();
+    let archived = of("num_archived");
+    assert!(archived[0] > 0 && archived[5] > archived[0], "the archive grows: {archived:?}");
+    let counts = ["new", "repeated", "refused", "malformed"].map(|kind| sum(&format!("num_{kind}_proposals")));
+    // The first step has measured no niche yet; from then on there are six tasks of eight proposals each.
+    assert_eq!(counts.iter().sum::<u64>(), 5 * 6 * 8, "{counts:?}");
+    // Under the constraint every proposal is a problem; some that are asked for a sum of one digit are in no exam.
+    assert!(counts[0] > 30 && counts[3] == 0, "{counts:?}");
+    let tried: u64 = rows
+        .iter()
+        .flat_map(|row| row["self_play"]["difficulties"].as_array())
+        .flatten()
+        .filter_map(Value::as_u64)
+        .sum();
+    assert!(tried > 0, "proposals are posed: {rows:?}");
+    let families: Vec<&String> = rows
+        .iter()
+        .filter_map(|row| row["solved_by_family"].as_object())
+        .flat_map(|families| families.keys())
+        .collect();
+    for family in ["arithmetic proposals", "strings proposals", "arithmetic own", "arithmetic archive"] {
+        assert!(families.iter().any(|name| *name == family), "{family}: {families:?}");
+    }
+
+    // What was asked for and what came of it can be read.
+    let step = expected.call(&["inspect", "run", "--step", "2", "--json"]).success();
+    let step: Value = serde_json::from_str(&step.stdout).unwrap();
+    assert!(step["groups"][0]["family"].as_str().unwrap().ends_with(" proposals"), "{step}");
+    let group = expected.call(&["inspect", "run", "--group", "1/0"]).success();
+    let asked = "a problem: sums of one-digit numbers, with a value from ";
+    assert!(group.stdout.contains(asked) && group.stdout.contains(" + "), "{group:#?}");
+
+    // Without the constraint random weights write noise, which is refused with a reason.
+    let free = with(&["language.constrain=none"]);
+    let free_rows = metrics(&free.path("run"));
+    let num_malformed =
+        free_rows.iter().filter_map(|row| row["self_play"]["num_malformed_proposals"].as_u64()).sum::<u64>();
+    assert_eq!(num_malformed, 5 * 6 * 8);
+    let group = free.call(&["inspect", "run", "--group", "1/0"]).success();
+    assert!(group.stdout.contains("malformed: "), "{group:#?}");
+}
+
+/// The policy gradient trains proposals as they were sampled, under the prompt that asked for them.
+#[test]
+fn proposals_in_words_train_by_policy_gradient() {
+    let folder = folder();
+    let mut set = PROPOSES.map(|change| change.replace("cross-entropy", "policy-gradient"));
+    // Of problems with few answers random weights solve some, and only those reward their proposer.
+    set[0] = FEW_ANSWERS[0].to_owned();
+    set[4] = "schedule.num_steps=12".to_owned();
+    let set = set.iter().flat_map(|change| ["--set", change]);
+    folder.call(&TRAIN.into_iter().chain(set).collect::<Vec<_>>()).success();
+    let rows = metrics(&folder.path("run"));
+    assert!(rows.iter().any(|row| row["proposer"]["num_rollouts"].as_u64() > Some(0)), "{rows:?}");
+    assert!(rows.iter().all(|row| row["logprob_mismatch"].as_f64().unwrap_or(0.0) == 0.0), "{rows:?}");
+}
+
+#[test]
+fn domains_that_cannot_propose_are_refused() {
+    let folder = folder();
+    std::fs::write(folder.path("mine.jsonl"), "{\"prompt\":\"What is 6 * 7?\",\"answer\":\"42\"}\n".repeat(20))
+        .unwrap();
+    let own = "domains=[{name=\"arithmetic\",share=1.0,levels=[{level=1,weight=1.0}]},\
+               {name=\"file\",path=\"mine.jsonl\",share=1.0}]";
+    let set = ["--set", own, "--set", PROPOSES[1], "--set", "exams.names=[]"];
+    let says = "self_play.propose_tasks: expected 0 with domain file, whose problems no model can propose, got 6";
+    refused(&folder, &[&TRAIN[..], &set].concat(), &[says]);
+    // Requests are longer than questions.
+    let set = PROPOSES.iter().flat_map(|change| ["--set", *change]).chain(["--set", "model.max_positions=280"]);
+    let train: Vec<&str> = TRAIN.into_iter().chain(set).collect();
+    refused(&folder, &train, &["arithmetic level 1 needs model.max_positions = ", " for proposals, got 280"]);
+    assert!(!folder.path("run").exists(), "a refused run leaves nothing");
+}
+
 #[test]
 fn an_adapter_learns_on_candle() {
     expect_an_adapter_learns("candle-cpu", Family::Llama, &tiny(), 2);
@@ -389,7 +491,6 @@ fn a_base_that_is_missing_or_another_is_refused() {
         ("model.max_positions=1024", &["model.max_positions: expected up to 512", "got 1024"]),
         ("language.examples=4", &["language.examples: expected 0 to 3, got 4"]),
         ("language.constrain=all", &["language.constrain: unknown variant `all`"]),
-        ("self_play.propose_tasks=1", &["self_play"]),
     ] {
         refused(&folder, &set(change), says);
         assert!(!folder.path("run").exists(), "{change} leaves nothing");

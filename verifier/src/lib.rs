@@ -381,9 +381,19 @@ fn score_proposals(
     let mut proposals = Vec::new();
     for (number, rollout) in group.rollouts.iter().enumerate() {
         let text = language.text(request, &rollout.tokens)?;
-        let admitted = text.map(|text| domain.admit(niche, &text)).transpose()?.flatten();
-        verdicts.push(if admitted.is_some() { Verdict::Correct } else { Verdict::Incorrect });
-        let Some(keyed) = admitted else { continue };
+        // An incomplete proposal has no text, and is malformed.
+        let Some(text) = text else {
+            verdicts.push(Verdict::Malformed);
+            continue;
+        };
+        let keyed = match domain.admit(niche, &text)? {
+            Ok(keyed) => keyed,
+            Err(refused) => {
+                verdicts.push(refused.verdict);
+                continue;
+            }
+        };
+        verdicts.push(Verdict::Correct);
         let KeyedProblem { problem, key } = &keyed;
         let niche = domain.niche(problem, key.as_ref())?;
         // As if the task had asked for this niche; the difficulty does not constrain the grammar.

@@ -1,6 +1,7 @@
 //! Verdicts and examples of groups, and resistance to hostile actors.
 
 use domains::{domain, exam};
+use language::text::{Constraint, TextLanguage, TextOptions, Tokenizer, TokenizerParts};
 use language::{Language as _, Next, SymbolLanguage, enumerate_answers};
 use proptest::prelude::*;
 use proto::{
@@ -179,7 +180,7 @@ fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
     let three_numbers = Niche(0x0003_0000);
     // 25 7 3 -> 82 has a solution, 25 25 25 -> 90 has none; the others are not in the language.
     let nonsense: [&[TokenId]; 6] =
-        [&[25, 7, 3, 82], &[25, 25, 25, 90], &[3, 7, 25, 82], &[7, 3, 82], &[], &[TokenId::MAX; 4]];
+        [&[25, 7, 3, 82], &[25, 25, 25, 90], &[26, 7, 3, 82], &[7, 3, 82], &[], &[TokenId::MAX; 4]];
     let scored = propose(three_numbers, &nonsense);
     assert_eq!(scored.verdicts.iter().filter(|verdict| **verdict == Verdict::Correct).count(), 1);
     assert!(scored.examples.is_empty());
@@ -194,6 +195,77 @@ fn proposals_are_admitted_measured_by_niche_and_never_an_exam() {
         tokens.push(target.parse().unwrap());
         assert!(propose(three_numbers, &[&tokens]).proposals.is_empty(), "{}", problem.text);
     }
+}
+
+/// A language whose tokens are bytes, and an end.
+fn language_of_bytes(constraint: Constraint) -> TextLanguage {
+    let is_printable = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let symbol = |byte: u8| {
+        let stand_in = || 256 + (0..byte).filter(|before| !is_printable(before)).count() as u32;
+        char::from_u32(if is_printable(&byte) { byte.into() } else { stand_in() }).unwrap().to_string()
+    };
+    let tokenizer = TokenizerParts::Gguf {
+        model: "gpt2".to_owned(),
+        pre: Some("smollm".to_owned()),
+        tokens: (0..=255).map(symbol).chain(["<|end|>".to_owned()]).collect(),
+        token_types: vec![1; 256].into_iter().chain([3]).collect(),
+        merges: Vec::new(),
+        bos: None,
+        eos: Some(END),
+        unknown: None,
+        padding: None,
+        add_bos: None,
+        add_space_prefix: None,
+        chat_template: None,
+    };
+    let options = TextOptions { max_reply_tokens: 40, num_examples: 1, constraint };
+    TextLanguage::new(Tokenizer::new(tokenizer).unwrap(), 257, &[], options).unwrap()
+}
+
+const END: TokenId = 256;
+
+/// An admitted proposal becomes that of the niche that it has. All else that a model may say is refused, and counted as no problem
+/// or as one not worth asking.
+#[test]
+fn proposals_in_words_are_admitted_or_refused() {
+    let arithmetic = domain("arithmetic").unwrap();
+    let asked = Problem { domain: "arithmetic".to_owned(), text: "47 + 38".to_owned() };
+    let asked = arithmetic.niche(&asked, None).unwrap();
+    let in_exam = exam("arithmetic-sum").unwrap().dev[0].text.clone();
+    let replies = [
+        ("47 + 35", Verdict::Correct),
+        ("10 + 35", Verdict::Correct),
+        (&in_exam, Verdict::Incorrect),
+        ("7 + 5", Verdict::Incorrect),
+        ("", Verdict::Malformed),
+        ("999999999999999999999999 + 1", Verdict::Malformed),
+        ("reverse d o g", Verdict::Malformed),
+        ("47 + 35<|end|>", Verdict::Malformed),
+        ("\u{e9}\n\n47+35", Verdict::Malformed),
+    ];
+    let language = language_of_bytes(Constraint::None);
+    let tokens = |reply: &str| reply.bytes().map(TokenId::from).chain([END]).collect::<Vec<_>>();
+    let mut answers: Vec<Vec<TokenId>> = replies.iter().map(|(reply, _)| tokens(reply)).collect();
+    // Incomplete, and no UTF-8.
+    answers.extend([b"47 + 35".map(TokenId::from).to_vec(), vec![0xff, END]]);
+    let mut group = group("", TaskKind::Train, &answers.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let difficulty = Difficulty::Hard;
+    group.task.request = Request::Propose { domain: "arithmetic".to_owned(), niche: asked, difficulty };
+    let scored = verifier::score(&language, group.clone(), None).unwrap();
+    let expected: Vec<Verdict> = replies.iter().map(|(_, verdict)| *verdict).chain([Verdict::Malformed; 2]).collect();
+    assert_eq!(scored.verdicts, expected);
+    assert_eq!(scored.prompt, language.propose_prompt("arithmetic", asked, Difficulty::Hard).unwrap());
+    assert!(scored.examples.is_empty());
+    let [as_asked, moved] = &scored.proposals[..] else { panic!("{:?}", scored.proposals) };
+    assert_eq!((as_asked.rollout, as_asked.niche, &*as_asked.keyed.problem.text), (0, asked, "47 + 35"));
+    assert_eq!((moved.rollout, &*moved.keyed.problem.text), (1, "10 + 35"));
+    let niche = arithmetic.describe_niche(moved.niche);
+    assert!(moved.niche != asked && niche.ends_with("with a value from 40 to 49"), "{niche}");
+    assert_eq!(moved.choices.len(), "10 + 35".len() + 1, "every token was chosen, the end as well");
+    // Under the constraint fewer tokens are choices: of " + " only the first byte is, which could be a digit.
+    let scored = verifier::score(&language_of_bytes(Constraint::Answer), group, None).unwrap();
+    assert_eq!(scored.verdicts[..4], expected[..4]);
+    assert_eq!(scored.proposals[0].choices.len(), 4, "{:?}", scored.proposals[0].choices);
 }
 
 /// Generates texts of problems and keys: valid, nearly valid, and arbitrary ones.

@@ -22,7 +22,7 @@ use self::stated::{NO_MAX, Stated};
 use crate::exam::{ExamSpec, exam_contains};
 use crate::json::Refusal;
 use crate::symbols::Symbols;
-use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder, Wording};
+use crate::{Admission, Checker, Domain, Error, Exams, Forms, Judged, Ladder, Wording};
 
 /// The countdown domain.
 #[derive(Clone, Copy, Debug)]
@@ -165,10 +165,18 @@ impl Checker for Countdown {
     }
 
     /// Admits problems that exhaustive search can solve.
-    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
-        let Some(puzzle) = propose::Kind::of(niche).read(proposal) else { return Ok(None) };
-        let problem = self.problem(&puzzle);
-        Ok((puzzle.is_solvable() && !self.is_exam(&problem)).then_some(KeyedProblem { problem, key: None }))
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Admission, Error> {
+        let admitted = propose::Kind::of(niche).read(proposal).and_then(|puzzle| {
+            let problem = self.problem(&puzzle);
+            if self.is_exam(&problem) {
+                Err(Judged::because(Verdict::Incorrect, "is in an exam"))
+            } else if !puzzle.is_solvable() {
+                Err(Judged::because(Verdict::Incorrect, "has no solution"))
+            } else {
+                Ok(KeyedProblem { problem, key: None })
+            }
+        });
+        Ok(admitted)
     }
 
     fn balance_key(&self, problem: &Problem, _answer: Option<&str>) -> Result<BalanceKey, Error> {

@@ -1,16 +1,17 @@
 //! Problems that the policy writes, and changes of problems.
 //!
-//! A proposal is the numbers in descending order and the target. The prompt names a kind: the count of numbers, the decade of
+//! A proposal is the numbers, in descending order if it is in symbols, and the target. The prompt names a kind: the count of numbers, the decade of
 //! the target, and the operators of the first solution that exhaustive search finds. Only the count of numbers is binding.
 
 use std::fmt;
 
-use proto::{CounterRng, Difficulty, Niche, TokenId};
+use proto::{CounterRng, Difficulty, Niche, TokenId, Verdict};
 
 use super::puzzle::{LARGE_BOUND, MAX_NUMBERS, OPERATORS, Puzzle, SMALL_BOUND};
 use super::stated::integer;
 use crate::symbols::vocabulary::{COUNTDOWN, COUNTDOWN_LARGE, ROLE_PROPOSE, base_name, difficulty_token};
 use crate::symbols::{Grammar, Next};
+use crate::{Judged, quote};
 
 /// Largest number of a proposal with intermediate results up to 99; other proposals have numbers up to 99.
 const MAX_SMALL_NUMBER: u32 = 25;
@@ -73,21 +74,40 @@ impl Kind {
     }
 
     /// Reads a proposal such as `25 7 3 -> 82`.
-    pub(super) fn read(self, proposal: &str) -> Option<Puzzle> {
-        let (numbers, target) = proposal.split_once(" -> ")?;
-        let small = |word: &str| integer(word).and_then(|integer| u32::try_from(integer).ok());
-        let numbers: Vec<u32> = numbers.split(' ').map(small).collect::<Option<_>>()?;
-        let target = small(target)?;
-        let is_legal = numbers.len() == self.num_numbers
-            && numbers.iter().all(|number| (1..=self.max_number()).contains(number))
-            && numbers.is_sorted_by(|left, right| left >= right)
-            && (MIN_TARGET..=MAX_TARGET).contains(&target);
-        let bound = if self.is_large { LARGE_BOUND } else { SMALL_BOUND };
-        is_legal.then_some(Puzzle { numbers, target, bound })
+    pub(super) fn read(self, proposal: &str) -> Result<Puzzle, Judged> {
+        let refuse = |verdict, expected: String| {
+            Judged::because(verdict, format!("expected {expected}, got {}", quote(proposal)))
+        };
+        let words = proposal.split_once(" -> ").and_then(|(numbers, target)| {
+            Some((numbers.split(' ').map(integer).collect::<Option<Vec<u64>>>()?, integer(target)?))
+        });
+        let form = "numbers, an arrow and a target, such as \"25 7 3 -> 82\"";
+        let (numbers, target) = words.ok_or_else(|| refuse(Verdict::Malformed, form.to_owned()))?;
+        let (num_numbers, most) = (self.num_numbers, self.max_number());
+        let is_asked = numbers.len() == num_numbers
+            && numbers.iter().all(|number| (1..=u64::from(most)).contains(number))
+            && (u64::from(MIN_TARGET)..=u64::from(MAX_TARGET)).contains(&target);
+        if !is_asked {
+            let kind = format!("{num_numbers} numbers from 1 to {most} and a target from {MIN_TARGET} to {MAX_TARGET}");
+            return Err(refuse(Verdict::Incorrect, kind));
+        }
+        let mut numbers: Vec<u32> = numbers.into_iter().map(|number| number as u32).collect();
+        numbers.sort_unstable_by(|left, right| right.cmp(left));
+        Ok(Puzzle { numbers, target: target as u32, bound: self.bound() })
     }
 
-    fn max_number(self) -> u32 {
+    /// Returns the pattern of proposals in text.
+    pub(super) fn pattern(self) -> String {
+        let number = if self.is_large { "[1-9][0-9]?" } else { "(?:[1-9]|1[0-9]|2[0-5])" };
+        format!("{number}(?: {number}){{{}}} -> [1-9][0-9]", self.num_numbers - 1)
+    }
+
+    pub(super) fn max_number(self) -> u32 {
         if self.is_large { SMALL_BOUND } else { MAX_SMALL_NUMBER }
+    }
+
+    fn bound(self) -> u32 {
+        if self.is_large { LARGE_BOUND } else { SMALL_BOUND }
     }
 
     fn operators(self) -> impl Iterator<Item = TokenId> {

@@ -1,10 +1,12 @@
 //! Countdown in words.
 
-use proto::Problem;
+use proto::{Niche, Problem};
 
 use super::Countdown;
+use super::propose::Kind;
 use super::stated::{Stated, text};
-use crate::{Error, Ladder as _, Wording, reply_with};
+use crate::proposing::{drawn, expect_level};
+use crate::{Error, Ladder as _, Proposing, Wording, reply_with};
 
 /// Numbers, a target and a solution, from the smallest on. Problems of exams have a target from 10 on.
 const EXAMPLES: [(&[u64], u64, &str); 3] =
@@ -39,4 +41,32 @@ impl Wording for Countdown {
         let number = format!("\\({{0,{num_operators}}}(?:{})\\){{0,{num_operators}}}", numbers.join("|"));
         Ok(Some(format!("{number}(?: [-+*/] {number}){{{num_operators}}}")))
     }
+
+    fn proposing(&self) -> Option<&dyn Proposing> {
+        Some(self)
+    }
+}
+
+/// A proposal is the canonical text of a problem without its bound, with the numbers in any order.
+impl Proposing for Countdown {
+    fn request(&self, niche: Niche) -> Result<String, Error> {
+        let (_, sample) = &drawn(self, niche, proposal)?[0];
+        Ok(format!(
+            "Reply with a problem only, such as {sample}: numbers up to {}, and a target that all of them make. Kind: {}.",
+            Kind::of(niche).max_number(),
+            self.describe_niche(niche)
+        ))
+    }
+
+    fn examples(&self, niche: Niche) -> Result<Vec<(Niche, String)>, Error> {
+        Ok(drawn(self, niche, proposal)?.split_off(1))
+    }
+
+    fn pattern(&self, niche: Niche) -> Result<String, Error> {
+        expect_level(self, niche).map(|_| Kind::of(niche).pattern())
+    }
+}
+
+fn proposal(problem: &Problem) -> &str {
+    problem.text.split(" max ").next().unwrap_or_default()
 }

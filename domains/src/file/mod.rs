@@ -28,7 +28,7 @@ use self::question::{Asked, NAME, Question, split};
 use self::reference::{Reference, taken};
 use self::reply::bare;
 use crate::json::Refusal;
-use crate::{Checker, Countdown, Domain, Error, Forms, Judged, Ladder, Turn, Wording};
+use crate::{Admission, Checker, Countdown, Domain, Error, Forms, Judged, Ladder, Turn, Wording};
 
 /// The domain of problems of a user's own file.
 #[derive(Clone, Debug, Default)]
@@ -192,8 +192,8 @@ impl Checker for File {
     }
 
     /// Admits none: nobody knows the right answer.
-    fn admit(&self, _niche: Niche, _proposal: &str) -> Result<Option<KeyedProblem>, Error> {
-        Ok(None)
+    fn admit(&self, _niche: Niche, _proposal: &str) -> Result<Admission, Error> {
+        Ok(Err(Judged::because(Verdict::Incorrect, "nobody knows its right answer")))
     }
 
     fn balance_key(&self, problem: &Problem, _answer: Option<&str>) -> Result<BalanceKey, Error> {

@@ -55,7 +55,7 @@ use self::language::Program;
 use self::puzzle::{Puzzle, is_consistent, operation_bits, written_program};
 use crate::exam::{Exam, ExamSpec, exam, exam_contains};
 use crate::symbols::Symbols;
-use crate::{Checker, Domain, Error, Exams, Forms, Judged, Ladder};
+use crate::{Admission, Checker, Domain, Error, Exams, Forms, Judged, Ladder};
 
 pub use self::generate::{ExamSplit, Stratum};
 pub use self::language::Dialect;
@@ -263,9 +263,12 @@ impl Checker for Programs {
 
     /// Admits problems like those of the ladder: about a program that depends on its input, that no shorter program
     /// equals, and that has no held-out behaviour, with an output that is neither empty nor the input.
-    fn admit(&self, niche: Niche, proposal: &str) -> Result<Option<KeyedProblem>, Error> {
-        let sketch = propose::Kind::of(self.dialect, niche).read(proposal);
-        Ok(sketch.filter(|sketch| self.is_trainable(&sketch.puzzle)).map(|sketch| self.keyed(sketch)))
+    fn admit(&self, niche: Niche, proposal: &str) -> Result<Admission, Error> {
+        let is_held_out = || Judged::because(Verdict::Incorrect, "is held out for the exams");
+        let admitted = propose::Kind::of(self.dialect, niche).read(proposal).and_then(|sketch| {
+            if self.is_trainable(&sketch.puzzle) { Ok(self.keyed(sketch)) } else { Err(is_held_out()) }
+        });
+        Ok(admitted)
     }
 
     /// Takes the level from the operations that the program has, or that are allowed. When a shorter program is equivalent, this

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use proto::{CounterRng, Difficulty, Niche, TokenId};
+use proto::{CounterRng, Difficulty, Niche, TokenId, Verdict};
 
 use super::Descriptor;
 use super::generate::{Sketch, draw_program_from, draw_puzzle, is_short, num_inputs, pose, worthwhile_behavior};
@@ -16,6 +16,7 @@ use super::puzzle::{Mode, Puzzle};
 use super::value::{END, MAX_ELEMENTS, Value};
 use crate::symbols::vocabulary::{PROGRAMS, PROGRAMS_DIGITS, ROLE_PROPOSE, difficulty_token};
 use crate::symbols::{Grammar, Next};
+use crate::{Judged, quote};
 
 /// Fewest elements in an input of a proposal, as on the ladder.
 const MIN_ELEMENTS: usize = 2;
@@ -68,21 +69,36 @@ impl Kind {
     }
 
     /// Reads a proposal such as `sort take 2 : [5 1 4]`; several inputs have `;` between them.
-    pub(super) fn read(self, proposal: &str) -> Option<Sketch> {
-        let (program, inputs) = proposal.split_once(':')?;
-        let program = Program::parse(self.dialect, program).ok()?;
-        let inputs = inputs.split(';').map(|input| match Value::parse(input) {
-            Ok(Value::List(input)) if self.dialect.is_input(&input) && input.len() >= MIN_ELEMENTS => Some(input),
-            _ => None,
-        });
-        let inputs: Vec<Vec<i32>> = inputs.collect::<Option<_>>()?;
-        let asked = (usize::from(self.descriptor.length), num_inputs(self.descriptor.mode));
-        if (program.num_operations, inputs.len()) != asked {
-            return None;
+    pub(super) fn read(self, proposal: &str) -> Result<Sketch, Judged> {
+        let is_none = || {
+            let expected = "expected a program and its inputs, such as \"sort take 2 : [5 1 4]\"";
+            Judged::because(Verdict::Malformed, format!("{expected}, got {}", quote(proposal)))
+        };
+        let refuse = |reason: &str| Judged::because(Verdict::Incorrect, reason);
+        let (program, inputs) = proposal.split_once(':').ok_or_else(is_none)?;
+        let program = Program::parse(self.dialect, program).map_err(|_| is_none())?;
+        let inputs: Vec<Value> =
+            inputs.split(';').map(Value::parse).collect::<Result<_, _>>().map_err(|_| is_none())?;
+        let (length, num_inputs) = (usize::from(self.descriptor.length), num_inputs(self.descriptor.mode));
+        if (program.num_operations, inputs.len()) != (length, num_inputs) {
+            let expected = format!("expected {length} operations and {num_inputs} inputs");
+            let got = format!("got {} and {}", program.num_operations, inputs.len());
+            return Err(refuse(&format!("{expected}, {got}")));
         }
+        let inputs = inputs.into_iter().map(|input| match input {
+            Value::List(input) if self.dialect.is_input(&input) && input.len() >= MIN_ELEMENTS => Ok(input),
+            _ => Err(refuse("has an input that is no list of 2 elements or more in the range of the language")),
+        });
+        let inputs: Vec<Vec<i32>> = inputs.collect::<Result<_, _>>()?;
         let mut machine = Machine::new();
-        worthwhile_behavior(&program, &mut machine).filter(|behavior| !behavior.is_held_out(self.dialect))?;
-        pose(self.descriptor.mode, &program, inputs, &mut machine).filter(|sketch| is_short(&sketch.puzzle))
+        let behavior = worthwhile_behavior(&program, &mut machine)
+            .ok_or_else(|| refuse("has a program that ignores its input, or that a shorter one equals"))?;
+        if behavior.is_held_out(self.dialect) {
+            return Err(refuse("has a program that is held out for the exams"));
+        }
+        let sketch = pose(self.descriptor.mode, &program, inputs, &mut machine);
+        let sketch = sketch.ok_or_else(|| refuse("has no outputs that teach anything"))?;
+        if is_short(&sketch.puzzle) { Ok(sketch) } else { Err(refuse("is too long for a prompt")) }
     }
 
     /// Converts the tokens of a complete proposal to text.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use domains::{Domain, Turn, Wording, answer_of, domain, reply_with};
+use domains::{Domain, Proposing, Turn, Wording, answer_of, domain, reply_with};
 use proto::{Difficulty, Digest, LegalTokens, Niche, Problem, Request, TokenId, Verdict};
 
 use super::pattern::{Answer, Pattern, Patterns};
@@ -18,8 +18,17 @@ pub struct TextLanguage {
     options: TextOptions,
     /// `None` if no reply is constrained.
     patterns: Option<Patterns>,
-    /// The problem that was asked last, with its prompt: the rollouts of a group ask the same one.
-    asked: Mutex<Option<(Problem, Arc<[TokenId]>)>>,
+    /// What was asked last, with its prompt: the rollouts of a group ask the same.
+    asked: Mutex<Option<(Asked, Arc<[TokenId]>)>>,
+}
+
+/// What a prompt asks for.
+#[derive(PartialEq)]
+enum Asked {
+    /// The answer to a problem.
+    Answer(Problem),
+    /// A problem of a domain.
+    Proposal(String, Niche, Difficulty),
 }
 
 /// Reads replies.
@@ -52,7 +61,7 @@ impl Replies {
 pub struct TextOptions {
     /// Longest reply, in tokens, its end token included; 1 or more.
     pub max_reply_tokens: u32,
-    /// Worked examples before the question.
+    /// Worked examples before the question, of answers or of proposals.
     pub num_examples: usize,
     /// Which replies are legal.
     pub constraint: Constraint,
@@ -61,9 +70,10 @@ pub struct TextOptions {
 /// Which replies are legal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Constraint {
-    /// All of them, up to an end token. The answer is what [`Wording::answer_in`] finds.
+    /// All of them, up to an end token. The answer is what [`Wording::answer_in`] finds, and the proposal what [`answer_of`] finds.
     None,
-    /// A bare answer that matches the pattern of its domain, up to one end token; for domains without a pattern all of them.
+    /// A bare answer or proposal that matches the pattern of its domain, up to one end token; for domains without a pattern all of
+    /// them.
     Answer,
 }
 
@@ -122,16 +132,19 @@ impl TextLanguage {
         &self.replies.end_tokens
     }
 
-    /// Returns the prompt of a problem.
-    fn prompt(&self, problem: &Problem) -> Result<Arc<[TokenId]>, Error> {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((last, prompt)) = &*asked
-            && last == problem
+    fn prompt(&self, asked: Asked) -> Result<Arc<[TokenId]>, Error> {
+        let mut last = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((last, prompt)) = &*last
+            && *last == asked
         {
             return Ok(prompt.clone());
         }
-        let prompt: Arc<[TokenId]> = self.chat(problem)?.into();
-        *asked = Some((problem.clone(), prompt.clone()));
+        let messages = match &asked {
+            Asked::Answer(problem) => self.messages(problem)?,
+            Asked::Proposal(domain, niche, difficulty) => self.proposal_messages(domain, *niche, *difficulty)?,
+        };
+        let prompt: Arc<[TokenId]> = self.encode(&messages)?.into();
+        *last = Some((asked, prompt.clone()));
         Ok(prompt)
     }
 
@@ -142,13 +155,19 @@ impl TextLanguage {
         pattern.map(|text| patterns.get(&problem.domain, &text)).transpose()
     }
 
+    /// Returns the pattern that proposals for a niche have to match.
+    fn proposal_pattern(&self, name: &str, niche: Niche) -> Result<Option<Arc<Pattern>>, Error> {
+        let Some(patterns) = &self.patterns else { return Ok(None) };
+        let pattern = proposing_of(domain(name)?.as_ref())?.pattern(niche)?;
+        patterns.get(name, &pattern).map(Some)
+    }
+
     /// Returns the conversation that asks for an answer to a problem: worked examples, and the question.
     ///
     /// # Errors
     /// [`Error::NoWording`] when the domain cannot be asked about in words; [`Error::Domain`] when the problem is not in its language.
     pub fn messages(&self, problem: &Problem) -> Result<Vec<ChatMessage>, Error> {
         let wording = wording_of(domain(&problem.domain)?.as_ref())?;
-        let say = |role: &str, content: String| ChatMessage { role: role.to_owned(), content };
         let is_bare = self.pattern(problem)?.is_some();
         let mut messages = Vec::new();
         for (example, reply) in wording.examples().into_iter().take(self.options.num_examples) {
@@ -160,12 +179,38 @@ impl TextLanguage {
         Ok(messages)
     }
 
-    fn chat(&self, problem: &Problem) -> Result<Vec<TokenId>, Error> {
-        let messages = self.messages(problem)?;
+    /// Returns the conversation that asks for a problem of a niche and a difficulty: worked examples, whose difficulty nobody knows,
+    /// and the request.
+    ///
+    /// # Errors
+    /// [`Error::NoProposals`] when problems of the domain cannot be proposed in words; [`Error::Domain`] when the niche belongs to no
+    /// level of its ladder.
+    pub fn proposal_messages(
+        &self,
+        name: &str,
+        niche: Niche,
+        difficulty: Difficulty,
+    ) -> Result<Vec<ChatMessage>, Error> {
+        let proposing = proposing_of(domain(name)?.as_ref())?;
+        let mut messages = Vec::new();
+        for (niche, proposal) in proposing.examples(niche)?.into_iter().take(self.options.num_examples) {
+            messages.extend([say("user", proposing.request(niche)?), say("assistant", proposal)]);
+        }
+        let difficulty = match difficulty {
+            Difficulty::Unsolved => "too hard",
+            Difficulty::Hard => "hard",
+            Difficulty::Easy => "easy",
+            Difficulty::Trivial => "too easy",
+        };
+        messages.push(say("user", format!("{} Difficulty: {difficulty}.", proposing.request(niche)?)));
+        Ok(messages)
+    }
+
+    fn encode(&self, messages: &[ChatMessage]) -> Result<Vec<TokenId>, Error> {
         let tokenizer = &self.replies.tokenizer;
         // Templates that know of it think by default, and no reply here is long enough for that.
         let options = TemplateOptions::from([("enable_thinking".to_owned(), false.into())]);
-        let mut tokens = encode_chat(tokenizer, &self.template, &messages, true, &options)?;
+        let mut tokens = encode_chat(tokenizer, &self.template, messages, true, &options)?;
         if tokenizer.chat_template().is_none() && tokenizer.add_bos() == Some(true) {
             let bos = tokenizer.named_tokens().get("bos_token").and_then(|text| tokenizer.special_id(text));
             tokens.splice(..0, bos);
@@ -185,29 +230,37 @@ impl Language for TextLanguage {
 
     fn open(&self, request: &Request) -> Result<Box<dyn Episode>, Error> {
         let domain = domain(request.domain())?.as_ref();
-        let Request::Solve { problem, .. } = request else {
-            return Err(Error::NoProposals { domain: domain.name().to_owned() });
+        let (asked, pattern) = match request {
+            Request::Solve { problem, .. } => (Asked::Answer(problem.clone()), self.pattern(problem)?),
+            Request::Propose { domain, niche, difficulty } => {
+                (Asked::Proposal(domain.clone(), *niche, *difficulty), self.proposal_pattern(domain, *niche)?)
+            }
         };
         Ok(Box::new(TextEpisode {
             domain,
-            prompt: self.prompt(problem)?,
+            prompt: self.prompt(asked)?,
             request: Arc::new(request.clone()),
             replies: self.replies.clone(),
-            bare: self.pattern(problem)?.map(Answer::new),
+            bare: pattern.map(Answer::new),
             answer: Vec::new(),
         }))
     }
 
-    fn propose_prompt(&self, name: &str, _niche: Niche, _difficulty: Difficulty) -> Result<Vec<TokenId>, Error> {
-        Err(Error::NoProposals { domain: name.to_owned() })
+    fn propose_prompt(&self, name: &str, niche: Niche, difficulty: Difficulty) -> Result<Vec<TokenId>, Error> {
+        Ok(self.prompt(Asked::Proposal(name.to_owned(), niche, difficulty))?.to_vec())
     }
 
     fn room(&self, problem: &Problem) -> Result<Room, Error> {
-        Ok(Room { prompt: self.prompt(problem)?.len(), answer: self.options.max_reply_tokens as usize })
+        let prompt = self.prompt(Asked::Answer(problem.clone()))?;
+        Ok(Room { prompt: prompt.len(), answer: self.options.max_reply_tokens as usize })
     }
 
-    fn proposal_room(&self, name: &str, _niche: Niche) -> Result<Room, Error> {
-        Err(Error::NoProposals { domain: name.to_owned() })
+    fn proposal_room(&self, name: &str, niche: Niche) -> Result<Room, Error> {
+        let difficulties = [Difficulty::Unsolved, Difficulty::Hard, Difficulty::Easy, Difficulty::Trivial];
+        let prompts = difficulties.map(|difficulty| self.propose_prompt(name, niche, difficulty));
+        let lengths: Vec<usize> = prompts.into_iter().map(|prompt| Ok(prompt?.len())).collect::<Result<_, Error>>()?;
+        let longest = lengths.into_iter().max().expect("there are four of them");
+        Ok(Room { prompt: longest, answer: self.options.max_reply_tokens as usize })
     }
 
     fn text(&self, request: &Request, tokens: &[TokenId]) -> Result<Option<String>, Error> {
@@ -218,7 +271,11 @@ impl Language for TextLanguage {
                 let answer = |reply: String| if is_bare { reply } else { wording.answer_in(&reply).to_owned() };
                 Ok(self.replies.text(tokens).map(answer))
             }
-            Request::Propose { domain, .. } => Err(Error::NoProposals { domain: domain.clone() }),
+            Request::Propose { .. } => {
+                let is_bare = self.patterns.is_some();
+                let proposal = |reply: String| if is_bare { reply } else { answer_of(&reply).to_owned() };
+                Ok(self.replies.text(tokens).map(proposal))
+            }
         }
     }
 
@@ -240,6 +297,14 @@ impl Language for TextLanguage {
 
 fn wording_of(domain: &dyn Domain) -> Result<&dyn Wording, Error> {
     domain.wording().ok_or_else(|| Error::NoWording { domain: domain.name().to_owned() })
+}
+
+fn proposing_of(domain: &dyn Domain) -> Result<&dyn Proposing, Error> {
+    wording_of(domain)?.proposing().ok_or_else(|| Error::NoProposals { domain: domain.name().to_owned() })
+}
+
+fn say(role: &str, content: String) -> ChatMessage {
+    ChatMessage { role: role.to_owned(), content }
 }
 
 struct TextEpisode {
@@ -323,7 +388,7 @@ mod tests {
         let pattern = language.patterns.as_ref().unwrap().get(&problem.domain, pattern).unwrap();
         Box::new(TextEpisode {
             domain: domain(&problem.domain).unwrap().as_ref(),
-            prompt: language.prompt(&problem).unwrap(),
+            prompt: language.prompt(Asked::Answer(problem.clone())).unwrap(),
             request: Arc::new(Request::Solve { problem, origin: ProblemOrigin::Exam, has_key: false }),
             replies: language.replies.clone(),
             bare: Some(Answer::new(pattern)),

@@ -262,6 +262,54 @@ fn propose(loss: ProposerLoss) -> StepReport {
     fold.fold(&groups, None).unwrap()
 }
 
+/// Of three groups of two proposals each, one is refused, one is no problem, and one was proposed before.
+#[test]
+fn proposals_are_counted_by_what_came_of_them() {
+    let mut config = test_config();
+    let problems = ProblemShares { proposer: 0.0, mutation: 0.0, archive: 0.0, ladder: 1.0 };
+    let proposer_loss = ProposerLoss::CrossEntropy;
+    config.self_play =
+        Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 3, proposer_loss, proposer_share: 0.5, problems });
+    let mut fold = fold_of(&config);
+    let groups = next_batch(&mut fold, &VERDICTS);
+    fold.fold(&groups, None).unwrap();
+    let verdicts = [[RIGHT, WRONG], [RIGHT, Verdict::Malformed], [RIGHT, RIGHT], [RIGHT, WRONG]];
+    let mut groups = next_batch(&mut fold, &verdicts);
+    groups[0].proposals.truncate(1);
+    groups[1].proposals.truncate(1);
+    groups[1].proposals[0].keyed = groups[0].proposals[0].keyed.clone();
+    let own = fold.fold(&groups, None).unwrap().self_play.unwrap();
+    let counts = [
+        own.num_new_proposals,
+        own.num_repeated_proposals,
+        own.num_refused_proposals,
+        own.num_malformed_proposals,
+        own.num_pending,
+    ];
+    assert_eq!(counts, [3, 1, 1, 1, 3]);
+}
+
+/// A request that leaves no room for a proposal is not made: another problem is posed instead.
+#[test]
+fn requests_that_do_not_fit_are_not_made() {
+    let mut config = test_config();
+    let problems = ProblemShares { proposer: 0.0, mutation: 0.0, archive: 0.0, ladder: 1.0 };
+    let proposer_loss = ProposerLoss::CrossEntropy;
+    config.self_play =
+        Some(SelfPlayConfig { bootstrap_steps: 0, propose_tasks: 3, proposer_loss, proposer_share: 0.5, problems });
+    let needed = 2 + TestSource("countdown").max_proposal_tokens(Niche(1)) as usize;
+    let num_asked = |max_positions| {
+        config.model.max_positions = max_positions;
+        config.actor.max_answer_tokens = 1;
+        let mut fold = fold_of(&config);
+        let groups = next_batch(&mut fold, &VERDICTS);
+        fold.fold(&groups, None).unwrap();
+        let groups = next_batch(&mut fold, &VERDICTS);
+        groups.iter().filter(|scored| scored.group.task.request.problem().is_none()).count()
+    };
+    assert_eq!([needed, needed - 1].map(num_asked), [3, 0]);
+}
+
 /// Solver and proposer have separate reports, though both train in one update: the solver's figures equal those of a step in
 /// which no proposal trains by the policy gradient.
 #[test]
