@@ -304,7 +304,8 @@ fn script(language: &dyn Language, task: &Task) -> Result<Vec<TokenId>, Error> {
         return Ok(Vec::new());
     }
     let fail = |reason: String| Error::Task { task: task.id, reason };
-    let problem = task.request.problem().ok_or_else(|| fail("expected a problem to solve, got a request for one".to_owned()))?;
+    let problem =
+        task.request.problem().ok_or_else(|| fail("expected a problem to solve, got a request for one".to_owned()))?;
     let found = language::solution(language, problem).map_err(|error| fail(error.to_string()))?;
     found.ok_or_else(|| fail(format!("expected a problem that its domain solves, got {:?}", problem.text)))
 }

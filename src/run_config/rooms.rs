@@ -27,7 +27,11 @@ pub(super) fn validate_ladder(config: &learner::Config, language: &dyn Language)
     let proposes = config.self_play.as_ref().is_some_and(|own| own.propose_tasks > 0);
     let solves = config.actor.behavior == Behavior::Solver;
     let has_file = config.domains.iter().any(|entry| entry.name == problems::NAME);
-    ensure!(!(solves && has_file), "actor.behavior: expected policy for the domain {}, which has no solver", problems::NAME);
+    ensure!(
+        !(solves && has_file),
+        "actor.behavior: expected policy for the domain {}, which has no solver",
+        problems::NAME
+    );
     ensure!(!(solves && proposes), "actor.behavior: expected no solver with self_play.propose_tasks, got \"solver\"");
     for entry in config.domains.iter().filter(|entry| entry.name != problems::NAME) {
         let domain = domain(&entry.name)?;

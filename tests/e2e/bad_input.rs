@@ -163,7 +163,10 @@ fn config_files() {
     }
     let files = Files::from([("mine.toml".into(), b"preset = \"\xff\"".to_vec())]);
     refused(&Folder::holding(&files), &["train", "mine.toml", "--run-dir", "run"], &["mine.toml", "UTF-8"]);
-    let says = ["expected one of laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora, or a TOML file", "got \"absent.toml\""];
+    let says = [
+        "expected one of laptop, ladder, qwen3-0.6b, smoke, smollm2, smollm2-lora, or a TOML file",
+        "got \"absent.toml\"",
+    ];
     refused(&Folder::new(), &["train", "absent.toml", "--run-dir", "run"], &says);
     refused(&Folder::new(), &["config", "absent.toml"], &says);
 }

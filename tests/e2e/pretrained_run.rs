@@ -195,7 +195,8 @@ fn a_solver_answers_in_place_of_the_policy() {
     }
     folder.call(&["replay", "run"]).success();
     let solver = ["--set", "actor.behavior=solver"];
-    let says = "actor.behavior: expected policy or uniform-legal for countdown level 1, which has no solver in this language";
+    let says =
+        "actor.behavior: expected policy or uniform-legal for countdown level 1, which has no solver in this language";
     refused(&folder, &[&["train", "smoke"][..], &solver, &["--set", "self_play="]].concat(), &[says]);
 }
 

@@ -84,7 +84,8 @@ impl Made {
         let binds = |operator: TokenId| [MULTIPLY, DIVIDE].contains(&operator);
         let loose = |inner: Option<TokenId>| inner.is_some_and(|inner| binds(operator) && !binds(inner));
         let equal = |inner: Option<TokenId>| inner.is_some_and(|inner| binds(operator) == binds(inner));
-        let within = |number: &Made, needs: bool| if needs { format!("({})", number.text) } else { number.text.clone() };
+        let within =
+            |number: &Made, needs: bool| if needs { format!("({})", number.text) } else { number.text.clone() };
         let first = within(self, loose(self.operator));
         let last = within(second, loose(second.operator) || equal(second.operator));
         let sign = ["+", "-", "*", "/"][OPERATORS.iter().position(|known| *known == operator).expect("an operator")];

@@ -24,7 +24,10 @@ impl AnswersReport {
         };
         let share = |count: usize, of: usize| count as f64 / of as f64;
         (!answers.is_empty()).then(|| AnswersReport {
-            ended_share: share(answers.iter().filter(|answer| answer.stop == StopReason::Complete).count(), answers.len()),
+            ended_share: share(
+                answers.iter().filter(|answer| answer.stop == StopReason::Complete).count(),
+                answers.len(),
+            ),
             mean_tokens: share(answers.iter().map(|answer| answer.tokens.len()).sum(), answers.len()),
             mixed_share: share(answered.iter().filter(is_mixed).count(), answered.len()),
         })

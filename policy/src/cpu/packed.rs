@@ -144,7 +144,12 @@ impl<'a> Unpacked<'a> {
     }
 
     /// Puts packed matrices in their places, beside the vectors.
-    fn arrange(&self, matrices: Vec<PackedMatrix>, embed: Option<Arc<Vec<f32>>>, head: Arc<PackedMatrix>) -> PackedWeights {
+    fn arrange(
+        &self,
+        matrices: Vec<PackedMatrix>,
+        embed: Option<Arc<Vec<f32>>>,
+        head: Arc<PackedMatrix>,
+    ) -> PackedWeights {
         let Variant { qkv_bias, qk_norm, no_rope_layers, .. } = &self.config.variant;
         let specs = self.config.base_tensors();
         let vectors = specs.iter().zip(&self.params.tensors).filter(|(spec, _)| spec.shape.len() == 1);
