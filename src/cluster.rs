@@ -17,14 +17,18 @@ use proto::{Digest, Group, Role};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use verifier::Judge;
 
 use crate::counting_bus::CountingBus;
 use crate::endpoint::Listener;
+use crate::fetch::{Source, files_of, serve};
 use crate::files::write_whole;
-use crate::manifest::manifest_with;
+use crate::manifest::{build_id, manifest_with};
 use crate::metrics::WorkerMetrics;
+use crate::needs::{Needs, expect_memory, playing_bytes};
+use crate::pretrained::Opened;
 use crate::report::{clock, note, option, print, word};
 use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
 use crate::signals::stop_in_order;
@@ -170,6 +174,9 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
             "--device: expected cpu in a run with audits (local.bus.audit_share), got {device}, whose \
              rollouts are not reproducible"
         );
+        if device == Device::Cpu {
+            expect_memory(playing_bytes(&config.run.model))?;
+        }
         let backend = config.open(device).context("actor.device")?;
         let language = config.language();
         let config = actor::Config { backend, num_threads, num_slots: args.slots as usize };
@@ -246,11 +253,13 @@ impl Joined {
     async fn join(bus_args: &BusArgs, worker: &Worker, name: &str) -> Result<Joined> {
         let server = bus_args.place.connect(name, PATIENCE).await?;
         let (run, announced) = find(&server, bus_args).await?;
-        let config = run_config::from_toml(&run, &announced.config, worker.base.as_deref());
+        let base = match &worker.base {
+            Some(base) => Some(base.clone()),
+            None => base_of(&server, &run, &announced, name).await?,
+        };
+        let config = run_config::from_toml(&run, &announced.config, base.as_deref());
         let config = config.with_context(|| {
-            let begins_with_model =
-                run_config::run_of_toml(&announced.config).is_some_and(|config| config.language.is_some());
-            let hint = if begins_with_model { "; --base says where its pretrained model is" } else { "" };
+            let hint = if base.is_some() { "; --base says where its pretrained model is" } else { "" };
             format!("read the config of the run{hint}")
         })?;
         // On devices without bitwise reproducibility there are no numerics to compare.
@@ -280,6 +289,38 @@ impl Joined {
             }
         }
     }
+}
+
+/// Returns where the pretrained model of a run lies on this machine: where the learner has it, in the cache, or there once it is
+/// fetched. `None` if the run begins with none.
+async fn base_of(server: &Server, run: &str, announced: &Announcement, name: &str) -> Result<Option<String>> {
+    let Some((digest, place)) = run_config::base_of_toml(&announced.config) else { return Ok(None) };
+    // A worker of another build is refused before it fetches anything.
+    let own = Manifest { build: build_id(), ..announced.manifest.clone() };
+    expect_fit(run, &announced.manifest, &own)?;
+    if let Ok(found) = Opened::named(&place) {
+        if found.digest == digest {
+            return Ok(Some(place));
+        }
+        note(format_args!(
+            "{place}: expected the pretrained model of run {run}, with digest {}, got one with digest {}; it is left alone",
+            digest.short(),
+            found.digest.short()
+        ));
+    }
+    let bus = server.join(&run_fingerprint(run, &announced.manifest), name, PATIENCE);
+    let learner_lives = async || -> Result<bool> {
+        let lives = server.leader(run).await?.is_some_and(|leader| leader.lives);
+        match read(server, run).await? {
+            Ok(Some(now)) if now.is_over => bail!("run {run} is over, and its pretrained model is not on this machine"),
+            // The learner announces it again, if there is one.
+            Ok(None) if !lives => bail!("run {run} was removed, and its pretrained model is not on this machine"),
+            _ => Ok(lives),
+        }
+    };
+    let fetched = Source { bus: &bus, run, digest }.find_or_fetch(learner_lives).await?;
+    let path = fetched.to_str().with_context(|| format!("{}: expected a path in UTF-8", fetched.display()))?;
+    Ok(Some(path.to_owned()))
 }
 
 /// Finds a run to work for: the named run or the only one. It must have a learner and not be over.
@@ -388,6 +429,8 @@ pub(crate) struct Led {
     lease: Lease,
     announcement: Announcement,
     pub(crate) bus: Arc<dyn bus::Bus>,
+    /// Stores the pretrained model when a worker lacks it. Aborted on drop.
+    _serving: JoinSet<()>,
 }
 
 impl BusArgs {
@@ -421,18 +464,17 @@ impl BusArgs {
         manifest: &Manifest,
         config: &RunConfig,
         max_tasks: usize,
+        needs: Needs,
     ) -> Result<Led> {
         let run = self.run_id(manifest);
         check_name(&run).context("--run")?;
         let server = self.place.connect("learner", config.local.stall_limit()).await?;
-        let (num_rollouts, model) = (config.run.batch.num_rollouts, &config.run.model);
-        let max_tokens = model.max_positions;
-        let needed = Group::max_bytes(num_rollouts, max_tokens as u32, model.vocabulary_size);
-        let taken = server.max_payload();
+        let (needed, taken) = (group_bytes(config), server.max_payload());
         if needed > taken {
+            let (num_rollouts, max_tokens) = (config.run.batch.num_rollouts, max_tokens(config));
             bail!(
                 "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may take {needed} \
-                 bytes; {} accepts messages of up to {taken} (max_payload)",
+                 bytes; {} accepts messages of up to {taken} (max_payload in its config)",
                 self.bus()
             );
         }
@@ -442,15 +484,44 @@ impl BusArgs {
             ack_wait: Duration::from_secs_f64(ack_wait_seconds),
             lease: Duration::from_secs_f64(lease_seconds),
             num_replicas,
+            weights_bytes: needs.weights_on_server,
+            base_bytes: needs.base,
         };
         let identity = Identity { before: last_learner(run_dir), ..identity(&std::path::absolute(run_dir)?)? };
         let (lease, bus) = server.lead(&run, &run_fingerprint(&run, manifest), &identity, terms).await?;
         note_learner(run_dir, &identity.id)?;
+        let (bus, mut serving) = (Arc::new(bus), JoinSet::new());
+        if let (Some(base), Some(language)) = (&config.base, &config.run.language) {
+            serving.spawn(serve(bus.clone(), language.base, files_of(&base.pretrained)?));
+        }
         let (config_name, config) = (config.name.clone(), run_config::to_toml(config)?);
         let announcement =
             Announcement { manifest: manifest.clone(), config_name, config, is_over: false, num_steps: None };
         lease.announce(serde_json::to_vec(&announcement)?);
-        Ok(Led { server, lease, announcement, bus: with_faults(Arc::new(bus), fault) })
+        Ok(Led { server, lease, announcement, bus: with_faults(bus, fault), _serving: serving })
+    }
+}
+
+/// Returns the bytes for which a server must accept a group of a run.
+fn group_bytes(config: &RunConfig) -> usize {
+    let (num_rollouts, vocabulary_size) = (config.run.batch.num_rollouts, config.run.model.vocabulary_size);
+    match config.base {
+        None => Group::max_bytes(num_rollouts, max_tokens(config), vocabulary_size),
+        // Sets of legal tokens are large, and few: the answers of a group follow one pattern, so they share them. A group that has
+        // more of them than an answer has tokens may be too large for the server. Its actor then ends, with the size.
+        Some(_) => {
+            Group::max_bytes(num_rollouts, max_tokens(config), 1)
+                + Group::max_bytes(1, max_tokens(config), vocabulary_size)
+        }
+    }
+}
+
+/// Returns the most tokens of a rollout.
+fn max_tokens(config: &RunConfig) -> u32 {
+    let proposes = config.run.self_play.as_ref().is_some_and(|own| own.propose_tasks > 0);
+    match config.base {
+        Some(_) if !proposes => config.run.actor.max_answer_tokens,
+        _ => config.run.model.max_positions as u32,
     }
 }
 

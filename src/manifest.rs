@@ -21,10 +21,15 @@ pub(crate) fn manifest_with(config: &RunConfig, numerics: Numerics) -> Result<Ma
     let verifiers = domains::registry().iter().map(|domain| (domain.name().to_owned(), "1".to_owned())).collect();
     Ok(Manifest {
         config: config.run.digest(),
-        build: BuildId(env!("AUTODIDACT_BUILD_ID").to_owned()),
+        build: build_id(),
         verifiers,
         exams,
         numerics,
         reproducible: config.run.is_reproducible(),
     })
+}
+
+/// Returns what identifies the sources of this program.
+pub(crate) fn build_id() -> BuildId {
+    BuildId(env!("AUTODIDACT_BUILD_ID").to_owned())
 }

@@ -14,6 +14,7 @@ use crate::display;
 use crate::endpoint::Listener;
 use crate::files::is_partial;
 use crate::manifest::manifest;
+use crate::needs::Needs;
 use crate::report::{count, note, option, quoted_path};
 use crate::run_config::{self, LocalConfig, RunConfig};
 
@@ -58,6 +59,8 @@ const MAX_TOML: u64 = i64::MAX as u64;
 /// Steps of a run with `AUTODIDACT_CI=1`: enough to exercise every part.
 const CI_STEPS: u64 = 3;
 const DEFAULT_MINUTES: f64 = 10.0;
+/// The folder of runs whose directory the command line does not name.
+const RUNS: &str = "runs";
 /// The end of a run as the command line sets it: after a number of steps, or by the clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
@@ -158,6 +161,7 @@ pub(crate) struct Plan {
     /// The arguments of `train` that reproduce the config, except the seed and the end of the schedule.
     origin: String,
     pub(crate) manifest: Manifest,
+    pub(crate) needs: Needs,
     /// Empty until [`Plan::take_run_dir`] if the command line names none.
     pub(crate) run_dir: PathBuf,
     pub(crate) resume: bool,
@@ -187,9 +191,14 @@ impl Plan {
         if bus_args.is_none() {
             config.run.actor.device.open().context("actor.device")?;
         }
+        let needs = Needs::of(&config, bus_args.is_none())?;
+        if !args.dry_run {
+            needs.expect_room(if run_dir.as_os_str().is_empty() { Path::new(RUNS) } else { &run_dir })?;
+        }
         Ok(Plan {
             manifest: manifest(&config)?,
             models: config.models()?,
+            needs,
             origin: origin(args),
             time_limit: config.local.minutes.map(|minutes| Duration::from_secs_f64(60.0 * minutes)),
             config,
@@ -232,7 +241,7 @@ impl Plan {
         format!("autodidact {command} --resume --run-dir {run_dir}{minutes}")
     }
 
-    pub(crate) fn display(&self, listener: Option<&Listener>) -> display::Settings {
+    pub(crate) fn display(&self, listener: Option<&Listener>) -> Result<display::Settings> {
         let config = &self.config.run;
         let trained = match config.model.adapter {
             Some(_) => format!(", {} of them trained", count(config.model.num_trained() as f64)),
@@ -247,6 +256,9 @@ impl Plan {
             self.config.local.num_threads(),
             config.digest().short(),
         );
+        if self.config.base.is_some() {
+            opening += &self.needs.lines(&self.run_dir, self.bus_args.is_some())?;
+        }
         if let Some(bus_args) = &self.bus_args {
             let (bus, run) = (bus_args.bus(), bus_args.run_id(&self.manifest));
             let [bus, named] = [option("--bus", &bus), option("--run", &run)];
@@ -255,7 +267,7 @@ impl Plan {
         if let Some(listener) = listener {
             opening += &format!("metrics: http://{}/metrics\n", listener.address);
         }
-        display::Settings {
+        Ok(display::Settings {
             opening,
             quiet: self.quiet,
             time_limit: self.time_limit,
@@ -263,7 +275,7 @@ impl Plan {
             warmup_steps: config.schedule.warmup_steps,
             bootstrap_steps: config.self_play.as_ref().map(|own| own.bootstrap_steps + config.batch.lag),
             language: self.config.language(),
-        }
+        })
     }
 }
 
@@ -303,7 +315,7 @@ fn expect_free(run_dir: &Path) -> Result<()> {
 
 /// Creates a new run folder with the first free number. No other process can create the same one.
 fn make_run_dir(config: &RunConfig) -> Result<PathBuf> {
-    let folder = Path::new("runs");
+    let folder = Path::new(RUNS);
     let at = |path: &Path| format!("create {}; use --run-dir to choose another directory", path.display());
     std::fs::create_dir_all(folder).with_context(|| at(folder))?;
     let mut number = 1;

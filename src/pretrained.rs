@@ -64,7 +64,12 @@ impl Opened {
                  `autodidact model get`), found none"
             )
         })?;
-        let pretrained = Pretrained::open(&path)?;
+        Opened::at(&path)
+    }
+
+    /// Opens the model at a path.
+    pub(crate) fn at(path: &Path) -> Result<Opened> {
+        let pretrained = Pretrained::open(path)?;
         let digest = pretrained.digest()?;
         Ok(Opened { pretrained, digest })
     }

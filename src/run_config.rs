@@ -15,7 +15,7 @@ use language::text::{Constraint, TextOptions};
 use language::{Language, Source};
 use learner::{Constrain, Models};
 use policy::{Backend, Device};
-use proto::{KeyedProblem, ProblemSource};
+use proto::{Digest, KeyedProblem, ProblemSource};
 use toml::{Table, Value};
 
 use self::origin::{Needed, Origin};
@@ -167,6 +167,13 @@ pub(crate) fn from_toml(name: &str, text: &str, base: Option<&str>) -> Result<Ru
     let mut table = text.parse()?;
     overrides.iter().try_for_each(|assignment| set(&mut table, assignment))?;
     from_table(name.to_owned(), table, &Origin { file: None, overrides: &overrides, problems: Needed::No })
+}
+
+/// Returns the digest of the pretrained model in a full config, and where it lies for the process that wrote it.
+pub(crate) fn base_of_toml(text: &str) -> Option<(Digest, String)> {
+    let base = run_of_toml(text)?.language?.base;
+    let table: Table = text.parse().ok()?;
+    Some((base, table.get("local")?.get("base")?.as_str()?.to_owned()))
 }
 
 /// Returns the settings of the run in a full config, without checking them against anything.

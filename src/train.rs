@@ -90,7 +90,7 @@ async fn meet(plan: &Plan, shutdown: &CancellationToken) -> Result<(Others, Back
     let exam_tasks: usize = exams.iter().map(|exam| exam.problems.len()).sum();
     let max_tasks = (config.batch.lag as usize + 1) * config.batch.num_tasks as usize + exam_tasks;
     let mut led = tokio::select! {
-        led = bus_args.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks) => led?,
+        led = bus_args.lead(&plan.run_dir, &plan.manifest, &plan.config, max_tasks, plan.needs) => led?,
         () = shutdown.cancelled() => bail!("stopped before the learner had connected to its NATS server"),
     };
     led.bus = Arc::new(CountingBus::new(led.bus, traffic.meters.clone()));
@@ -141,7 +141,7 @@ async fn run_roles(
         models: plan.models.clone(),
     };
     let mut recorder = Recorder::open(&plan.run_dir)?;
-    let display = Display::start(plan.display(listener.as_ref()))?;
+    let display = Display::start(plan.display(listener.as_ref())?)?;
     if let Some(listener) = listener {
         listener.serve(metrics.clone())?;
     }

@@ -81,7 +81,7 @@ fn after(learner: &Identity) -> Identity {
 }
 
 fn terms() -> StreamLimits {
-    StreamLimits { max_tasks: 64, ack_wait: ACK_WAIT, lease: LEASE, num_replicas: 1 }
+    StreamLimits { max_tasks: 64, ack_wait: ACK_WAIT, lease: LEASE, num_replicas: 1, weights_bytes: 0, base_bytes: 0 }
 }
 
 fn task(index: u32) -> Task {

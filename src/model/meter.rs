@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::report::{bytes, note};
 
 pub(crate) struct Meter {
-    name: &'static str,
+    name: String,
     size_bytes: u64,
     bar: Option<ProgressBar>,
     /// Tenths that have a line.
@@ -15,11 +15,12 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn new(name: &'static str, size_bytes: u64) -> Meter {
+    pub(crate) fn new(name: String, size_bytes: u64) -> Meter {
         // A terminal that cannot move its cursor would show every state of the bar.
         let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
         let is_shown = std::io::stderr().is_terminal() && !is_dumb;
-        Meter { name, size_bytes, bar: is_shown.then(|| bar(name, size_bytes)), num_tenths: 0 }
+        let bar = is_shown.then(|| bar(name.clone(), size_bytes));
+        Meter { name, size_bytes, bar, num_tenths: 0 }
     }
 
     /// Shows the number of bytes that are there at the beginning of a download.
@@ -64,7 +65,7 @@ impl Meter {
     }
 }
 
-fn bar(name: &'static str, size_bytes: u64) -> ProgressBar {
+fn bar(name: String, size_bytes: u64) -> ProgressBar {
     let template = "{msg} [{wide_bar}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
     let style = ProgressStyle::with_template(template).expect("a template of known keys").progress_chars("=> ");
     ProgressBar::with_draw_target(Some(size_bytes), ProgressDrawTarget::stderr()).with_style(style).with_message(name)

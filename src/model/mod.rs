@@ -3,7 +3,7 @@
 mod get;
 mod index;
 pub(crate) mod known;
-mod meter;
+pub(crate) mod meter;
 mod show;
 
 use anyhow::Result;

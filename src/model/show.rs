@@ -3,10 +3,11 @@
 use anyhow::Result;
 use language::Language as _;
 use language::text::{Constraint, TextLanguage, TextOptions};
-use policy::ModelConfig;
 use policy::formats::Pretrained;
+use policy::{Adapter, ModelConfig};
 
 use super::known::resolve;
+use crate::needs::{playing_bytes, size, training_bytes};
 use crate::pretrained;
 use crate::report::{count, print, quoted_path};
 
@@ -34,6 +35,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     print(&if args.json { shown.json().to_string() } else { shown.text() })
 }
+
+/// The rank of the adapter whose memory is shown: that of the preset `smollm2-lora`.
+const RANK: usize = 16;
+const ADAPTER: Adapter = Adapter { rank: RANK, alpha: 32.0, rslora: false };
 
 struct Shown {
     pretrained: Pretrained,
@@ -83,6 +88,7 @@ impl Shown {
              end tokens     {}\n\
              to play        {weights:.2} GB for the weights as f32, {loading:.2} GB while they load, and {:.1} kB per token of \
              every sequence\n\
+             to train       {} at least for all weights, {} for an adapter of rank {RANK}; activations and caches on top\n\
              try it         autodidact solve {} \"3 7 25 -> 82\"",
             pretrained.path().display(),
             pretrained.family(),
@@ -92,8 +98,18 @@ impl Shown {
             stored.join(", "),
             ends.join(", "),
             cache as f64 / 1e3,
+            size(self.bytes_to_train(None)),
+            size(self.bytes_to_train(Some(ADAPTER))),
             quoted_path(pretrained.path()),
         )
+    }
+
+    /// Returns the least bytes in which one process with one thread trains the model, or an adapter, and plays.
+    fn bytes_to_train(&self, adapter: Option<Adapter>) -> u64 {
+        let config = ModelConfig { adapter, ..self.pretrained.config().clone() };
+        // With an adapter, learner and actor share the weights.
+        let of_actor = if adapter.is_some() { 0 } else { playing_bytes(&config) };
+        training_bytes(&config, 1, 2) + of_actor
     }
 
     fn json(&self) -> serde_json::Value {
@@ -111,6 +127,8 @@ impl Shown {
             "has_chat_template": has_template,
             "end_tokens": language.end_tokens(),
             "weights_bytes": 4 * config.num_parameters(),
+            "training_bytes": self.bytes_to_train(None),
+            "adapter_training_bytes": self.bytes_to_train(Some(ADAPTER)),
             "cache_bytes_per_token": config.cache_bytes() / config.max_positions,
         })
     }

@@ -25,6 +25,11 @@ fn cache() -> PathBuf {
     CACHE.get_or_init(get).clone()
 }
 
+/// Returns the file of the model.
+pub(crate) fn model() -> PathBuf {
+    model_in(&cache())
+}
+
 fn model_in(cache: &std::path::Path) -> PathBuf {
     cache.join("models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf")
 }

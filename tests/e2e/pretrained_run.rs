@@ -77,12 +77,18 @@ pub(crate) fn folder() -> Folder {
 }
 
 fn write_in(folder: &Folder) {
+    write_tiny(folder, "model");
+}
+
+/// Writes the model as `model`, and configs that say that it lies at `place`.
+pub(crate) fn write_tiny(folder: &Folder, place: &str) {
     write_model(&folder.path("model"), 0);
-    let config = "preset = \"smollm2\"\nmodel = { base = \"model\", max_positions = 448 }\n\
+    let config = "preset = \"smollm2\"\nmodel = { base = \"PLACE\", max_positions = 448 }\n\
                   batch = { num_tasks = 20, num_rollouts = 8 }\n\
                   learner = { learning_rate = 3e-3, update_tokens = 2000 }\n\
                   schedule.num_steps = 12\nexams.names = [\"arithmetic-sum\"]\nlocal.slots = 16\n";
-    std::fs::write(folder.path("tiny.toml"), config).unwrap();
+    let config = config.replace("PLACE", place);
+    std::fs::write(folder.path("tiny.toml"), &config).unwrap();
     // The same run with an adapter.
     let config = config.replace("smollm2", "smollm2-lora").replace("3e-3", "2e-2");
     std::fs::write(folder.path("lora.toml"), config).unwrap();
@@ -92,7 +98,7 @@ pub(crate) const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run-dir", "run"];
 pub(crate) const TRAIN_ADAPTER: [&str; 4] = ["train", "lora.toml", "--run-dir", "run"];
 
 /// Returns the history of a run with changes.
-fn trained(train: [&str; 4], changes: &[&str]) -> History {
+pub(crate) fn trained(train: [&str; 4], changes: &[&str]) -> History {
     let folder = folder();
     let set = changes.iter().flat_map(|change| ["--set", change]);
     folder.call(&train.into_iter().chain(set).collect::<Vec<_>>()).success();
@@ -448,6 +454,32 @@ fn expect_measures(train: [&str; 4]) {
     let checkpoint = folder.path("run/checkpoints/step_00000012/model.safetensors");
     let (model, _) = policy::read_weights(&std::fs::read(checkpoint).unwrap(), &[""]).unwrap();
     assert_eq!(model.adapter.is_some(), train == TRAIN_ADAPTER, "the checkpoint holds what was trained, alone");
+}
+
+/// What a run keeps on the disk and sends is said before it begins, and refused if the disk has no room for it.
+#[test]
+fn what_a_run_needs_is_said_before_it_begins() {
+    let folder = folder();
+    let ended = folder.call(&[&TRAIN[..], &["--steps", "1"]].concat()).success();
+    let (_, after) = ended.stdout.split_once("disk: one checkpoint of ").unwrap();
+    let said: f64 = after.split_once(" kB kept; ").unwrap().0.parse().unwrap();
+    let size = |name: &str| {
+        let path = folder.path("run/checkpoints/step_00000001").join(name);
+        path.metadata().unwrap().len() as f64 / 1e3
+    };
+    let stored = size("model.safetensors") + size("optimizer.safetensors");
+    assert!((said / stored - 1.0).abs() < 0.05, "{said} kB is about {stored} kB");
+    let (_, after) = ended.stdout.split_once("\nevery step publishes ").unwrap();
+    let published: f64 = after.split_once(" kB of weights, as F32\n").unwrap().0.parse().unwrap();
+    assert!((4.0 * published / said - 1.0).abs() < 0.05, "{published} kB of {said} kB");
+    assert!(ended.stdout.contains("\nmemory: 1 MB at least, "), "{ended:#?}");
+    let many = ["local.keep_checkpoints=1000000000", "local.checkpoint_every=1", "schedule.num_steps=2000000000"];
+    let many = many.iter().flat_map(|change| ["--set", change]);
+    let again: Vec<&str> = ["train", "tiny.toml", "--run-dir", "again"].into_iter().chain(many).collect();
+    let says = [" of free space for 1000000001 checkpoints of ", "keep fewer (local.keep_checkpoints)"];
+    refused(&folder, &again, &says);
+    assert!(!folder.path("again").exists(), "a refused run leaves nothing");
+    folder.call(&[&again[..], &["--dry-run"]].concat()).success();
 }
 
 /// The base of an adapter's run is needed for whatever is done with the run, and it must be the same.

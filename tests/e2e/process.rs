@@ -214,6 +214,10 @@ fn process_1_ends_when_it_is_told_to() {
             false => Some(process.id()),
         };
         wait_until("a process that listens", || told_process().is_some_and(listens));
+        if args != ["verify"] {
+            // Process 1 listens from its beginning, and ends at once until it knows how its command ends in order.
+            wait_until("it to wait for a server", || process.said_so_far().contains("still trying to connect to "));
+        }
         signal("-TERM", told_process().unwrap());
         let told = Instant::now();
         let ended = process.end();

@@ -205,6 +205,7 @@ fn permissions_are_the_least_that_works() {
         "autodidact.r.audit.t0.0",
         "autodidact.r.key.t0.0",
         "autodidact.r.weights.d.0",
+        "autodidact.r.base.d.0.0",
         "autodidact.r.version",
         "$KV.autodidact_runs.r.run",
         "$JS.API.STREAM.CREATE.autodidact_r_task",
@@ -219,6 +220,7 @@ fn permissions_are_the_least_that_works() {
         "autodidact.r.group.actor-9.t0.0",
         "autodidact.r.scored.verifier-9.t0.0",
         "autodidact.r.refused.verifier-9",
+        "autodidact.r.wanted.verifier-9",
     ];
     let of_actor_0 = [
         "autodidact.r.group.actor-0.t0.0",
@@ -259,7 +261,13 @@ fn permissions_are_the_least_that_works() {
             let plays = name.starts_with("actor");
             assert_eq!(user.may_subscribe("autodidact.r.version").await, plays, "{name} hears of versions");
             let learns = name == "learner";
-            assert_eq!(user.may_subscribe("autodidact.r.refused.*").await, learns, "{name} hears of refusals");
+            for subject in ["autodidact.r.refused.*", "autodidact.r.wanted.*"] {
+                assert_eq!(user.may_subscribe(subject).await, learns, "{name} listens to {subject}");
+            }
+            let base = "$JS.API.DIRECT.GET.autodidact_r_base.autodidact.r.base.d.0.0";
+            assert!(user.may_publish(base).await, "{name} reads the pretrained model");
+            let wanted = format!("autodidact.r.wanted.{name}");
+            assert_eq!(user.may_publish(&wanted).await, !learns, "{name} asks for the pretrained model");
             assert!(!user.may_subscribe("autodidact.>").await, "{name} listens to everything");
         }
     });

@@ -30,6 +30,9 @@ pub(super) enum Queue {
     Keys,
     /// `weights.DIGEST`, which holds the number of bytes, and `weights.DIGEST.PIECE`: also a store.
     Weights,
+    /// `base.DIGEST`, which lists the files of the pretrained model, and `base.DIGEST.FILE.PIECE`: also a store. Runs from random
+    /// weights have none.
+    Base,
     /// `dead.WORKER.QUEUE`: messages that could not be read or judged, for people to look at.
     Dead,
 }
@@ -45,6 +48,10 @@ pub struct StreamLimits {
     pub lease: Duration,
     /// Number of servers that keep a copy of each stream.
     pub num_replicas: usize,
+    /// Bytes of all weights that may be stored at a time, which the server reserves. 0 reserves nothing, and limits nothing.
+    pub weights_bytes: u64,
+    /// Bytes of the pretrained model's files, likewise. 0 if the run begins with none.
+    pub base_bytes: u64,
 }
 
 /// A configuration on the server that differs from the requested one.
@@ -61,7 +68,7 @@ pub(super) const RUNS: &str = "autodidact_runs";
 const SLACK: usize = 4;
 /// How many messages that were set aside are kept; the oldest are dropped first.
 const MAX_DEAD: i64 = 1000;
-pub(super) const MAX_DEAD_BYTES: i64 = 64 << 20;
+const MAX_DEAD_BYTES: i64 = 64 << 20;
 /// How long the server recognises a repeated message id. A message that is retried for longer may be stored twice.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -100,7 +107,14 @@ pub(super) fn fingerprint_of(stream: &str) -> Option<&str> {
 }
 
 impl Queue {
-    const ALL: [Queue; 6] = [Queue::Tasks, Queue::Groups, Queue::Scored, Queue::Keys, Queue::Weights, Queue::Dead];
+    const ALL: [Queue; 7] =
+        [Queue::Tasks, Queue::Groups, Queue::Scored, Queue::Keys, Queue::Weights, Queue::Base, Queue::Dead];
+
+    /// Returns the streams that a run has.
+    fn of_run(terms: &StreamLimits) -> impl Iterator<Item = Queue> {
+        let has_base = terms.base_bytes > 0;
+        Queue::ALL.into_iter().filter(move |queue| *queue != Queue::Base || has_base)
+    }
 
     pub(super) fn token(self) -> &'static str {
         match self {
@@ -109,6 +123,7 @@ impl Queue {
             Queue::Scored => "scored",
             Queue::Keys => "key",
             Queue::Weights => "weights",
+            Queue::Base => "base",
             Queue::Dead => "dead",
         }
     }
@@ -119,13 +134,15 @@ impl Queue {
             Queue::Tasks => "actor",
             Queue::Groups => "verifier",
             Queue::Scored => "learner",
-            Queue::Keys | Queue::Weights | Queue::Dead => unreachable!("stores are looked up, not consumed"),
+            Queue::Keys | Queue::Weights | Queue::Base | Queue::Dead => {
+                unreachable!("stores are looked up, not consumed")
+            }
         }
     }
 
     /// Whether messages are looked up by subject rather than taken.
     fn is_store(self) -> bool {
-        matches!(self, Queue::Keys | Queue::Weights)
+        matches!(self, Queue::Keys | Queue::Weights | Queue::Base)
     }
 }
 
@@ -180,10 +197,26 @@ impl Layout {
         self.subject(Queue::Weights, &format!("{digest}.{piece}"))
     }
 
+    /// Returns the subject of the list of a pretrained model's files.
+    pub(super) fn base(&self, digest: Digest) -> String {
+        self.subject(Queue::Base, &digest.to_string())
+    }
+
+    /// Returns the subject of a piece of a pretrained model's file, both by number.
+    pub(super) fn base_piece(&self, digest: Digest, file: usize, piece: u64) -> String {
+        self.subject(Queue::Base, &format!("{digest}.{file}.{piece}"))
+    }
+
+    /// Returns the subject of a worker's requests for the pretrained model; no stream stores them.
+    pub(super) fn wanted(&self, worker: &str) -> String {
+        format!("autodidact.{}.wanted.{worker}", self.run)
+    }
+
     fn stream_config(&self, queue: Queue, terms: &StreamLimits) -> Config {
         let is_store = queue.is_store();
         let (discard, max_messages, max_bytes) = match queue {
-            Queue::Weights => (DiscardPolicy::New, -1, -1),
+            Queue::Weights => (DiscardPolicy::New, -1, reserved(terms.weights_bytes)),
+            Queue::Base => (DiscardPolicy::New, -1, reserved(terms.base_bytes)),
             Queue::Dead => (DiscardPolicy::Old, MAX_DEAD, MAX_DEAD_BYTES),
             // A full queue refuses new messages; it never drops those that it has accepted.
             _ => (DiscardPolicy::New, (SLACK * terms.max_tasks) as i64, -1),
@@ -196,7 +229,7 @@ impl Layout {
             },
             retention: match queue {
                 Queue::Tasks | Queue::Groups | Queue::Scored => RetentionPolicy::WorkQueue,
-                Queue::Keys | Queue::Weights | Queue::Dead => RetentionPolicy::Limits,
+                Queue::Keys | Queue::Weights | Queue::Base | Queue::Dead => RetentionPolicy::Limits,
             },
             discard,
             discard_new_per_subject: false,
@@ -214,10 +247,11 @@ impl Layout {
     /// Creates the streams of a run, or empties them: tasks of an earlier learner process are requested again.
     pub(super) async fn make_anew(&self, jetstream: &Context, terms: &StreamLimits) -> Result<(), async_nats::Error> {
         self.make_missing(jetstream, terms, || {}, |_, _, _| {}).await?;
-        for queue in Queue::ALL {
+        for queue in Queue::of_run(terms) {
             jetstream.update_stream(self.stream_config(queue, terms)).await?;
             let stream = jetstream.get_stream_no_info(self.stream(queue)).await?;
-            if queue != Queue::Dead {
+            // A run of this fingerprint always begins with the same model.
+            if !matches!(queue, Queue::Base | Queue::Dead) {
                 stream.purge().await?;
             }
             if let Some(config) = consumer_config(queue, terms) {
@@ -234,7 +268,7 @@ impl Layout {
         jetstream: &Context,
         terms: &StreamLimits,
     ) -> Result<Option<Difference>, async_nats::Error> {
-        for queue in Queue::ALL {
+        for queue in Queue::of_run(terms) {
             let config = self.stream_config(queue, terms);
             let stream = jetstream.get_stream(&config.name).await?;
             let (mut wanted, mut got) = (stream_terms(&config), stream_terms(&stream.cached_info().config));
@@ -268,7 +302,7 @@ impl Layout {
                 left = Some((name, num_messages));
                 continue;
             }
-            if queue == Queue::Weights {
+            if matches!(queue, Queue::Weights | Queue::Base) {
                 // Weights are large: purge them even if this user may not delete streams.
                 stream.purge().await?;
             }
@@ -286,7 +320,7 @@ impl Layout {
         missing: impl Fn(),
         look: impl Fn(Queue, u64, u64),
     ) -> Result<(), async_nats::Error> {
-        for queue in Queue::ALL {
+        for queue in Queue::of_run(terms) {
             let wanted = self.stream_config(queue, terms);
             let stream = match jetstream.get_stream(&wanted.name).await {
                 Ok(stream) => stream,
@@ -310,6 +344,17 @@ impl Layout {
     }
 }
 
+/// Returns the limit of a stream of that many bytes in pieces: with what the server adds to every message. -1 is no limit.
+fn reserved(num_bytes: u64) -> i64 {
+    if num_bytes == 0 { -1 } else { (num_bytes + num_bytes / 64 + (64 << 10)) as i64 }
+}
+
+/// Returns the bytes that a run reserves on its servers.
+pub(super) fn reserved_by(terms: &StreamLimits) -> u64 {
+    let limits = [MAX_DEAD_BYTES, reserved(terms.weights_bytes), reserved(terms.base_bytes)];
+    limits.iter().map(|limit| (*limit).max(0) as u64).sum::<u64>() * terms.num_replicas as u64
+}
+
 fn consumer_config(queue: Queue, terms: &StreamLimits) -> Option<pull::Config> {
     matches!(queue, Queue::Tasks | Queue::Groups | Queue::Scored).then(|| pull::Config {
         durable_name: Some(queue.consumer().to_owned()),
@@ -325,10 +370,10 @@ fn consumer_config(queue: Queue, terms: &StreamLimits) -> Option<pull::Config> {
 /// Describes the settings of a stream that are compared.
 fn stream_terms(config: &Config) -> String {
     let Config { subjects, retention, discard, max_messages, max_messages_per_subject, .. } = config;
-    let Config { duplicate_window, allow_direct, num_replicas, .. } = config;
+    let Config { max_bytes, duplicate_window, allow_direct, num_replicas, .. } = config;
     format!(
         "subjects {subjects:?}, retention {retention:?}, discard {discard:?}, max_msgs {max_messages}, \
-         max_msgs_per_subject {max_messages_per_subject}, duplicate_window {duplicate_window:?}, \
+         max_msgs_per_subject {max_messages_per_subject}, max_bytes {max_bytes}, duplicate_window {duplicate_window:?}, \
          allow_direct {allow_direct}, num_replicas {num_replicas}"
     )
 }
@@ -349,14 +394,22 @@ mod tests {
     #[test]
     fn what_a_server_made_otherwise_is_told_apart() {
         let seconds = Duration::from_secs;
-        let terms = StreamLimits { max_tasks: 8, ack_wait: seconds(30), lease: seconds(10), num_replicas: 1 };
+        let terms = StreamLimits {
+            max_tasks: 8,
+            ack_wait: seconds(30),
+            lease: seconds(10),
+            num_replicas: 1,
+            weights_bytes: 0,
+            base_bytes: 0,
+        };
         let layout = Layout::new("r");
-        let changes: [fn(&mut Config); 8] = [
+        let changes: [fn(&mut Config); 9] = [
             |config| config.subjects.truncate(1),
             |config| config.retention = RetentionPolicy::Interest,
             |config| config.discard = DiscardPolicy::Old,
             |config| config.max_messages = -1,
             |config| config.max_messages_per_subject = 7,
+            |config| config.max_bytes = 7,
             |config| config.duplicate_window = Duration::ZERO,
             |config| config.allow_direct = true,
             |config| config.num_replicas = 3,

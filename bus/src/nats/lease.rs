@@ -155,11 +155,15 @@ impl Server {
             };
             match made.await {
                 Ok(difference) => break difference,
-                // The stream of messages that were set aside is the largest; other streams take room as they fill.
+                // Other streams than these take room as they fill.
                 Err(error) if is_full(error.as_ref()) => {
+                    // Those that were made reserve room that others may need.
+                    if let Err(error) = layout.remove(&self.jetstream).await {
+                        tracing::debug!(%error, "could not remove the streams of a run that the server has no room for");
+                    }
                     return Err(Error::NoRoom {
                         server: self.settings.servers.to_string(),
-                        reason: with_room(error, "a run", layout::MAX_DEAD_BYTES as u64 * terms.num_replicas as u64),
+                        reason: with_room(error, "a run", layout::reserved_by(terms)),
                     });
                 }
                 Err(error) => patience.wait_after(error).await?,

@@ -8,6 +8,7 @@ mod address;
 mod answers;
 mod layout;
 mod lease;
+mod models;
 mod puller;
 mod server;
 mod survey;
@@ -35,6 +36,7 @@ use answers::with_room;
 use layout::{Layout, Queue};
 pub use layout::{StreamLimits, check_name};
 pub use lease::{Identity, Lease};
+pub use models::{StoredFile, StoredModel};
 use puller::{Held, Puller};
 use server::RETRY_PAUSE;
 pub use server::{Credentials, QueueCounts, Server, ServerCounts, Settings};
@@ -60,6 +62,8 @@ pub struct Nats {
     beats: tokio::sync::Mutex<Calls>,
     refusals: tokio::sync::Mutex<Calls>,
     versions: tokio::sync::Mutex<Calls>,
+    /// Requests for the pretrained model.
+    wanted: tokio::sync::Mutex<Calls>,
     tasks: Puller<Task>,
     groups: Puller<Group>,
     scored: Puller<ScoredGroup>,
@@ -121,6 +125,7 @@ impl Nats {
             beats: tokio::sync::Mutex::default(),
             refusals: tokio::sync::Mutex::default(),
             versions: tokio::sync::Mutex::default(),
+            wanted: tokio::sync::Mutex::default(),
             tasks: Puller::new(run, &worker, Queue::Tasks, PREFETCHED_TASKS, held.clone()),
             groups: Puller::new(run, &worker, Queue::Groups, PREFETCHED_GROUPS, held.clone()),
             scored: Puller::new(run, &worker, Queue::Scored, PREFETCHED_SCORED, held),

@@ -169,27 +169,40 @@ impl Pretrained {
         &self.path
     }
 
-    /// Hashes the files of the network: the GGUF file, or every `.json`, `.jinja` and `.safetensors` file of the folder with its
-    /// name. Equal files have equal digests wherever they lie.
+    /// Lists the files of the network with their names, in order: the GGUF file, or every `.json`, `.jinja` and `.safetensors`
+    /// file of the folder.
     ///
     /// # Errors
     /// [`FormatError::Io`].
-    pub fn digest(&self) -> Result<Digest, FormatError> {
-        let reading = || FormatError::io(&self.path, "a readable model");
+    pub fn files(&self) -> Result<Vec<(String, PathBuf)>, FormatError> {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if self.gguf.is_some() {
-            return digest_of_file(&self.path);
+            return Ok(vec![(name(&self.path), self.path.clone())]);
         }
-        let mut parts = Vec::new();
+        let reading = || FormatError::io(&self.path, "a readable model");
+        let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.path).map_err(reading())? {
             let path = entry.map_err(reading())?.path();
             let is_part = |extension: &OsStr| ["json", "jinja", "safetensors"].iter().any(|part| extension == *part);
             if path.extension().is_some_and(is_part) && path.is_file() {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                parts.push((name, digest_of_file(&path)?));
+                files.push((name(&path), path));
             }
         }
-        parts.sort();
-        Ok(Digest::of(&parts))
+        files.sort();
+        Ok(files)
+    }
+
+    /// Hashes the [files](Pretrained::files) of the network, those of a folder with their names. Equal files have equal digests
+    /// wherever they lie.
+    ///
+    /// # Errors
+    /// [`FormatError::Io`].
+    pub fn digest(&self) -> Result<Digest, FormatError> {
+        if self.gguf.is_some() {
+            return digest_of_file(&self.path);
+        }
+        let parts = self.files()?.into_iter().map(|(name, path)| Ok((name, digest_of_file(&path)?)));
+        Ok(Digest::of(&parts.collect::<Result<Vec<_>, FormatError>>()?))
     }
 
     /// Reads the weights as F32. Beside them, memory holds a few rows at a time.
