@@ -1,20 +1,53 @@
 use crate::cpu::kernels::{exp, vectorized};
 use proto::{CounterRng, LegalTokens, TokenId};
 
-/// Evaluates an expression over the legal tokens, in ascending order, with vector instructions.
-macro_rules! over_legal {
-    ($legal:expr, $logits:expr, |$tokens:ident| $body:expr) => {
-        match $legal {
-            LegalTokens::Any => {
-                let $tokens = 0..$logits.len();
-                vectorized!({ $body })
+/// Legal logits that are computed together, with vector instructions.
+const CHUNK: usize = 64;
+
+/// Calls a function with the logits of the legal tokens, in ascending order: chunks, each with the number of its logits. What follows
+/// them is negative infinity.
+#[inline(always)]
+fn for_chunks(legal: &LegalTokens, logits: &[f32], mut call: impl FnMut(&[f32; CHUNK], usize)) {
+    let mut rest = [f32::NEG_INFINITY; CHUNK];
+    match legal {
+        LegalTokens::Any => {
+            let (chunks, last) = logits.as_chunks();
+            for chunk in chunks {
+                call(chunk, CHUNK);
             }
-            LegalTokens::Only(set) => {
-                let $tokens = set.iter().map(|token| token as usize);
-                vectorized!({ $body })
+            rest[..last.len()].copy_from_slice(last);
+            call(&rest, last.len());
+        }
+        LegalTokens::Only(set) => {
+            let mut len = 0;
+            for token in set.iter() {
+                rest[len] = logits[token as usize];
+                len += 1;
+                if len == CHUNK {
+                    call(&rest, CHUNK);
+                    (rest, len) = ([f32::NEG_INFINITY; CHUNK], 0);
+                }
+            }
+            call(&rest, len);
+        }
+    }
+}
+
+/// Changes the gradients of the legal logits.
+#[inline(always)]
+fn change_legal(legal: &LegalTokens, logits: &[f32], grad_logits: &mut [f32], change: impl Fn(&mut f32, f32)) {
+    match legal {
+        LegalTokens::Any => {
+            for (grad, logit) in grad_logits.iter_mut().zip(logits) {
+                change(grad, *logit);
             }
         }
-    };
+        LegalTokens::Only(set) => {
+            for token in set.iter() {
+                change(&mut grad_logits[token as usize], logits[token as usize]);
+            }
+        }
+    }
 }
 
 /// Maximum and sum of exponentials over the legal tokens.
@@ -27,16 +60,52 @@ struct LegalSoftmax {
 
 impl LegalSoftmax {
     #[inline(always)]
-    fn new(logits: &[f32], tokens: impl Iterator<Item = usize> + Clone, inverse_temperature: f32) -> LegalSoftmax {
-        let scaled = |token: usize| logits[token] * inverse_temperature;
-        let max = tokens.clone().map(scaled).fold(f32::NEG_INFINITY, f32::max);
-        let sum = tokens.map(|token| exp(scaled(token) - max)).fold(0.0, |sum, weight| sum + weight);
-        LegalSoftmax { max, sum, inverse_temperature }
+    fn new(logits: &[f32], legal: &LegalTokens, inverse_temperature: f32) -> LegalSoftmax {
+        let mut lanes = [f32::NEG_INFINITY; CHUNK];
+        for_chunks(
+            legal,
+            logits,
+            #[inline(always)]
+            |chunk, _| {
+                for (lane, logit) in lanes.iter_mut().zip(chunk) {
+                    *lane = lane.max(logit * inverse_temperature);
+                }
+            },
+        );
+        let max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let mut softmax = LegalSoftmax { max, sum: 0.0, inverse_temperature };
+        let mut sum = 0.0;
+        for_chunks(
+            legal,
+            logits,
+            #[inline(always)]
+            |chunk, len| {
+                for weight in &softmax.weights(chunk)[..len] {
+                    sum += weight;
+                }
+            },
+        );
+        softmax.sum = sum;
+        softmax
+    }
+
+    #[inline(always)]
+    fn shifted(&self, logit: f32) -> f32 {
+        logit * self.inverse_temperature - self.max
     }
 
     #[inline(always)]
     fn weight(&self, logit: f32) -> f32 {
-        exp(logit * self.inverse_temperature - self.max)
+        exp(self.shifted(logit))
+    }
+
+    #[inline(always)]
+    fn weights(&self, logits: &[f32; CHUNK]) -> [f32; CHUNK] {
+        let mut weights = *logits;
+        for weight in &mut weights {
+            *weight = self.weight(*weight);
+        }
+        weights
     }
 
     #[inline(always)]
@@ -46,10 +115,23 @@ impl LegalSoftmax {
 
     /// log(sum) - E[logit - max].
     #[inline(always)]
-    fn entropy(&self, logits: &[f32], tokens: impl Iterator<Item = usize>) -> f32 {
-        let scaled = |token: usize| logits[token] * self.inverse_temperature - self.max;
-        let weighted = tokens.map(|token| self.weight(logits[token]) * scaled(token));
-        libm::logf(self.sum) - weighted.fold(0.0, |sum, term| sum + term) / self.sum
+    fn entropy(&self, logits: &[f32], legal: &LegalTokens) -> f32 {
+        let mut sum = 0.0;
+        for_chunks(
+            legal,
+            logits,
+            #[inline(always)]
+            |chunk, len| {
+                let mut terms = self.weights(chunk);
+                for (term, logit) in terms.iter_mut().zip(chunk) {
+                    *term *= self.shifted(*logit);
+                }
+                for term in &terms[..len] {
+                    sum += term;
+                }
+            },
+        );
+        libm::logf(self.sum) - sum / self.sum
     }
 }
 
@@ -63,7 +145,7 @@ impl LegalSoftmax {
 /// assert!((logprob - 0.5f32.ln()).abs() < 1e-6);
 /// ```
 pub fn masked_logprob(logits: &[f32], legal: &LegalTokens, target: TokenId) -> f32 {
-    over_legal!(legal, logits, |tokens| LegalSoftmax::new(logits, tokens, 1.0).logprob(logits[target as usize]))
+    vectorized!({ LegalSoftmax::new(logits, legal, 1.0).logprob(logits[target as usize]) })
 }
 
 /// Adds `scale` times the gradient of [`masked_logprob`] to `grad_logits`.
@@ -74,29 +156,39 @@ pub(crate) fn masked_logprob_backward(
     scale: f32,
     grad_logits: &mut [f32],
 ) {
-    over_legal!(legal, logits, |tokens| {
-        let softmax = LegalSoftmax::new(logits, tokens.clone(), 1.0);
-        for token in tokens {
-            grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum);
-        }
+    vectorized!({
+        let softmax = LegalSoftmax::new(logits, legal, 1.0);
+        change_legal(
+            legal,
+            logits,
+            grad_logits,
+            #[inline(always)]
+            |grad, logit| *grad -= scale * (softmax.weight(logit) / softmax.sum),
+        );
         grad_logits[target as usize] += scale;
     });
 }
 
 /// Computes the entropy over the legal tokens, in nats.
 pub(crate) fn masked_entropy(logits: &[f32], legal: &LegalTokens) -> f32 {
-    over_legal!(legal, logits, |tokens| LegalSoftmax::new(logits, tokens.clone(), 1.0).entropy(logits, tokens))
+    vectorized!({ LegalSoftmax::new(logits, legal, 1.0).entropy(logits, legal) })
 }
 
 /// Adds `scale` times the gradient of [`masked_entropy`] to `grad_logits`.
 pub(crate) fn masked_entropy_backward(logits: &[f32], legal: &LegalTokens, scale: f32, grad_logits: &mut [f32]) {
-    over_legal!(legal, logits, |tokens| {
-        let softmax = LegalSoftmax::new(logits, tokens.clone(), 1.0);
-        let (entropy, log_sum) = (softmax.entropy(logits, tokens.clone()), libm::logf(softmax.sum));
-        for token in tokens {
-            let logprob = logits[token] - softmax.max - log_sum;
-            grad_logits[token] -= scale * (softmax.weight(logits[token]) / softmax.sum) * (logprob + entropy);
-        }
+    vectorized!({
+        let softmax = LegalSoftmax::new(logits, legal, 1.0);
+        let (entropy, log_sum) = (softmax.entropy(logits, legal), libm::logf(softmax.sum));
+        change_legal(
+            legal,
+            logits,
+            grad_logits,
+            #[inline(always)]
+            |grad, logit| {
+                let logprob = logit - softmax.max - log_sum;
+                *grad -= scale * (softmax.weight(logit) / softmax.sum) * (logprob + entropy);
+            },
+        );
     });
 }
 
@@ -112,24 +204,44 @@ pub fn sample(logits: &[f32], legal: &LegalTokens, temperature: f32, rng: &mut C
     let is_none_legal = matches!(legal, LegalTokens::Only(set) if set.is_empty());
     assert!(!is_none_legal, "sample: expected a legal token, got none");
     if temperature == 0.0 {
-        let better = |best: usize, token: usize| if logits[token] > logits[best] { token } else { best };
-        let best = over_legal!(legal, logits, |tokens| tokens.reduce(better));
-        let best = best.expect("a token is legal") as TokenId;
+        let better = |best: TokenId, token: TokenId| {
+            if logits[token as usize] > logits[best as usize] { token } else { best }
+        };
+        let best = match legal {
+            LegalTokens::Any => (0..logits.len() as TokenId).reduce(better),
+            LegalTokens::Only(set) => set.iter().reduce(better),
+        };
+        let best = best.expect("a token is legal");
         return (best, masked_logprob(logits, legal, best));
     }
     let threshold = rng.unit_f64();
-    over_legal!(legal, logits, |tokens| {
-        let softmax = LegalSoftmax::new(logits, tokens.clone(), 1.0 / temperature);
+    vectorized!({
+        let softmax = LegalSoftmax::new(logits, legal, 1.0 / temperature);
         let threshold = threshold * f64::from(softmax.sum);
-        let (mut cumulative, mut drawn) = (0.0, 0);
-        for token in tokens {
-            drawn = token;
-            cumulative += f64::from(softmax.weight(logits[token]));
-            if cumulative > threshold {
-                break;
-            }
-        }
-        (drawn as TokenId, softmax.logprob(logits[drawn]))
+        let (mut cumulative, mut place) = (0.0, 0);
+        for_chunks(
+            legal,
+            logits,
+            #[inline(always)]
+            |chunk, len| {
+                if cumulative > threshold {
+                    return;
+                }
+                for weight in &softmax.weights(chunk)[..len] {
+                    cumulative += f64::from(*weight);
+                    place += 1;
+                    if cumulative > threshold {
+                        break;
+                    }
+                }
+            },
+        );
+        // If rounding keeps the sum below the threshold, the last one.
+        let drawn = match legal {
+            LegalTokens::Any => place as TokenId - 1,
+            LegalTokens::Only(set) => set.iter().nth(place - 1).expect("as many tokens as places"),
+        };
+        (drawn, softmax.logprob(logits[drawn as usize]))
     })
 }
 
