@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use language::{Episode, Language, Next};
-use policy::{Draw, Policy};
+use policy::{Draw, Policy, ThreadPool};
 use proto::{
     Behavior, Choices, CounterRng, Group, LegalTokens, Purpose, Rollout, SetDictionary, StopReason, Task, TaskKind,
     TokenId, TokenSet, VersionSpan,
@@ -79,13 +79,15 @@ impl Engine {
         let num_fed = Arc::<AtomicU64>::default();
         let num_threads = config.backend.num_playing_threads(config.num_threads.max(1));
         let slots_per_thread = config.num_slots.div_ceil(num_threads).max(1);
+        // What a thread without rollouts leaves idle helps another.
+        let pool = ThreadPool::new(num_threads);
         for index in 0..num_threads {
             let (jobs, groups, newest) = (job_receiver.clone(), groups.clone(), newest.clone());
-            let (language, num_fed) = (language.clone(), num_fed.clone());
+            let (language, num_fed, pool) = (language.clone(), num_fed.clone(), pool.clone());
             let thread = format!("actor-{index}");
             let name = thread.clone();
             let play = move || {
-                let play = || play(language.as_ref(), &jobs, &newest, &groups, slots_per_thread, num_fed);
+                let play = || play(language.as_ref(), &jobs, &newest, &groups, (slots_per_thread, &pool), num_fed);
                 let failed = match catch_unwind(AssertUnwindSafe(play)) {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => Error::Policy { thread, source: error },
@@ -152,7 +154,7 @@ fn play(
     jobs: &Receiver<Job>,
     newest: &Newest,
     groups: &GroupSender,
-    num_slots: usize,
+    (num_slots, pool): (usize, &ThreadPool),
     num_fed: Arc<AtomicU64>,
 ) -> Result<(), policy::Error> {
     let mut slots = Slots::new(num_slots, num_fed);
@@ -195,7 +197,7 @@ fn play(
                     policy
                 }
                 None => {
-                    let policy = wanted.weights.policy(num_slots)?;
+                    let policy = wanted.weights.shared_policy(num_slots, pool)?;
                     &mut playing.insert((wanted, policy)).1
                 }
             };

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::candle::{CandleBase, CandlePolicy, CandleScorer, CandleTrainer, CandleWeights};
 use crate::cpu::{CpuBase, CpuPolicy, CpuScorer, CpuTrainer, PackedWeights};
 use crate::weights::Placed;
-use crate::{Division, Error, ModelConfig, Params, Policy, Scorer, TensorSpec, Trainer, TrainingState, Weights};
+use crate::{
+    Division, Error, ModelConfig, Params, Policy, Scorer, TensorSpec, ThreadPool, Trainer, TrainingState, Weights,
+};
 
 /// The device that a network plays or trains on: `cpu`, `candle-cpu` or `cuda[:N]`.
 ///
@@ -197,8 +199,17 @@ impl Weights {
     /// # Errors
     /// [`Error::Tensor`] when the device has no room.
     pub fn policy(&self, num_slots: usize) -> Result<Box<dyn Policy>, Error> {
+        self.shared_policy(num_slots, &ThreadPool::new(1))
+    }
+
+    /// Creates a policy with `num_slots` slots, which uses the threads of the pool on the CPU if the network is large. Any number of
+    /// them computes the same bits.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device has no room.
+    pub fn shared_policy(&self, num_slots: usize, pool: &ThreadPool) -> Result<Box<dyn Policy>, Error> {
         Ok(match &self.placed {
-            Placed::Cpu(weights) => Box::new(CpuPolicy::new(weights.clone(), num_slots)),
+            Placed::Cpu(weights) => Box::new(CpuPolicy::new(weights.clone(), num_slots, pool.clone())),
             Placed::Candle(weights) => Box::new(CandlePolicy::new(weights.clone(), num_slots)?),
         })
     }

@@ -25,7 +25,7 @@ use proto::{CounterRng, LegalTokens, TokenId};
 
 pub use adapter::Adapter;
 pub use config::{AttentionShape, ModelConfig, RopeScaling, TensorSpec, Variant};
-pub use cpu::merge_adapter;
+pub use cpu::{ThreadPool, merge_adapter};
 pub use device::{Backend, Base, Device};
 pub use losses::{
     BatchScores, ClippedSurrogate, CrossEntropy, Dpo, Loss, LossBatch, LossGrad, ReferenceKl, Scores,

@@ -1,9 +1,9 @@
 //! Results do not depend on what else is computed: the tests draw random shapes and compare bits.
 
-use policy::cpu::kernels::{MatrixView, PackedMatrix, Start, matmul, matmul_on, matmul_transposed};
+use policy::cpu::kernels::{MatrixView, PackedMatrix, Part, Start, matmul, matmul_on, matmul_transposed, parts};
 use policy::{
     Backend, ClippedSurrogate, CrossEntropy, Device, Division, Feed, Loss, LossBatch, ModelConfig, Numerics,
-    OptimizerStep, Params, Policy, Sequence, Trainer, TrainingState, Variant, masked_logprob,
+    OptimizerStep, Params, Policy, Sequence, ThreadPool, Trainer, TrainingState, Variant, masked_logprob,
 };
 use proptest::prelude::*;
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
@@ -84,6 +84,12 @@ proptest! {
             let mut out = vec![f32::NAN; m * n];
             matmul_on(set, MatrixView::row_major(&left, k), m, &packed, Start::Zero, &mut out);
             prop_assert_eq!(&out, &expected, "{:?}", set);
+        }
+        for num_parts in [2, 3, 100] {
+            let mut out = vec![f32::NAN; m * n];
+            let parts = parts(MatrixView::row_major(&left, k), m, &packed, Start::Zero, num_parts, &mut out);
+            parts.into_iter().rev().for_each(Part::run);
+            prop_assert_eq!(&out, &expected, "{} parts", num_parts);
         }
         // The transposed views read the same matrices.
         let transpose = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
@@ -289,6 +295,77 @@ fn decoding_in_pieces_gives_the_same_bits() {
         }
         assert_eq!(*policy.logits().unwrap(), whole, "pieces of {piece}");
     }
+}
+
+/// Slots share what they begin with, in whatever order they are copied, shortened, emptied and continued.
+#[test]
+fn slots_that_begin_alike_have_the_bits_of_each_alone() {
+    const NUM_SLOTS: usize = 5;
+    let params = Params::init(&config(), 5);
+    let (mut shared, mut alone) = (policy(&config(), &params, NUM_SLOTS), policy(&config(), &params, 1));
+    let mut held = vec![Vec::<TokenId>::new(); NUM_SLOTS];
+    let mut num_copied = 0;
+    for step in 0..600 {
+        let mut rng = CounterRng::new(6, Purpose::Init, step, 0, 0);
+        let mut below = |limit: usize| rng.below(limit as u64) as usize;
+        let (slot, other, choice) = (below(NUM_SLOTS), below(NUM_SLOTS), below(8));
+        if choice == 0 {
+            shared.reset(slot);
+            held[slot].clear();
+        } else if choice < 4 {
+            let len = below(held[slot].len() + 1);
+            shared.fork(slot, other, len).unwrap();
+            held[other] = held[slot][..len].to_vec();
+            num_copied += usize::from(slot != other && len > 16);
+        } else {
+            let mut slots = vec![slot, other];
+            slots.dedup();
+            let pieces = slots.into_iter().map(|slot| {
+                let len = (1 + below(40)).min(80 - held[slot].len());
+                (slot, (0..len).map(|_| below(40) as TokenId).collect::<Vec<_>>())
+            });
+            let pieces: Vec<_> = pieces.filter(|(_, tokens)| !tokens.is_empty()).collect();
+            let feeds = pieces.iter().map(|(slot, tokens)| Feed { slot: *slot, tokens });
+            shared.feed(&feeds.collect::<Vec<_>>()).unwrap();
+            for ((slot, tokens), logits) in pieces.iter().zip(shared.logits().unwrap().chunks_exact(40)) {
+                held[*slot].extend(tokens);
+                alone.reset(0);
+                alone.feed(&[Feed { slot: 0, tokens: &held[*slot] }]).unwrap();
+                assert_eq!(logits, &*alone.logits().unwrap(), "slot {slot} after {step} steps");
+            }
+        }
+    }
+    assert!(num_copied > 50, "expected many copies, got {num_copied}");
+}
+
+/// A network that is large enough for threads to share its products.
+#[test]
+fn idle_threads_help_without_changing_a_bit() {
+    let config = ModelConfig { vocabulary_size: 4_128, ff_dim: 2_048, ..config() };
+    let weights = Backend::Cpu.load(&config, &Params::init(&config, 7)).unwrap();
+    let tokens: Vec<TokenId> = (0..60).collect();
+    let mut logits = Vec::new();
+    for num_threads in [1, 2, 3, 7] {
+        let pool = ThreadPool::new(num_threads);
+        let play = || {
+            let mut policy = weights.shared_policy(9, &pool).unwrap();
+            policy.feed(&[Feed { slot: 8, tokens: &tokens }]).unwrap();
+            let mut logits = policy.logits().unwrap().to_vec();
+            for num_rows in [1, 3, 8] {
+                let feeds: Vec<Feed<'_>> =
+                    (0..num_rows).map(|slot| Feed { slot, tokens: &tokens[slot..=slot] }).collect();
+                policy.feed(&feeds).unwrap();
+                logits.extend_from_slice(&policy.logits().unwrap());
+            }
+            logits
+        };
+        // Two threads with work, of which one is helped.
+        let played =
+            std::thread::scope(|scope| [(); 2].map(|()| scope.spawn(play)).map(|thread| thread.join().unwrap()));
+        logits.extend(played);
+    }
+    assert_eq!(logits[0].len(), 13 * config.vocabulary_size);
+    assert!(logits.iter().all(|other| *other == logits[0]), "threads change a bit");
 }
 
 /// The fixed pass has the same hash on every machine. If it changes, every run changes, and the changelog must say so.

@@ -2,6 +2,7 @@
 //! alone or in a batch, on one thread or many.
 
 mod base;
+mod cache;
 mod chunk;
 mod gradients;
 pub mod kernels;
@@ -15,6 +16,7 @@ mod threads;
 mod trainer;
 
 pub use merge::merge_adapter;
+pub use threads::ThreadPool;
 
 pub(crate) use base::CpuBase;
 pub(crate) use packed::PackedWeights;

@@ -105,29 +105,36 @@ pub fn set_position(blocks: &mut [f32], position: usize, x: &[f32]) {
 ///
 /// - `queries`: rotated and divided by sqrt(head_dim).
 /// - `seen`: the positions that each row sees; their ends ascend.
+/// - `parts`: where the keys and values of which positions lie, in order, at the place that they would have in a single part; all
+///   but the last end with a block.
 /// - `weights`: scratch; holds the attention weights afterwards, a row every `weight_stride`, a multiple of 16.
 /// - `out`: a row every `out_stride`.
 #[inline(always)]
-pub fn attend<const ROWS: usize>(
+pub fn attend<const ROWS: usize, const PARTS: usize>(
     queries: [&[f32]; ROWS],
     seen: [Range<usize>; ROWS],
-    key_values: KeyValues<'_>,
+    parts: &[(Range<usize>, KeyValues<'_>); PARTS],
     (weights, weight_stride): (&mut [f32], usize),
     (out, out_stride): (&mut [f32], usize),
 ) {
-    attention_weights(queries, &seen, key_values.keys, (&mut *weights, weight_stride));
+    let keys = parts.each_ref().map(|(positions, part)| (positions.clone(), part.keys));
+    attention_weights(queries, &seen, keys, (&mut *weights, weight_stride));
     let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * weight_stride..][..seen[row].end]);
-    weighted_rows(weights, key_values.values, key_values.value_stride, queries[0].len(), (out, out_stride));
+    let values = parts.each_ref().map(|(positions, part)| (positions.clone(), part.values));
+    weighted_rows(weights, values, parts[0].1.value_stride, queries[0].len(), (out, out_stride));
 }
 
 #[inline(always)]
-fn attention_weights<const ROWS: usize>(
+fn attention_weights<const ROWS: usize, const PARTS: usize>(
     queries: [&[f32]; ROWS],
     seen: &[Range<usize>; ROWS],
-    keys: &[f32],
+    keys: [(Range<usize>, &[f32]); PARTS],
     (weights, stride): (&mut [f32], usize),
 ) {
-    times_blocks(queries, keys, seen[ROWS - 1].end.div_ceil(LANES), (&mut *weights, stride));
+    for (positions, keys) in keys {
+        let blocks = positions.start / LANES..positions.end.min(seen[ROWS - 1].end).div_ceil(LANES);
+        times_blocks(queries, keys, blocks, (&mut *weights, stride));
+    }
     for (row, Range { start, end }) in seen.iter().cloned().enumerate() {
         let weights = &mut weights[row * stride..][..end.next_multiple_of(LANES)];
         weights[..start].fill(f32::NEG_INFINITY);
@@ -135,18 +142,17 @@ fn attention_weights<const ROWS: usize>(
     }
 }
 
-/// Multiplies head vectors by the first blocks `[head_dim, 16]`.
+/// Multiplies head vectors by some blocks `[head_dim, 16]`.
 #[inline(always)]
 fn times_blocks<const ROWS: usize>(
     x: [&[f32]; ROWS],
     blocks: &[f32],
-    num_blocks: usize,
+    Range { start: mut first, end }: Range<usize>,
     (out, stride): (&mut [f32], usize),
 ) {
-    let mut first = 0;
-    while first < num_blocks {
+    while first < end {
         // Four sums at a time hide the latency of a multiply-add.
-        match (num_blocks - first).min(4 / ROWS) {
+        match (end - first).min(4 / ROWS) {
             4.. => first += times_blocks_at::<ROWS, 4>(x, blocks, first, out, stride),
             2.. => first += times_blocks_at::<ROWS, 2>(x, blocks, first, out, stride),
             _ => first += times_blocks_at::<ROWS, 1>(x, blocks, first, out, stride),
@@ -183,11 +189,12 @@ fn times_blocks_at<const ROWS: usize, const BLOCKS: usize>(
     BLOCKS
 }
 
-/// Sums rows of `rows` (of `width` elements, at distance `stride`), weighted by each row of weights, in order.
+/// Sums rows (of `width` elements, at distance `stride`), weighted by each row of weights, in order. They lie in parts, each of which
+/// has some of them at their places.
 #[inline(always)]
-fn weighted_rows<const ROWS: usize>(
+fn weighted_rows<const ROWS: usize, const PARTS: usize>(
     weights: [&[f32]; ROWS],
-    rows: &[f32],
+    parts: [(Range<usize>, &[f32]); PARTS],
     stride: usize,
     width: usize,
     (out, out_stride): (&mut [f32], usize),
@@ -197,39 +204,46 @@ fn weighted_rows<const ROWS: usize>(
     let mut first = 0;
     while first < width {
         match ((width - first) / LANES).min(4 / ROWS) {
-            4.. => first += weighted_rows_at::<ROWS, 4>(shared_weights, rows, stride, first, out, out_stride),
-            2.. => first += weighted_rows_at::<ROWS, 2>(shared_weights, rows, stride, first, out, out_stride),
-            _ => first += weighted_rows_at::<ROWS, 1>(shared_weights, rows, stride, first, out, out_stride),
+            4.. => {
+                first += weighted_rows_at::<ROWS, 4, PARTS>(shared_weights, &parts, stride, first, (out, out_stride))
+            }
+            2.. => {
+                first += weighted_rows_at::<ROWS, 2, PARTS>(shared_weights, &parts, stride, first, (out, out_stride))
+            }
+            _ => first += weighted_rows_at::<ROWS, 1, PARTS>(shared_weights, &parts, stride, first, (out, out_stride)),
         }
     }
     for row in 1..ROWS {
         let sums = &mut out[row * out_stride..][..width];
         for (index, weight) in weights[row].iter().enumerate().skip(shared) {
-            let rows = &rows[index * stride..][..width];
+            let part = parts.iter().find(|(positions, _)| positions.contains(&index));
+            let rows = &part.expect("parts have all positions").1[index * stride..][..width];
             sums.iter_mut().zip(rows).for_each(|(sum, x)| *sum = weight.mul_add(*x, *sum));
         }
     }
 }
 
 #[inline(always)]
-fn weighted_rows_at<const ROWS: usize, const CHUNKS: usize>(
+fn weighted_rows_at<const ROWS: usize, const CHUNKS: usize, const PARTS: usize>(
     weights: [&[f32]; ROWS],
-    rows: &[f32],
+    parts: &[(Range<usize>, &[f32]); PARTS],
     stride: usize,
     first: usize,
-    out: &mut [f32],
-    out_stride: usize,
+    (out, out_stride): (&mut [f32], usize),
 ) -> usize {
     let len = weights[0].len();
     let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row][..len]);
     let mut sums = [[[0f32; LANES]; CHUNKS]; ROWS];
-    for index in 0..len {
-        let (chunks, _) = rows[index * stride + first..].as_chunks::<LANES>();
-        let chunks: &[[f32; LANES]; CHUNKS] = chunks.first_chunk().expect("the width is a multiple of 16");
-        for row in 0..ROWS {
-            for chunk in 0..CHUNKS {
-                for lane in 0..LANES {
-                    sums[row][chunk][lane] = weights[row][index].mul_add(chunks[chunk][lane], sums[row][chunk][lane]);
+    for (positions, rows) in parts {
+        for index in positions.start..positions.end.min(len) {
+            let (chunks, _) = rows[index * stride + first..].as_chunks::<LANES>();
+            let chunks: &[[f32; LANES]; CHUNKS] = chunks.first_chunk().expect("the width is a multiple of 16");
+            for row in 0..ROWS {
+                for chunk in 0..CHUNKS {
+                    for lane in 0..LANES {
+                        sums[row][chunk][lane] =
+                            weights[row][index].mul_add(chunks[chunk][lane], sums[row][chunk][lane]);
+                    }
                 }
             }
         }
@@ -330,14 +344,14 @@ fn forward_kv_head(
     let (width, head_dim, qkv_dim) = (shape.num_heads * shape.head_dim, shape.head_dim, shape.qkv_dim());
     set_positions(keys, start, qkv, qkv_dim, shape.key_offset(kv_head), head_dim);
     copy_columns(qkv, qkv_dim, shape.value_offset(kv_head), head_dim, &mut values[start * head_dim..]);
-    let key_values = KeyValues { keys, values, value_stride: head_dim };
+    let parts = [(0..start + qkv.len() / qkv_dim, KeyValues { keys, values, value_stride: head_dim })];
     for head in shape.heads_of(kv_head) {
         let column = head * head_dim;
         for_row_tiles!(qkv.len() / qkv_dim, |first, ROWS| {
             let queries: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &qkv[(first + row) * qkv_dim + column..][..head_dim]);
             let seen = std::array::from_fn(|row| shape.seen_by(start + first + row));
-            attend(queries, seen, key_values, (&mut *weights, stride), (&mut out[first * width + column..], width));
+            attend(queries, seen, &parts, (&mut *weights, stride), (&mut out[first * width + column..], width));
         });
     }
 }
@@ -472,9 +486,9 @@ fn backward_kv_head(
             let grad_outs: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &grad_out[(first + row) * width + column..][..head_dim]);
             let seen: [Range<usize>; ROWS] = std::array::from_fn(|row| shape.seen_by(start + first + row));
-            attention_weights(queries, &seen, keys, (&mut *weights, stride));
+            attention_weights(queries, &seen, [(0..start + num_rows, keys)], (&mut *weights, stride));
             let tile_len = seen[ROWS - 1].end;
-            times_blocks(grad_outs, values, tile_len.div_ceil(LANES), (&mut *grad_scores, stride));
+            times_blocks(grad_outs, values, 0..tile_len.div_ceil(LANES), (&mut *grad_scores, stride));
             for (row, seen) in seen.iter().enumerate() {
                 let row = row * stride..row * stride + tile_len.next_multiple_of(LANES);
                 softmax_backward(&mut weights[row.clone()], &mut grad_scores[row], seen.end);
@@ -482,7 +496,7 @@ fn backward_kv_head(
             let grad_scores: [&[f32]; ROWS] = std::array::from_fn(|row| &grad_scores[row * stride..][..tile_len]);
             let weights: [&[f32]; ROWS] = std::array::from_fn(|row| &weights[row * stride..][..tile_len]);
             let grad_queries = (&mut grad_qkv[first * qkv_dim + column..], qkv_dim);
-            weighted_rows(grad_scores, key_rows, head_dim, head_dim, grad_queries);
+            weighted_rows(grad_scores, [(0..tile_len, key_rows)], head_dim, head_dim, grad_queries);
             add_outer(grad_scores, queries, grad_keys);
             add_outer(weights, grad_outs, grad_values);
         });

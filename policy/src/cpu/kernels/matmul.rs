@@ -169,9 +169,67 @@ pub fn matmul_on(
     start: Start,
     out: &mut [f32],
 ) {
-    SCRATCH.with_borrow_mut(|scratch| {
-        arch.dispatch(Product { left, num_rows, right, start, scratch, out: &mut out[..num_rows * right.num_columns] });
-    });
+    parts(left, num_rows, right, start, 1, out).into_iter().for_each(|part| part.run_on(arch));
+}
+
+/// Divides a product of [`matmul`] by columns into up to `num_parts` parts, which any threads may run: an element is computed in the
+/// same way in whatever part it is.
+///
+/// # Panics
+/// When the slices are shorter than the shapes say.
+pub fn parts<'a>(
+    left: MatrixView<'a>,
+    num_rows: usize,
+    right: &'a PackedMatrix,
+    start: Start,
+    num_parts: usize,
+    out: &'a mut [f32],
+) -> Vec<Part<'a>> {
+    if right.num_columns == 0 {
+        return Vec::new();
+    }
+    let num_pairs = right.num_columns.div_ceil(2 * PANEL);
+    let num_parts = num_parts.clamp(1, num_pairs);
+    let mut parts = Vec::with_capacity(num_parts);
+    let mut rest: Vec<&mut [f32]> = out[..num_rows * right.num_columns].chunks_exact_mut(right.num_columns).collect();
+    let mut columns = 0..0;
+    for part in 1..=num_parts {
+        columns = columns.end..right.num_columns.min(num_pairs * part / num_parts * 2 * PANEL);
+        let out = if part == num_parts {
+            std::mem::take(&mut rest)
+        } else {
+            rest.iter_mut().map(|row| row.split_off_mut(..columns.len()).expect("a row is as long")).collect()
+        };
+        parts.push(Part { left, num_rows, right, columns: columns.clone(), start, out });
+    }
+    parts
+}
+
+/// Some columns of a product.
+pub struct Part<'a> {
+    left: MatrixView<'a>,
+    num_rows: usize,
+    right: &'a PackedMatrix,
+    /// The first begins a panel.
+    columns: Range<usize>,
+    start: Start,
+    /// Every row, these columns.
+    out: Vec<&'a mut [f32]>,
+}
+
+impl Part<'_> {
+    /// Computes it, with the machine's best instructions.
+    pub fn run(self) {
+        self.run_on(Arch::new());
+    }
+
+    fn run_on(mut self, arch: Arch) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Part { left, num_rows, right, columns, start, out } = &mut self;
+            let (left, num_rows, start, columns) = (*left, *num_rows, *start, columns.clone());
+            arch.dispatch(Product { left, num_rows, right, columns, start, scratch, out });
+        });
+    }
 }
 
 /// Multiplies `left [num_rows, n]` by the transpose of `right [k, n]` into `out [num_rows, k]`: to the last bit the product of
@@ -214,16 +272,17 @@ fn transpose_tile(rows: &[[f32; PANEL]], out: &mut [[f32; PANEL]]) {
     }
 }
 
-struct Product<'a> {
+struct Product<'a, 'b> {
     left: MatrixView<'a>,
     num_rows: usize,
     right: &'a PackedMatrix,
+    columns: Range<usize>,
     start: Start,
     scratch: &'a mut [f32],
-    out: &'a mut [f32],
+    out: &'a mut [&'b mut [f32]],
 }
 
-impl WithSimd for Product<'_> {
+impl WithSimd for Product<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -240,14 +299,15 @@ impl WithSimd for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl Product<'_, '_> {
     /// Computes tiles of `ROWS` rows and `PANELS` panels of `VECTORS` vectors.
     ///
     /// Processes a block of k and a part of the columns for a few tiles of rows at a time, panel by panel. A panel comes from the
     /// second-level cache once for all these tiles, and the factors of their rows stay in the first-level cache.
     #[inline(always)]
     fn tiles<S: Simd, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(self, simd: S) {
-        let Product { left, num_rows, right, start, scratch, out } = self;
+        let Product { left, num_rows, right, columns, start, scratch, out } = self;
+        let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
         let (panel_vectors, tail) = S::as_simd_f32s(&right.data);
         assert!(tail.is_empty(), "panels are whole vectors");
         let (mut panel_rows, _) = panel_vectors.as_chunks::<VECTORS>();
@@ -255,12 +315,19 @@ impl Product<'_> {
             let block_len = BLOCK.min(right.num_rows - first_k);
             let (block, rest) = panel_rows.split_at(block_len * right.num_columns.div_ceil(PANEL));
             panel_rows = rest;
+            let whole = &block[panels.start * block_len..panels.end * block_len];
+            let next_len = BLOCK.min(right.num_rows - first_k - block_len);
+            let next_block = &rest[panels.start * next_len..];
             let start = if first_k > 0 { Start::Out } else { start };
-            for (part, block) in block.chunks(PART_PANELS * block_len).enumerate() {
+            for (part, block) in whole.chunks(PART_PANELS * block_len).enumerate() {
+                let rest_of_block = &whole[whole.len().min((part + 1) * PART_PANELS * block_len)..];
+                let after = if rest_of_block.is_empty() { next_block } else { rest_of_block };
                 let first_column = part * PART_PANELS * PANEL;
                 for first_row in (0..num_rows).step_by(GROUP_TILES * ROWS) {
                     let len = (GROUP_TILES * ROWS).min(num_rows - first_row);
-                    let group = RowGroup { simd, first_row, len, block, block_len, first_column, start };
+                    // Later groups of rows find the block in the cache.
+                    let after = (first_row == 0).then_some(after);
+                    let group = RowGroup { simd, first_row, len, block, after, block_len, first_column, start };
                     let tiles = (0..len).step_by(ROWS).map(|row| (first_row + row, ROWS.min(len - row)));
                     if left.column_stride == 1 {
                         let (by_row, _) = scratch.as_chunks_mut::<BLOCK>();
@@ -268,20 +335,20 @@ impl Product<'_> {
                         for ((first_row, len), copy) in tiles.zip(&mut *by_row) {
                             copy_rows(left, first_row, len, first_k..first_k + block_len, copy);
                         }
-                        group.run::<PANELS, ROWS, _>(|tile| ByRow(&by_row[tile]), out, right.num_columns);
+                        group.run::<PANELS, ROWS, _>(|tile| ByRow(&by_row[tile]), out);
                     } else {
                         let (by_k, _) = scratch.as_chunks_mut::<ROWS>();
                         let (by_k, _) = by_k.as_chunks_mut::<BLOCK>();
                         for ((first_row, len), copy) in tiles.zip(&mut *by_k) {
                             copy_columns(left, first_row, len, first_k..first_k + block_len, copy);
                         }
-                        group.run::<PANELS, ROWS, _>(|tile| ByK(&by_k[tile]), out, right.num_columns);
+                        group.run::<PANELS, ROWS, _>(|tile| ByK(&by_k[tile]), out);
                     }
                 }
             }
         }
         if right.num_rows == 0 && start == Start::Zero {
-            out.fill(0.0);
+            out.iter_mut().for_each(|row| row.fill(0.0));
         }
     }
 }
@@ -360,8 +427,10 @@ struct RowGroup<'a, S: Simd, const VECTORS: usize> {
     len: usize,
     /// By panel, by k.
     block: &'a [[S::f32s; VECTORS]],
+    /// What follows the block, if both have to come from memory.
+    after: Option<&'a [[S::f32s; VECTORS]]>,
     block_len: usize,
-    /// Column of the first panel.
+    /// Column of the first panel, among those of the part.
     first_column: usize,
     start: Start,
 }
@@ -372,17 +441,19 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
     fn run<const PANELS: usize, const ROWS: usize, F: Factors<ROWS>>(
         &self,
         factors: impl Fn(usize) -> F,
-        out: &mut [f32],
-        num_columns: usize,
+        out: &mut [&mut [f32]],
     ) {
-        let mut groups = self.block.chunks_exact(PANELS * self.block_len);
+        let mut rest = self.block;
         let mut first_column = self.first_column;
-        for group in &mut groups {
-            self.panels::<PANELS, ROWS, F>(&factors, group, first_column, out, num_columns);
+        while let Some((group, later)) = rest.split_at_checked(PANELS * self.block_len) {
+            let next = self.after.map_or(&[][..], |after| if later.is_empty() { after } else { later });
+            let next = &next[..next.len().min(group.len())];
+            self.panels::<PANELS, ROWS, F>(&factors, (group, next), first_column, out);
             first_column += PANELS * PANEL;
+            rest = later;
         }
-        for panel in groups.remainder().chunks_exact(self.block_len) {
-            self.panels::<1, ROWS, F>(&factors, panel, first_column, out, num_columns);
+        for panel in rest.chunks_exact(self.block_len) {
+            self.panels::<1, ROWS, F>(&factors, (panel, &[]), first_column, out);
             first_column += PANEL;
         }
     }
@@ -391,46 +462,54 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
     fn panels<const PANELS: usize, const ROWS: usize, F: Factors<ROWS>>(
         &self,
         factors: &impl Fn(usize) -> F,
-        panels: &[[S::f32s; VECTORS]],
+        (panels, next): (&[[S::f32s; VECTORS]], &[[S::f32s; VECTORS]]),
         first_column: usize,
-        out: &mut [f32],
-        num_columns: usize,
+        out: &mut [&mut [f32]],
     ) {
+        // Tiles fetch as much of what comes next as they compute of what is here, so that neither waits for the other.
+        let num_tiles = self.len.div_ceil(ROWS);
+        let per_round = next.len().div_ceil(num_tiles * (self.block_len / UNROLL).max(1));
+        let per_tile = per_round * (self.block_len / UNROLL);
         let panels: [&[[S::f32s; VECTORS]]; PANELS] =
             std::array::from_fn(|panel| &panels[panel * self.block_len..(panel + 1) * self.block_len]);
-        let width = (PANELS * PANEL).min(num_columns - first_column);
         for (tile, first_row) in (0..self.len).step_by(ROWS).enumerate() {
             let len = ROWS.min(self.len - first_row);
             let factors = factors(tile);
-            let out = &mut out[(self.first_row + first_row) * num_columns + first_column..];
-            if len == ROWS && width == PANELS * PANEL {
-                self.tile(factors, panels, (out, num_columns));
+            let next = (&next[next.len().min(tile * per_tile)..], per_round);
+            let out = &mut out[self.first_row + first_row..][..len];
+            let width = (PANELS * PANEL).min(out[0].len() - first_column);
+            if let Some(out) = out.first_chunk_mut::<ROWS>()
+                && width == PANELS * PANEL
+            {
+                let rows = out.each_mut().map(|row| &mut row[first_column..]);
+                self.tile(factors, panels, next, rows);
             } else {
                 let mut whole = [[[0.0; PANEL]; PANELS]; ROWS];
-                for (row, whole) in whole[..len].iter_mut().enumerate() {
-                    whole.as_flattened_mut()[..width].copy_from_slice(&out[row * num_columns..][..width]);
+                for (out, whole) in out.iter().zip(&mut whole) {
+                    whole.as_flattened_mut()[..width].copy_from_slice(&out[first_column..][..width]);
                 }
-                self.tile(factors, panels, (whole.as_flattened_mut().as_flattened_mut(), PANELS * PANEL));
-                for (row, whole) in whole[..len].iter().enumerate() {
-                    out[row * num_columns..][..width].copy_from_slice(&whole.as_flattened()[..width]);
+                self.tile(factors, panels, next, whole.each_mut().map(|row| row.as_flattened_mut()));
+                for (out, whole) in out.iter_mut().zip(&whole) {
+                    out[first_column..][..width].copy_from_slice(&whole.as_flattened()[..width]);
                 }
             }
         }
     }
 
-    /// Multiplies a tile of rows by some panels.
+    /// Multiplies a tile of rows by some panels. Every round fetches some of what comes next.
     #[inline(always)]
     fn tile<const PANELS: usize, const ROWS: usize>(
         &self,
         factors: impl Factors<ROWS>,
         panels: [&[[S::f32s; VECTORS]]; PANELS],
-        (out, stride): (&mut [f32], usize),
+        (next, per_round): (&[[S::f32s; VECTORS]], usize),
+        mut out: [&mut [f32]; ROWS],
     ) {
         let simd = self.simd;
         let mut sums = [[[simd.splat_f32s(0.0); VECTORS]; PANELS]; ROWS];
         if self.start == Start::Out {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                *sums = *row_vectors::<S, PANELS, VECTORS>(&mut out[row * stride..]);
+            for (out, sums) in out.iter_mut().zip(&mut sums) {
+                *sums = *row_vectors::<S, PANELS, VECTORS>(out);
             }
         }
         // Several k per round: the loop's overhead beside the multiply-adds matters if a core is shared.
@@ -438,6 +517,8 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
         let panel_rounds = panels.map(|panel| &panel.as_chunks::<UNROLL>().0[..num_rounds]);
         #[expect(clippy::needless_range_loop, reason = "a round is one of each panel and of the factors")]
         for round in 0..num_rounds {
+            let fetched = next.get(round * per_round..(round + 1) * per_round).unwrap_or(&[]);
+            fetched.iter().for_each(prefetch);
             let panels: [&[_; UNROLL]; PANELS] = std::array::from_fn(|panel| &panel_rounds[panel][round]);
             for k in 0..UNROLL {
                 add_products(simd, |row| factors.at(row, round * UNROLL + k), panels.map(|panel| &panel[k]), &mut sums);
@@ -446,10 +527,27 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
         for k in num_rounds * UNROLL..self.block_len.min(BLOCK) {
             add_products(simd, |row| factors.at(row, k), panels.map(|panel| &panel[k]), &mut sums);
         }
-        for (row, sums) in sums.iter().enumerate() {
-            *row_vectors::<S, PANELS, VECTORS>(&mut out[row * stride..]) = *sums;
+        for (out, sums) in out.into_iter().zip(&sums) {
+            *row_vectors::<S, PANELS, VECTORS>(out) = *sums;
         }
     }
+}
+
+/// Asks for a row of a panel to be brought to the second-level cache. Without that, a product of few rows alternates between waiting
+/// for the memory and computing.
+#[inline(always)]
+fn prefetch<T>(row: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        #[expect(unsafe_code, reason = "no safe function asks for a cache line")]
+        // SAFETY: every x86-64 processor has the instruction, which changes nothing but caches.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(row).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
 }
 
 /// Adds the products of one k to a tile's sums.

@@ -41,7 +41,7 @@ pub use elementwise::{
     AdamWStep, adamw, add, exp, rms_norm, rms_norm_backward, rms_norm_in_place, softmax_in_place, sum, sum_lanes,
     swiglu, swiglu_backward,
 };
-pub use matmul::{MatrixView, PackedMatrix, Start, matmul, matmul_on, matmul_transposed};
+pub use matmul::{MatrixView, PackedMatrix, Part, Start, matmul, matmul_on, matmul_transposed, parts};
 pub use peak::{instruction_set, multiply_adds};
 
 /// Number of lanes in which long sums run.
