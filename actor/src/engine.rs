@@ -198,6 +198,8 @@ fn play(
                 }
                 None => {
                     let policy = wanted.weights.shared_policy(num_slots, pool)?;
+                    // A cache that was dropped held what the slots say that they hold.
+                    slots.begin_again(policy_version);
                     &mut playing.insert((wanted, policy)).1
                 }
             };

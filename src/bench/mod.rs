@@ -1,24 +1,38 @@
 //! `bench`: measures how fast this machine trains, decodes and judges, compared with its arithmetic peak and, with `--peer`,
-//! with PyTorch in the same minutes. Also measures a NATS server, compared with its client library and a file copy.
+//! with other programs in the same minutes. Also measures a NATS server, compared with its client library and a file copy.
 
 mod bus;
+mod memory;
 mod network;
 mod peer;
+mod pretrained;
+mod rounds;
 mod verify;
 
-use anyhow::{Result, ensure};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
 use policy::Device;
 use policy::cpu::kernels::instruction_set;
 use serde::Serialize;
 
 use self::network::{Decoding, Training};
-use crate::report::{count, percent, print, quoted, table};
+use self::pretrained::{Answering, Learning};
+use self::rounds::measure;
+use crate::report::{bytes, count, percent, print, quoted, table};
 use crate::run_config::LocalConfig;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure.
     what: What,
+    /// Pretrained model to decode or train with: a name from `model get`, a GGUF file, or a folder of Hugging Face. It answers countdown
+    /// problems after three worked examples.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["d_model", "positions"])]
+    model: Option<PathBuf>,
+    /// Tokens of an answer of the pretrained model.
+    #[arg(long, default_value_t = 64, requires = "model")]
+    answer_tokens: usize,
     /// Model width; 4 layers below 256, otherwise 6; 4 heads; SwiGLU three times as wide.
     #[arg(long, default_value_t = 128)]
     d_model: usize,
@@ -37,10 +51,11 @@ pub(crate) struct Args {
     /// Number of measurements per figure; the output has medians.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// Also measure PyTorch, alternating with autodidact.
+    /// Also measure other programs, alternating with autodidact: PyTorch; for a pretrained model transformers, for one answer llama.cpp,
+    /// for `grpo` TRL.
     #[arg(long)]
     peer: bool,
-    /// Python interpreter with PyTorch.
+    /// Python interpreter that has them.
     #[arg(long, default_value = "python3", value_name = "PROGRAM")]
     python: String,
     /// nats-server program that `bus` starts on a free port.
@@ -66,6 +81,8 @@ enum What {
     Train,
     /// Batched decoding with a KV cache, including sampling.
     Decode,
+    /// Steps of a pretrained model: 8 answers to each of 8 problems, and one update of all weights.
+    Grpo,
     /// Checking answers.
     Verify,
     /// Transferring groups and weights over a NATS server on this machine.
@@ -84,8 +101,11 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_gflops: Option<Spread>,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    peer_versions: Vec<String>,
+    /// The most memory that this process has had.
     #[serde(skip_serializing_if = "Option::is_none")]
-    peer_version: Option<String>,
+    peak_memory_bytes: Option<u64>,
 }
 
 /// One measured rate.
@@ -115,22 +135,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!((1..=100_000).contains(&args.batch), "batch: expected 1 to 100000, got {}", args.batch);
     ensure!(args.positions >= 12, "positions: expected 12 or more, got {}", args.positions);
     ensure!(args.threads <= 1_024, "threads: expected 0 to 1024, got {}", args.threads);
-    let has_peer = matches!(args.what, What::Train | What::Decode);
-    ensure!(!args.peer || has_peer, "--peer: expected train or decode, got verify or bus");
+    ensure!((1..=4_096).contains(&args.answer_tokens), "answer-tokens: expected 1 to 4096, got {}", args.answer_tokens);
+    let has_peer = matches!(args.what, What::Train | What::Decode | What::Grpo);
+    ensure!(!args.peer || has_peer, "--peer: expected train, decode or grpo, got verify or bus");
+    let takes_model = matches!(args.what, What::Decode | What::Grpo);
+    ensure!(args.model.is_none() || takes_model, "--model: expected decode or grpo, got another benchmark");
     let is_cpu = args.device == Device::Cpu;
-    ensure!(is_cpu || has_peer, "--device: expected cpu for verify and bus, got {}", args.device);
+    let takes_device = has_peer && args.model.is_none();
     ensure!(
-        is_cpu || !args.peer,
-        "--peer: expected --device cpu, the only device for PyTorch here, got {}",
+        is_cpu || takes_device,
+        "--device: expected cpu for verify, bus and a pretrained model, got {}",
         args.device
     );
+    ensure!(is_cpu || !args.peer, "--peer: expected --device cpu, the only device for peers, got {}", args.device);
     ensure!((1..=1_000_000).contains(&args.groups), "groups: expected 1 to 1000000, got {}", args.groups);
     let are_sizes = args.weights.iter().all(|mib| (1..=4_096).contains(mib));
     ensure!(are_sizes, "weights: expected 1 to 4096 MiB each, got {:?}", args.weights);
     ensure!((0.0..=3_600.0).contains(&args.seconds), "seconds: expected 0 to 3600, got {}", args.seconds);
     let report = match args.what {
-        What::Train => network::measure(args, &mut Training::new(args)?)?,
-        What::Decode => network::measure(args, &mut Decoding::new(args)?)?,
+        What::Train => measure(args, &mut Training::new(args)?)?,
+        What::Decode => match &args.model {
+            Some(model) => measure(args, &mut Answering::new(args, model)?)?,
+            None => measure(args, &mut Decoding::new(args)?)?,
+        },
+        What::Grpo => {
+            let model = args.model.as_deref().context("grpo: expected --model MODEL, got none")?;
+            measure(args, &mut Learning::new(args, model)?)?
+        }
         What::Verify => verify::measure(args)?,
         What::Bus => bus::measure(args)?,
     };
@@ -148,6 +179,7 @@ impl Args {
             bench: match self.what {
                 What::Train => "train",
                 What::Decode => "decode",
+                What::Grpo => "grpo",
                 What::Verify => "verify",
                 What::Bus => "bus",
             },
@@ -157,7 +189,8 @@ impl Args {
             threads: self.num_threads(),
             peak_gflops: None,
             rows,
-            peer_version: None,
+            peer_versions: Vec::new(),
+            peak_memory_bytes: None,
         }
     }
 }
@@ -182,12 +215,16 @@ impl Report {
         if let Some(peak) = self.peak_gflops {
             text += &format!("multiply-add peak {} GF/s\n", peak.show(|value| format!("{value:.0}")));
         }
-        if let Some(version) = &self.peer_version {
-            text += &format!("PyTorch {version}; ratios are autodidact over PyTorch, round by round\n");
+        if let Some(size) = self.peak_memory_bytes {
+            text += &format!("peak memory {}\n", bytes(size));
+        }
+        if !self.peer_versions.is_empty() {
+            let versions = self.peer_versions.join("; ");
+            text += &format!("{versions}; ratios are autodidact over these, round by round\n");
         }
         text += "medians (min to max)\n\n";
         let rows = self.rows.iter().map(|row| {
-            let mut cells = vec![row.name.clone(), format!("{} {}/s", row.per_second.show(count), row.unit)];
+            let mut cells = vec![row.name.clone(), format!("{} {}/s", row.per_second.show(rate), row.unit)];
             cells.extend(row.gflops.map(|value| format!("{} GF/s", value.show(|value| format!("{value:.0}")))));
             cells.extend(row.share_of_peak.map(|value| format!("{} of peak", value.show(percent))));
             cells.extend(row.ratio.map(|value| format!("{} x", value.show(|value| format!("{value:.2}")))));
@@ -195,6 +232,11 @@ impl Report {
         });
         text + &table(&rows.collect::<Vec<_>>())
     }
+}
+
+/// Formats a rate; small ones with decimals.
+fn rate(number: f64) -> String {
+    if number < 100.0 { format!("{number:.2}") } else { count(number) }
 }
 
 /// Returns the processor's name as Linux reports it, or the architecture on other systems.

@@ -1,80 +1,15 @@
+//! Networks of random weights that read symbols.
+
 use anyhow::Result;
-use policy::cpu::kernels::multiply_adds;
 use policy::{
-    CrossEntropy, Device, Division, Draw, Feed, LossBatch, ModelConfig, OptimizerStep, Params, Policy, Sequence,
-    Trainer, TrainingState,
+    CrossEntropy, Division, Draw, Feed, LossBatch, ModelConfig, OptimizerStep, Params, Policy, Sequence, Trainer,
+    TrainingState,
 };
 use proto::{CounterRng, LegalTokens, Purpose, TokenId};
-use tokio::time::Instant;
 
-use super::peer::Peer;
-use super::{Args, Report, Row, Spread};
-
-/// A workload that both our network and the peer run.
-pub(super) trait Workload {
-    /// Runs the workload once and returns the number of tokens.
-    fn run(&mut self) -> Result<usize>;
-
-    /// Returns the floating-point operations per token in matrix products with weights.
-    fn operations_per_token(&self) -> f64;
-}
-
-/// Measures a workload, the machine's peak and the peer in turn.
-pub(super) fn measure(args: &Args, workload: &mut dyn Workload) -> Result<Report> {
-    let mut peer = args.peer.then(|| Peer::start(args)).transpose()?;
-    let (mut ours, mut peaks, mut theirs) = (Vec::new(), Vec::new(), Vec::<Vec<(String, f64)>>::new());
-    // The first round is a warm-up for buffers, caches and the peer's compilation.
-    for round in 0..=args.repeats {
-        let start = Instant::now();
-        let num_tokens = workload.run()?;
-        let rate = num_tokens as f64 / start.elapsed().as_secs_f64();
-        let peak = peak(args.num_threads());
-        let peer_rates = peer.as_mut().map(Peer::round).transpose()?;
-        if round > 0 {
-            ours.push(rate);
-            peaks.push(peak);
-            theirs.extend(peer_rates);
-        }
-    }
-    let operations = workload.operations_per_token();
-    let shares = ours.iter().zip(&peaks).map(|(rate, peak)| rate * operations / peak);
-    // The peak is that of so many threads of the processor; candle has its own.
-    let is_of_kernels = args.device == Device::Cpu;
-    let mut rows = vec![Row {
-        name: format!("autodidact f32, {}", args.device),
-        unit: "tokens",
-        per_second: Spread::of(ours.iter().copied()),
-        gflops: Some(Spread::of(ours.iter().map(|rate| rate * operations / 1e9))),
-        share_of_peak: is_of_kernels.then(|| Spread::of(shares)),
-        ratio: None,
-    }];
-    for (mode, (name, _)) in theirs.first().into_iter().flatten().enumerate() {
-        let rates = theirs.iter().map(|round| round[mode].1);
-        rows.push(Row {
-            name: format!("PyTorch {name}"),
-            unit: "tokens",
-            per_second: Spread::of(rates.clone()),
-            gflops: None,
-            share_of_peak: None,
-            ratio: Some(Spread::of(ours.iter().zip(rates).map(|(ours, theirs)| ours / theirs))),
-        });
-    }
-    let peak_gflops = Some(Spread::of(peaks.iter().map(|peak| peak / 1e9)));
-    Ok(Report { peak_gflops, peer_version: peer.map(|peer| peer.version.clone()), ..args.report(rows) })
-}
-
-/// About 0.2 s of work on a machine with long vectors.
-const PEAK_ROUNDS: usize = 50_000_000;
-
-/// Measures multiply-adds in registers on all threads, in operations per second.
-fn peak(num_threads: usize) -> f64 {
-    let start = Instant::now();
-    let operations: f64 = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..num_threads).map(|_| scope.spawn(|| multiply_adds(PEAK_ROUNDS))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("arithmetic does not panic")).sum()
-    });
-    operations / start.elapsed().as_secs_f64()
-}
+use super::Args;
+use super::peer::Program;
+use super::rounds::{Workload, forward_operations};
 
 impl Args {
     pub(super) fn prompt(&self) -> usize {
@@ -96,10 +31,33 @@ impl Args {
     }
 }
 
+/// The same network in PyTorch.
+fn torch(args: &Args, what: &str) -> Vec<Program> {
+    let config = args.model();
+    let numbers = [
+        ("vocabulary-size", config.vocabulary_size),
+        ("positions", args.positions),
+        ("prompt", args.prompt()),
+        ("d-model", config.d_model),
+        ("num-layers", config.num_layers),
+        ("num-heads", config.num_heads),
+        ("ff-dim", config.ff_dim),
+        ("batch", args.batch),
+        ("threads", args.num_threads()),
+    ];
+    let numbers = numbers.iter().flat_map(|(name, number)| [format!("--{name}"), number.to_string()]);
+    vec![Program {
+        name: "PyTorch",
+        source: include_str!("../../tests/peers/torch_tiny.py"),
+        arguments: [what.to_owned()].into_iter().chain(numbers).collect(),
+    }]
+}
+
 pub(super) struct Training {
     trainer: Box<dyn Trainer>,
     config: ModelConfig,
     sequences: Vec<Sequence>,
+    peers: Vec<Program>,
 }
 
 impl Training {
@@ -123,6 +81,7 @@ impl Training {
             trainer: backend.trainer(&config, TrainingState::initial(&config, 0), division)?,
             sequences: (0..args.batch).map(|_| sequence()).collect(),
             config,
+            peers: torch(args, "train"),
         })
     }
 }
@@ -146,9 +105,13 @@ impl Workload for Training {
         Ok(num_tokens)
     }
 
-    fn operations_per_token(&self) -> f64 {
+    fn operations_per_unit(&self) -> f64 {
         // One forward pass, and two products in the backward pass: for inputs and for weights.
         3.0 * forward_operations(&self.config)
+    }
+
+    fn peers(&self) -> &[Program] {
+        &self.peers
     }
 }
 
@@ -158,6 +121,7 @@ pub(super) struct Decoding {
     prompt: Vec<TokenId>,
     positions: usize,
     config: ModelConfig,
+    peers: Vec<Program>,
 }
 
 impl Decoding {
@@ -173,6 +137,7 @@ impl Decoding {
             prompt: (0..args.prompt() as TokenId).map(|token| token % 64).collect(),
             positions: args.positions,
             config,
+            peers: torch(args, "decode"),
         })
     }
 }
@@ -189,9 +154,13 @@ impl Workload for Decoding {
         Ok(self.batch * (self.positions - self.prompt.len()))
     }
 
-    fn operations_per_token(&self) -> f64 {
+    fn operations_per_unit(&self) -> f64 {
         // Prompt tokens are not counted: they are not newly generated.
         forward_operations(&self.config)
+    }
+
+    fn peers(&self) -> &[Program] {
+        &self.peers
     }
 }
 
@@ -218,34 +187,4 @@ fn decode(
         pending = policy.sample(&mut draws)?.into_iter().map(|(token, _)| vec![token]).collect();
     }
     Ok(())
-}
-
-/// Returns the operations per token in matrix products with weights in the forward pass.
-fn forward_operations(config: &ModelConfig) -> f64 {
-    let is_product = |name: &str| !name.starts_with("embed");
-    let matrices = config.tensors().into_iter().filter(|spec| spec.shape.len() == 2 && is_product(&spec.name));
-    2.0 * matrices.map(|spec| spec.num_elements() as f64).sum::<f64>()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By hand: two blocks of 32 wide layers and a head of 64 tokens.
-    #[test]
-    fn operations_are_those_of_the_weights() {
-        let config = ModelConfig {
-            vocabulary_size: 64,
-            max_positions: 16,
-            d_model: 32,
-            num_layers: 2,
-            num_heads: 2,
-            num_kv_heads: 2,
-            ff_dim: 96,
-            variant: policy::Variant::default(),
-            adapter: None,
-        };
-        let block = 32 * 96 + 32 * 32 + 32 * 192 + 96 * 32;
-        assert_eq!(forward_operations(&config), f64::from(2 * (2 * block + 32 * 64)));
-    }
 }

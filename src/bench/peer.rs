@@ -4,55 +4,53 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{Args, What};
+/// A program in Python that runs the workload of a benchmark, one round for each line on its standard input. It answers with lines
+/// of JSON: first its version, then modes and their rates.
+pub(super) struct Program {
+    /// What it measures; begins the names of its modes.
+    pub(super) name: &'static str,
+    pub(super) source: &'static str,
+    pub(super) arguments: Vec<String>,
+}
 
-/// PyTorch in a separate process.
+/// A program in a separate process.
 pub(super) struct Peer {
     pub(super) version: String,
+    name: &'static str,
     process: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Peer {
-    pub(super) fn start(args: &Args) -> Result<Peer> {
-        let config = args.model();
-        let numbers = [
-            ("vocabulary-size", config.vocabulary_size),
-            ("positions", args.positions),
-            ("prompt", args.prompt()),
-            ("d-model", config.d_model),
-            ("num-layers", config.num_layers),
-            ("num-heads", config.num_heads),
-            ("ff-dim", config.ff_dim),
-            ("batch", args.batch),
-            ("threads", args.num_threads()),
-        ];
-        let mut process = Command::new(&args.python)
-            .args(["-c", include_str!("../../tests/peers/torch_tiny.py")])
-            .arg(if args.what == What::Train { "train" } else { "decode" })
-            .args(numbers.iter().flat_map(|(name, number)| [format!("--{name}"), number.to_string()]))
+    pub(super) fn start(python: &str, program: &Program) -> Result<Peer> {
+        let Program { name, source, arguments } = program;
+        let mut process = Command::new(python)
+            .args(["-c", source])
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| {
-                format!("peer: expected a Python interpreter with PyTorch (--python), cannot start {}", args.python)
+                format!("peer: expected a Python interpreter with {name} (--python), cannot start {python}")
             })?;
         let input = process.stdin.take().context("the peer has a standard input")?;
         let output = BufReader::new(process.stdout.take().context("the peer has a standard output")?);
-        let mut peer = Peer { version: String::new(), process, input, output };
+        let mut peer = Peer { version: String::new(), name, process, input, output };
         let hello = peer.read()?;
         if let Some(error) = hello.get("error").and_then(Value::as_str) {
             bail!("{error}; use --python to choose another interpreter");
         }
-        peer.version = hello["version"].as_str().unwrap_or_default().to_owned();
+        peer.version = format!("{name} {}", hello["version"].as_str().unwrap_or_default());
         Ok(peer)
     }
 
-    /// Measures every mode once. Returns tokens per second.
+    /// Measures every mode once. Returns names and units per second.
     pub(super) fn round(&mut self) -> Result<Vec<(String, f64)>> {
         writeln!(self.input).context("the peer exited early")?;
-        serde_json::from_value(self.read()?).context("peer: expected modes and rates")
+        let modes: Vec<(String, f64)> =
+            serde_json::from_value(self.read()?).context("peer: expected modes and rates")?;
+        Ok(modes.into_iter().map(|(mode, rate)| (format!("{} {mode}", self.name), rate)).collect())
     }
 
     fn read(&mut self) -> Result<Value> {

@@ -33,8 +33,7 @@ const NUM_PROBLEMS: usize = 8;
 const DOMAIN: &str = "countdown";
 const LEVEL: u32 = 2;
 
-const NO_MODEL: &str =
-    "--model: expected a pretrained model (a folder with config.json, a GGUF file, or a name from `autodidact model get`)";
+const NO_MODEL: &str = "--model: expected a pretrained model (a folder with config.json, a GGUF file, or a name from `autodidact model get`)";
 
 fn path_of(named: &Path) -> Result<PathBuf> {
     model_of(named)?.with_context(|| format!("{NO_MODEL}, found none at {}", named.display()))
@@ -179,7 +178,8 @@ impl Learning {
         let language = Arc::new(Endless(config.language()));
         let prompts = prompts(language.as_ref(), &planned(&mut fold))?;
         let arguments = arguments(args, base.pretrained.path(), &serde_json::to_string(&prompts)?);
-        let settings = ["--answers".to_owned(), GROUP.to_string(), "--learning-rate".to_owned(), LEARNING_RATE.to_string()];
+        let settings =
+            ["--answers".to_owned(), GROUP.to_string(), "--learning-rate".to_owned(), LEARNING_RATE.to_string()];
         let num_answers = (NUM_PROBLEMS * GROUP * args.answer_tokens) as f64;
         let num_rows = num_answers + prompts.iter().map(Vec::len).sum::<usize>() as f64;
         // One forward pass in play and another in training, and two products in the backward pass. The head is needed after the tokens
@@ -253,7 +253,10 @@ fn planned(fold: &mut Fold) -> Vec<Task> {
 /// Returns the shape of a network for sequences of so many tokens.
 fn config_with(config: &ModelConfig, num_positions: usize) -> Result<ModelConfig> {
     let longest = config.max_positions;
-    ensure!(num_positions <= longest, "--answer-tokens: expected up to {longest} positions in all, got {num_positions}");
+    ensure!(
+        num_positions <= longest,
+        "--answer-tokens: expected up to {longest} positions in all, got {num_positions}"
+    );
     Ok(ModelConfig { max_positions: num_positions, ..config.clone() })
 }
 
@@ -280,8 +283,7 @@ struct Player {
 
 impl Player {
     fn start(language: Arc<Endless>, num_threads: usize, num_slots: usize) -> Player {
-        let (engine, groups) =
-            Engine::start(actor::Config { backend: Backend::Cpu, num_threads, num_slots }, language);
+        let (engine, groups) = Engine::start(actor::Config { backend: Backend::Cpu, num_threads, num_slots }, language);
         Player { engine, groups }
     }
 

@@ -26,6 +26,49 @@ fn the_network_is_measured_against_the_machine() {
     }
 }
 
+/// Two steps and more: what a run measures is what it does again.
+#[test]
+fn a_pretrained_model_answers_and_learns() {
+    let folder = crate::pretrained_run::folder();
+    let call = |args: &[&str]| -> Value {
+        let args = [&["bench", "--json", "--repeats", "2", "--model", "model", "--answer-tokens", "5"], args].concat();
+        serde_json::from_str(&folder.call(&args).success().stdout).unwrap()
+    };
+    for batch in ["1", "16"] {
+        let report = call(&["decode", "--batch", batch, "--threads", "2"]);
+        assert_eq!((&report["bench"], &report["rows"][0]["unit"]), (&"decode".into(), &"tokens".into()));
+        assert!(report["rows"][0]["gflops"]["median"].as_f64().unwrap() > 0.0, "{report}");
+    }
+    let report = call(&["grpo"]);
+    assert_eq!(report["rows"][0]["unit"], "answers");
+    assert!(report["rows"][0]["per_second"]["min"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["peak_memory_bytes"].as_u64().unwrap() > 1 << 20, "{report}");
+    // A group has 8 answers.
+    let refused = folder.call(&["bench", "decode", "--model", "model", "--batch", "12"]);
+    assert!(refused.refusal().contains("batch: expected up to 8, or a multiple of it, got 12"), "{refused:?}");
+    let refused = folder.call(&["bench", "grpo"]);
+    assert!(refused.refusal().contains("grpo: expected --model MODEL, got none"), "{refused:?}");
+    let refused = folder.call(&["bench", "decode", "--model", "nowhere"]);
+    assert!(refused.refusal().contains("found none at nowhere"), "{refused:?}");
+}
+
+/// One answer has two peers, each with modes of its own.
+#[test]
+fn peers_of_a_pretrained_model_get_its_prompts() {
+    let folder = crate::pretrained_run::folder();
+    let peer = fake_peer(
+        &folder,
+        r#"case "$*" in *"--prompts [["*"--threads 1 --answer-tokens 5"*) ;; *) exit 1;; esac
+           echo '{"version": "1.0"}'; while read line; do echo '[["f32", 4.0]]'; done"#,
+    );
+    let args = ["bench", "decode", "--json", "--repeats", "1", "--model", "model", "--answer-tokens", "5", "--batch", "1"];
+    let ended = folder.call(&[&args[..], &["--peer", "--python", &peer]].concat()).success();
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["peer_versions"], serde_json::json!(["transformers 1.0", "llama.cpp 1.0"]));
+    let names = report["rows"].as_array().unwrap().iter().skip(1).map(|row| row["name"].as_str().unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), ["transformers f32", "llama.cpp f32"]);
+}
+
 #[test]
 fn every_kind_of_answer_is_judged() {
     let report = report(&["verify"]);
@@ -58,7 +101,7 @@ fn a_peer_is_measured_in_the_same_rounds() {
     );
     let ended = folder.call(&[&TINY[..], &["--json", "--python", &peer]].concat()).success();
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!(report["peer_version"], "9.9");
+    assert_eq!(report["peer_versions"], serde_json::json!(["PyTorch 9.9"]));
     let [ours, eager, compiled] = &report["rows"].as_array().unwrap()[..] else { panic!("{report}") };
     assert_eq!([&eager["name"], &compiled["name"]], ["PyTorch eager f32", "PyTorch compiled f32"]);
     let median = |row: &Value, field: &str| row[field]["median"].as_f64().unwrap();
