@@ -156,15 +156,17 @@ fn a_model_that_cannot_be_fetched_is_one_clear_message() {
     let ended = other.0.start_command(command).end();
     assert!(ended.refusal().starts_with("create file/models/by-digest (AUTODIDACT_CACHE names another"), "{ended:#?}");
 
-    // The learner goes away before it stores anything.
+    // The learner lacks a file, and goes away.
     let cluster = Cluster::new();
     let learner = start_learner(&cluster, &["--run", "gone"]);
-    Cluster::run_of(&learner);
-    learner.freeze();
+    wait_until("the learner to have read the model", || cluster.folder.journal_bytes() > 0);
+    std::fs::remove_file(cluster.folder.path("model/config.json")).unwrap();
     let machine = Elsewhere::new();
     let waiting = machine.start(&cluster, "actor", &[]);
     let says = "waiting for the learner of run gone to send it (--base says where it lies)";
     wait_until("the actor to say what it waits for", || waiting.said_so_far().contains(says));
+    let says = "model/config.json: expected a readable file of the pretrained model, got No such file";
+    wait_until("the learner to say what it lacks", || learner.said_so_far().contains(says));
     learner.kill();
     let remove = || cluster.folder.call(&["runs", "--bus", &cluster.server.url(), "--remove", "gone"]);
     wait_until("the lease to run out", || remove().status.success());
