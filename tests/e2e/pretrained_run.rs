@@ -24,7 +24,7 @@ pub(crate) fn write_model(folder: &Path, seed: u64) {
 fn tiny() -> ModelConfig {
     ModelConfig {
         vocabulary_size: VOCABULARY_SIZE,
-        max_positions: 512,
+        max_positions: 1024,
         d_model: 32,
         num_layers: 2,
         num_heads: 2,
@@ -521,7 +521,7 @@ fn a_base_that_is_missing_or_another_is_refused() {
         ("model.base=nowhere", &["model.base: nowhere: expected a pretrained model", "found none"][..]),
         ("model.base=tiny.toml", &["tiny.toml: expected"]),
         ("model.d_model=64", &["expected max_positions and adapter alone beside it", "got model.d_model"]),
-        ("model.max_positions=1024", &["model.max_positions: expected up to 512", "got 1024"]),
+        ("model.max_positions=2048", &["model.max_positions: expected up to 1024", "got 2048"]),
         ("language.examples=4", &["language.examples: expected 0 to 3, got 4"]),
         ("language.constrain=all", &["language.constrain: unknown variant `all`"]),
     ] {
