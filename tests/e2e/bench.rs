@@ -61,7 +61,8 @@ fn peers_of_a_pretrained_model_get_its_prompts() {
         r#"case "$*" in *"--prompts [["*"--threads 1 --answer-tokens 5"*) ;; *) exit 1;; esac
            echo '{"version": "1.0"}'; while read line; do echo '[["f32", 4.0]]'; done"#,
     );
-    let args = ["bench", "decode", "--json", "--repeats", "1", "--model", "model", "--answer-tokens", "5", "--batch", "1"];
+    let args =
+        ["bench", "decode", "--json", "--repeats", "1", "--model", "model", "--answer-tokens", "5", "--batch", "1"];
     let ended = folder.call(&[&args[..], &["--peer", "--python", &peer]].concat()).success();
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(report["peer_versions"], serde_json::json!(["transformers 1.0", "llama.cpp 1.0"]));

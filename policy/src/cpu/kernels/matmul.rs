@@ -448,12 +448,12 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
         while let Some((group, later)) = rest.split_at_checked(PANELS * self.block_len) {
             let next = self.after.map_or(&[][..], |after| if later.is_empty() { after } else { later });
             let next = &next[..next.len().min(group.len())];
-            self.panels::<PANELS, ROWS, F>(&factors, (group, next), first_column, out);
+            self.panels::<PANELS, ROWS, F>(&factors, group, next, first_column, out);
             first_column += PANELS * PANEL;
             rest = later;
         }
         for panel in rest.chunks_exact(self.block_len) {
-            self.panels::<1, ROWS, F>(&factors, (panel, &[]), first_column, out);
+            self.panels::<1, ROWS, F>(&factors, panel, &[], first_column, out);
             first_column += PANEL;
         }
     }
@@ -462,7 +462,8 @@ impl<S: Simd, const VECTORS: usize> RowGroup<'_, S, VECTORS> {
     fn panels<const PANELS: usize, const ROWS: usize, F: Factors<ROWS>>(
         &self,
         factors: &impl Fn(usize) -> F,
-        (panels, next): (&[[S::f32s; VECTORS]], &[[S::f32s; VECTORS]]),
+        panels: &[[S::f32s; VECTORS]],
+        next: &[[S::f32s; VECTORS]],
         first_column: usize,
         out: &mut [&mut [f32]],
     ) {
