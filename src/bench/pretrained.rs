@@ -204,7 +204,7 @@ impl Learning {
 const LEARNING_RATE: f64 = 1e-6;
 
 /// Of a run here: more than its prompts and answers take.
-const MAX_POSITIONS: usize = 512;
+const MAX_POSITIONS: usize = 1024;
 
 impl Workload for Learning {
     /// Runs one step as actor, verifier and learner do. Only the verdicts are made up.
