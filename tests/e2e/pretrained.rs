@@ -25,6 +25,11 @@ fn cache() -> PathBuf {
     CACHE.get_or_init(get).clone()
 }
 
+/// Runs the command with a cache that holds the model.
+pub(crate) fn call(args: &[&str]) -> Ended {
+    call_in(&Folder::new(), &cache(), args)
+}
+
 /// Returns the file of the model.
 pub(crate) fn model() -> PathBuf {
     model_in(&cache())
@@ -34,6 +39,7 @@ fn model_in(cache: &std::path::Path) -> PathBuf {
     cache.join("models/smollm2-135m/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
+/// Runs the command with this cache.
 fn call_in(folder: &Folder, cache: &std::path::Path, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_autodidact"));
     command.args(args).env("AUTODIDACT_CACHE", cache).stdin(Stdio::null());

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use crate::pretrained;
 use crate::runs::{Ended, Files, Folder, History, wait_until};
 
 const STUDY: &str = "
@@ -162,7 +163,7 @@ fn shipped_studies_can_be_run() {
     let studies = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/studies");
     for entry in std::fs::read_dir(studies).unwrap() {
         let path = entry.unwrap().path();
-        let planned = Folder::new().call(&["study", path.to_str().unwrap(), "--dry-run"]).success();
+        let planned = pretrained::call(&["study", path.to_str().unwrap(), "--dry-run"]).success();
         assert!(planned.stdout.starts_with("to start: autodidact train "), "{path:?}: {planned:#?}");
     }
 }
