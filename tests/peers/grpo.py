@@ -29,6 +29,9 @@ except ImportError as error:
     print(json.dumps({"error": f"the peer needs {error.name}: pip install trl gguf"}), file=figures, flush=True)
     sys.exit(0)
 
+# Parts of the answers of a step whose gradients are added.
+NUM_PARTS = 8
+
 
 def say(value):
     print(json.dumps(value), file=figures, flush=True)
@@ -51,7 +54,9 @@ def trainer(args, dtype):
         output_dir=tempfile.gettempdir(),
         use_cpu=True,
         bf16=False,
-        per_device_train_batch_size=num_answers,
+        # All answers are decoded together; activations of all of them would take over 10 GB.
+        per_device_train_batch_size=num_answers // NUM_PARTS,
+        gradient_accumulation_steps=NUM_PARTS,
         num_generations=args.answers,
         max_completion_length=args.answer_tokens,
         # Answers do not end by themselves, here and in the peer.
