@@ -54,7 +54,7 @@ def trainer(args, dtype):
         output_dir=tempfile.gettempdir(),
         use_cpu=True,
         bf16=False,
-        # All answers are decoded together; activations of all of them would take over 10 GB.
+        # All answers are decoded together, but their activations are not all in memory at one time.
         per_device_train_batch_size=num_answers // NUM_PARTS,
         gradient_accumulation_steps=NUM_PARTS,
         num_generations=args.answers,
