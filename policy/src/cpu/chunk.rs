@@ -61,12 +61,24 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// Returns a function that takes sequences and returns whether all that it took so far have at most `max_rows` rows.
-pub(super) fn fits<'a>(max_rows: usize) -> impl FnMut(&[&'a Sequence]) -> bool {
+/// How many rows a chunk may have.
+#[derive(Clone, Copy)]
+pub(super) struct MaxRows {
+    /// Of any sequences.
+    pub(super) of_any: usize,
+    /// As long as sequences share most of their rows with others of the chunk: the next chunk would compute these again.
+    pub(super) of_shared: usize,
+}
+
+/// Returns a function that takes sequences and returns whether they fit in a chunk with all that it took before.
+pub(super) fn fits<'a>(max_rows: MaxRows) -> impl FnMut(&[&'a Sequence]) -> bool {
     let mut prefixes = Prefixes::default();
     move |sequences| {
+        let num_before = prefixes.num_rows;
         sequences.iter().for_each(|sequence| prefixes.insert(sequence));
-        prefixes.num_rows <= max_rows
+        let num_tokens: usize = sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        let is_shared = 2 * (prefixes.num_rows - num_before) <= num_tokens;
+        prefixes.num_rows <= if is_shared { max_rows.of_shared } else { max_rows.of_any }
     }
 }
 
@@ -112,6 +124,24 @@ mod tests {
     fn sequence(tokens: &[TokenId]) -> Sequence {
         let chosen = |row: usize| ChosenToken { row, target: row as TokenId, legal: LegalTokens::Any };
         Sequence { tokens: tokens.to_vec(), chosen: (0..tokens.len()).filter(|row| row % 3 == 1).map(chosen).collect() }
+    }
+
+    /// By hand: of sequences with 30 tokens, one has 30 rows of its own, one that shares 24 has 6, and one that shares none has 30.
+    #[test]
+    fn sequences_that_share_most_rows_fit_longer() {
+        let with = |first: TokenId, last: TokenId| {
+            sequence(&(first..first + 24).chain(100 * last..100 * last + 6).collect::<Vec<_>>())
+        };
+        let (first, second, third, other) = (with(0, 1), with(0, 2), with(0, 3), with(50, 1));
+        let fitting = |sequences: &[&Sequence]| {
+            let mut fits = fits(MaxRows { of_any: 35, of_shared: 42 });
+            sequences.iter().take_while(|sequence| fits(std::slice::from_ref(*sequence))).count()
+        };
+        assert_eq!(fitting(&[&first, &second, &third]), 3);
+        assert_eq!(fitting(&[&first, &second, &third, &with(0, 4)]), 3);
+        assert_eq!(fitting(&[&first, &other]), 1);
+        // Half of these tokens have no rows of their own, but together they have more than the first limit allows.
+        assert_eq!(fitting(&[&first, &second, &other]), 2);
     }
 
     /// By hand: 24 rows are shared by three sequences, and 26 by two of them; 23 are not.
@@ -179,7 +209,7 @@ mod tests {
                     prop_assert_eq!(chunk.tokens[chunk.chosen_rows[choice.index]], sequence.tokens[chosen.row]);
                 }
             }
-            let mut all = fits(chunk.tokens.len());
+            let mut all = fits(MaxRows { of_any: chunk.tokens.len(), of_shared: chunk.tokens.len() });
             prop_assert!(all(&sequences.iter().collect::<Vec<_>>()));
         }
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use proto::TokenId;
 
-use super::chunk::{Choice, Chunk, fits};
+use super::chunk::{Choice, Chunk, MaxRows, fits};
 use super::gradients::{BlockGradients, NetworkGradients, PackedAdapter, Scratch};
 use super::kernels::{
     self, MatrixView, PackedMatrix, Start, add, attention_backward, attention_forward, matmul, matmul_transposed,
@@ -32,7 +32,7 @@ pub(crate) fn logprobs(
     let mut chunks: Vec<(&[&Sequence], Vec<f32>)> = Vec::new();
     let mut rest = sequences;
     while !rest.is_empty() {
-        let mut fits = fits(chunk_rows(&network.config));
+        let mut fits = fits(max_rows(&network.config));
         let num_sequences = rest.iter().take_while(|sequence| fits(slice::from_ref(*sequence))).count().max(1);
         let (sequences, later) = rest.split_at(num_sequences);
         chunks.push((sequences, Vec::new()));
@@ -66,7 +66,7 @@ pub(crate) fn add_gradients(
     let network = trained.network.as_ref();
     let (mut scores, mut of_inputs, mut rest) = (BatchScores::default(), InputGradients::new(), part);
     while !rest.is_empty() {
-        let (part, later) = rest.split(fits(chunk_rows(&network.config)));
+        let (part, later) = rest.split(fits(max_rows(&network.config)));
         let chunk = Chunk::new(part.sequences);
         workspace.forward(network, &chunk, network.layers.len());
         let entropy = |((chosen, logits), is_read): ((&ChosenToken, &[f32]), bool)| {
@@ -92,12 +92,16 @@ pub(crate) fn add_gradients(
 /// sums that take turns would depend on where chunks end.
 type InputGradients = BTreeMap<TokenId, Vec<f32>>;
 
-/// Returns the rows that are computed together. Activations of small networks stay in the second-level cache. Large networks do not
-/// fit: the more rows, the fewer prefixes are split between chunks. A row takes `d + qkv + attended + d + 2 ff` floats in every
-/// layer and `V` for its logits, 0.9 MB at most for a network of 135M weights.
-fn chunk_rows(config: &ModelConfig) -> usize {
+/// Returns how many rows are computed together. Activations of small networks stay in the second-level cache. Large networks do not
+/// fit, so a chunk holds whole groups of answers to a prompt rather than compute it again. A row takes `d + qkv + attended + d + 2 ff`
+/// floats in every layer and `V` for its logits, 0.9 MB at most for a network of 135M weights.
+fn max_rows(config: &ModelConfig) -> MaxRows {
     let layer_bytes = size_of::<f32>() * config.num_parameters() / config.num_layers;
-    if layer_bytes < LARGE_LAYER_BYTES { 256 } else { 384 }
+    if layer_bytes < LARGE_LAYER_BYTES {
+        MaxRows { of_any: 256, of_shared: 256 }
+    } else {
+        MaxRows { of_any: 384, of_shared: 1024 }
+    }
 }
 
 /// More than a second-level cache holds, with the share of a layer in embedding and head.
