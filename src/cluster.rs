@@ -27,7 +27,7 @@ use crate::fetch::{Source, files_of, serve};
 use crate::files::write_whole;
 use crate::manifest::{build_id, manifest_with};
 use crate::metrics::WorkerMetrics;
-use crate::needs::{Needs, expect_memory, playing_bytes};
+use crate::needs::{Needs, expect_memory_to_play};
 use crate::pretrained::Opened;
 use crate::report::{clock, note, option, print, word};
 use crate::run_config::{self, BusConfig, LocalConfig, RunConfig};
@@ -175,7 +175,7 @@ pub(crate) fn run_actor(args: &ActorArgs) -> Result<()> {
              rollouts are not reproducible"
         );
         if device == Device::Cpu {
-            expect_memory(playing_bytes(&config.run.model))?;
+            expect_memory_to_play(&config.run.model)?;
         }
         let backend = config.open(device).context("actor.device")?;
         let language = config.language();
@@ -471,9 +471,10 @@ impl BusArgs {
         let server = self.place.connect("learner", config.local.stall_limit()).await?;
         let (needed, taken) = (group_bytes(config), server.max_payload());
         if needed > taken {
-            let (num_rollouts, max_tokens) = (config.run.batch.num_rollouts, max_tokens(config));
+            let num_rollouts = config.run.batch.num_rollouts;
+            let (max_tokens, key) = max_tokens(config);
             bail!(
-                "batch.num_rollouts, model.max_positions: {num_rollouts} rollouts of {max_tokens} tokens may take {needed} \
+                "batch.num_rollouts, {key}: {num_rollouts} rollouts of {max_tokens} tokens may take {needed} \
                  bytes; {} accepts messages of up to {taken} (max_payload in its config)",
                 self.bus()
             );
@@ -505,23 +506,21 @@ impl BusArgs {
 /// Returns the bytes for which a server must accept a group of a run.
 fn group_bytes(config: &RunConfig) -> usize {
     let (num_rollouts, vocabulary_size) = (config.run.batch.num_rollouts, config.run.model.vocabulary_size);
+    let (max_tokens, _) = max_tokens(config);
     match config.base {
-        None => Group::max_bytes(num_rollouts, max_tokens(config), vocabulary_size),
+        None => Group::max_bytes(num_rollouts, max_tokens, vocabulary_size),
         // Sets of legal tokens are large, and few: the answers of a group follow one pattern, so they share them. A group that has
         // more of them than an answer has tokens may be too large for the server. Its actor then ends, with the size.
-        Some(_) => {
-            Group::max_bytes(num_rollouts, max_tokens(config), 1)
-                + Group::max_bytes(1, max_tokens(config), vocabulary_size)
-        }
+        Some(_) => Group::max_bytes(num_rollouts, max_tokens, 1) + Group::max_bytes(1, max_tokens, vocabulary_size),
     }
 }
 
-/// Returns the most tokens of a rollout.
-fn max_tokens(config: &RunConfig) -> u32 {
+/// Returns the most tokens of a rollout, and the key that says so.
+fn max_tokens(config: &RunConfig) -> (u32, &'static str) {
     let proposes = config.run.self_play.as_ref().is_some_and(|own| own.propose_tasks > 0);
     match config.base {
-        Some(_) if !proposes => config.run.actor.max_answer_tokens,
-        _ => config.run.model.max_positions as u32,
+        Some(_) if !proposes => (config.run.actor.max_answer_tokens, "actor.max_answer_tokens"),
+        _ => (config.run.model.max_positions as u32, "model.max_positions"),
     }
 }
 

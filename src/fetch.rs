@@ -5,17 +5,18 @@
 //! that digest, so a folder of that name is complete.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bus::nats::{Nats, StoredModel};
 use bus::run_blocking;
 use futures_util::StreamExt as _;
-use policy::formats::Pretrained;
+use policy::formats::{FormatError, Pretrained};
 use proto::Digest;
 use tokio::time::Instant;
 
@@ -61,6 +62,7 @@ pub(crate) fn size_of(files: &[(String, PathBuf)]) -> Result<u64> {
 /// Stores a model on the server whenever a worker asks for it and the server lacks it. Never returns.
 pub(crate) async fn serve(bus: Arc<Nats>, digest: Digest, files: Vec<(String, PathBuf)>) {
     let size = size_of(&files).unwrap_or_default();
+    let mut last_warning = None;
     loop {
         if bus.next_wanted_model().await != digest {
             continue;
@@ -72,7 +74,14 @@ pub(crate) async fn serve(bus: Arc<Nats>, digest: Digest, files: Vec<(String, Pa
                 bytes(size)
             )),
             Ok(false) => {}
-            Err(error) => tracing::warn!("could not store the pretrained model for a worker that lacks it: {error}"),
+            Err(error) => {
+                // A worker asks again every second.
+                let warning = format!("could not store the pretrained model for a worker that lacks it: {error}");
+                if last_warning.as_ref() != Some(&warning) {
+                    tracing::warn!("{warning}");
+                    last_warning = Some(warning);
+                }
+            }
         }
     }
 }
@@ -95,16 +104,13 @@ impl Source<'_> {
     pub(crate) async fn find_or_fetch(&self, learner_lives: impl AsyncFn() -> Result<bool>) -> Result<PathBuf> {
         let folder = cache()?.join("models").join("by-digest");
         let place = folder.join(self.digest.to_string());
-        if self.is_at(&place).await.is_ok() {
+        if self.damage_at(&place).await?.is_none() {
             return Ok(model_in(&place));
         }
         std::fs::create_dir_all(&folder).with_context(|| advised("create", &folder))?;
-        let _lock = self.lock(&folder.join(format!("{}.LOCK", self.digest))).await?;
-        let found = self.is_at(&place).await;
-        if found.is_ok() {
-            return Ok(model_in(&place));
-        }
-        if let (Err(damage), true) = (found, place.exists()) {
+        let _lock = self.lock(&folder.join(format!("{}.LOCK", self.digest)), &learner_lives).await?;
+        let Some(damage) = self.damage_at(&place).await? else { return Ok(model_in(&place)) };
+        if place.exists() {
             note(format_args!("the pretrained model in the cache is damaged, fetching it again: {damage:#}"));
             std::fs::remove_dir_all(&place).with_context(|| advised("remove", &place))?;
         }
@@ -112,7 +118,7 @@ impl Source<'_> {
         loop {
             let is_resumed = partial.exists();
             self.receive(&partial, &learner_lives).await?;
-            let Err(damage) = self.is_at(&partial).await else { break };
+            let Some(damage) = self.damage_at(&partial).await? else { break };
             std::fs::remove_dir_all(&partial).with_context(|| advised("remove", &partial))?;
             if !is_resumed {
                 return Err(damage.context(format!("fetch the pretrained model of run {} over the bus", self.run)));
@@ -125,24 +131,31 @@ impl Source<'_> {
         Ok(model_in(&place))
     }
 
-    /// Checks that the model lies in a folder, whole.
-    async fn is_at(&self, place: &Path) -> Result<()> {
+    /// Returns what is wrong with the model in a folder, if anything is.
+    ///
+    /// # Errors
+    /// When the machine cannot read it: it may be whole.
+    async fn damage_at(&self, place: &Path) -> Result<Option<anyhow::Error>> {
         let (place, digest) = (place.to_owned(), self.digest);
-        run_blocking(move || {
-            let got = Opened::at(&model_in(&place))?.digest;
-            let place = place.display();
-            ensure!(got == digest, "{place}: expected a model with digest {}, got {}", digest.short(), got.short());
-            Ok(())
+        run_blocking(move || match Opened::at(&model_in(&place)) {
+            Ok(Opened { digest: got, .. }) => {
+                let place = place.display();
+                let damage =
+                    || anyhow!("{place}: expected a model with digest {}, got {}", digest.short(), got.short());
+                Ok((got != digest).then(damage))
+            }
+            Err(error) if is_of_machine(&error) => Err(error),
+            Err(error) => Ok(Some(error)),
         })
         .await
     }
 
     /// Takes the lock, and waits as long as another process holds it. The file is never removed: a lock on a removed file excludes
     /// nobody.
-    async fn lock(&self, path: &Path) -> Result<File> {
+    async fn lock(&self, path: &Path, learner_lives: &impl AsyncFn() -> Result<bool>) -> Result<File> {
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(path);
         let file = open.with_context(|| advised("open", path))?;
-        let mut has_told = false;
+        let (began, mut has_told) = (Instant::now(), false);
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
@@ -153,6 +166,14 @@ impl Source<'_> {
                 }
                 Err(TryLockError::WouldBlock) => {}
             }
+            ensure!(
+                began.elapsed() < STORE_LIMIT,
+                "{}: waited {} s for another process that fetches the pretrained model",
+                path.display(),
+                STORE_LIMIT.as_secs()
+            );
+            // Fails if the run is over.
+            learner_lives().await?;
             tokio::time::sleep(ASK_EVERY).await;
         }
     }
@@ -245,8 +266,8 @@ impl Source<'_> {
             let kept = (first * model.piece_bytes).min(file.num_bytes);
             out.set_len(kept).with_context(write)?;
             num_received += kept;
-            if number == 0 {
-                meter.begin(kept);
+            if kept > 0 {
+                meter.begin(num_received);
             }
             let mut pieces = pin!(self.bus.pieces(self.digest, model, number, first));
             let mut offset = kept;
@@ -295,7 +316,62 @@ fn model_in(place: &Path) -> PathBuf {
     if file.exists() { file } else { place.to_owned() }
 }
 
+/// Whether a model could not be read for a reason that is not in its files, such as too many open files.
+fn is_of_machine(error: &anyhow::Error) -> bool {
+    let Some(FormatError::Io { got, .. }) = error.downcast_ref() else { return false };
+    !matches!(got.kind(), NotFound | UnexpectedEof | InvalidData | IsADirectory | NotADirectory)
+}
+
 /// Describes an operation on the cache, and how to have another one.
 fn advised(operation: &str, path: &Path) -> String {
     format!("{operation} {} (AUTODIDACT_CACHE names another folder for fetched models)", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use bus::nats::StoredFile;
+
+    use super::*;
+
+    fn listed(names: &[&str]) -> Result<()> {
+        let file = |name: &&str| StoredFile { name: (*name).to_owned(), num_bytes: 1 };
+        expect_plain(&StoredModel { files: names.iter().map(file).collect(), piece_bytes: 1 })
+    }
+
+    #[test]
+    fn a_model_has_files_of_one_folder() {
+        listed(&["config.json", "chat_template.jinja", "model.safetensors", "model.gguf"]).unwrap();
+        for name in
+            ["../x.json", "/x.json", "a/b.json", "a\\b.json", "a\0.json", ".x.json", "..", "a.txt", "x.gguf", ""]
+        {
+            let error = listed(&["config.json", name]).unwrap_err().to_string();
+            assert_eq!(error, format!("expected names of files of a model, got {name:?}"));
+        }
+        let error = listed(&["a.json", "b.json", "a.json"]).unwrap_err().to_string();
+        assert_eq!(error, "expected every file once, got \"a.json\" twice");
+        let many: Vec<String> = (0..MAX_FILES + 1).map(|number| format!("{number}.json")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        listed(&many[1..]).unwrap();
+        for names in [&[][..], &many] {
+            let error = listed(names).unwrap_err().to_string();
+            assert_eq!(error, format!("expected 1 to 1024 files, got {}", names.len()));
+        }
+    }
+
+    #[test]
+    fn what_the_machine_cannot_read_is_not_damaged() {
+        let error = |kind: std::io::ErrorKind| {
+            let path = PathBuf::from("config.json");
+            anyhow::Error::from(FormatError::Io { path, expected: "a readable file", got: kind.into() })
+        };
+        for kind in [NotFound, UnexpectedEof, InvalidData, IsADirectory] {
+            assert!(!is_of_machine(&error(kind)), "{kind}");
+        }
+        // Too many open files, and a disk that fails, have kinds without a stable name.
+        let too_many = std::io::Error::from_raw_os_error(24).kind();
+        for kind in [too_many, std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::Other] {
+            assert!(is_of_machine(&error(kind)), "{kind}");
+        }
+        assert!(!is_of_machine(&anyhow!("another digest")));
+    }
 }

@@ -63,7 +63,11 @@ impl Needs {
 
     /// Checks that the disk has room for the checkpoints that a run keeps, and the machine the memory that it needs at least.
     pub(crate) fn expect_room(&self, run_dir: &Path) -> Result<()> {
-        expect_memory(self.memory)?;
+        expect_memory(
+            self.memory,
+            "the weights and their gradients",
+            "; an adapter needs less (model.adapter), and so does a smaller model",
+        )?;
         let there = std::fs::read_dir(run_dir.join("checkpoints")).into_iter().flatten().count() as u64;
         // The last one that is kept is replaced, and both are there meanwhile.
         let num_more = self.num_checkpoints.saturating_sub(there).max(1);
@@ -120,27 +124,26 @@ impl Needs {
     }
 }
 
-/// Checks that this machine has the memory that a process needs at least.
-pub(crate) fn expect_memory(needed: u64) -> Result<()> {
-    expect_memory_of(needed, memory_bytes())
+/// Checks that this machine has the memory that playing needs at least.
+pub(crate) fn expect_memory_to_play(model: &ModelConfig) -> Result<()> {
+    expect_memory(playing_bytes(model), "the weights", "")
 }
 
-fn expect_memory_of(needed: u64, has: Option<u64>) -> Result<()> {
+fn expect_memory(needed: u64, what: &str, advice: &str) -> Result<()> {
+    expect_memory_of(needed, memory_bytes(), what, advice)
+}
+
+fn expect_memory_of(needed: u64, has: Option<u64>, what: &str, advice: &str) -> Result<()> {
     let has = has.unwrap_or(u64::MAX);
-    ensure!(
-        needed <= has,
-        "memory: expected {} or more for the weights and their gradients, got {}; an adapter needs less (model.adapter), and so \
-         does a smaller model",
-        size(needed),
-        size(has)
-    );
+    ensure!(needed <= has, "memory: expected {} or more for {what}, got {}{advice}", size(needed), size(has));
     Ok(())
 }
 
-/// Returns the least bytes in which the CPU plays: the weights as kernels read them, beside frozen ones.
+/// Returns the least bytes in which the CPU plays: the weights as kernels read them, beside the matrices that an adapter changes.
 pub(crate) fn playing_bytes(model: &ModelConfig) -> u64 {
     let weights = model.base().num_parameters() as u64;
-    let frozen = if model.adapter.is_some() { weights } else { 0 };
+    let embedding = (model.vocabulary_size * model.d_model) as u64;
+    let frozen = if model.adapter.is_some() { weights - embedding } else { 0 };
     WEIGHT * (frozen + weights)
 }
 
@@ -188,18 +191,20 @@ mod tests {
         assert_eq!(training_bytes(&model, 1, 8), training_bytes(&model, 2, 2));
         let adapter = Some(policy::Adapter { rank: 16, alpha: 32.0, rslora: false });
         let adapted = ModelConfig { adapter, ..model };
-        let trained = adapted.num_trained() as u64;
-        assert_eq!(playing_bytes(&adapted), 8 * weights);
-        assert_eq!(training_bytes(&adapted, 2, 2), 8 * weights + 28 * trained);
+        // The embedding, 49,152 * 576, is there once. In each of 30 layers, A and B have 16 * (576 + 576) weights for queries and
+        // outputs each, 16 * (576 + 192) for keys and values each, and 16 * (576 + 1,536) for each of the three others.
+        let (embedding, trained) = (28_311_552, 30 * 16 * (2 * 1_152 + 2 * 768 + 3 * 2_112));
+        assert_eq!(playing_bytes(&adapted), 8 * weights - 4 * embedding);
+        assert_eq!(training_bytes(&adapted, 2, 2), 8 * weights - 4 * embedding + 28 * trained);
     }
 
     #[test]
     fn a_machine_with_too_little_memory_is_refused() {
-        assert!(expect_memory_of(5_000_000_000, None).is_ok() && expect_memory_of(5, Some(5)).is_ok());
-        let refused = expect_memory_of(5_607_000_000, Some(4_000_000_000)).unwrap_err().to_string();
-        let says =
-            "memory: expected 5.61 GB or more for the weights and their gradients, got 4.00 GB; an adapter needs less";
-        assert!(refused.starts_with(says), "{refused}");
+        let expect = |needed, has| expect_memory_of(needed, has, "the weights", "; a smaller model needs less");
+        assert!(expect(5_000_000_000, None).is_ok() && expect(5, Some(5)).is_ok());
+        let refused = expect(5_607_000_000, Some(4_000_000_000)).unwrap_err().to_string();
+        let says = "memory: expected 5.61 GB or more for the weights, got 4.00 GB; a smaller model needs less";
+        assert_eq!(refused, says);
     }
 
     #[test]

@@ -81,7 +81,7 @@ enum What {
     Train,
     /// Batched decoding with a KV cache, including sampling.
     Decode,
-    /// Steps of a pretrained model: 8 answers to each of 8 problems, and one update of all weights.
+    /// Steps of a pretrained model: 8 answers to each problem, and one update of all weights.
     Grpo,
     /// Checking answers.
     Verify,

@@ -50,6 +50,7 @@ fn torch(args: &Args, what: &str) -> Vec<Program> {
         name: "PyTorch",
         source: include_str!("../../tests/peers/torch_tiny.py"),
         arguments: [what.to_owned()].into_iter().chain(numbers).collect(),
+        input: None,
     }]
 }
 

@@ -26,9 +26,6 @@ use crate::run_config;
 /// Answers to a problem; fewer if fewer are decoded in all.
 const GROUP: usize = 8;
 
-/// Problems of a step that trains.
-const NUM_PROBLEMS: usize = 8;
-
 /// The domain whose problems are asked, and the level of their ladder.
 const DOMAIN: &str = "countdown";
 const LEVEL: u32 = 2;
@@ -88,17 +85,20 @@ impl Answering {
         let weights = Backend::Cpu.load(&config, &pretrained.load()?)?;
         let sequences: Vec<&Vec<TokenId>> =
             prompts.iter().flat_map(|prompt| std::iter::repeat_n(prompt, group)).collect();
-        let shared = arguments(args, pretrained.path(), &serde_json::to_string(&sequences)?);
+        let input = Some(serde_json::to_string(&sequences)?);
+        let shared = arguments(args, pretrained.path());
         let mut peers = vec![Program {
             name: "transformers",
             source: include_str!("../../tests/peers/generate.py"),
             arguments: shared.clone(),
+            input: input.clone(),
         }];
         if args.batch == 1 {
             peers.push(Program {
                 name: "llama.cpp",
                 source: include_str!("../../tests/peers/llama.py"),
                 arguments: shared,
+                input,
             });
         }
         Ok(Answering {
@@ -133,13 +133,18 @@ pub(super) struct Learning {
     language: Arc<Endless>,
     fold: Fold,
     version: LoadedVersion,
-    /// Operations of a step.
-    operations: f64,
+    operations_per_answer: f64,
     peers: Vec<Program>,
 }
 
 impl Learning {
     pub(super) fn new(args: &Args, model: &Path) -> Result<Learning> {
+        ensure!(
+            args.batch.is_multiple_of(GROUP),
+            "batch: expected a multiple of {GROUP}, the answers to a problem, got {}",
+            args.batch
+        );
+        let num_problems = args.batch / GROUP;
         let path = path_of(model)?;
         let quoted = |text: &Path| toml::Value::from(text.display().to_string());
         // Rewards alternate, so every answer has an advantage.
@@ -148,7 +153,7 @@ impl Learning {
             format!("model.max_positions={}", Pretrained::open(&path)?.config().max_positions.min(MAX_POSITIONS)),
             format!("language.examples={NUM_EXAMPLES}"),
             "language.constrain=none".to_owned(),
-            format!("batch.num_tasks={NUM_PROBLEMS}"),
+            format!("batch.num_tasks={num_problems}"),
             format!("batch.num_rollouts={GROUP}"),
             format!("actor.max_answer_tokens={}", args.answer_tokens),
             format!("domains=[{{ name = \"{DOMAIN}\", share = 1.0, levels = [{{ level = {LEVEL}, weight = 1.0 }}] }}]"),
@@ -177,24 +182,25 @@ impl Learning {
         )?;
         let language = Arc::new(Endless(config.language()));
         let prompts = prompts(language.as_ref(), &planned(&mut fold))?;
-        let arguments = arguments(args, base.pretrained.path(), &serde_json::to_string(&prompts)?);
+        let arguments = arguments(args, base.pretrained.path());
         let settings =
             ["--answers".to_owned(), GROUP.to_string(), "--learning-rate".to_owned(), LEARNING_RATE.to_string()];
-        let num_answers = (NUM_PROBLEMS * GROUP * args.answer_tokens) as f64;
-        let num_rows = num_answers + prompts.iter().map(Vec::len).sum::<usize>() as f64;
+        let num_tokens = (args.batch * args.answer_tokens) as f64;
+        let num_rows = num_tokens + prompts.iter().map(Vec::len).sum::<usize>() as f64;
         // One forward pass in play and another in training, and two products in the backward pass. The head is needed after the tokens
         // that predict an answer's.
         let head = forward_operations(&model) - block_operations(&model);
         Ok(Learning {
-            player: Player::start(language.clone(), args.num_threads(), NUM_PROBLEMS * GROUP),
+            player: Player::start(language.clone(), args.num_threads(), args.batch),
             language,
             fold,
             version: LoadedVersion { policy_version: 0, weights },
-            operations: 4.0 * (num_rows * block_operations(&model) + num_answers * head),
+            operations_per_answer: 4.0 * (num_rows * block_operations(&model) + num_tokens * head) / args.batch as f64,
             peers: vec![Program {
                 name: "TRL",
                 source: include_str!("../../tests/peers/grpo.py"),
                 arguments: arguments.into_iter().chain(settings).collect(),
+                input: Some(serde_json::to_string(&prompts)?),
             }],
         })
     }
@@ -236,7 +242,7 @@ impl Workload for Learning {
     }
 
     fn operations_per_unit(&self) -> f64 {
-        self.operations / (NUM_PROBLEMS * GROUP) as f64
+        self.operations_per_answer
     }
 
     fn peers(&self) -> &[Program] {
@@ -265,14 +271,12 @@ fn prompts(language: &dyn Language, tasks: &[Task]) -> Result<Vec<Vec<TokenId>>>
     tasks.iter().map(|task| Ok(language.open(&task.request)?.prompt().to_vec())).collect()
 }
 
-/// Returns the arguments of the peers of this module.
-///
-/// - `prompts`: JSON lists of tokens, one for each sequence or problem.
-fn arguments(args: &Args, model: &Path, prompts: &str) -> Vec<String> {
+/// Returns the arguments of the peers of this module. They read prompts from their input: JSON lists of tokens, one for each sequence
+/// or problem.
+fn arguments(args: &Args, model: &Path) -> Vec<String> {
     let numbers = [("threads", args.num_threads()), ("answer-tokens", args.answer_tokens)];
     let numbers = numbers.iter().flat_map(|(name, number)| [format!("--{name}"), number.to_string()]);
-    let texts = ["--model".to_owned(), model.display().to_string(), "--prompts".to_owned(), prompts.to_owned()];
-    texts.into_iter().chain(numbers).collect()
+    ["--model".to_owned(), model.display().to_string()].into_iter().chain(numbers).collect()
 }
 
 /// An engine that plays tasks.

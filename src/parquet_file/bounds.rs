@@ -41,35 +41,74 @@ pub(super) fn expect_readable_footer(file: &[u8]) -> Result<()> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Claims {
     pub(super) num_values: u64,
+    /// How many of them may be indices into the dictionary.
+    pub(super) num_indices: u64,
     /// Bytes that decoding them needs at one time: the dictionary, the largest page, and if its values are repeated all of them,
-    /// since they may belong to one row.
+    /// since they may belong to one row. Texts of the dictionary are on top of that, as often as a row repeats them.
     pub(super) num_bytes: u64,
 }
 
 /// Reads the headers of all pages of a column chunk.
 pub(super) fn claims_of(chunk: &[u8], is_repeated: bool) -> Result<Claims> {
     let mut thrift = Thrift { rest: chunk };
-    let (mut num_values, mut largest, mut dictionary) = (0_u64, 0, 0);
+    let (mut num_values, mut num_indices, mut largest, mut dictionary) = (0_u64, 0_u64, 0, None);
     while !thrift.rest.is_empty() {
         let page = Page::read(&mut thrift)?;
         thrift.take(page.num_stored).context("a page is longer than its column")?;
         match page.kind {
-            DICTIONARY => dictionary = page.num_bytes + VALUE_BYTES * page.num_values,
+            DICTIONARY => {
+                let earlier = dictionary.replace(page.num_bytes + VALUE_BYTES * page.num_values);
+                ensure!(earlier.is_none(), "expected one dictionary in a column, got two");
+            }
             DATA | DATA_V2 => {
                 largest = largest.max(page.num_bytes);
                 num_values += page.num_values;
+                num_indices += if page.has_indices { page.num_values } else { 0 };
             }
             _ => {}
         }
     }
     let repeated = if is_repeated { VALUE_BYTES * num_values } else { 0 };
-    Ok(Claims { num_values, num_bytes: dictionary + largest + repeated })
+    Ok(Claims { num_values, num_indices, num_bytes: dictionary.unwrap_or(0) + largest + repeated })
+}
+
+/// Returns the length of the longest text of a decoded dictionary, in bytes. Each is behind its length.
+pub(super) fn longest_text(mut dictionary: &[u8]) -> Result<u64> {
+    let mut longest = 0;
+    while let Some((length, rest)) = dictionary.split_first_chunk() {
+        let length = u32::from_le_bytes(*length);
+        let text = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length));
+        dictionary = text.context("a text of a dictionary is longer than the dictionary")?.1;
+        longest = longest.max(length.into());
+    }
+    Ok(longest)
 }
 
 /// Kinds of pages.
 const DATA: i64 = 0;
 const DICTIONARY: i64 = 2;
 const DATA_V2: i64 = 3;
+
+/// Encodings of values whose decoders allocate what the header of the page says. Others, such as `DELTA_BYTE_ARRAY`, allocate what
+/// the page says.
+const PLAIN: i64 = 0;
+const PLAIN_DICTIONARY: i64 = 2;
+const RLE: i64 = 3;
+const RLE_DICTIONARY: i64 = 8;
+
+/// Names of all encodings; a number was never given a meaning.
+const ENCODINGS: [&str; 10] = [
+    "PLAIN",
+    "1",
+    "PLAIN_DICTIONARY",
+    "RLE",
+    "BIT_PACKED",
+    "DELTA_BINARY_PACKED",
+    "DELTA_LENGTH_BYTE_ARRAY",
+    "DELTA_BYTE_ARRAY",
+    "RLE_DICTIONARY",
+    "BYTE_STREAM_SPLIT",
+];
 
 /// The header of a page.
 struct Page {
@@ -79,11 +118,14 @@ struct Page {
     /// Bytes that it has in the file.
     num_stored: usize,
     num_values: u64,
+    /// Whether its values are indices into the dictionary.
+    has_indices: bool,
 }
 
 impl Page {
     fn read(thrift: &mut Thrift<'_>) -> Result<Page> {
-        let (mut kind, mut num_bytes, mut num_stored, mut num_values) = (None, None, None, None);
+        let (mut kind, mut num_bytes, mut num_stored) = (None, None, None);
+        let (mut num_values, mut encoding) = (None, None);
         thrift.fields(0, &mut |thrift, field, field_kind| {
             let known = match (field, field_kind) {
                 (1, I32) => &mut kind,
@@ -91,12 +133,15 @@ impl Page {
                 (3, I32) => &mut num_stored,
                 // The header of a data page, a dictionary, or a data page of version 2: all begin with the number of values.
                 (5 | 7 | 8, STRUCT) => {
+                    let place_of_encoding = if field == 8 { 4 } else { 2 };
                     thrift.fields(1, &mut |thrift, field, kind| {
-                        if (field, kind) != (1, I32) {
-                            return Ok(false);
-                        }
-                        let earlier = num_values.replace(thrift.integer()?);
-                        ensure!(earlier.is_none(), "a page gives its number of values twice");
+                        let (known, name) = match (field, kind) {
+                            (1, I32) => (&mut num_values, "number of values"),
+                            (place, I32) if place == place_of_encoding => (&mut encoding, "encoding"),
+                            _ => return Ok(false),
+                        };
+                        let earlier = known.replace(thrift.integer()?);
+                        ensure!(earlier.is_none(), "a page gives its {name} twice");
                         Ok(true)
                     })?;
                     return Ok(true);
@@ -112,12 +157,20 @@ impl Page {
             let count = count.filter(|count| (0..=i32::MAX.into()).contains(count));
             count.with_context(|| "a page has no length, or one below 0".to_owned())
         };
-        let num_values = if [DATA, DICTIONARY, DATA_V2].contains(&kind) { count(num_values)? } else { 0 };
+        let has_values = [DATA, DICTIONARY, DATA_V2].contains(&kind);
+        let num_values = if has_values { count(num_values)? } else { 0 };
+        let encoding = if has_values { encoding.context("a page has no encoding")? } else { PLAIN };
+        ensure!(
+            [PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY].contains(&encoding),
+            "expected values encoded as PLAIN, RLE or indices into a dictionary, got {}: write the file with another encoding",
+            usize::try_from(encoding).ok().and_then(|encoding| ENCODINGS.get(encoding)).unwrap_or(&"an unknown one")
+        );
         Ok(Page {
             kind,
             num_bytes: count(num_bytes)? as u64,
             num_stored: count(num_stored)? as usize,
             num_values: num_values as u64,
+            has_indices: [PLAIN_DICTIONARY, RLE_DICTIONARY].contains(&encoding),
         })
     }
 }
@@ -251,28 +304,46 @@ mod tests {
     }
 
     /// Returns a page with the header of a kind.
-    fn page(kind: i32, num_bytes: i32, stored: &[u8], num_values: i32) -> Vec<u8> {
+    fn page(kind: i32, num_bytes: i32, stored: &[u8], num_values: i32, encoding: i32) -> Vec<u8> {
         let head = [integer(1, kind), integer(1, num_bytes), integer(1, stored.len() as i32)].concat();
-        let step =
-            [(0, 2_u8), (2, 4), (3, 5)].into_iter().find(|(known, _)| *known == kind).map_or(3, |(_, step)| step);
+        let (step, step_of_encoding) = match kind {
+            0 => (2_u8, 1),
+            2 => (4, 1),
+            3 => (5, 3),
+            _ => (3, 1),
+        };
         // A list and a text, which are skipped.
         let skipped = [vec![1 << 4 | LIST, 2 << 4 | 8, 1, b'a', 0], vec![1 << 4 | 8, 2, b'b', b'c']].concat();
-        [head, vec![step << 4 | STRUCT], integer(1, num_values), skipped, vec![0, 0], stored.to_vec()].concat()
+        let of_values = [integer(1, num_values), integer(step_of_encoding, encoding), skipped].concat();
+        [head, vec![step << 4 | STRUCT], of_values, vec![0, 0], stored.to_vec()].concat()
     }
 
     #[test]
     fn pages_are_counted() {
-        let chunk =
-            [page(2, 100, b"dict", 3), page(0, 50, b"", 7), page(1, 9, b"index", 0), page(3, 70, b"data", 5)].concat();
+        let pages = [
+            page(2, 100, b"dict", 3, 0),
+            page(0, 50, b"", 7, 8),
+            page(1, 9, b"index", 0, 0),
+            page(3, 70, b"data", 5, 0),
+        ];
+        let chunk = pages.concat();
         let claims = claims_of(&chunk, false).unwrap();
-        assert_eq!((claims.num_values, claims.num_bytes), (12, 100 + 3 * VALUE_BYTES + 70));
+        assert_eq!((claims.num_values, claims.num_indices), (12, 7));
+        assert_eq!(claims.num_bytes, 100 + 3 * VALUE_BYTES + 70);
         assert_eq!(claims_of(&chunk, true).unwrap().num_bytes, claims.num_bytes + 12 * VALUE_BYTES);
+        let ends: Vec<usize> = (1..pages.len()).map(|count| pages[..count].concat().len()).collect();
         for length in 1..chunk.len() {
-            let is_whole = [page(2, 100, b"dict", 3).len(), page(2, 100, b"dict", 3).len() + page(0, 50, b"", 7).len()];
             let read = claims_of(&chunk[..length], false);
-            let is_index = length == is_whole[1] + page(1, 9, b"index", 0).len();
-            assert_eq!(read.is_ok(), is_whole.contains(&length) || is_index, "{length}: {read:?}");
+            assert_eq!(read.is_ok(), ends.contains(&length), "{length}: {read:?}");
         }
+    }
+
+    #[test]
+    fn texts_of_a_dictionary_lie_within_it() {
+        assert_eq!(longest_text(b"\x01\0\0\0a\x03\0\0\0bcd\0\0\0\0").unwrap(), 3);
+        assert_eq!(longest_text(b"").unwrap(), 0);
+        let error = longest_text(b"\x03\0\0\0bc").unwrap_err();
+        assert_eq!(error.to_string(), "a text of a dictionary is longer than the dictionary");
     }
 
     #[test]
@@ -280,9 +351,11 @@ mod tests {
         let twice = [integer(1, 0), integer(1, 5), vec![I32, 4], integer(0, 6)[1..].to_vec()].concat();
         let deep = vec![1 << 4 | STRUCT; 100];
         let endless = [vec![9 << 4 | LIST, 15 << 4 | 1], varint(1 << 60)].concat();
+        let without_encoding =
+            [integer(1, 0), integer(1, 5), integer(1, 0), vec![2 << 4 | STRUCT], integer(1, 1), vec![0, 0]].concat();
         for (header, says) in [
-            (page(0, -1, b"", 1), "no length, or one below 0"),
-            (page(0, 1, b"", -1), "no length, or one below 0"),
+            (page(0, -1, b"", 1, 0), "no length, or one below 0"),
+            (page(0, 1, b"", -1, 0), "no length, or one below 0"),
             ([integer(2, 5), vec![0]].concat(), "has no kind"),
             (twice, "a page gives its field 2 twice"),
             (deep, "nested up to 32 deep"),
@@ -290,6 +363,11 @@ mod tests {
             (vec![1 << 4 | 14], "expected a kind of field from 1 to 13, got 14"),
             ([vec![1 << 4 | I32], vec![255; 20]].concat(), "up to 10 bytes"),
             ([vec![9 << 4 | 8], varint(u64::MAX)].concat(), "expected 18446744073709551615 more bytes"),
+            (without_encoding, "a page has no encoding"),
+            (page(0, 1, b"", 1, 6), "got DELTA_LENGTH_BYTE_ARRAY"),
+            (page(3, 1, b"", 1, 7), "got DELTA_BYTE_ARRAY"),
+            (page(0, 1, b"", 1, -1), "got an unknown one"),
+            ([page(2, 1 << 30, b"", 1, 0), page(2, 1, b"", 1, 0)].concat(), "expected one dictionary in a column"),
         ] {
             let error = claims_of(&header, false).unwrap_err();
             assert!(format!("{error:#}").contains(says), "{says}: {error:#}");

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
-use parquet::basic::Compression;
-use parquet::file::metadata::RowGroupMetaData;
+use parquet::basic::{Compression, Type as PhysicalType};
+use parquet::column::page::Page;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::record::reader::TreeBuilder;
 use parquet::record::{Field, Row};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use serde_json::{Map, Number, Value};
 
-use super::bounds::{claims_of, expect_readable_footer};
+use super::bounds::{claims_of, expect_readable_footer, longest_text};
 use crate::panics::caught;
 
 /// What every Parquet file begins with.
@@ -23,6 +23,8 @@ const MAX_ROW_BYTES: usize = 1 << 20;
 const MAX_BYTES: usize = 1 << 30;
 /// Bytes that a value counts for beside its text.
 const VALUE_BYTES: usize = 64;
+/// Bytes that a row or a struct counts for beside its values: a map allocates room for several.
+const MAP_BYTES: usize = 640;
 /// Most bytes that decoding a row group needs at one time.
 const MAX_DECODED_BYTES: u64 = 1 << 30;
 /// Floating-point numbers up to here are exact integers.
@@ -55,7 +57,7 @@ fn read(file: Bytes, columns: &[&str]) -> Result<Vec<(usize, Value)>> {
         let names: Vec<String> = root.get_fields().iter().take(20).map(|field| format!("{:?}", field.name())).collect();
         bail!("expected one of the columns {}, got {}", columns.join(", "), names.join(", "));
     }
-    expect_bounded(&file, reader.metadata().row_groups(), columns)?;
+    expect_bounded(&file, &reader, columns)?;
     let schema = Type::group_type_builder(root.name()).with_fields(fields).build()?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
     let mut budget = MAX_BYTES;
@@ -76,11 +78,19 @@ fn read(file: Bytes, columns: &[&str]) -> Result<Vec<(usize, Value)>> {
 }
 
 /// Checks that the row groups lie within the file, none upon another, and that their pages need bounded memory.
-fn expect_bounded(file: &Bytes, row_groups: &[RowGroupMetaData], columns: &[&str]) -> Result<()> {
+fn expect_bounded(file: &Bytes, reader: &SerializedFileReader<Bytes>, columns: &[&str]) -> Result<()> {
     let mut num_stored = 0;
-    for (index, row_group) in row_groups.iter().enumerate() {
-        let mut num_bytes = 0;
-        for column in row_group.columns() {
+    for (index, row_group) in reader.metadata().row_groups().iter().enumerate() {
+        let mut num_bytes = 0_u64;
+        let expect_few = |num_bytes: u64| {
+            ensure!(
+                num_bytes <= MAX_DECODED_BYTES,
+                "row group {index}: expected pages that need up to {MAX_DECODED_BYTES} bytes at one time, got {num_bytes}: \
+                 write the file with smaller row groups"
+            );
+            Ok(())
+        };
+        for (number, column) in row_group.columns().iter().enumerate() {
             let path = column.column_path();
             if !path.parts().first().is_some_and(|name| columns.contains(&name.as_str())) {
                 continue;
@@ -101,6 +111,7 @@ fn expect_bounded(file: &Bytes, row_groups: &[RowGroupMetaData], columns: &[&str
             let is_repeated = column.column_descr().max_rep_level() > 0;
             let claims = claims_of(chunk, is_repeated).with_context(place)?;
             num_bytes += claims.num_bytes;
+            expect_few(num_bytes)?;
             let num_rows = row_group.num_rows();
             ensure!(
                 is_repeated || Ok(claims.num_values) == u64::try_from(num_rows),
@@ -108,20 +119,35 @@ fn expect_bounded(file: &Bytes, row_groups: &[RowGroupMetaData], columns: &[&str
                 place(),
                 claims.num_values
             );
+            if is_repeated && claims.num_indices > 0 {
+                // A row may hold any text of the dictionary as often as there are values.
+                let longest = longest_of(reader, (index, number)).with_context(place)?;
+                num_bytes = num_bytes.saturating_add(longest.saturating_mul(claims.num_indices));
+                expect_few(num_bytes)?;
+            }
         }
-        ensure!(
-            num_bytes <= MAX_DECODED_BYTES,
-            "row group {index}: expected pages that need up to {MAX_DECODED_BYTES} bytes at one time, got {num_bytes}: write \
-             the file with smaller row groups"
-        );
     }
     ensure!(num_stored <= file.len(), "expected row groups apart from each other, got some that overlap");
     Ok(())
 }
 
+/// Returns the length of the longest text in the dictionary of a column, given the numbers of its row group and of it.
+fn longest_of(reader: &SerializedFileReader<Bytes>, (row_group, column): (usize, usize)) -> Result<u64> {
+    let row_group = reader.get_row_group(row_group)?;
+    let described = row_group.metadata().column(column).column_descr();
+    match described.physical_type() {
+        PhysicalType::BYTE_ARRAY => match row_group.get_column_page_reader(column)?.get_next_page()? {
+            Some(Page::DictionaryPage { buf, .. }) => longest_text(&buf),
+            _ => bail!("expected the dictionary first, got another page"),
+        },
+        PhysicalType::FIXED_LEN_BYTE_ARRAY => Ok(u64::try_from(described.type_length())?),
+        _ => Ok(0),
+    }
+}
+
 /// Returns a row as JSON, with the bytes that it counts for.
 fn record(row: Row) -> Result<(Value, usize)> {
-    let mut budget = MAX_ROW_BYTES;
+    let mut budget = MAX_ROW_BYTES - MAP_BYTES;
     let mut record = Map::new();
     for (name, field) in row.into_columns() {
         let value = json(field, &mut budget).with_context(|| name.clone())?;
@@ -132,13 +158,14 @@ fn record(row: Row) -> Result<(Value, usize)> {
 
 /// Returns a value as JSON. Its size is taken off the budget.
 fn json(field: Field, budget: &mut usize) -> Result<Value> {
-    let text_bytes = match &field {
+    let own_bytes = match &field {
         Field::Str(text) => text.len(),
         Field::Bytes(bytes) => bytes.len(),
+        Field::Group(_) => MAP_BYTES,
         _ => 0,
     };
     *budget = budget
-        .checked_sub(VALUE_BYTES + text_bytes)
+        .checked_sub(VALUE_BYTES + own_bytes)
         .with_context(|| format!("expected a row of up to {MAX_ROW_BYTES} bytes, got a larger one"))?;
     let float = |value: f64| {
         Number::from_f64(value).map(Value::Number).with_context(|| format!("expected a number, got {value}"))
@@ -176,6 +203,7 @@ fn json(field: Field, budget: &mut usize) -> Result<Value> {
             Value::Array(elements.collect::<Result<_>>()?)
         }
         decimal @ Field::Decimal(_) => decimal.to_string().into(),
+        Field::MapInternal(_) => bail!("expected text, a number, a list or a struct, got a map"),
         other => bail!("expected text, a number, a list or a struct, got {other}"),
     })
 }
@@ -224,7 +252,8 @@ mod tests {
 
     #[test]
     fn a_row_has_up_to_a_mebibyte() {
-        for (length, is_read) in [(MAX_ROW_BYTES - VALUE_BYTES, true), (MAX_ROW_BYTES - VALUE_BYTES + 1, false)] {
+        let longest = MAX_ROW_BYTES - MAP_BYTES - VALUE_BYTES;
+        for (length, is_read) in [(longest, true), (longest + 1, false)] {
             let (mut file, text) = (Vec::new(), "a".repeat(length));
             let row = [("prompt", Cell::Text(&text))];
             let mut table = TableWriter::new(&mut file, &row).unwrap();
@@ -240,6 +269,16 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// The rows have an answer, and messages: their roles, which are "user", and what they say, "é".
+    #[test]
+    fn the_longest_text_of_a_dictionary_is_found() {
+        let reader = SerializedFileReader::new(Bytes::from(written(9))).unwrap();
+        let row_group = &reader.metadata().row_groups()[0];
+        let paths: Vec<String> = row_group.columns().iter().map(|column| column.column_path().string()).collect();
+        let of = |end: &str| longest_of(&reader, (0, paths.iter().position(|path| path.ends_with(end)).unwrap()));
+        assert_eq!(["answer", "role", "content"].map(|end| of(end).unwrap()), [1, 4, 2], "{paths:?}");
     }
 
     /// Every change of one byte, and every length, gives rows or an error: no panic, and no memory without end.

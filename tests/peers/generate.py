@@ -1,8 +1,8 @@
 """Answers of a pretrained model with `generate` of transformers, which has a key-value cache: a peer of `autodidact bench decode
 --model`, for the same prompts and as many new tokens.
 
-Reads one line from standard input for each round and answers with one line of JSON: modes and their new tokens per second. The
-first line that it writes names the versions.
+Reads the prompts as JSON from the first line of standard input, then one line for each round. Answers with one line of JSON each:
+modes and their new tokens per second. The first line that it writes names the versions.
 """
 
 import argparse
@@ -32,14 +32,13 @@ def load(path, dtype):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--prompts", required=True, help="JSON: tokens of the prompt of every answer")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--answer-tokens", type=int, required=True)
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    prompts = json.loads(args.prompts)
+    prompts = json.loads(sys.stdin.readline())
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])

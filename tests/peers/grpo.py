@@ -1,8 +1,8 @@
 """Steps of GRPO with the trainer of TRL, on a CPU: a peer of `autodidact bench grpo`, with the same prompts, numbers of answers,
 lengths, loss and learning rate. Rewards alternate in a group, so that every answer has an advantage.
 
-Reads one line from standard input for each round and answers with one line of JSON: modes and their answers per second, of one step
-each. The first line that it writes names the versions.
+Reads the prompts as JSON from the first line of standard input, then one line for each round. Answers with one line of JSON each:
+modes and their answers per second, of one step each. The first line that it writes names the versions.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def say(value):
     print(json.dumps(value), file=figures, flush=True)
 
 
-def trainer(args, dtype):
+def trainer(args, prompts, dtype):
     path = pathlib.Path(args.model)
     place, options = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
@@ -45,7 +45,6 @@ def trainer(args, dtype):
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options).to(dtype)
     # The weights of a GGUF file are whole when they are read.
     model.is_quantized = False
-    prompts = json.loads(args.prompts)
     texts = [tokenizer.decode(prompt) for prompt in prompts]
     assert [tokenizer(text, add_special_tokens=False).input_ids for text in texts] == prompts, "other tokens"
     num_answers = len(prompts) * args.answers
@@ -127,7 +126,6 @@ def start(trainer, num_threads):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--prompts", required=True, help="JSON: tokens of the prompt of every problem")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--answer-tokens", type=int, required=True)
     parser.add_argument("--answers", type=int, required=True, help="to each problem")
@@ -135,9 +133,10 @@ def main():
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    num_answers = len(json.loads(args.prompts)) * args.answers
+    prompts = json.loads(sys.stdin.readline())
+    num_answers = len(prompts) * args.answers
     dtypes = {"f32": torch.float32, "bf16": torch.bfloat16}
-    gates = {name: start(trainer(args, dtype), args.threads) for name, dtype in dtypes.items()}
+    gates = {name: start(trainer(args, prompts, dtype), args.threads) for name, dtype in dtypes.items()}
     say({"version": f"{trl.__version__}, transformers {transformers.__version__}, PyTorch {torch.__version__}"})
     for _ in sys.stdin:
         say([[name, num_answers / gate.step()] for name, gate in gates.items()])

@@ -2,7 +2,9 @@
 as many new tokens.
 
 A GGUF file is measured as it is, and with its weights as F32. Build llama.cpp for this processor, which is the default of
-`pip install llama-cpp-python` from source. Reads one line from standard input for each round and answers with one line of JSON:
+`pip install llama-cpp-python` from source.
+
+Reads the prompts as JSON from the first line of standard input, then one line for each round. Answers with one line of JSON each:
 modes and their new tokens per second. The first line that it writes names the version.
 """
 
@@ -46,12 +48,11 @@ def write_f32(source, target):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--prompts", required=True, help="JSON: tokens of the prompt of every answer")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--answer-tokens", type=int, required=True)
     args = parser.parse_args()
     source = pathlib.Path(args.model)
-    [prompt] = json.loads(args.prompts)
+    [prompt] = json.loads(sys.stdin.readline())
     if source.suffix != ".gguf":
         print(json.dumps({"error": f"llama.cpp: expected a GGUF file as --model, got {source}"}))
         return

@@ -33,3 +33,28 @@ impl AnswersReport {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proto::{Difficulty, Niche, Request};
+
+    use super::*;
+    use crate::test_groups::{RIGHT, WRONG, group};
+
+    /// By hand: 7 answers of 2 + 4 + 3 + 3 + 1 + 6 + 2 = 21 tokens, of which two reach the limit, in one mixed group of three. A
+    /// group of proposals does not count.
+    #[test]
+    fn answers_are_counted() {
+        let mut mixed = group(&[(RIGHT, 2), (WRONG, 4)]);
+        mixed.group.rollouts[1].stop = StopReason::Length;
+        let all_right = group(&[(RIGHT, 3), (RIGHT, 3)]);
+        let mut all_wrong = group(&[(WRONG, 1), (Verdict::Malformed, 6), (WRONG, 2)]);
+        all_wrong.group.rollouts[1].stop = StopReason::Length;
+        let mut proposals = group(&[(RIGHT, 20), (WRONG, 20)]);
+        proposals.group.task.request =
+            Request::Propose { domain: "countdown".to_owned(), niche: Niche(0), difficulty: Difficulty::Hard };
+        let report = AnswersReport::of(&[mixed, all_right, proposals.clone(), all_wrong]).unwrap();
+        assert_eq!(report, AnswersReport { ended_share: 5.0 / 7.0, mean_tokens: 3.0, mixed_share: 1.0 / 3.0 });
+        assert_eq!(AnswersReport::of(&[proposals]), None);
+    }
+}

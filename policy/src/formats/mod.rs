@@ -170,7 +170,7 @@ impl Pretrained {
     }
 
     /// Lists the files of the network with their names, in order: the GGUF file, or every `.json`, `.jinja` and `.safetensors`
-    /// file of the folder.
+    /// file of the folder that is not hidden.
     ///
     /// # Errors
     /// [`FormatError::Io`].
@@ -184,8 +184,10 @@ impl Pretrained {
         for entry in std::fs::read_dir(&self.path).map_err(reading())? {
             let path = entry.map_err(reading())?.path();
             let is_part = |extension: &OsStr| ["json", "jinja", "safetensors"].iter().any(|part| extension == *part);
-            if path.extension().is_some_and(is_part) && path.is_file() {
-                files.push((name(&path), path));
+            let name = name(&path);
+            // Some systems leave hidden files beside those that they copy, such as `._config.json`.
+            if path.extension().is_some_and(is_part) && !name.starts_with('.') && path.is_file() {
+                files.push((name, path));
             }
         }
         files.sort();
