@@ -115,6 +115,13 @@ fn workers_without_the_model_fetch_it_once() {
     }
 }
 
+/// Returns the stream of the pretrained model of the only run.
+async fn stored_models(cluster: &Cluster) -> async_nats::jetstream::stream::Stream {
+    let jetstream = async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap());
+    let names: Vec<String> = futures_util::TryStreamExt::try_collect(jetstream.stream_names()).await.unwrap();
+    jetstream.get_stream(names.iter().find(|name| name.ends_with("_base")).unwrap()).await.unwrap()
+}
+
 #[test]
 fn a_model_that_cannot_be_fetched_is_one_clear_message() {
     let last_line = |ended: &Ended| ended.stderr.lines().last().unwrap_or_default().to_owned();
@@ -131,16 +138,24 @@ fn a_model_that_cannot_be_fetched_is_one_clear_message() {
     let actor = machine.start(&cluster, "actor", &[]);
     wait_until("the actor to join", || has_joined(&actor));
 
+    // The second file is the weights. The server loses a piece of it: the learner stores it again.
+    let weights = "autodidact.*.base.*.1.0";
+    let runtime = Runtime::new().unwrap();
+    runtime.block_on(async {
+        let stream = stored_models(&cluster).await;
+        let piece = stream.get_last_raw_message_by_subject(weights).await.unwrap();
+        assert!(stream.delete_message(piece.sequence).await.unwrap());
+    });
+    let later = Elsewhere::new();
+    let late_actor = later.start(&cluster, "actor", &[]);
+    wait_until("the actor that lacks a piece to join", || has_joined(&late_actor));
     // What is on the server is changed.
-    Runtime::new().unwrap().block_on(async {
-        let jetstream = async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap());
-        let names: Vec<String> = futures_util::TryStreamExt::try_collect(jetstream.stream_names()).await.unwrap();
-        let stream = names.iter().find(|name| name.ends_with("_base")).unwrap();
-        let stream = jetstream.get_stream(stream).await.unwrap();
-        // The second file is the weights.
-        let piece = stream.get_last_raw_message_by_subject("autodidact.*.base.*.1.0").await.unwrap();
+    runtime.block_on(async {
+        let stream = stored_models(&cluster).await;
+        let piece = stream.get_last_raw_message_by_subject(weights).await.unwrap();
         let mut bytes = piece.payload.to_vec();
         *bytes.last_mut().unwrap() ^= 1;
+        let jetstream = async_nats::jetstream::new(async_nats::connect(cluster.server.url()).await.unwrap());
         jetstream.publish(piece.subject.clone(), bytes.into()).await.unwrap().await.unwrap();
     });
     let other = Elsewhere::new();
