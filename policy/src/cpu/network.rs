@@ -128,9 +128,13 @@ struct Activations {
     gate_up: Vec<f32>,
 }
 
-/// Idle workspaces, kept for reuse: the system would clear the pages of new ones in every pass.
+/// Idle workspaces, kept for reuse: the system would clear the pages of new ones in every pass. Large ones are not kept, since an actor
+/// in the same process needs the memory between updates.
 #[derive(Default)]
 pub(crate) struct Workspaces(Mutex<Vec<Workspace>>);
+
+/// Largest workspace that is kept.
+const IDLE_BYTES: usize = 64 << 20;
 
 impl Workspaces {
     fn take(&self) -> Workspace {
@@ -138,7 +142,9 @@ impl Workspaces {
     }
 
     fn put_back(&self, workspace: Workspace) {
-        self.0.lock().expect("holders of the lock do not panic").push(workspace);
+        if workspace.num_bytes() <= IDLE_BYTES {
+            self.0.lock().expect("holders of the lock do not panic").push(workspace);
+        }
     }
 }
 
@@ -168,6 +174,15 @@ struct Grad {
 }
 
 impl Workspace {
+    /// Returns the size of what a block keeps and of the logits, the bulk of a large workspace.
+    fn num_bytes(&self) -> usize {
+        let of_block = |kept: &Activations| {
+            let Activations { input, unnormed, qkv, attended, middle, gate_up } = kept;
+            [input, unnormed, qkv, attended, middle, gate_up].iter().map(|rows| rows.capacity()).sum::<usize>()
+        };
+        size_of::<f32>() * (self.layers.iter().map(of_block).sum::<usize>() + self.logits.capacity())
+    }
+
     /// Computes the logits after the chosen rows. `num_kept` blocks keep their activations: all of them for a backward pass, one if none
     /// follows.
     fn forward(&mut self, network: &PackedWeights, chunk: &Chunk<'_>, num_kept: usize) {
