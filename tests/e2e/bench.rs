@@ -58,7 +58,8 @@ fn peers_of_a_pretrained_model_get_its_prompts() {
     let folder = crate::pretrained_run::folder();
     let peer = fake_peer(
         &folder,
-        r#"case "$*" in *"--prompts [["*"--threads 1 --answer-tokens 5"*) ;; *) exit 1;; esac
+        r#"case "$*" in *"--threads 1 --answer-tokens 5") ;; *) exit 1;; esac
+           read prompts; case "$prompts" in "[["*"]]") ;; *) exit 1;; esac
            echo '{"version": "1.0"}'; while read line; do echo '[["f32", 4.0]]'; done"#,
     );
     let args =
@@ -118,6 +119,9 @@ fn a_peer_that_is_missing_is_named_with_its_remedy() {
     let peer = fake_peer(&folder, r#"echo '{"error": "the peer needs PyTorch: pip install torch"}'"#);
     let ended = folder.call(&[&TINY[..], &["--python", &peer]].concat());
     assert!(ended.refusal().contains("the peer needs PyTorch: pip install torch"), "{ended:?}");
+    let peer = fake_peer(&folder, r#"echo '{"version": "9.9"}'; read line; kill -9 $$"#);
+    let ended = folder.call(&[&TINY[..], &["--python", &peer]].concat());
+    assert!(ended.refusal().contains("the peer PyTorch ended too early, with signal: 9 (SIGKILL)"), "{ended:?}");
 }
 
 #[test]

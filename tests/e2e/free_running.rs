@@ -166,7 +166,7 @@ fn what_the_journal_has_lost_is_missed() {
 fn weights_take_over_in_the_middle_of_rollouts() {
     let cluster = Cluster::new();
     let much = ["--set", "batch.num_rollouts=64", "--set", "learner.reuse=0.01"];
-    let steps = ["--steps", "12"];
+    let steps = ["--steps", "24"];
     let learner = cluster.learner(&[&FREE_RUNNING[..], &much, &steps].concat());
     let actor = cluster.start("actor", &["--threads", "1", "--slots", "4"]);
     let workers = [actor, cluster.start("verifier", &[])];
