@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Error, Result, bail, ensure};
-use domains::{Split, exams_of, trained_variant};
+use anyhow::{Context as _, Error, Result, ensure};
+use domains::{File, Split, exams_of, trained_variant};
 use language::Language;
 use proto::KeyedProblem;
+use serde_json::Value;
 
-use crate::input::JsonLines;
 use crate::pairing::Pairing;
 use crate::player::{Player, Scored, Scores};
-use crate::problems::{self, exam_problems};
+use crate::problems::{self, Records, exam_problems};
 use crate::report::{note, percent, print, table};
 use crate::room::{expect_room, positions_needed};
 use crate::subject::{self, Subject, run_at};
@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Exam from `autodidact domains`, or `all` for the exams of all domains that the run trains on.
     #[arg(long, conflicts_with = "problems", default_value = "all")]
     exam: String,
-    /// File of problems, one JSON object per line, or `-` for standard input; see docs/formats.md.
+    /// File of problems, one JSON object per line or a Parquet file, or `-` for standard input; see docs/formats.md.
     #[arg(long, value_name = "FILE.jsonl")]
     problems: Option<PathBuf>,
     /// Sampled answers per problem, for pass@k.
@@ -336,24 +336,20 @@ fn read_problems(
     language: &dyn Language,
     max_positions: usize,
 ) -> Result<(String, Vec<KeyedProblem>)> {
-    let mut lines = JsonLines::open(path)?;
-    let mut problems = Vec::new();
-    while let Some((line, json)) = lines.next()? {
-        let read = || -> Result<KeyedProblem> {
-            let json = json?;
-            let mut keyed = domains::keyed_from_json(&json)?;
-            let problem = &mut keyed.problem;
-            let variant = trained_variant(&problem.domain, trained_on.iter().map(String::as_str));
-            if let Some(variant) = variant.filter(|_| json.get("domain").is_none()) {
-                problem.domain = variant.to_owned();
-            }
-            expect_room(language, problem, max_positions)?;
-            Ok(keyed)
-        };
-        problems.push(read().with_context(|| format!("{}, line {line}", lines.name))?);
-    }
-    if problems.is_empty() {
-        bail!("{}: expected problems, one JSON object per line, found none", lines.name);
-    }
-    Ok((lines.name, problems))
+    let columns: Vec<&str> = File::FIELDS.into_iter().chain(["domain"]).collect();
+    let Records { name, place, records } = Records::read(path, &columns)?;
+    let problem_of = |json: &Value| -> Result<KeyedProblem> {
+        let mut keyed = domains::keyed_from_json(json)?;
+        let problem = &mut keyed.problem;
+        let variant = trained_variant(&problem.domain, trained_on.iter().map(String::as_str));
+        if let Some(variant) = variant.filter(|_| json.get("domain").is_none()) {
+            problem.domain = variant.to_owned();
+        }
+        expect_room(language, problem, max_positions)?;
+        Ok(keyed)
+    };
+    let problems =
+        records.iter().map(|(number, json)| problem_of(json).with_context(|| format!("{name}, {place} {number}")));
+    let problems = problems.collect::<Result<_>>()?;
+    Ok((name, problems))
 }

@@ -9,7 +9,7 @@ use language::Language;
 use proto::{Digest, KeyedProblem};
 use toml::{Table, Value};
 
-use crate::input::JsonLines;
+use crate::input::{JsonLines, name_of_input};
 use crate::parquet_file;
 use crate::room::positions;
 
@@ -36,19 +36,7 @@ impl ProblemFile {
     /// # Errors
     /// When the file cannot be read, or a record is not a problem with a right answer: the error names the first such line or row.
     pub(crate) fn open(path: &Path) -> Result<ProblemFile> {
-        let name = path.display().to_string();
-        let bytes =
-            std::fs::read(path).with_context(|| format!("{name}: expected a file of problems, cannot read it"))?;
-        let is_parquet = parquet_file::is_parquet(&bytes);
-        ensure!(
-            is_parquet || path.extension().is_none_or(|extension| extension != "parquet"),
-            "{name}: expected a Parquet file, which begins with PAR1, got another"
-        );
-        let (place, records) = match is_parquet {
-            true => ("row", parquet_file::records(bytes, &File::FIELDS).with_context(|| name.clone())?),
-            false => ("line", json_lines(bytes, &name)?),
-        };
-        ensure!(!records.is_empty(), "{name}: expected problems, one JSON object per line or one in a row, found none");
+        let Records { name, place, records } = Records::read(path, &File::FIELDS)?;
         let problems =
             Problems::read(records).map_err(|(number, error)| anyhow!("{name}, {place} {number}: {error}"))?;
         let digest = problems.digest();
@@ -92,6 +80,53 @@ impl ProblemFile {
     }
 }
 
+/// The records of a file: JSON lines, or the rows of a Parquet file.
+pub(crate) struct Records {
+    /// The file, or `standard input`.
+    pub(crate) name: String,
+    /// What a record is called: a line, or a row.
+    pub(crate) place: &'static str,
+    /// At least one, each with its number.
+    pub(crate) records: Vec<(usize, serde_json::Value)>,
+}
+
+impl Records {
+    /// Reads a file; `-` is standard input, which has JSON lines.
+    ///
+    /// - `columns`: those of a Parquet file that are read.
+    ///
+    /// # Errors
+    /// When the file cannot be read, has no record, or one that is no JSON object.
+    pub(crate) fn read(path: &Path, columns: &[&str]) -> Result<Records> {
+        let name = name_of_input(path).display().to_string();
+        let (place, records) = if path == Path::new("-") {
+            ("line", all_of(JsonLines::open(path)?)?)
+        } else {
+            let reading = || format!("{name}: expected a file of problems, cannot read it");
+            let bytes = std::fs::read(path).with_context(reading)?;
+            let is_parquet = parquet_file::is_parquet(&bytes);
+            ensure!(
+                is_parquet || path.extension().is_none_or(|extension| extension != "parquet"),
+                "{name}: expected a Parquet file, which begins with PAR1, got another"
+            );
+            match is_parquet {
+                true => ("row", parquet_file::records(bytes, columns).with_context(|| name.clone())?),
+                false => ("line", all_of(JsonLines::of(bytes, name.clone()))?),
+            }
+        };
+        ensure!(!records.is_empty(), "{name}: expected problems, one JSON object per line or one in a row, found none");
+        Ok(Records { name, place, records })
+    }
+}
+
+fn all_of(mut lines: JsonLines) -> Result<Vec<(usize, serde_json::Value)>> {
+    let mut records = Vec::new();
+    while let Some((line, json)) = lines.next()? {
+        records.push((line, json.with_context(|| format!("{}, line {line}", lines.name))?));
+    }
+    Ok(records)
+}
+
 /// Replaces the `path` of the domain `file` with `file`, the hash of its problems, and `local.file`. Returns the file, if one is named.
 pub(crate) fn spell_out_file(config: &mut Table, local: &mut Table) -> Result<Option<ProblemFile>> {
     let mut found = None;
@@ -115,15 +150,6 @@ pub(crate) fn spell_out_file(config: &mut Table, local: &mut Table) -> Result<Op
         found = Some(file);
     }
     Ok(found)
-}
-
-fn json_lines(bytes: Vec<u8>, name: &str) -> Result<Vec<(usize, serde_json::Value)>> {
-    let mut lines = JsonLines::of(bytes, name.to_owned());
-    let mut records = Vec::new();
-    while let Some((line, json)) = lines.next()? {
-        records.push((line, json.with_context(|| format!("{name}, line {line}"))?));
-    }
-    Ok(records)
 }
 
 /// Returns an exam's problems, with their keys if verifiers do not know them.

@@ -145,13 +145,15 @@ fn longest_of(reader: &SerializedFileReader<Bytes>, (row_group, column): (usize,
     }
 }
 
-/// Returns a row as JSON, with the bytes that it counts for.
+/// Returns a row as JSON, without the fields that have no value, and the bytes that it counts for.
 fn record(row: Row) -> Result<(Value, usize)> {
     let mut budget = MAX_ROW_BYTES - MAP_BYTES;
     let mut record = Map::new();
     for (name, field) in row.into_columns() {
         let value = json(field, &mut budget).with_context(|| name.clone())?;
-        ensure!(record.insert(name.clone(), value).is_none(), "expected one column {name}, got two");
+        if !value.is_null() {
+            ensure!(record.insert(name.clone(), value).is_none(), "expected one column {name}, got two");
+        }
     }
     Ok((Value::Object(record), MAX_ROW_BYTES - budget))
 }

@@ -280,8 +280,13 @@ fn parquet_files_are_read_as_the_same_records_in_json_lines() {
     assert_eq!(read[0].0.lines().count(), 100);
     assert!(read[0] == read[1] && read[0] == read[2], "{read:#?}");
 
-    // The run goes on with the same problems in another format.
+    // The run goes on with the same problems in another format, and is asked those of any.
     folder.call(&["train", "mine.toml", "--run-dir", "run", "--steps", "2"]).success();
+    let asked = WRITTEN.map(|(name, _)| {
+        let asked = folder.call(&["eval", "run", "--problems", name, "--samples", "1"]).success().stdout;
+        asked.replace(name, "")
+    });
+    assert!(!asked[0].is_empty() && asked[0] == asked[1] && asked[0] == asked[2], "{asked:#?}");
     std::fs::remove_file(folder.path("pyarrow.parquet")).unwrap();
     folder.call(&["replay", "run", "--file", "problems.jsonl"]).success();
 
