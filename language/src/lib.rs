@@ -147,9 +147,7 @@ pub enum Error {
         domain: String,
     },
     /// Problems of the domain cannot be proposed in words.
-    #[error(
-        "domain {domain}: expected a domain whose problems a model can propose in words, got one whose problems are given"
-    )]
+    #[error("domain {domain}: expected a domain whose problems a model can propose in words, got another one")]
     NoProposals {
         /// The domain.
         domain: String,

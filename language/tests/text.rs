@@ -1165,13 +1165,12 @@ mod asked {
     }
 
     #[test]
-    fn what_has_no_words_is_refused() {
+    fn what_cannot_be_proposed_in_words_is_refused() {
         let language = language(OPTIONS);
-        let programs = Problem { domain: "programs".to_owned(), text: "sort : [3 1] -> ?".to_owned() };
-        assert!(matches!(language.room(&programs), Err(Error::NoWording { .. })));
+        let no_proposals: fn(&Error) -> bool = |error| matches!(error, Error::NoProposals { .. });
         for (name, is_expected) in [
-            ("programs", (|error| matches!(error, Error::NoWording { .. })) as fn(&Error) -> bool),
-            ("file", |error| matches!(error, Error::NoProposals { .. })),
+            ("programs", no_proposals),
+            ("file", no_proposals),
             ("arithmetic", |error| matches!(error, Error::Domain(_))),
         ] {
             let niche = Niche(if name == "arithmetic" { 0 } else { 1 });
@@ -1217,6 +1216,25 @@ mod asked {
             assert_eq!(constrained.spell(&problem, "\u{e9}\n\n\n").unwrap(), None, "it matches no pattern");
         }
         assert!(in_words.count() > 0);
+    }
+
+    /// The largest patterns are of programs: every answer is one of the type and the length that are asked for.
+    #[test]
+    fn programs_can_be_asked_for() {
+        let constrained = TextOptions { max_reply_tokens: 64, num_examples: 3, constraint: Constraint::Answer };
+        let language = language(constrained);
+        let programs = domain("programs").unwrap();
+        for text in ["? max 4 : [1 2] -> [2 1] ; [3 4] -> [4 3]", "? max 4 : [1 2] -> 3 ; [3 4] -> 7"] {
+            let problem = Problem { domain: "programs".to_owned(), text: text.to_owned() };
+            let request = Request::Solve { problem: problem.clone(), origin: ProblemOrigin::Exam, has_key: false };
+            for walk in 0..50 {
+                let mut rng = CounterRng::new(5, Purpose::Rollout, walk, 0, 0);
+                let answer = random_answer(language.open(&request).unwrap(), &mut rng);
+                let text = language.text(&request, &answer).unwrap().unwrap();
+                let judged = programs.judge(&problem, None, &text).unwrap();
+                assert_ne!(judged.verdict, Verdict::Malformed, "{text}: {judged:?}");
+            }
+        }
     }
 
     fn ask(name: &str, niche: Niche, difficulty: Difficulty) -> Request {

@@ -24,6 +24,7 @@
 //! | `generate` | the ladder and the exams |
 //! | `propose` | problems that a policy writes, and changes of problems |
 //! | `symbols` | the interface for networks that read symbols |
+//! | `words` | the interface for models that read text |
 //!
 //! A `Puzzle` is only the public part of a problem. A `Sketch` is what a generator knows: a puzzle, the program behind it
 //! and an answer. A [`Drawn`] is the same in text, for users of this crate. A [`Descriptor`] is the kind of problem that a puzzle
@@ -42,6 +43,7 @@ mod propose;
 mod puzzle;
 mod symbols;
 mod value;
+mod words;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -55,7 +57,7 @@ use self::language::Program;
 use self::puzzle::{Puzzle, is_consistent, operation_bits, written_program};
 use crate::exam::{Exam, ExamSpec, exam, exam_contains};
 use crate::symbols::Symbols;
-use crate::{Admission, Checker, Domain, Error, Exams, Forms, Judged, Ladder};
+use crate::{Admission, Checker, Domain, Error, Exams, Forms, Judged, Ladder, Wording};
 
 pub use self::generate::{ExamSplit, Stratum};
 pub use self::language::Dialect;
@@ -144,6 +146,10 @@ impl Descriptor {
 
 impl Domain for Programs {
     fn symbols(&self) -> Option<&dyn Symbols> {
+        Some(self)
+    }
+
+    fn wording(&self) -> Option<&dyn Wording> {
         Some(self)
     }
 
