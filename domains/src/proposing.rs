@@ -44,14 +44,31 @@ pub(crate) fn drawn(
     niche: Niche,
     notation: impl Fn(&Problem) -> &str,
 ) -> Result<Vec<(Niche, String)>, Error> {
+    drawn_as(domain, niche, |level, seed, index| {
+        let keyed = domain.ladder(level, seed, index);
+        let proposal = notation(&keyed.problem).to_owned();
+        (keyed, proposal)
+    })
+}
+
+/// Draws as [`drawn`] does.
+///
+/// - `draw`: draws a problem, given level, seed and index, with its proposal.
+///
+/// # Errors
+/// As of [`drawn`].
+pub(crate) fn drawn_as(
+    domain: &(impl Ladder + Checker),
+    niche: Niche,
+    draw: impl Fn(u32, u64, u64) -> (KeyedProblem, String),
+) -> Result<Vec<(Niche, String)>, Error> {
     let level = expect_level(domain, niche)?;
     let first = niche.0.wrapping_mul(NUM_DRAWN as u64);
     let mut drawn = Vec::with_capacity(NUM_DRAWN);
     for index in 0.. {
-        let KeyedProblem { problem, key } = domain.ladder(level, SEED, first.wrapping_add(index));
-        let proposal = notation(&problem);
-        if domain.admit(niche, proposal)?.is_ok() {
-            drawn.push((domain.niche(&problem, key.as_ref())?, proposal.to_owned()));
+        let (KeyedProblem { problem, key }, proposal) = draw(level, SEED, first.wrapping_add(index));
+        if domain.admit(niche, &proposal)?.is_ok() {
+            drawn.push((domain.niche(&problem, key.as_ref())?, proposal));
         }
         if drawn.len() == NUM_DRAWN {
             break;

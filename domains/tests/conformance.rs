@@ -384,7 +384,7 @@ fn proposals_in_words_are_asked_for_by_niche_and_admitted_where_they_say() {
             assert!(proposing.pattern(nowhere).is_err());
         }
     }
-    assert_eq!(num_domains, 5);
+    assert_eq!(num_domains, 7);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::symbols::{Grammar, Next};
 use crate::{Judged, quote};
 
 /// Fewest elements in an input of a proposal, as on the ladder.
-const MIN_ELEMENTS: usize = 2;
+pub(super) const MIN_ELEMENTS: usize = 2;
 /// Most draws of a change to find one that is a problem.
 const NUM_MUTATION_DRAWS: usize = 64;
 

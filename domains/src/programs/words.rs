@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use proto::Problem;
+use proto::{KeyedProblem, Niche, Problem};
 
-use super::Programs;
+use super::generate::num_inputs;
 use super::language::{Dialect, Operation, Primitive, Program, Role};
+use super::propose::MIN_ELEMENTS;
 use super::puzzle::Puzzle;
 use super::value::{MAX_ELEMENTS, MAX_MAGNITUDE, Type, View};
-use crate::{Error, Wording, reply_with};
+use super::{Descriptor, Drawn, Programs};
+use crate::proposing::{drawn_as, expect_level};
+use crate::{Error, Ladder as _, Proposing, Wording, reply_with};
 
 /// Problems with a solution: one of each mode, as a config shows the first ones.
 const FULL_EXAMPLES: [(&str, &str); 3] = [
@@ -31,15 +34,14 @@ impl Wording for Programs {
         let program = puzzle.program().map(Program::text).unwrap_or_default();
         Ok(match &puzzle {
             Puzzle::Deduction { input, .. } => format!(
-                "Reply with the result only. A program changes a list step by step, from left to right. {explained} What does \
-                 the program {program} make of {}?",
+                "Reply with the result only. {STEPS} {explained} What does the program {program} make of {}?",
                 View::List(input).text()
             ),
             Puzzle::Abduction { output, .. } => {
                 let (low, high) = self.dialect.input_range();
                 format!(
-                    "Reply with a list only, of up to {MAX_ELEMENTS} integers from {low} to {high}. A program changes a list \
-                     step by step, from left to right. {explained} Of which list does the program {program} make {}?",
+                    "Reply with a list only, of up to {MAX_ELEMENTS} integers from {low} to {high}. {STEPS} \
+                     {explained} Of which list does the program {program} make {}?",
                     output.view().text()
                 )
             }
@@ -47,13 +49,10 @@ impl Wording for Programs {
                 let pairs = pairs
                     .iter()
                     .map(|(input, output)| format!("{} of {}", output.view().text(), View::List(input).text()));
-                let most = match max_operations {
-                    1 => "one word".to_owned(),
-                    most => format!("up to {most} words"),
-                };
+                let most = if *max_operations == 1 { "" } else { "up to " };
+                let words = words(*max_operations);
                 format!(
-                    "Reply with a program only. A program changes a list step by step, from left to right. {explained} Numbers \
-                     and else are no words. Which program of {most} makes {}?",
+                    "Reply with a program only. {STEPS} {explained} {NO_WORDS} Which program of {most}{words} makes {}?",
                     pairs.collect::<Vec<_>>().join(", and ")
                 )
             }
@@ -66,7 +65,7 @@ impl Wording for Programs {
             Dialect::Digits => DIGITS_EXAMPLES,
         };
         let example = |(problem, answer): (&str, &str)| {
-            (Problem { domain: crate::Ladder::name(self).to_owned(), text: problem.to_owned() }, reply_with(answer))
+            (Problem { domain: self.name().to_owned(), text: problem.to_owned() }, reply_with(answer))
         };
         examples.map(example).to_vec()
     }
@@ -74,19 +73,98 @@ impl Wording for Programs {
     /// A value of the type that the program makes, a list that may be its input, or a well-typed program of the length and the type
     /// that are asked for.
     fn answer_pattern(&self, problem: &Problem) -> Result<Option<String>, Error> {
-        let (integer, element) = match self.dialect {
-            Dialect::Full => ("(?:0|-?[1-9][0-9]?)", "(?:0|-?[1-9])"),
-            Dialect::Digits => ("[0-9]", "[0-9]"),
+        let integer = match self.dialect {
+            Dialect::Full => "(?:0|-?[1-9][0-9]?)",
+            Dialect::Digits => "[0-9]",
         };
-        let list = |element: &str| format!("\\[(?:{element}(?: {element}){{0,{}}})?\\]", MAX_ELEMENTS - 1);
         Ok(Some(match &self.puzzle(problem)? {
             Puzzle::Deduction { output, .. } if output.view().type_of() == Type::Integer => integer.to_owned(),
-            Puzzle::Deduction { .. } => list(integer),
-            Puzzle::Abduction { .. } => list(element),
+            Puzzle::Deduction { .. } => list(integer, 0),
+            Puzzle::Abduction { .. } => list(element(self.dialect), 0),
             Puzzle::Induction { max_operations, pairs, .. } => {
                 Patterns::new(self.dialect).programs(Type::List, pairs[0].1.view().type_of(), *max_operations)
             }
         }))
+    }
+
+    fn proposing(&self) -> Option<&dyn Proposing> {
+        Some(self)
+    }
+}
+
+/// A proposal is a program and its inputs, `sort take 2 : [5 1 4]`, whatever is asked about them: running it makes the rest.
+impl Proposing for Programs {
+    fn request(&self, niche: Niche) -> Result<String, Error> {
+        let (_, sample) = &self.proposals(niche)?[0];
+        let Descriptor { mode, length, .. } = Descriptor::of(niche);
+        let (low, high) = self.dialect.input_range();
+        let words = words(length.into());
+        let lists = match num_inputs(mode) {
+            1 => "a list".to_owned(),
+            number => format!("{number} lists"),
+        };
+        Ok(format!(
+            "Reply with a program and its inputs only. {STEPS} {} {NO_WORDS} Write as in {sample}: a program of {words}, \
+             and {lists} of {MIN_ELEMENTS} to {MAX_ELEMENTS} integers from {low} to {high}. Kind: {}.",
+            explained(self.dialect, None),
+            self.describe_niche(niche)
+        ))
+    }
+
+    fn examples(&self, niche: Niche) -> Result<Vec<(Niche, String)>, Error> {
+        Ok(self.proposals(niche)?.split_off(1))
+    }
+
+    fn pattern(&self, niche: Niche) -> Result<String, Error> {
+        expect_level(self, niche)?;
+        let Descriptor { mode, length, .. } = Descriptor::of(niche);
+        let mut patterns = Patterns::new(self.dialect);
+        let of_types = [Type::Integer, Type::List].map(|to| patterns.program(Type::List, to, length.into()));
+        let program = any_of(of_types.into_iter().flatten().collect()).expect("there are programs of any length");
+        let input = list(element(self.dialect), MIN_ELEMENTS);
+        Ok(format!("{program} : {input}(?: ; {input}){{{}}}", num_inputs(mode) - 1))
+    }
+}
+
+impl Programs {
+    fn proposals(&self, niche: Niche) -> Result<Vec<(Niche, String)>, Error> {
+        drawn_as(self, niche, |level, seed, index| {
+            let Drawn { problem, key, answer } = self.draw_ladder(level, seed, index);
+            let text = |input: &[i32]| View::List(input).text();
+            let proposal = match self.puzzle(&problem).expect("a problem of the ladder") {
+                Puzzle::Deduction { program, input, .. } => format!("{} : {}", program.text(), text(&input)),
+                Puzzle::Abduction { program, .. } => format!("{} : {answer}", program.text()),
+                Puzzle::Induction { pairs, .. } => {
+                    let inputs: Vec<String> = pairs.iter().map(|(input, _)| text(input)).collect();
+                    format!("{answer} : {}", inputs.join(" ; "))
+                }
+            };
+            (KeyedProblem { problem, key }, proposal)
+        })
+    }
+}
+
+fn words(number: usize) -> String {
+    if number == 1 { "one word".to_owned() } else { format!("{number} words") }
+}
+
+/// How programs are introduced.
+const STEPS: &str = "A program changes a list step by step, from left to right.";
+const NO_WORDS: &str = "Numbers and else are no words.";
+
+/// Returns the pattern of an integer of an input.
+fn element(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Full => "(?:0|-?[1-9])",
+        Dialect::Digits => "[0-9]",
+    }
+}
+
+/// Returns the pattern of a list of so many elements or more.
+fn list(element: &str, min_elements: usize) -> String {
+    match min_elements {
+        0 => format!("\\[(?:{element}(?: {element}){{0,{}}})?\\]", MAX_ELEMENTS - 1),
+        _ => format!("\\[{element}(?: {element}){{{},{}}}\\]", min_elements - 1, MAX_ELEMENTS - 1),
     }
 }
 
@@ -267,7 +345,7 @@ mod tests {
 
     use super::super::behavior::for_each_program;
     use super::*;
-    use crate::{Checker as _, Ladder as _};
+    use crate::Checker as _;
 
     const BOTH: [Programs; 2] = [Programs { dialect: Dialect::Full }, Programs { dialect: Dialect::Digits }];
 
