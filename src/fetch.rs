@@ -67,7 +67,11 @@ pub(crate) async fn serve(bus: Arc<Nats>, digest: Digest, files: Vec<(String, Pa
         if bus.next_wanted_model().await != digest {
             continue;
         }
-        match bus.put_model(digest, &files).await {
+        let stored = bus.put_model(digest, &files).await;
+        if stored.is_ok() {
+            last_warning = None;
+        }
+        match stored {
             Ok(true) => note(format_args!(
                 "stored the pretrained model {}, {}, on the server until the run is over: a worker lacks it",
                 digest.short(),
@@ -155,7 +159,7 @@ impl Source<'_> {
     async fn lock(&self, path: &Path, learner_lives: &impl AsyncFn() -> Result<bool>) -> Result<File> {
         let open = OpenOptions::new().create(true).truncate(false).write(true).open(path);
         let file = open.with_context(|| advised("open", path))?;
-        let (began, mut has_told) = (Instant::now(), false);
+        let mut has_told = false;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
@@ -166,13 +170,7 @@ impl Source<'_> {
                 }
                 Err(TryLockError::WouldBlock) => {}
             }
-            ensure!(
-                began.elapsed() < STORE_LIMIT,
-                "{}: waited {} s for another process that fetches the pretrained model",
-                path.display(),
-                STORE_LIMIT.as_secs()
-            );
-            // Fails if the run is over.
+            // Fails if the run is over. Until then the other process makes progress, or gives up and lets go of the lock.
             learner_lives().await?;
             tokio::time::sleep(ASK_EVERY).await;
         }

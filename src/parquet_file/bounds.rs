@@ -5,8 +5,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 /// Most elements of a schema, which the reader walks by recursion.
 const MAX_SCHEMA_ELEMENTS: u64 = 2_000;
+/// Most bytes of the name of an element, and of all names.
+const MAX_NAME_BYTES: u64 = 256;
+const MAX_NAMES_BYTES: u64 = 1 << 16;
 /// Bytes of a decoded value beside those of its text, with its levels.
 const VALUE_BYTES: u64 = 40;
+/// Bytes of a value in a list beside those of its text and its name: the reader makes a struct with names of each element.
+const ELEMENT_BYTES: u64 = 200;
 /// Deepest nesting of what is skipped.
 const MAX_DEPTH: u32 = 32;
 
@@ -19,23 +24,54 @@ pub(super) fn expect_readable_footer(file: &[u8]) -> Result<()> {
     let start = start.with_context(|| {
         format!("expected metadata within the {} bytes of the file, got {length} bytes", file.len())
     })?;
-    let mut num_elements = 0;
-    Thrift { rest: &file[start..tail] }
-        .fields(0, &mut |thrift, field, kind| {
-            if (field, kind) != (2, LIST) {
-                return Ok(false);
-            }
-            // A copy: the list is skipped after that.
-            num_elements = Thrift { rest: thrift.rest }.list()?.0;
-            Ok(false)
-        })
-        .context("the metadata of the Parquet file is damaged")?;
+    let mut thrift = Thrift { rest: &file[start..tail] };
+    let schema = thrift.fields(0, &mut |thrift, field, kind| match (field, kind) {
+        (SCHEMA, LIST) => expect_readable_schema(thrift).map(|()| true),
+        (SCHEMA, _) => bail!("its schema is no list"),
+        _ => Ok(false),
+    });
+    schema.context("the metadata of the Parquet file is damaged")?;
+    Ok(())
+}
+
+/// Checks the number of elements of a schema, their names, and how many others each says to hold: the reader allocates room for these,
+/// and copies names for every value.
+fn expect_readable_schema(thrift: &mut Thrift<'_>) -> Result<()> {
+    let (num_elements, kind) = thrift.list()?;
     ensure!(
-        num_elements <= MAX_SCHEMA_ELEMENTS,
+        kind == STRUCT && num_elements <= MAX_SCHEMA_ELEMENTS,
         "expected a schema of up to {MAX_SCHEMA_ELEMENTS} elements, got {num_elements}"
+    );
+    let mut name_bytes = 0;
+    for _ in 0..num_elements {
+        thrift.fields(1, &mut |thrift, field, kind| match (field, kind) {
+            (ELEMENT_NAME, BINARY) => {
+                let length = thrift.varint()?;
+                ensure!(length <= MAX_NAME_BYTES, "expected names of up to {MAX_NAME_BYTES} bytes, got {length}");
+                name_bytes += length;
+                thrift.take(usize::try_from(length)?).map(|_| true)
+            }
+            (ELEMENT_CHILDREN, I32) => {
+                let number = thrift.integer()?;
+                let is_possible = u64::try_from(number).is_ok_and(|number| number < num_elements);
+                ensure!(is_possible, "expected up to {num_elements} elements within one, got {number}");
+                Ok(true)
+            }
+            (ELEMENT_NAME | ELEMENT_CHILDREN, _) => bail!("an element of the schema has a field of another type"),
+            _ => Ok(false),
+        })?;
+    }
+    ensure!(
+        name_bytes <= MAX_NAMES_BYTES,
+        "expected a schema with names of up to {MAX_NAMES_BYTES} bytes in all, got {name_bytes}"
     );
     Ok(())
 }
+
+/// Fields of the metadata and of an element of its schema.
+const SCHEMA: i64 = 2;
+const ELEMENT_NAME: i64 = 4;
+const ELEMENT_CHILDREN: i64 = 5;
 
 /// What the pages of a column of a row group say that they hold.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +85,9 @@ pub(super) struct Claims {
 }
 
 /// Reads the headers of all pages of a column chunk.
-pub(super) fn claims_of(chunk: &[u8], is_repeated: bool) -> Result<Claims> {
+///
+/// - `name_bytes`: of a column whose values are repeated, the bytes of its path.
+pub(super) fn claims_of(chunk: &[u8], name_bytes: Option<u64>) -> Result<Claims> {
     let mut thrift = Thrift { rest: chunk };
     let (mut num_values, mut num_indices, mut largest, mut dictionary) = (0_u64, 0_u64, 0, None);
     while !thrift.rest.is_empty() {
@@ -68,8 +106,8 @@ pub(super) fn claims_of(chunk: &[u8], is_repeated: bool) -> Result<Claims> {
             _ => {}
         }
     }
-    let repeated = if is_repeated { VALUE_BYTES * num_values } else { 0 };
-    Ok(Claims { num_values, num_indices, num_bytes: dictionary.unwrap_or(0) + largest + repeated })
+    let repeated = name_bytes.map_or(0, |name_bytes| (ELEMENT_BYTES + name_bytes).saturating_mul(num_values));
+    Ok(Claims { num_values, num_indices, num_bytes: (dictionary.unwrap_or(0) + largest).saturating_add(repeated) })
 }
 
 /// Returns the length of the longest text of a decoded dictionary, in bytes. Each is behind its length.
@@ -136,23 +174,24 @@ impl Page {
                     let place_of_encoding = if field == 8 { 4 } else { 2 };
                     thrift.fields(1, &mut |thrift, field, kind| {
                         let (known, name) = match (field, kind) {
-                            (1, I32) => (&mut num_values, "number of values"),
-                            (place, I32) if place == place_of_encoding => (&mut encoding, "encoding"),
+                            (1, _) => (&mut num_values, "number of values"),
+                            (place, _) if place == place_of_encoding => (&mut encoding, "encoding"),
                             _ => return Ok(false),
                         };
-                        let earlier = known.replace(thrift.integer()?);
-                        ensure!(earlier.is_none(), "a page gives its {name} twice");
+                        ensure!(kind == I32, "a page gives its {name} in another type");
+                        *known = Some(thrift.integer()?);
                         Ok(true)
                     })?;
                     return Ok(true);
                 }
+                (1..=3 | 5 | 7 | 8, _) => bail!("a page gives its field {field} in another type"),
                 _ => return Ok(false),
             };
-            let earlier = known.replace(thrift.integer()?);
-            ensure!(earlier.is_none(), "a page gives its field {field} twice");
+            *known = Some(thrift.integer()?);
             Ok(true)
         })?;
         let kind = kind.context("a page has no kind")?;
+        ensure!((DATA..=DATA_V2).contains(&kind), "expected a page of kind {DATA} to {DATA_V2}, got {kind}");
         let count = |count: Option<i64>| {
             let count = count.filter(|count| (0..=i32::MAX.into()).contains(count));
             count.with_context(|| "a page has no length, or one below 0".to_owned())
@@ -177,6 +216,7 @@ impl Page {
 
 /// Kinds of fields.
 const I32: u8 = 5;
+const BINARY: u8 = 8;
 const LIST: u8 = 9;
 const STRUCT: u8 = 12;
 
@@ -201,7 +241,13 @@ impl<'a> Thrift<'a> {
             if kind == 0 {
                 return Ok(());
             }
-            field = if step == 0 { self.integer()? } else { field.wrapping_add(step.into()) };
+            let next = if step == 0 { self.integer()? } else { field + i64::from(step) };
+            // As all writers do. So no field is there twice, and every reader takes the same number for it.
+            ensure!(
+                next > field && next <= i16::MAX.into(),
+                "expected fields in the order of their numbers, got {next}"
+            );
+            field = next;
             if !read(self, field, kind)? {
                 self.skip(kind, depth)?;
             }
@@ -223,22 +269,24 @@ impl<'a> Thrift<'a> {
             3 => drop(self.take(1)?),
             4..=6 => drop(self.varint()?),
             7 => drop(self.take(8)?),
-            8 => {
+            BINARY => {
                 let length = self.varint()?;
                 self.take(usize::try_from(length)?)?;
             }
             LIST | 10 => {
                 let (num_elements, kind) = self.list()?;
+                expect_plain(num_elements, &[kind])?;
                 for _ in 0..num_elements {
-                    self.skip_element(kind, depth + 1)?;
+                    self.skip(kind, depth + 1)?;
                 }
             }
             11 => {
                 let num_entries = self.varint()?;
                 let kinds = if num_entries > 0 { self.byte()? } else { 0 };
+                expect_plain(num_entries, &[kinds >> 4, kinds & 15])?;
                 for _ in 0..num_entries {
-                    self.skip_element(kinds >> 4, depth + 1)?;
-                    self.skip_element(kinds & 15, depth + 1)?;
+                    self.skip(kinds >> 4, depth + 1)?;
+                    self.skip(kinds & 15, depth + 1)?;
                 }
             }
             STRUCT => self.fields(depth + 1, &mut |_, _, _| Ok(false))?,
@@ -246,11 +294,6 @@ impl<'a> Thrift<'a> {
             other => bail!("expected a kind of field from 1 to 13, got {other}"),
         }
         Ok(())
-    }
-
-    /// Skips an element of a list or a map, where a boolean is a byte: so every element has one, and the loop an end.
-    fn skip_element(&mut self, kind: u8, depth: u32) -> Result<()> {
-        if matches!(kind, 1 | 2) { self.take(1).map(drop) } else { self.skip(kind, depth) }
     }
 
     /// Reads an integer with a sign.
@@ -281,6 +324,15 @@ impl<'a> Thrift<'a> {
         self.rest = rest;
         Ok(taken)
     }
+}
+
+/// Checks that elements that are skipped are no booleans, whose size readers do not agree on.
+fn expect_plain(num_elements: u64, kinds: &[u8]) -> Result<()> {
+    ensure!(
+        num_elements == 0 || kinds.iter().all(|kind| *kind > 2),
+        "expected no lists of booleans, got {num_elements}"
+    );
+    Ok(())
 }
 
 #[cfg(test)]
@@ -327,13 +379,13 @@ mod tests {
             page(3, 70, b"data", 5, 0),
         ];
         let chunk = pages.concat();
-        let claims = claims_of(&chunk, false).unwrap();
+        let claims = claims_of(&chunk, None).unwrap();
         assert_eq!((claims.num_values, claims.num_indices), (12, 7));
         assert_eq!(claims.num_bytes, 100 + 3 * VALUE_BYTES + 70);
-        assert_eq!(claims_of(&chunk, true).unwrap().num_bytes, claims.num_bytes + 12 * VALUE_BYTES);
+        assert_eq!(claims_of(&chunk, Some(9)).unwrap().num_bytes, claims.num_bytes + 12 * (ELEMENT_BYTES + 9));
         let ends: Vec<usize> = (1..pages.len()).map(|count| pages[..count].concat().len()).collect();
         for length in 1..chunk.len() {
-            let read = claims_of(&chunk[..length], false);
+            let read = claims_of(&chunk[..length], None);
             assert_eq!(read.is_ok(), ends.contains(&length), "{length}: {read:?}");
         }
     }
@@ -349,27 +401,30 @@ mod tests {
     #[test]
     fn headers_that_cannot_be_true_are_refused() {
         let twice = [integer(1, 0), integer(1, 5), vec![I32, 4], integer(0, 6)[1..].to_vec()].concat();
-        let deep = vec![1 << 4 | STRUCT; 100];
-        let endless = [vec![9 << 4 | LIST, 15 << 4 | 1], varint(1 << 60)].concat();
+        let deep = vec![9 << 4 | STRUCT; 100];
+        let endless = [vec![9 << 4 | LIST, 15 << 4 | 3], varint(1 << 60)].concat();
         let without_encoding =
             [integer(1, 0), integer(1, 5), integer(1, 0), vec![2 << 4 | STRUCT], integer(1, 1), vec![0, 0]].concat();
         for (header, says) in [
             (page(0, -1, b"", 1, 0), "no length, or one below 0"),
             (page(0, 1, b"", -1, 0), "no length, or one below 0"),
             ([integer(2, 5), vec![0]].concat(), "has no kind"),
-            (twice, "a page gives its field 2 twice"),
+            (twice, "expected fields in the order of their numbers, got 2"),
             (deep, "nested up to 32 deep"),
             (endless, "expected 1 more bytes, got 0"),
-            (vec![1 << 4 | 14], "expected a kind of field from 1 to 13, got 14"),
+            (vec![9 << 4 | 14], "expected a kind of field from 1 to 13, got 14"),
             ([vec![1 << 4 | I32], vec![255; 20]].concat(), "up to 10 bytes"),
             ([vec![9 << 4 | 8], varint(u64::MAX)].concat(), "expected 18446744073709551615 more bytes"),
             (without_encoding, "a page has no encoding"),
+            (page(4, 1, b"", 1, 0), "expected a page of kind 0 to 3, got 4"),
+            ([integer(1, 0), vec![1 << 4 | 6, 2]].concat(), "a page gives its field 2 in another type"),
+            ([vec![9 << 4 | LIST, 2 << 4 | 1, 1, 1]].concat(), "expected no lists of booleans, got 2"),
             (page(0, 1, b"", 1, 6), "got DELTA_LENGTH_BYTE_ARRAY"),
             (page(3, 1, b"", 1, 7), "got DELTA_BYTE_ARRAY"),
             (page(0, 1, b"", 1, -1), "got an unknown one"),
             ([page(2, 1 << 30, b"", 1, 0), page(2, 1, b"", 1, 0)].concat(), "expected one dictionary in a column"),
         ] {
-            let error = claims_of(&header, false).unwrap_err();
+            let error = claims_of(&header, None).unwrap_err();
             assert!(format!("{error:#}").contains(says), "{says}: {error:#}");
         }
     }
@@ -378,6 +433,10 @@ mod tests {
     fn footers_lie_within_their_file() {
         let file = |footer: &[u8], length: u32| [b"PAR1", footer, &length.to_le_bytes()[..], b"PAR1"].concat();
         let schema = |num_elements| [vec![2 << 4 | LIST, 15 << 4 | STRUCT], varint(num_elements), vec![0; 9]].concat();
+        let element = |fields: &[u8]| [&[2 << 4 | LIST, 1 << 4 | STRUCT], fields, &[0, 0]].concat();
+        let named =
+            |length: u64| element(&[vec![4 << 4 | BINARY], varint(length), vec![b'a'; length as usize]].concat());
+        let holding = |number: i32| element(&integer(5, number));
         for (file, says) in [
             (b"PAR1".to_vec(), "ends with PAR1"),
             (file(b"abc", 3)[..10].to_vec(), "ends with PAR1"),
@@ -386,6 +445,10 @@ mod tests {
             (file(b"\xff", 1), "is damaged"),
             (file(&schema(9)[..8], 8), "is damaged"),
             (file(&schema(1 << 40), schema(1 << 40).len() as u32), "is damaged"),
+            (file(&named(257), named(257).len() as u32), "expected names of up to 256 bytes, got 257"),
+            (file(&holding(1), holding(1).len() as u32), "expected up to 1 elements within one, got 1"),
+            (file(&holding(-1), holding(-1).len() as u32), "expected up to 1 elements within one, got -1"),
+            (file(&[2 << 4 | 10, 1 << 4 | STRUCT, 0, 0], 4), "its schema is no list"),
         ] {
             let error = expect_readable_footer(&file).unwrap_err();
             assert!(format!("{error:#}").contains(says), "{says}: {error:#}");
@@ -396,6 +459,7 @@ mod tests {
         let of = |num_elements| file(&footer(num_elements), footer(num_elements).len() as u32);
         expect_readable_footer(&of(MAX_SCHEMA_ELEMENTS)).unwrap();
         let error = expect_readable_footer(&of(MAX_SCHEMA_ELEMENTS + 1)).unwrap_err();
-        assert_eq!(error.to_string(), "expected a schema of up to 2000 elements, got 2001");
+        assert!(format!("{error:#}").ends_with(": expected a schema of up to 2000 elements, got 2001"), "{error:#}");
+        expect_readable_footer(&file(&named(256), named(256).len() as u32)).unwrap();
     }
 }

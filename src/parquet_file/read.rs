@@ -109,7 +109,8 @@ fn expect_bounded(file: &Bytes, reader: &SerializedFileReader<Bytes>, columns: &
             let chunk = chunk.with_context(|| format!("{}: expected a place within the file, got another", place()))?;
             num_stored += chunk.len();
             let is_repeated = column.column_descr().max_rep_level() > 0;
-            let claims = claims_of(chunk, is_repeated).with_context(place)?;
+            let name_bytes = path.parts().iter().map(|name| name.len() as u64).sum();
+            let claims = claims_of(chunk, is_repeated.then_some(name_bytes)).with_context(place)?;
             num_bytes += claims.num_bytes;
             expect_few(num_bytes)?;
             let num_rows = row_group.num_rows();
@@ -195,6 +196,7 @@ fn json(field: Field, budget: &mut usize) -> Result<Value> {
             let mut fields = Map::new();
             for (name, field) in row.into_columns() {
                 let value = json(field, budget).with_context(|| name.clone())?;
+                *budget = budget.saturating_sub(name.len());
                 fields.insert(name, value);
             }
             Value::Object(fields)

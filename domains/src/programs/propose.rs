@@ -120,8 +120,29 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Descriptor { mode, length, output_bucket, .. } = self.descriptor;
+        let asked = match mode {
+            Mode::Deduction => "the result is asked",
+            Mode::Abduction => "an input is asked",
+            Mode::Induction => "the program is asked",
+        };
         let words: Vec<&str> = self.operations().map(|operation| operation.word).collect();
-        write!(formatter, "{mode:?} of length {length}, {}, output kind {output_bucket}", words.join(" "))
+        write!(formatter, "{asked}, program of length {length}, {}, ", words.join(" "))?;
+        // See `Puzzle::output_bucket`.
+        match output_bucket {
+            0 => write!(formatter, "result below 0"),
+            1 => write!(formatter, "result 0"),
+            2 => write!(formatter, "result 1 to 9"),
+            3 => write!(formatter, "result 10 or more"),
+            list => {
+                let (most, is_large) = ((list - 4) / 2 * 2, list % 2 == 1);
+                let lengths = if most == 0 { "no".to_owned() } else { format!("{} or {most}", most - 1) };
+                write!(
+                    formatter,
+                    "result of {lengths} integers{}",
+                    if is_large { ", not all of one digit" } else { "" }
+                )
+            }
+        }
     }
 }
 

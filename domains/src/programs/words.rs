@@ -52,7 +52,7 @@ impl Wording for Programs {
                 let most = if *max_operations == 1 { "" } else { "up to " };
                 let words = words(*max_operations);
                 format!(
-                    "Reply with a program only. {STEPS} {explained} {NO_WORDS} Which program of {most}{words} makes {}?",
+                    "Reply with a program only. {STEPS} {explained} Which program of {most}{words} makes {}?",
                     pairs.collect::<Vec<_>>().join(", and ")
                 )
             }
@@ -104,7 +104,8 @@ impl Proposing for Programs {
             number => format!("{number} lists"),
         };
         Ok(format!(
-            "Reply with a program and its inputs only. {STEPS} {} {NO_WORDS} Write as in {sample}: a program of {words}, \
+            "Reply with a program and its inputs only. {STEPS} {} No shorter program may do the same, and the result must be neither \
+             empty nor the input. Write as in {sample}: a program of {words}, \
              and {lists} of {MIN_ELEMENTS} to {MAX_ELEMENTS} integers from {low} to {high}. Kind: {}.",
             explained(self.dialect, None),
             self.describe_niche(niche)
@@ -150,7 +151,6 @@ fn words(number: usize) -> String {
 
 /// How programs are introduced.
 const STEPS: &str = "A program changes a list step by step, from left to right.";
-const NO_WORDS: &str = "Numbers and else are no words.";
 
 /// Returns the pattern of an integer of an input.
 fn element(dialect: Dialect) -> &'static str {
@@ -174,9 +174,13 @@ fn explained(dialect: Dialect, program: Option<&Program>) -> String {
         program.is_none_or(|program| program.codes.iter().any(|code| code.primitive == operation.primitive))
     };
     let used: Vec<&Operation> = dialect.operations().iter().filter(is_used).collect();
-    let mut text = String::new();
+    let has_parts = used.iter().any(|operation| matches!(operation.role, Role::Map | Role::If | Role::When));
+    let mut text = "Words: ".to_owned();
     for operation in used {
         write!(text, "{}: {}. ", spelled(operation), meaning(operation)).expect("a string takes text");
+    }
+    if has_parts {
+        text += "A and B are one step each. ";
     }
     match dialect {
         Dialect::Full => write!(text, "An integer over {MAX_MAGNITUDE} or under -{MAX_MAGNITUDE} is an error."),
@@ -223,7 +227,7 @@ fn meaning(operation: &Operation) -> &'static str {
         (Primitive::Minimum, _) => "the smallest element, 0 if there is none",
         (Primitive::Head, _) => "the first element, 0 if there is none",
         (Primitive::Last, _) => "the last element, 0 if there is none",
-        (Primitive::Range, _) => "the list from 1 to the integer",
+        (Primitive::Range, _) => "the list from 1 to the integer, empty if it is below 1",
         (Primitive::Add, _) => "adds N to the integer",
         (Primitive::Subtract, _) => "subtracts N from the integer",
         (Primitive::Multiply, _) => "multiplies the integer by N",
@@ -359,14 +363,14 @@ mod tests {
         let ask = |programs: Programs, text: &str| programs.question(&problem(programs, text)).unwrap();
         assert_eq!(
             ask(full, "filter (> 3) sum : [5 1 4] -> ?"),
-            "Reply with the result only. A program changes a list step by step, from left to right. sum: the sum of the list. > \
+            "Reply with the result only. A program changes a list step by step, from left to right. Words: sum: the sum of the list. > \
              N: tests for over N. filter (T): keeps the elements that pass test T. An integer over 99 or under -99 is an error. \
              What does the program filter (> 3) sum make of [5 1 4]?"
         );
         assert_eq!(
             ask(digits, "> 3 : ? -> [5 4]"),
             "Reply with a list only, of up to 6 integers from 0 to 9. A program changes a list step by step, from left to right. \
-             > N: keeps the elements over N. All results are taken modulo 10. Of which list does the program > 3 make [5 4]?"
+             Words: > N: keeps the elements over N. All results are taken modulo 10. Of which list does the program > 3 make [5 4]?"
         );
         let asked = ask(full, "? max 2 : [5 1] -> [1 5] ; [7 2] -> [2 7]");
         for operation in Dialect::Full.operations() {

@@ -33,7 +33,9 @@ pub(crate) fn logprobs(
     let mut rest = sequences;
     while !rest.is_empty() {
         let mut fits = fits(max_rows(&network.config));
-        let num_sequences = rest.iter().take_while(|sequence| fits(slice::from_ref(*sequence))).count().max(1);
+        let indexed = rest.iter().enumerate();
+        let taken = indexed.take_while(|(index, sequence)| fits(slice::from_ref(*sequence)) || *index == 0);
+        let num_sequences = taken.count();
         let (sequences, later) = rest.split_at(num_sequences);
         chunks.push((sequences, Vec::new()));
         rest = later;
@@ -93,16 +95,21 @@ pub(crate) fn add_gradients(
 type InputGradients = BTreeMap<TokenId, Vec<f32>>;
 
 /// Returns how many rows are computed together. Activations of small networks stay in the second-level cache. Large networks do not
-/// fit, so a chunk holds whole groups of answers to a prompt rather than compute it again. A row takes `d + qkv + attended + d + 2 ff`
-/// floats in every layer and `V` for its logits, 0.9 MB at most for a network of 135M weights.
+/// fit, so a chunk holds whole groups of answers to a prompt rather than compute it again, as far as that takes no more than a GiB.
 fn max_rows(config: &ModelConfig) -> MaxRows {
     let layer_bytes = size_of::<f32>() * config.num_parameters() / config.num_layers;
     if layer_bytes < LARGE_LAYER_BYTES {
-        MaxRows { of_any: 256, of_shared: 256 }
-    } else {
-        MaxRows { of_any: 384, of_shared: 1024 }
+        return MaxRows { of_any: 256, of_shared: 256 };
     }
+    // What [`Activations`] keep of a row in all layers, and its logits: 0.9 MB for a network of 135M weights.
+    let shape = config.attention_shape(0);
+    let of_layer = 2 * config.d_model + shape.qkv_dim() + shape.queries_dim() + 2 * config.ff_dim;
+    let row_bytes = size_of::<f32>() * (config.num_layers * of_layer + config.vocabulary_size);
+    MaxRows { of_any: 384, of_shared: (MAX_SHARED_BYTES / row_bytes).clamp(384, 1024) }
 }
+
+/// Most bytes of the activations of a chunk whose sequences share rows.
+const MAX_SHARED_BYTES: usize = 1 << 30;
 
 /// More than a second-level cache holds, with the share of a layer in embedding and head.
 const LARGE_LAYER_BYTES: usize = 8 << 20;
