@@ -127,14 +127,14 @@ const DATA: i64 = 0;
 const DICTIONARY: i64 = 2;
 const DATA_V2: i64 = 3;
 
-/// Encodings of values whose decoders allocate what the header of the page says. Others, such as `DELTA_BYTE_ARRAY`, allocate what
-/// the page says.
+/// Encodings of values whose decoders allocate what the header of the page says. Others, such as `DELTA_BYTE_ARRAY`, allocate a count
+/// that the body of the page holds.
 const PLAIN: i64 = 0;
 const PLAIN_DICTIONARY: i64 = 2;
 const RLE: i64 = 3;
 const RLE_DICTIONARY: i64 = 8;
 
-/// Names of all encodings; a number was never given a meaning.
+/// The names of encodings, by number. The format defines no encoding 1.
 const ENCODINGS: [&str; 10] = [
     "PLAIN",
     "1",
